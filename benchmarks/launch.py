@@ -1,0 +1,141 @@
+"""Start and stop a real server as a child process; used by benchmarks, the demo and the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECALL = ROOT / "assets" / "recall-8m"
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`python -m sglang.launch_server` with the given flags; a context manager that leaves no process behind.
+
+    Flags are keyword arguments: `kv_policy="heterocache"` is `--kv-policy heterocache`, True is a bare flag.
+    """
+
+    def __init__(
+        self, model: Path | str = RECALL, log: Path | None = None, env: dict[str, str] | None = None, **flags: Any
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = Path(log or f"/tmp/hetero-server-{self.port}.log")
+        self.env = {**os.environ, **(env or {})}
+        self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+        self.command += ["--port", str(self.port), *flag_list(flags)]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started_in = 0.0
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, timeout: float = 180) -> None:
+        """Launch and wait until the server answers; RuntimeError with the log's end when it does not."""
+        begin = time.monotonic()
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                self.command, stdout=out, stderr=subprocess.STDOUT, env=self.env, start_new_session=True
+            )
+        while time.monotonic() - begin < timeout:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.tail()}")
+            try:
+                self.get("/health_generate")
+                self.started_in = time.monotonic() - begin
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.25)
+        self.stop()
+        raise RuntimeError(f"the server did not answer within {timeout} s:\n{self.tail()}")
+
+    def stop(self) -> None:
+        """End the server and everything it started."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.process = None
+
+    def tail(self, count: int = 4000) -> str:
+        """The end of the server's log."""
+        return self.log.read_text(errors="replace")[-count:] if self.log.exists() else ""
+
+    def get(self, path: str, timeout: float = 60) -> Any:
+        """GET a path; parsed JSON, or text where it is none."""
+        with urllib.request.urlopen(self.url + path, timeout=timeout) as reply:
+            return _parse(reply.read())
+
+    def post(self, path: str, body: Any = None, timeout: float = 600) -> Any:
+        """POST JSON; raises urllib.error.HTTPError on a refusal."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            return _parse(reply.read())
+
+    def generate(self, input_ids: list[int], max_new_tokens: int = 32, **sampling: Any) -> dict[str, Any]:
+        """Greedy generation from token ids, with the reply's `output_ids` and `meta_info`."""
+        params = {"temperature": 0, "max_new_tokens": max_new_tokens, **sampling}
+        return self.post("/generate", {"input_ids": input_ids, "sampling_params": params})
+
+    def stats(self) -> dict[str, Any]:
+        """The first rank's /hetero/stats."""
+        return self.get("/hetero/stats")[0]
+
+    def flush(self) -> None:
+        """Empty the radix cache; retries while the server winds down its last step."""
+        for _ in range(50):
+            try:
+                self.post("/flush_cache")
+                return
+            except urllib.error.HTTPError:
+                time.sleep(0.1)
+        raise RuntimeError("the server refused to flush its cache for 5 s")
+
+
+def flag_list(flags: dict[str, Any]) -> list[str]:
+    """Command-line words of keyword flags."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return words
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")

@@ -1,0 +1,1 @@
+"""A two-tier, per-head KV cache policy for SGLang."""

@@ -1,0 +1,104 @@
+"""`--kv-policy` and `--hetero-*` on SGLang's ServerArgs, and everything that is refused at start.
+
+Every process that unpickles the arguments imports this module: it stays light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from sglang.srt.arg_groups.arg_utils import NS, A, Arg
+from sglang.srt.server_args import ServerArgs
+
+from hetero_sglang.cpu.defaults import apply_cpu_defaults
+from hetero_sglang.errors import HeteroError
+
+POLICIES = ["full", "heterocache"]
+RETRIEVAL = ["accumulate", "replace", "off"]
+
+
+@dataclasses.dataclass
+class HeteroServerArgs(ServerArgs):
+    """SGLang's arguments plus ours. `--kv-policy full` changes nothing else."""
+
+    kv_policy: A[str, Arg(help="KV cache policy.", choices=POLICIES), NS("memory")] = "full"
+    hetero_profile: A[
+        str | None,
+        Arg(help="Head profile (JSON); default: hetero_profile.json beside the checkpoint, else a shipped one."),
+        NS("memory"),
+    ] = None
+    hetero_keep_ratio: A[
+        float, Arg(help="Device KV bytes kept per token, as a fraction of dense."), NS("memory")
+    ] = 0.5
+    hetero_host_size: A[
+        float | None,
+        Arg(help="Host memory for the compressed heads, in GB per rank; default: what the token slots need."),
+        NS("memory"),
+    ] = None
+    hetero_window: A[int, Arg(help="Most recent tokens every head keeps."), NS("memory")] = 32
+    hetero_sink: A[int, Arg(help="First tokens every head keeps."), NS("memory")] = 4
+    hetero_drift_threshold: A[
+        float,
+        Arg(help="A pivot has drifted when its median overlap falls below this; 0 switches retrieval off."),
+        NS("memory"),
+    ] = 0.5
+    hetero_monitor_interval: A[int, Arg(help="Decode steps between two looks of a pivot."), NS("memory")] = 4
+    hetero_dense_below: A[
+        int | None,
+        Arg(help="Requests shorter than this many tokens stay exact; default: from the smallest head's budget."),
+        NS("memory"),
+    ] = None
+    hetero_retrieval: A[
+        str,
+        Arg(help="What a fetch does to a working set: add to what was important, or replace it.", choices=RETRIEVAL),
+        NS("memory"),
+    ] = "accumulate"
+
+    def __post_init__(self) -> None:
+        apply_cpu_defaults(self)
+        if self.kv_policy not in POLICIES:  # sgl.Engine does not go through argparse
+            raise HeteroError(f"--kv-policy {self.kv_policy!r} is not one of {', '.join(POLICIES)}.")
+        if self.kv_policy == "full":
+            super().__post_init__()
+            return
+        from hetero_sglang.sglang import refusals
+
+        refusals.check_flags(self)
+        self._choose_backend()
+        super().__post_init__()
+        if self.model_path.lower() in ("none", "dummy"):
+            return
+        refusals.check_model(self)
+        refusals.check_memory(self)
+
+    def _choose_backend(self) -> None:
+        # The name stays one SGLang knows (it branches on it); the backend behind it is ours.
+        self.attention_backend = "torch_native"
+        self.disable_prefill_cuda_graph = self.disable_decode_cuda_graph = True
+
+    def hetero_options(self) -> tuple[Any, dict[str, Any]]:
+        """The head profile and the keyword arguments of `settings.resolve`."""
+        from hetero_sglang.profile.files import find_profile, load_profile
+
+        profile = load_profile(find_profile(self.model_path, self.hetero_profile))
+        return profile, {
+            "keep_ratio": self.hetero_keep_ratio,
+            "window": self.hetero_window,
+            "sink": self.hetero_sink,
+            "dense_below": self.hetero_dense_below,
+            "drift_threshold": self.hetero_drift_threshold,
+            "monitor_interval": self.hetero_monitor_interval,
+            "retrieval": self.hetero_retrieval,
+        }
+
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace) -> HeteroServerArgs:
+        """As SGLang's, but a setting of ours that cannot work ends the command with one sentence, not a trace."""
+        try:
+            return super().from_cli_args(args)
+        except HeteroError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None

@@ -1,0 +1,140 @@
+"""Prefill and decode over the two tiers, in torch. Any device, any number of layers and heads."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.attention.plan import Plan, Sequence
+from hetero_sglang.attention.reference import decode_exact, decode_grouped, prefill_attention
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.layout import LayerLayout
+from hetero_sglang.policy.scores import attention_scores, top_positions
+
+
+class TorchEngine:
+    """Reads and writes the cache's tiers for one layer at a time."""
+
+    def __init__(self, cache: HeteroCache) -> None:
+        self.cache = cache
+        self.settings = cache.settings
+
+    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store new tokens in both tiers: k [n, H, D], v [n, H, Dv] at token slots [n]."""
+        spec = self.settings.layout.layers[layer]
+        if layer == 0:
+            self.cache.written[slots.cpu()] = True
+        if spec.resident:
+            self.cache.resident.write(layer, slots, k[:, spec.resident_index], v[:, spec.resident_index])
+        if spec.compressed:
+            self.cache.host.write(
+                layer, slots.cpu(), k[:, spec.compressed_index].cpu(), v[:, spec.compressed_index].cpu()
+            )
+
+    def extend(
+        self, layer: int, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Exact prefill. q [n, Hq, D], k [n, H, D], v [n, H, Dv] of all requests in turn; returns [n, Hq, Dv]."""
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        for seq in plan.sequences:
+            rows = slice(seq.start, seq.start + seq.count)
+            keys, values = self._whole(layer, seq, k[rows], v[rows])
+            out[rows] = prefill_attention(q[rows], keys, values, scale)
+            self._settle(layer, seq, q[rows], keys, values, scale)
+        return out
+
+    def _whole(
+        self, layer: int, seq: Sequence, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K [L, H, D] and V [L, H, Dv] of every head: the prefix from both tiers, then the new tokens."""
+        if seq.prefix == 0:
+            return k, v
+        spec = self.settings.layout.layers[layer]
+        slots = seq.slots[: seq.prefix]
+        keys = k.new_empty(seq.length, *k.shape[1:])
+        values = v.new_empty(seq.length, *v.shape[1:])
+        keys[seq.prefix :], values[seq.prefix :] = k, v
+        if spec.resident:
+            kr, vr = self.cache.resident.read(layer, slots.to(k.device), seq.run)
+            keys[: seq.prefix, spec.resident_index], values[: seq.prefix, spec.resident_index] = kr, vr
+        if spec.compressed:
+            kc, vc = self.cache.host.read(layer, slots)
+            keys[: seq.prefix, spec.compressed_index] = kc.to(k.device)
+            values[: seq.prefix, spec.compressed_index] = vc.to(v.device)
+        return keys, values
+
+    def _settle(
+        self, layer: int, seq: Sequence, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> None:
+        """At prefill end every compressed head gets its working set; before that, only the last queries are kept."""
+        spec = self.settings.layout.layers[layer]
+        if not spec.compressed:
+            return
+        ws, observe = seq.ws, self.settings.observe
+        if layer in ws.tail:
+            q = torch.cat((ws.tail.pop(layer), q))
+        q = q[-observe:]
+        if not seq.last:
+            ws.tail[layer] = q.clone()
+            return
+        queries = q.view(q.shape[0], keys.shape[1], -1, q.shape[-1])  # [W, H, G, D]
+        full = [i for i in range(len(spec.compressed)) if ws.caps[spec.first + i] < seq.length]
+        scores = self._scores(spec, queries, keys, [spec.compressed[i] for i in full], scale)
+        for i, head in enumerate(spec.compressed):
+            number = spec.first + i
+            if i in full:
+                self._choose(ws, number, scores[full.index(i)], keys[:, head], values[:, head])
+            else:
+                rows = ws.flat(number, torch.arange(seq.length))
+                self._place(rows, torch.arange(seq.length), keys[:, head], values[:, head])
+        if full and spec.clusters and self.settings.retrieves:
+            pivots = [spec.resident[p] for p in spec.pivots]
+            self.cache.monitor.begin(ws, layer, self._scores(spec, queries, keys, pivots, scale).cpu())
+
+    def _scores(
+        self, spec: LayerLayout, queries: torch.Tensor, keys: torch.Tensor, heads: list[int], scale: float
+    ) -> torch.Tensor:
+        return attention_scores(queries[:, heads], keys[:, heads], scale, self.settings.over_queries)
+
+    def _choose(self, ws, number: int, scores: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """The best rows of a head that cannot keep them all: best first, then in order of position."""
+        rule, length = self.settings.rule, k.shape[0]
+        count = ws.selected_rows(number).numel()
+        chosen = top_positions(scores, count, rule.sink, length - rule.window).sort().values.cpu()
+        rows, positions = ws.layout_of(number, length, chosen)
+        flat = ws.flat(number, rows)
+        self._place(flat, positions, k, v)
+        self.cache.hot.score.view(-1)[flat] = scores[positions]
+
+    def _place(self, flat: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        self.cache.hot.write(flat, k[positions], v[positions])
+        self.cache.hot.position.view(-1)[flat] = positions.to(torch.int32)
+        self.cache.hot.score.view(-1)[flat] = 0.0
+
+    def decode(
+        self, layer: int, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
+        spec, hot = self.settings.layout.layers[layer], self.cache.hot
+        heads = k.shape[1]
+        grouped = q.view(q.shape[0], heads, -1, q.shape[-1])  # [B, H, G, D]
+        out = q.new_empty(*grouped.shape[:-1], v.shape[-1])
+        numbers = slice(spec.first, spec.first + len(spec.compressed))
+        if spec.compressed:
+            rows = plan.rows[:, numbers].reshape(-1)
+            hot.write(rows, k[:, spec.compressed_index].flatten(0, 1), v[:, spec.compressed_index].flatten(0, 1))
+        for b, seq in enumerate(plan.sequences):
+            attend = decode_exact if seq.exact else decode_grouped
+            if spec.resident:
+                index = spec.resident_index
+                kr, vr = self.cache.resident.read(layer, seq.slots.to(k.device), seq.run)
+                out[b, index] = attend(grouped[b, index], kr, vr, scale)
+                if seq.looks:
+                    self.cache.monitor.look(seq.ws, layer, grouped[b, index], kr, scale)
+            for i, head in enumerate(spec.compressed):
+                number = spec.first + i
+                count = min(seq.ws.caps[number], seq.length)
+                kh, vh = hot.read(seq.ws.tables[number], seq.ws.runs[number], count)
+                out[b, head] = attend(grouped[b, head][None], kh[:, None], vh[:, None], scale)[0]
+            if seq.looks and spec.anchors:
+                self.cache.monitor.refresh_anchors(seq.ws, layer, grouped[b, spec.compressed_index], scale)
+        return out.flatten(1, 2)

@@ -1,0 +1,97 @@
+"""What one forward pass needs to know of each request: made once per step, used by every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.working_set import WorkingSet
+
+
+@dataclass
+class Sequence:
+    """One request in this forward: queries [start, start + count) of the batch, `length` tokens in all."""
+
+    ws: WorkingSet
+    length: int
+    start: int
+    count: int
+    slots: torch.Tensor  # [length] int64, token slots on the host
+    run: int  # first slot when the slots are consecutive, else -1
+    exact: bool  # every head holds every token
+    last: bool  # the prompt ends with these queries
+    looks: bool = False  # pivots look at this step
+
+    @property
+    def prefix(self) -> int:
+        return self.length - self.count
+
+
+@dataclass
+class Plan:
+    """A forward's requests; `rows` [batch, heads] are the hot rows that this decode step's tokens go to."""
+
+    sequences: list[Sequence]
+    rows: torch.Tensor | None = None
+
+
+def _run(slots: torch.Tensor) -> int:
+    first, count = int(slots[0]), slots.numel()
+    whole = int(slots[-1]) == first + count - 1 and bool((slots[1:] - slots[:-1] == 1).all())
+    return first if whole else -1
+
+
+def plan_extend(
+    cache: HeteroCache, requests: list[int], lengths: list[int], counts: list[int], req_to_token: torch.Tensor
+) -> Plan:
+    """Plan a prefill: request slots, total lengths, new tokens of each; req_to_token [requests, context]."""
+    sequences, start = [], 0
+    for request, length, count in zip(requests, lengths, counts, strict=True):
+        ws = cache.requests[request]
+        ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
+        sequences.append(
+            Sequence(
+                ws,
+                length,
+                start,
+                count,
+                ws.slots,
+                _run(ws.slots),
+                ws.exact(length),
+                last=length >= ws.prompt,
+            )
+        )
+        start += count
+    cache.fetcher.publish()
+    return Plan(sequences)
+
+
+def plan_decode(cache: HeteroCache, requests: list[int], lengths: list[int], req_to_token: torch.Tensor) -> Plan:
+    """Plan a decode step: publishes arrived rows, grows exact requests, places the new token in every head."""
+    cache.fetcher.publish()
+    sequences, rows = [], []
+    for index, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+        ws = cache.requests[request]
+        ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
+        cache.make_room(ws, length)
+        rows.append(ws.rows_of_token(length - 1))
+        sequences.append(
+            Sequence(
+                ws,
+                length,
+                index,
+                1,
+                ws.slots,
+                _run(ws.slots),
+                ws.exact(length),
+                last=False,
+                looks=cache.monitor.due(ws, length),
+            )
+        )
+    plan = Plan(sequences, torch.stack(rows))
+    for sequence, where in zip(sequences, rows, strict=True):
+        cache.hot.position.view(-1)[where] = sequence.length - 1
+        cache.hot.score.view(-1)[where] = 0.0
+    return plan

@@ -1,0 +1,54 @@
+"""The `hetero-sglang` command: each sub-command's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+from hetero_sglang.errors import HeteroError
+
+# name -> module with `run(argv) -> exit code`, and what it does
+COMMANDS = {
+    "profile": ("hetero_sglang.profile.commands", "find out what each KV head of a model does, and show it"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals are one sentence."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises HeteroError; `main` prints it."""
+        raise HeteroError(f"{message}; see `{self.prog} --help`.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a sub-command. Exit codes: 0 done, 2 unusable input (one sentence on stderr), 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_usage())
+            return 0 if arguments else 2
+        if arguments[0] not in COMMANDS:
+            raise HeteroError(f"there is no sub-command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}.")
+        module = importlib.import_module(COMMANDS[arguments[0]][0])
+        return module.run(arguments[1:])
+    except HeteroError as error:
+        print(f"hetero-sglang: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hetero-sglang: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "usage: hetero-sglang COMMAND ...\n\n" + "\n".join(lines) + "\n\nhetero-sglang COMMAND --help says more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Device and host stores of keys and values, and their sizes."""

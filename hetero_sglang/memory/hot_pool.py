@@ -1,0 +1,106 @@
+"""The hot pool: pages of K/V rows for the compressed heads' working sets.
+
+Every row carries the position of its token and an importance score, so that what a working set holds can be
+read back, checked and ranked without a second table.
+"""
+
+from __future__ import annotations
+
+import torch
+
+EMPTY = -1  # position of a row that holds no token
+
+
+class HotPool:
+    """Pages of P rows; one page belongs to one (request, layer, compressed head) at a time.
+
+    Buffers: `k` [pages, P, D], `v` [pages, P, Dv], `position` [pages, P] int32, `score` [pages, P] float32.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        page_size: int,
+        head_dim: int,
+        v_head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self.pages = pages
+        self.page_size = page_size
+        self.k = torch.zeros(pages, page_size, head_dim, dtype=dtype, device=device)
+        self.v = torch.zeros(pages, page_size, v_head_dim, dtype=dtype, device=device)
+        self.position = torch.full((pages, page_size), EMPTY, dtype=torch.int32, device=device)
+        self.score = torch.zeros(pages, page_size, dtype=torch.float32, device=device)
+        self._clear()
+
+    def _clear(self) -> None:
+        # A stack whose top is the lowest page: fresh allocations are runs, which decode reads without a copy.
+        self._free = torch.arange(self.pages - 1, -1, -1, dtype=torch.int64)  # [pages], first `available` valid
+        self._is_free = torch.ones(self.pages, dtype=torch.bool)
+        self.available = self.pages
+
+    @staticmethod
+    def row_bytes(head_dim: int, v_head_dim: int, itemsize: int) -> int:
+        """Device bytes of one row, its position and score included."""
+        return (head_dim + v_head_dim) * itemsize + 8
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.k, self.v, self.position, self.score))
+
+    def alloc(self, count: int) -> torch.Tensor | None:
+        """Take `count` pages; ids [count] int64 on the CPU, or None when fewer are free."""
+        if count > self.available:
+            return None
+        top = self.available
+        taken = self._free[top - count : top].flip(0)
+        self.available = top - count
+        self._is_free[taken] = False
+        return taken
+
+    def free(self, pages: torch.Tensor) -> None:
+        """Give pages back; a page given back twice is an error of ours and raises."""
+        count = pages.numel()
+        if bool(self._is_free[pages].any()):
+            raise RuntimeError(f"hot pages {pages[self._is_free[pages]].tolist()[:8]} were freed twice")
+        self._is_free[pages] = True
+        self._free[self.available : self.available + count] = pages.flip(0)
+        self.available += count
+        self.position[pages.to(self.position.device)] = EMPTY
+
+    def reset(self) -> None:
+        """Free every page (cache flush)."""
+        self._clear()
+        self.position.fill_(EMPTY)
+
+    def rows(self, table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """Flat row index of the given rows of one head: `table` [n] page ids, `row` [m] in working-set order."""
+        return table[row // self.page_size] * self.page_size + row % self.page_size
+
+    def write(self, rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store K/V at flat rows [m]: k [m, D], v [m, Dv]."""
+        self.k.view(-1, self.k.shape[-1])[rows] = k
+        self.v.view(-1, self.v.shape[-1])[rows] = v
+
+    def read(self, table: torch.Tensor, first_page: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K [count, D] and V [count, Dv] of a head's first rows; a view when its pages are a run."""
+        pages = -(-count // self.page_size)
+        if first_page >= 0:
+            k, v = self.k[first_page : first_page + pages], self.v[first_page : first_page + pages]
+        else:
+            k, v = self.k.index_select(0, table[:pages]), self.v.index_select(0, table[:pages])
+        return k.reshape(-1, k.shape[-1])[:count], v.reshape(-1, v.shape[-1])[:count]
+
+    def check_integrity(self, owned: torch.Tensor) -> None:
+        """Every page is free or owned by exactly one request: `owned` lists the owners' pages.
+
+        Raises RuntimeError with the counts when the law is broken.
+        """
+        if self.available + owned.numel() != self.pages or owned.unique().numel() != owned.numel():
+            raise RuntimeError(
+                f"hot pool: {self.available} free + {owned.numel()} owned "
+                f"({owned.unique().numel()} distinct) != {self.pages} pages"
+            )
+        if int(self._is_free.sum()) != self.available or bool(self._is_free[owned].any()):
+            raise RuntimeError("hot pool: an owned page is on the free list")

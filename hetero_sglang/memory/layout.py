@@ -1,0 +1,102 @@
+"""Which KV heads of this tensor-parallel rank are resident, which are compressed, and who watches for whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from hetero_sglang.profile.budget import cap_fractions
+from hetero_sglang.profile.head_profile import HeadProfile
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A pivot and the satellites it speaks for, by index among the layer's resident and compressed heads."""
+
+    pivot: int
+    satellites: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """One layer's heads on this rank; `fractions[i]` is the share of the tokens compressed head i may keep."""
+
+    resident: tuple[int, ...]
+    compressed: tuple[int, ...]
+    fractions: tuple[float, ...]
+    clusters: tuple[Cluster, ...]
+    anchors: tuple[int, ...]
+    first: int  # compressed heads in earlier layers: head i here is number first + i of the rank
+
+    @cached_property
+    def resident_index(self) -> torch.Tensor:
+        return torch.tensor(self.resident, dtype=torch.int64)
+
+    @cached_property
+    def compressed_index(self) -> torch.Tensor:
+        return torch.tensor(self.compressed, dtype=torch.int64)
+
+    @cached_property
+    def pivots(self) -> tuple[int, ...]:
+        return tuple(c.pivot for c in self.clusters)
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Every layer's heads on one rank, in layer order."""
+
+    layers: tuple[LayerLayout, ...]
+
+    @cached_property
+    def num_resident(self) -> int:
+        return sum(len(layer.resident) for layer in self.layers)
+
+    @cached_property
+    def num_compressed(self) -> int:
+        return sum(len(layer.compressed) for layer in self.layers)
+
+    @cached_property
+    def fractions(self) -> tuple[float, ...]:
+        """The share of tokens each compressed head of the rank keeps, in head-number order."""
+        return tuple(f for layer in self.layers for f in layer.fractions)
+
+
+def rank_heads(num_kv_heads: int, rank: int, size: int) -> range:
+    """KV heads of a rank: contiguous, replicated when ranks outnumber heads (SGLang layers/linear.py)."""
+    if size > num_kv_heads:
+        head = rank // (size // num_kv_heads)
+        return range(head, head + 1)
+    count = num_kv_heads // size
+    return range(rank * count, (rank + 1) * count)
+
+
+def build_layout(profile: HeadProfile, keep_ratio: float, rank: int = 0, size: int = 1) -> HeadLayout:
+    """Cut the model's profile and budget down to one rank; caps come from the whole model's budget."""
+    heads = rank_heads(profile.num_kv_heads, rank, size)
+    whole = cap_fractions(profile, keep_ratio)
+    layers: list[LayerLayout] = []
+    first = 0
+    for mine, theirs, fractions in zip(profile.slice(rank, size).layers, profile.layers, whole, strict=True):
+        share = dict(zip(theirs.compressed, fractions, strict=True))
+        resident_at = {head: i for i, head in enumerate(mine.resident)}
+        members: dict[int, list[int]] = {}
+        anchors: list[int] = []
+        for i, head in enumerate(mine.compressed):
+            if mine.pivots[head] >= 0:
+                members.setdefault(resident_at[mine.pivots[head]], []).append(i)
+            else:
+                anchors.append(i)
+        layers.append(
+            LayerLayout(
+                resident=mine.resident,
+                compressed=mine.compressed,
+                fractions=tuple(share[heads[h]] for h in mine.compressed),
+                clusters=tuple(Cluster(p, tuple(s)) for p, s in sorted(members.items())),
+                anchors=tuple(anchors),
+                first=first,
+            )
+        )
+        first += len(mine.compressed)
+    return HeadLayout(tuple(layers))

@@ -1,0 +1,113 @@
+"""Anonymous memory that other processes can map, optionally pinned for the GPU."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import resource
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from hetero_sglang.errors import HeteroError
+
+
+class SharedMemory:
+    """One mapping of a memfd: without a file name, so it ends with the last process that holds it.
+
+    `fd` is handed to other processes (`subprocess.Popen(pass_fds=...)`), `buffer` is the mapping.
+    """
+
+    def __init__(self, name: str, nbytes: int, pin: bool = False) -> None:
+        """Zeroed memory; `name` shows in /proc/*/maps. HeteroError when it cannot be had or pinned."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, _whole_pages(nbytes))
+            self._map(fd, nbytes)
+        except OSError as error:
+            os.close(fd)
+            raise HeteroError(
+                f"{_gb(nbytes)} of host memory cannot be mapped ({error.strerror}): lower --hetero-host-size."
+            ) from error
+        if pin:
+            try:
+                self._pin()
+            except HeteroError:
+                self.close()
+                raise
+
+    @classmethod
+    def attach(cls, fd: int, nbytes: int) -> SharedMemory:
+        """The memory behind another process's `fd`. ValueError when it holds fewer than `nbytes`."""
+        held = os.fstat(fd).st_size
+        if held < nbytes:
+            raise ValueError(f"the descriptor holds {held} bytes, not {nbytes}")
+        memory = cls.__new__(cls)
+        memory._map(os.dup(fd), nbytes)
+        return memory
+
+    def _map(self, fd: int, nbytes: int) -> None:
+        self.fd = fd
+        self.nbytes = nbytes
+        self.buffer = mmap.mmap(fd, _whole_pages(nbytes), mmap.MAP_SHARED)
+        self._unpin: weakref.finalize | None = None
+
+    @property
+    def pinned(self) -> bool:
+        return self._unpin is not None and self._unpin.alive
+
+    def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int = 0) -> torch.Tensor:
+        """CPU view of `shape` at byte `offset`; it shares memory with every process that maps this."""
+        count = math.prod(shape)
+        if count == 0:
+            return torch.empty(tuple(shape), dtype=dtype)
+        return torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=offset).view(tuple(shape))
+
+    def close(self) -> None:
+        """Unpin and unmap; views still alive keep the pages until they go. Safe to call twice."""
+        if self.fd < 0:
+            return
+        if self._unpin is not None:
+            self._unpin()
+        os.close(self.fd)
+        self.fd = -1
+        # Not buffer.close(): torch.frombuffer keeps the mapping alive but does not lock it, and a view left over
+        # would then read unmapped memory. Dropped here, the mapping ends with its last view.
+        del self.buffer
+
+    def _pin(self) -> None:
+        address = torch.frombuffer(self.buffer, dtype=torch.uint8).data_ptr()
+        try:
+            code = int(torch.cuda.cudart().cudaHostRegister(address, len(self.buffer), 0))
+        except (RuntimeError, AssertionError) as error:  # no driver, or a torch built without CUDA
+            raise HeteroError(
+                f"{_gb(self.nbytes)} of host memory cannot be pinned because CUDA does not start "
+                f"({str(error).splitlines()[0]}): run on a machine with a working NVIDIA driver."
+            ) from error
+        if code != 0:
+            raise HeteroError(
+                f"{_gb(self.nbytes)} of host memory cannot be pinned (cudaHostRegister error {code}; "
+                f"memlock limit {_memlock()}): raise that limit (ulimit -l, docker run --ulimit memlock=-1) "
+                f"or the container's memory, or lower --hetero-host-size."
+            )
+        self._unpin = weakref.finalize(self, _unregister, address)
+        self._unpin.atexit = False  # the driver may be gone by then, and exit unpins anyway
+
+
+def _unregister(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)
+
+
+def _whole_pages(nbytes: int) -> int:
+    return max(1, math.ceil(nbytes / mmap.PAGESIZE)) * mmap.PAGESIZE
+
+
+def _memlock() -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return "unlimited" if soft == resource.RLIM_INFINITY else _gb(soft)
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.3g} GB"

@@ -1,0 +1,124 @@
+"""One request's working set: which hot rows hold which tokens, for every compressed head.
+
+    row    0 ......... sink ................ cap - window ........ cap
+           | sink tokens |  selected tokens  |  ring of recent ones |
+
+Token t lives at row t while it fits, afterwards at ring row cap - window + (t - cap) mod window. A head whose
+cap is never reached is therefore exact, and a full head keeps its length for the request's life.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hetero_sglang.memory.budget import CapRule
+from hetero_sglang.memory.hot_pool import HotPool
+
+
+def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, window: int) -> torch.Tensor:
+    """Row of token t in a head of `cap` rows (broadcasts; int64)."""
+    token, cap = torch.as_tensor(token), torch.as_tensor(cap)
+    return torch.where(token < cap, token, cap - window + (token - cap) % window)
+
+
+class WorkingSet:
+    """Pages and caps of one request; owns its pages until `release`."""
+
+    def __init__(self, pool: HotPool, rule: CapRule, prompt: int, max_new: int) -> None:
+        self.pool = pool
+        self.rule = rule
+        self.prompt = prompt
+        self.max_length = prompt + max_new
+        self.alive = True
+        self.drift: dict[tuple[int, int], Any] = {}  # the monitor's state, by (layer, cluster)
+        self.busy: set[int] = set()  # heads with a fetch under way
+        self.slots = torch.empty(0, dtype=torch.int64)  # token slots [L] at the present step
+        self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
+        self.final = rule.final_length(prompt, max_new)  # length the caps are made for
+        self.caps = rule.caps(prompt, self.final)
+        counts = rule.pages(self.caps)
+        taken = pool.alloc(sum(counts))
+        if taken is None:
+            raise RuntimeError(
+                f"hot pool: {sum(counts)} pages wanted, {pool.available} free: admission let through too much"
+            )
+        self._tabulate(list(taken.split(counts)))
+
+    def _tabulate(self, tables: list[torch.Tensor]) -> None:
+        self.tables = tables  # per head [pages of the head]
+        widest = max((t.numel() for t in tables), default=0)
+        self.table = torch.zeros(len(tables), widest, dtype=torch.int64)  # [heads, widest], padded with 0
+        for head, pages in enumerate(tables):
+            self.table[head, : pages.numel()] = pages
+        self.runs = [int(t[0]) if _is_run(t) else -1 for t in tables]
+        self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
+        self.smallest_cap = min(self.caps, default=self.max_length)
+
+    @property
+    def pages(self) -> torch.Tensor:
+        """Every page of this request."""
+        return torch.cat(self.tables) if self.tables else torch.empty(0, dtype=torch.int64)
+
+    def exact(self, length: int) -> bool:
+        """Whether every head still holds every one of `length` tokens."""
+        return length <= self.smallest_cap
+
+    def rows_of_token(self, token: int) -> torch.Tensor:
+        """Flat hot row of token t in every head: [heads]."""
+        row = ring_row(token, self.cap, self.rule.window)
+        return self.table.gather(1, (row // self.pool.page_size)[:, None])[:, 0] * self.pool.page_size + (
+            row % self.pool.page_size
+        )
+
+    def flat(self, head: int, rows: torch.Tensor) -> torch.Tensor:
+        """Flat hot rows of one head's rows, given in working-set order."""
+        return self.pool.rows(self.tables[head], rows)
+
+    def selected_rows(self, head: int) -> torch.Tensor:
+        """Rows of a full head that a fetch may overwrite: neither sinks nor ring."""
+        return torch.arange(self.rule.sink, self.caps[head] - self.rule.window)
+
+    def has_choice(self, head: int) -> bool:
+        """Whether a head is full at the present length and has rows that a fetch may overwrite."""
+        cap = self.caps[head]
+        return cap < self.slots.numel() and cap > self.rule.sink + self.rule.window
+
+    def grow(self) -> bool:
+        """Size the working set for twice the length: heads that still hold every token get more rows.
+
+        Happens to requests that generate more than the reserve. False when the pool is full; the heads then
+        begin to wrap.
+        """
+        full, self.final = self.final, min(self.max_length, 2 * self.final)
+        wanted = self.rule.caps(self.prompt, self.final)
+        caps = [max(cap, want) if cap == full else cap for cap, want in zip(self.caps, wanted, strict=True)]
+        extra = [n - t.numel() for n, t in zip(self.rule.pages(caps), self.tables, strict=True)]
+        taken = self.pool.alloc(sum(extra))
+        if taken is None:
+            self.final = self.max_length
+            return False
+        self.caps = caps
+        self._tabulate([torch.cat(pair) for pair in zip(self.tables, taken.split(extra), strict=True)])
+        return True
+
+    def layout_of(self, head: int, length: int, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and positions of a head filled at prefill end with `length` > cap tokens.
+
+        `selected` holds the chosen positions, ascending, one per selected row. Returns rows [cap] and
+        positions [cap], both int64.
+        """
+        cap, sink, window = self.caps[head], self.rule.sink, self.rule.window
+        recent = torch.arange(length - window, length)
+        rows = torch.cat((torch.arange(sink), self.selected_rows(head), ring_row(recent, cap, window)))
+        return rows, torch.cat((torch.arange(sink), selected.to(torch.int64), recent))
+
+    def release(self) -> None:
+        """Give every page back; a fetch still under way for this request is dropped when it arrives."""
+        self.alive = False
+        self.pool.free(self.pages)
+
+
+def _is_run(pages: torch.Tensor) -> bool:
+    return pages.numel() > 0 and bool((pages[1:] - pages[:-1] == 1).all())

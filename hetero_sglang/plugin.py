@@ -1,0 +1,41 @@
+"""Entry point `sglang.srt.plugins`: flags in every process, the cache in scheduler processes that want it."""
+
+from __future__ import annotations
+
+import sys
+
+
+def register() -> None:
+    """Called by SGLang in every process that loads plugins. A plugin that fails is only logged there, so
+    what must not be survived ends the process here with one sentence."""
+    from hetero_sglang.errors import HeteroError
+
+    try:
+        _register()
+    except HeteroError as error:
+        print(f"hetero_sglang: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def _register() -> None:
+    from hetero_sglang.sglang.version import check_version
+
+    check_version()
+    from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from hetero_sglang.args import HeteroServerArgs
+    from hetero_sglang.cpu import grammar, paged
+    from hetero_sglang.sglang.hooks import enter_scheduler, install
+    from hetero_sglang.sglang.reporting import add_routes
+
+    paged.register(HookRegistry)
+    grammar.register(HookRegistry)
+    install(
+        [
+            ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
+            ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, HookType.BEFORE),
+            ("sglang.srt.entrypoints.http_server._setup_and_run_http_server", add_routes, HookType.BEFORE),
+        ]
+    )
+    Engine.server_args_class = HeteroServerArgs

@@ -1,0 +1,125 @@
+"""Running a model over documents and measuring how its heads attend (HeteroCache, offline head analysis)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.checkpoint import Checkpoint
+from hetero_sglang.profile.documents import Document
+from hetero_sglang.profile.measurements import Measurements
+from hetero_sglang.profile.observe import Observation, watched
+from hetero_sglang.profile.tracker import DocumentStatistics, Tracker, combine
+
+PREFILL_CHUNK = 1024
+TOPK_CAP = 1024
+# A decode step costs roughly as much as this many prefill tokens; only the time left depends on it.
+STEP_COST = 64
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keys in a head's set: `count`, else `share` of the prompt but at most TOPK_CAP."""
+
+    count: int | None = None
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise HeteroError(f"`--topk` is {self.count}; choose at least 1 key.")
+        if not 0.0 < self.share < 1.0:
+            raise HeteroError(f"`--topk-share` is {self.share:g}; choose a share between 0 and 1, both excluded.")
+
+    def of(self, document: Document) -> int:
+        """Raises HeteroError when the document is too short for its sets to differ."""
+        length = len(document.tokens)
+        k = self.count if self.count is not None else min(TOPK_CAP, int(self.share * length))
+        if k < 1 or k >= length:
+            raise HeteroError(
+                f"the text {document.source} has {length} tokens, too few for sets of the top {max(k, 1)}; "
+                "give longer text or a smaller `--topk`."
+            )
+        return k
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: decode steps per document, set sizes, and how attention becomes a score."""
+
+    steps: int = 64
+    topk: TopK = TopK()
+    observation: Observation = Observation()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise HeteroError(f"`--steps` is {self.steps}; choose at least 1 decode step.")
+
+    def cost(self, documents: Sequence[Document]) -> int:
+        """Units that `calibrate` reports to `advance`, in all."""
+        return sum(len(d.tokens) + STEP_COST * self.steps for d in documents)
+
+
+def calibrate(
+    checkpoint: Checkpoint, documents: Sequence[Document], plan: Plan, advance: Callable[[int], object]
+) -> Measurements:
+    """Measures every document and combines them. Raises HeteroError for documents that are too short or too long."""
+    sizes = [plan.topk.of(document) for document in documents]
+    try:
+        return combine([
+            measure(checkpoint, document, k, plan, advance) for document, k in zip(documents, sizes, strict=True)
+        ])  # fmt: skip
+    except torch.OutOfMemoryError:
+        longest = max(len(d.tokens) for d in documents)
+        raise HeteroError(f"{longest} tokens do not fit on {checkpoint.device}; choose a smaller `--length`.") from None
+
+
+@torch.inference_mode()
+def measure(
+    checkpoint: Checkpoint, document: Document, k: int, plan: Plan, advance: Callable[[int], object]
+) -> DocumentStatistics:
+    """Prefills in chunks, then decodes greedily; on a GPU the KV cache waits in host memory between layers."""
+    model, prompt, window = checkpoint.model, len(document.tokens), plan.observation.window
+    if prompt < window:
+        raise HeteroError(f"the text {document.source} has {prompt} tokens, fewer than `--window` {window}.")
+    tracker = Tracker(model.config.num_hidden_layers, k)
+    cache = DynamicCache(config=model.config, offloading=checkpoint.device.type == "cuda")
+    tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
+    forbidden = _stop_tokens(checkpoint)
+    observing = False
+
+    def watcher(layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        if observing:
+            tracker.add(layer, plan.observation.score(query[:, -window:], key, scaling, prompt))
+
+    with watched(model, watcher):
+        bounds = chunk_bounds(prompt, window)
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            observing = stop == prompt
+            out = model(tokens[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            advance(stop - start)
+        for _ in range(plan.steps):
+            logits = out.logits[0, -1].float()
+            logits[forbidden] = -torch.inf
+            out = model(logits.argmax().view(1, 1), past_key_values=cache, use_cache=True)
+            advance(STEP_COST)
+    return tracker.finish()
+
+
+def chunk_bounds(length: int, window: int) -> list[int]:
+    """Prefill chunk boundaries 0..length; the last chunk holds the whole observation window."""
+    bounds = list(range(0, length, PREFILL_CHUNK))
+    while bounds[-1] > length - window:
+        bounds.pop()
+    return [*bounds, length]
+
+
+def _stop_tokens(checkpoint: Checkpoint) -> list[int]:
+    """Tokens never generated, so that every document decodes the same number of steps."""
+    stops = checkpoint.model.generation_config.eos_token_id
+    stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    own = checkpoint.tokenizer.eos_token_id
+    return stops if own is None else [*stops, own]

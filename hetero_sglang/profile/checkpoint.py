@@ -1,0 +1,121 @@
+"""A local Hugging Face checkpoint, opened for calibration."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.fingerprint import read_config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+# Above this size a CPU run keeps the checkpoint's own dtype instead of float32.
+_FLOAT32_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a head profile must agree with."""
+
+    num_layers: int
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_length: int
+
+
+def read_shape(model_path: str | Path) -> Shape:
+    """From config.json, nothing loaded. Raises HeteroError for an architecture that is not supported."""
+    config = read_config(model_path)
+    family = config.get("model_type")
+    if family not in SUPPORTED:
+        raise HeteroError(f"{model_path} is a {family!r} model; profiles can be made of {', '.join(SUPPORTED)} models.")
+    sliding = config.get("use_sliding_window", family == "mistral") and config.get("sliding_window")
+    if sliding or "sliding_attention" in (config.get("layer_types") or ()):
+        raise HeteroError(f"{model_path} has sliding-window layers; only models with full attention are supported.")
+    try:
+        query_heads = int(config["num_attention_heads"])
+        return Shape(
+            num_layers=int(config["num_hidden_layers"]),
+            num_query_heads=query_heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or query_heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // query_heads),
+            max_length=int(config["max_position_embeddings"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeteroError(f"{model_path}/config.json lacks a usable {error}; download the checkpoint again.") from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Model in evaluation mode on its device, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, none special."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def start(self) -> list[int]:
+        """What a prompt begins with: BOS where the tokenizer has one."""
+        bos = self.tokenizer.bos_token_id
+        return [] if bos is None else [bos]
+
+
+def open_checkpoint(model_path: str | Path, device: str = "auto") -> Checkpoint:
+    """Loads weights and tokenizer from local files. Raises HeteroError when they are not there or do not fit."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    target = _device(device)
+    size = sum(path.stat().st_size for path in Path(model_path).glob("*.safetensors"))
+    dtype: Any = torch.float32 if target.type == "cpu" and size <= _FLOAT32_BYTES else "auto"
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # ours is the only one
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(str(model_path), local_files_only=True, dtype=dtype)
+        model = model.to(target).eval()
+    except torch.OutOfMemoryError:
+        raise HeteroError(f"the weights of {model_path} do not fit on {target}; choose another `--device`.") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise HeteroError(f"{model_path} cannot be loaded: {reason.rstrip('.')}.") from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return Checkpoint(model, tokenizer, target)
+
+
+def tokenizer_hash(model_path: str | Path) -> str:
+    """`sha256:...` over the files that decide how text becomes tokens."""
+    digest = hashlib.sha256()
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
+        path = Path(model_path) / name
+        if path.is_file():
+            digest.update(name.encode() + path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise HeteroError(f"`--device {name}` cannot be used here ({reason}); choose auto, cpu or cuda.") from None
+    return device

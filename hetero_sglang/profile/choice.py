@@ -1,0 +1,80 @@
+"""Thresholds that allow a keep ratio, at the smallest loss in measured overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.clusters import star_clusters
+from hetero_sglang.profile.measurements import Measurements
+from hetero_sglang.profile.thresholds import Thresholds
+
+# With less than this share of their tokens, compressed heads keep next to nothing whatever their overlap.
+LEAST_BASE = 0.05
+GRID = tuple(round(step / 100, 2) for step in range(1, 100))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a pair of thresholds gives."""
+
+    thresholds: Thresholds
+    resident: int  # R
+    heads: int  # H
+    loss: float  # mean over all heads of 1 - the overlap relied on; resident heads lose nothing
+
+    @property
+    def floor(self) -> float:
+        """R/H."""
+        return self.resident / self.heads
+
+    @property
+    def least_keep_ratio(self) -> float:
+        """The keep ratio at which a compressed head of weight 1 keeps LEAST_BASE of its tokens."""
+        return self.floor + LEAST_BASE * (1.0 - self.floor)
+
+
+def choices(measured: Measurements, per_rank: int | None = None) -> list[Choice]:
+    """One choice per distinct outcome of both thresholds on a grid of 0.01, fewest resident heads first.
+
+    A satellite relies on its similarity to its pivot, an anchor on its stability."""
+    stability, heads = measured.stability, measured.stability.size
+    found: dict[tuple[float, int], Choice] = {}
+    for similar in GRID:
+        alone = np.ones(stability.shape, dtype=bool)  # [layers, heads]
+        pivots, satellite_loss = 0, 0.0
+        for layer, similarity in enumerate(measured.similarity):
+            for pivot, satellites in star_clusters(similarity, similar, per_rank).items():
+                alone[layer, [pivot, *satellites]] = False
+                pivots += 1
+                satellite_loss += float((1.0 - similarity[pivot, satellites]).sum())
+        for stable in GRID:
+            anchors = alone & (stability >= stable)
+            resident = pivots + int((alone & ~anchors).sum())
+            loss = (satellite_loss + float((1.0 - stability[anchors]).sum())) / heads
+            found.setdefault((loss, resident), Choice(Thresholds(stable, similar), resident, heads, loss))
+    return sorted(found.values(), key=lambda c: (c.resident, c.loss))
+
+
+def frontier(options: list[Choice]) -> list[Choice]:
+    """The choices that no other beats in both resident heads and loss, fewest resident heads first."""
+    best: list[Choice] = []
+    for option in options:
+        if not best or option.loss < best[-1].loss:
+            best.append(option)
+    return best
+
+
+def choose(options: list[Choice], keep_ratio: float) -> Choice:
+    """The smallest loss that allows `keep_ratio`. Raises HeteroError with the least ratio that any choice allows."""
+    if not 0.0 < keep_ratio <= 1.0:
+        raise HeteroError(f"`--target-keep-ratio` is {keep_ratio:g}; choose a share above 0 and at most 1.")
+    allowed = [option for option in options if option.least_keep_ratio <= keep_ratio]
+    if not allowed:
+        least = min(option.least_keep_ratio for option in options)
+        raise HeteroError(
+            f"no clustering of these heads allows a keep ratio of {keep_ratio:g}; the least possible is {least:.3f}."
+        )
+    return min(allowed, key=lambda option: (option.loss, option.resident))

@@ -1,0 +1,135 @@
+"""Head profiles on disk: reading, writing, and finding the one of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile import reference, schema
+from hetero_sglang.profile.fingerprint import fingerprint as fingerprint
+from hetero_sglang.profile.head_profile import HeadProfile
+
+PROFILE_NAME = "hetero_profile.json"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Inside a wheel, and in a source tree.
+SHIPPED = (_PACKAGE / "profile" / "shipped", _PACKAGE.parent / "assets")
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises HeteroError naming the file and the place."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HeteroError(f"the head profile {path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise HeteroError(f"the head profile {path} is not UTF-8 text; give a JSON file.") from None
+    except json.JSONDecodeError as error:
+        raise HeteroError(f"the head profile {path} is not JSON: line {error.lineno}, {error.msg}.") from None
+    except RecursionError:
+        raise HeteroError(f"the head profile {path} is nested too deeply to be one.") from None
+    if not isinstance(data, dict):
+        raise HeteroError(f"the head profile {path} holds a {type(data).__name__}; it must be a JSON object.")
+    return data
+
+
+def load_profile(path: str | Path) -> HeadProfile:
+    """A validated profile from our schema or the reference's. Raises HeteroError naming file and place."""
+    data = read_object(path)
+    try:
+        if data.get("format") == schema.FORMAT:
+            return schema.decode(data)
+        if reference.is_reference(data):
+            profile = reference.decode_reference(data, Path(path).stem)
+            schema.check_weights(profile)
+            return profile
+    except HeteroError as error:
+        raise HeteroError(f"{path}: {error}") from None
+    raise HeteroError(f'{path}: `format` is not "{schema.FORMAT}" and it is no HeteroCache head file either.')
+
+
+def save_profile(profile: HeadProfile, path: str | Path) -> None:
+    """Writes our schema, whole or not at all. Raises HeteroError when the folder cannot take it."""
+    write_text(path, dumps(schema.encode(profile)))
+
+
+def dumps(data: dict[str, Any]) -> str:
+    """JSON with one line per innermost list or small object, so that files can be read and compared."""
+    return _lines(data, "") + "\n"
+
+
+def _lines(value: Any, indent: str) -> str:
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        items = (f"{inner}{json.dumps(k)}: {_lines(v, inner)}" for k, v in value.items())
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(v, (list, dict)) for v in value):
+        return "[\n" + ",\n".join(inner + _lines(v, inner) for v in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises HeteroError unless a file can be put at `path`; leaves nothing there."""
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        raise HeteroError(f"{target} is no regular file, so nothing can be written there; choose another path.")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent) as file:
+            file.write(b" " * 4096)
+    except OSError as error:
+        raise HeteroError(f"{target} cannot be written: {error.strerror or error}; choose another path.") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file through a temporary one beside it, so that none is left half-written."""
+    target = Path(path)
+    check_writable(target)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise HeteroError(f"{target} cannot be written: {error.strerror or error}; nothing was left behind.") from None
+
+
+def find_profile(model_path: str | Path, explicit: str | None = None) -> Path:
+    """The profile of a model: `explicit`, else the one beside the checkpoint, else a shipped one whose fingerprint
+    matches. Raises HeteroError with the command that makes one."""
+    if explicit is not None:
+        if not Path(explicit).is_file():
+            raise HeteroError(f"the head profile {explicit} does not exist; check the path or leave the option out.")
+        return Path(explicit)
+    beside = Path(model_path) / PROFILE_NAME
+    if beside.is_file():
+        return beside
+    return _shipped(model_path) or _refuse(model_path)
+
+
+def _shipped(model_path: str | Path) -> Path | None:
+    candidates = [p for folder in SHIPPED if folder.is_dir() for p in sorted(folder.rglob("*.json"))
+                  if p.name == PROFILE_NAME or p.parent == SHIPPED[0]]  # fmt: skip
+    if not candidates or not (Path(model_path) / "config.json").is_file():
+        return None
+    wanted = fingerprint(model_path)
+    for path in candidates:
+        made_from = read_object(path).get("provenance", {}).get("fingerprint")
+        if made_from == wanted:
+            return path
+    return None
+
+
+def _refuse(model_path: str | Path) -> Path:
+    raise HeteroError(
+        f"no head profile was found for {model_path}; make one with "
+        f"`hetero-sglang profile {model_path} --out {Path(model_path) / PROFILE_NAME}`."
+    )

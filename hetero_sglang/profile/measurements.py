@@ -1,0 +1,54 @@
+"""What calibration measured of every head, beside the roles decided from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from hetero_sglang.errors import HeteroError
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """Means and spreads (standard deviations) over documents; all overlaps are in [0, 1]."""
+
+    stability: np.ndarray  # [layers, heads]
+    stability_spread: np.ndarray  # [layers, heads]
+    similarity: np.ndarray  # [layers, heads, heads]
+    similarity_spread: np.ndarray  # [layers, heads, heads]
+    overlap: np.ndarray  # [layers, heads, steps]: with the prefill top-k, per decode step
+
+    def encode(self) -> dict[str, Any]:
+        """Nested lists, rounded to four digits."""
+        return {f.name: np.round(getattr(self, f.name), 4).tolist() for f in fields(self)}
+
+    @classmethod
+    def decode(cls, data: Any, num_layers: int, num_kv_heads: int) -> Measurements:
+        """Raises HeteroError naming the table that is absent, misshapen or out of [0, 1]."""
+        if not isinstance(data, Mapping):
+            raise HeteroError(f"`measurements` is {type(data).__name__}; it must be an object or be left out.")
+        square = (num_layers, num_kv_heads, num_kv_heads)
+        shapes = {
+            "stability": square[:2],
+            "stability_spread": square[:2],
+            "similarity": square,
+            "similarity_spread": square,
+            "overlap": (*square[:2], None),
+        }
+        return cls(**{name: _array(data, name, shape) for name, shape in shapes.items()})
+
+
+def _array(data: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    try:
+        array = np.array(data[name], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        raise HeteroError(f"`measurements.{name}` is missing or not a table of numbers.") from None
+    wanted = tuple(n if s is None else s for n, s in zip(array.shape, shape, strict=False))
+    if array.ndim != len(shape) or array.shape != wanted:
+        raise HeteroError(f"`measurements.{name}` has shape {array.shape}; it must be {shape} for this model.")
+    if not ((array >= 0.0) & (array <= 1.0)).all():
+        raise HeteroError(f"`measurements.{name}` holds a number outside [0, 1].")
+    return array

@@ -1,0 +1,116 @@
+"""Our JSON form of a head profile, version 1 (fields: docs/profile.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
+from hetero_sglang.profile.measurements import Measurements
+from hetero_sglang.profile.roles import Role
+
+FORMAT = "hetero-sglang head profile"
+VERSION = 1
+_NAMES = ", ".join(role.value for role in Role)
+
+
+def encode(profile: HeadProfile) -> dict[str, Any]:
+    """The JSON object of a profile; resident weights are written as 0."""
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": {
+            "num_layers": profile.num_layers,
+            "num_kv_heads": profile.num_kv_heads,
+            "num_query_heads": profile.num_query_heads,
+            "head_dim": profile.head_dim,
+        },
+        "roles": [[role.value for role in layer.roles] for layer in profile.layers],
+        "weights": [list(layer.weights) for layer in profile.layers],
+        "pivots": [list(layer.pivots) for layer in profile.layers],
+        "provenance": dict(profile.provenance),
+    }
+    if profile.measurements is not None:
+        data["measurements"] = profile.measurements.encode()
+    return data
+
+
+def decode(data: Mapping[str, Any]) -> HeadProfile:
+    """The profile of a JSON object. Raises HeteroError naming the place that is wrong."""
+    if data.get("version") != VERSION:
+        raise HeteroError(
+            f"`version` is {data.get('version')!r} and this release reads version {VERSION}; profile the model again."
+        )
+    model = data.get("model")
+    if not isinstance(model, Mapping):
+        raise HeteroError("`model` is missing; it must hold num_layers, num_kv_heads, num_query_heads, head_dim.")
+    sizes = [_size(model, name, optional=name in ("num_query_heads", "head_dim")) for name in (
+        "num_layers", "num_kv_heads", "num_query_heads", "head_dim")]  # fmt: skip
+    num_layers, num_kv_heads = sizes[0], sizes[1]
+    assert num_layers is not None and num_kv_heads is not None
+    tables = [_table(data, name, num_layers, num_kv_heads) for name in ("roles", "weights", "pivots")]
+    layers = []
+    for index, (roles, weights, pivots) in enumerate(zip(*tables, strict=True)):
+        try:
+            layers.append(LayerRoles(
+                tuple(_role(head, name) for head, name in enumerate(roles)),
+                tuple(_number(head, "weight", w, float) for head, w in enumerate(weights)),
+                tuple(_number(head, "pivot", p, int) for head, p in enumerate(pivots)),
+            ))  # fmt: skip
+        except HeteroError as error:
+            raise HeteroError(f"layer {index}: {error}") from None
+    provenance = data.get("provenance", {})
+    if not isinstance(provenance, Mapping):
+        raise HeteroError(f"`provenance` is {type(provenance).__name__}; it must be an object.")
+    measured = data.get("measurements")
+    measurements = None if measured is None else Measurements.decode(measured, num_layers, num_kv_heads)
+    profile = HeadProfile(num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements)
+    check_weights(profile)
+    return profile
+
+
+def check_weights(profile: HeadProfile) -> None:
+    """Raises HeteroError unless the weights of compressed heads have mean 1."""
+    weights = [w for layer in profile.layers for w in layer.weights if w > 0.0]
+    if weights and abs(sum(weights) / len(weights) - 1.0) > 1e-3:
+        raise HeteroError(
+            f"the weights of the {len(weights)} compressed heads have mean {sum(weights) / len(weights):.4f}; "
+            "scale them to mean 1."
+        )
+
+
+def _size(model: Mapping[str, Any], name: str, optional: bool) -> int | None:
+    value = model.get(name)
+    if value is None and optional:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise HeteroError(f"`model.{name}` is {value!r}; it must be a positive whole number.")
+    return value
+
+
+def _table(data: Mapping[str, Any], name: str, rows: int, columns: int) -> Sequence[Sequence[Any]]:
+    table = data.get(name)
+    if not isinstance(table, list):
+        raise HeteroError(f"`{name}` is missing; it must list {rows} layers of {columns} heads.")
+    if len(table) != rows:
+        raise HeteroError(f"`{name}` lists {len(table)} layers and `model.num_layers` is {rows}.")
+    for index, row in enumerate(table):
+        if not isinstance(row, list) or len(row) != columns:
+            found = f"{len(row)} heads" if isinstance(row, list) else f"a {type(row).__name__}"
+            raise HeteroError(f"layer {index}: `{name}` holds {found}; it must list {columns} heads.")
+    return table
+
+
+def _role(head: int, name: Any) -> Role:
+    try:
+        return Role(name)
+    except ValueError:
+        raise HeteroError(f"head {head} has role {name!r}; it must be one of {_NAMES}.") from None
+
+
+def _number(head: int, noun: str, value: Any, kind: type) -> Any:
+    accepted = (int, float) if kind is float else (int,)
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise HeteroError(f"head {head} has {noun} {value!r}; it must be a {'number' if kind is float else 'whole number'}.")
+    return kind(value)

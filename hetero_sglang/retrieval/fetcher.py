@@ -1,0 +1,213 @@
+"""Fetches under way: asked of the worker during a step, published into the hot pool between steps."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.metrics import Counters
+from hetero_sglang.policy.accumulate import Refill, accumulate, replace
+from hetero_sglang.policy.scores import POOL
+from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient, Scored, ScoreItem
+from hetero_sglang.settings import Settings
+
+# Tests that compare tokens between runs wait for every fetch; a server never does.
+WAIT = os.environ.get("HETERO_WAIT_FOR_FETCH") == "1"
+
+
+@dataclass
+class PendingFetch:
+    """Rows on their way: staging row i goes to hot row `rows[i]` and holds the token at `positions[i]`."""
+
+    working_set: WorkingSet
+    rows: torch.Tensor  # [n] flat hot rows
+    positions: torch.Tensor  # [n]
+    scores: torch.Tensor  # [n]
+    slots: torch.Tensor  # [n]
+    generations: torch.Tensor  # [n], of the slots when asked
+    numbers: set[int]  # heads being refilled
+    late: bool = False
+
+
+@dataclass
+class PendingScore:
+    """An anchor's refresh: the worker is looking for its best tokens."""
+
+    working_set: WorkingSet
+    layer: int
+    head: int
+    number: int
+    slots: torch.Tensor  # [L] when asked
+    generations: torch.Tensor  # [L]
+
+
+@dataclass
+class Want:
+    """One compressed head to be refilled from `scores` [L]: `head` within the layer, `number` in the rank."""
+
+    head: int
+    number: int
+    scores: torch.Tensor
+
+
+@dataclass
+class Fetcher:
+    """Owns the worker's client and everything outstanding."""
+
+    settings: Settings
+    host: HostStore
+    hot: HotPool
+    counters: Counters
+    client: RetrievalClient | None = None
+    fetches: dict[int, PendingFetch] = field(default_factory=dict)
+    scores: dict[int, PendingScore] = field(default_factory=dict)
+
+    def start_worker(self, pin: bool = False) -> None:
+        """Start the retrieval worker; nothing waits for it."""
+        if not self.settings.retrieves or self.client is not None:
+            return
+        row = sum(s.shape[-1] * s.element_size() for s in (self.hot.k, self.hot.v))
+        rows = max(4096, (self.settings.staging_mb << 20) // row)
+        self.client = RetrievalClient(self.host, rows, threads=self.settings.worker_threads, pin=pin)
+
+    def want(self, ws: WorkingSet, layer: int, wants: list[Want], age: int) -> None:
+        """Choose the rows that `wants` replaces and ask the worker for what the heads do not hold yet.
+
+        `age`: looks since these heads were last scored.
+        """
+        items: list[FetchItem] = []
+        parts: list[tuple[torch.Tensor, Refill]] = []
+        for want in wants:
+            if want.number in ws.busy:
+                continue
+            refill, rows = self._refill(ws, want, age)
+            if refill.positions.numel():
+                picked = ws.slots[refill.positions]
+                items.append(FetchItem(layer, want.head, picked.numpy()))
+                parts.append((rows[refill.victims], refill))
+        if not items or self.client is None:
+            return
+        ticket = self.client.fetch(items)
+        if ticket is None:
+            self.counters.refused_fetches += 1
+            return
+        self.counters.fetches += 1
+        positions = torch.cat([r.positions for _, r in parts])
+        picked = ws.slots[positions]
+        self.fetches[ticket] = PendingFetch(
+            ws,
+            rows=torch.cat([rows for rows, _ in parts]),
+            positions=positions,
+            scores=torch.cat([r.scores for _, r in parts]),
+            slots=picked,
+            generations=self.host.stamp(picked),
+            numbers={w.number for w in wants},
+        )
+        ws.busy |= self.fetches[ticket].numbers
+
+    def _refill(self, ws: WorkingSet, want: Want, age: int) -> tuple[Refill, torch.Tensor]:
+        rows = ws.flat(want.number, ws.selected_rows(want.number))  # [n] flat
+        held = self.hot.position.view(-1)[rows].long()
+        low = self.settings.rule.sink
+        high = min(want.scores.numel(), ws.slots.numel() - self.settings.rule.window)  # older than the ring
+        if self.settings.retrieval == "replace":
+            refill = replace(held, want.scores, low, high)
+        else:
+            held_scores = self.hot.score.view(-1)[rows]
+            refill = accumulate(held, held_scores, want.scores, low, high, self.settings.decay**age)
+        self.hot.score.view(-1)[rows] = refill.held_scores
+        return refill, rows
+
+    def refresh(self, ws: WorkingSet, layer: int, head: int, number: int, query: torch.Tensor) -> None:
+        """Ask the worker which tokens an anchor looks at now; query [G, D] float32, already scaled."""
+        if self.client is None or number in ws.busy:
+            return
+        topk = ws.selected_rows(number).numel()
+        ticket = self.client.score([ScoreItem(layer, head, ws.slots.numpy(), query.numpy(), topk, POOL)])
+        if ticket is None:
+            self.counters.refused_fetches += 1
+            return
+        self.counters.anchor_refreshes += 1
+        self.scores[ticket] = PendingScore(ws, layer, head, number, ws.slots, self.host.stamp(ws.slots))
+        ws.busy.add(number)
+
+    def publish(self) -> None:
+        """Between two steps: scatter what has arrived, count what has not."""
+        if self.client is None:
+            return
+        deadline = time.monotonic() + 30
+        while True:
+            for done in self.client.poll():
+                self._complete(done)
+            if not WAIT or not (self.fetches or self.scores) or time.monotonic() > deadline:
+                break
+            time.sleep(0.0005)
+        for pending in self.fetches.values():
+            if not pending.late:
+                pending.late = True
+                self.counters.late_fetches += 1
+        self.counters.worker_restarts = self.client.stats.restarts
+
+    def _complete(self, done: Fetched | Scored | Failed) -> None:
+        if done.ticket in self.fetches:
+            pending = self.fetches.pop(done.ticket)
+            pending.working_set.busy -= pending.numbers
+            if isinstance(done, Fetched):
+                self._scatter(pending, done)
+                self.client.release(done.ticket)
+            else:
+                self.counters.failed_fetches += 1
+        elif done.ticket in self.scores:
+            asked = self.scores.pop(done.ticket)
+            asked.working_set.busy.discard(asked.number)
+            if isinstance(done, Scored):
+                self._rank(asked, done)
+            else:
+                self.counters.failed_fetches += 1
+
+    def _scatter(self, pending: PendingFetch, done: Fetched) -> None:
+        valid = self.host.unchanged(pending.slots, pending.generations)
+        if not pending.working_set.alive:
+            valid = torch.zeros_like(valid)
+        self.counters.dropped_rows += int((~valid).sum())
+        if not bool(valid.any()):
+            return
+        device = self.hot.k.device
+        rows = pending.rows[valid]
+        k, v = done.k[valid].to(device), done.v[valid].to(device)
+        self.hot.write(rows, k, v)
+        self.hot.position.view(-1)[rows] = pending.positions[valid].to(torch.int32)
+        self.hot.score.view(-1)[rows] = pending.scores[valid]
+        self.counters.fetched_rows += rows.numel()
+        self.counters.fetched_bytes += k.numel() * k.element_size() + v.numel() * v.element_size()
+
+    def _rank(self, asked: PendingScore, done: Scored) -> None:
+        ws = asked.working_set
+        if not ws.alive or not bool(self.host.unchanged(asked.slots, asked.generations).all()):
+            return
+        scores = torch.zeros(asked.slots.numel(), dtype=torch.float32)
+        scores[torch.as_tensor(done.positions[0]).long()] = torch.as_tensor(done.scores[0])
+        self.want(ws, asked.layer, [Want(asked.head, asked.number, scores)], age=1)
+
+    def stats(self) -> dict[str, int | bool]:
+        return {
+            "fetches_under_way": len(self.fetches) + len(self.scores),
+            "worker_up": bool(self.client and self.client.stats.worker_up),
+            "worker_pid": (self.client.pid or 0) if self.client else 0,
+        }
+
+    def check_integrity(self, idle: bool) -> None:
+        """When idle, what is still under way must belong to requests that have ended."""
+        if idle and any(p.working_set.alive for p in (*self.fetches.values(), *self.scores.values())):
+            raise RuntimeError(f"{len(self.fetches)} fetches are under way for requests although none is live")
+
+    def close(self) -> None:
+        if self.client is not None:
+            self.client.close()
+            self.client = None

@@ -1,0 +1,124 @@
+"""What the scheduler asks of the retrieval worker, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from hetero_sglang.retrieval import protocol
+
+
+@dataclass(frozen=True)
+class FetchItem:
+    """Rows of one head. `head` counts the layer's compressed heads; slots [n] int64, on the CPU."""
+
+    layer: int
+    head: int
+    slots: np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class ScoreItem:
+    """The best rows of one head among slots [L], for queries [G, D] float32 already times the softmax scale.
+
+    `pool` is the (odd) width of the average over neighbouring slots; min(topk, L) rows come back.
+    """
+
+    layer: int
+    head: int
+    slots: np.ndarray | torch.Tensor
+    query: np.ndarray | torch.Tensor
+    topk: int
+    pool: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """K [N, D] and V [N, Dv] of all items, one after the other: views of staging, good until `release`."""
+
+    ticket: int
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Per item: positions [k] int32 into its slots, best first, and their scores [k] float32."""
+
+    ticket: int
+    positions: list[torch.Tensor]
+    scores: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Nothing came of the request; `reason` is one sentence."""
+
+    ticket: int
+    reason: str
+
+
+Completion: TypeAlias = Fetched | Scored | Failed
+
+
+@dataclass
+class ClientStats:
+    """Counted since the client was made; `rows` and `bytes` are those that arrived."""
+
+    fetches: int = 0
+    scores: int = 0
+    rows: int = 0
+    bytes: int = 0
+    failed: int = 0
+    refused: int = 0
+    restarts: int = 0
+    worker_up: bool = False
+    last_error: str = ""
+
+
+def pack_fetch(ticket: int, start: int, items: Sequence[FetchItem]) -> list[bytes]:
+    """Frames of a fetch to staging row `start`."""
+    headers = [protocol.Gather(item.layer, item.head, len(item.slots)) for item in items]
+    return protocol.pack(protocol.Fetch(ticket, start, headers), _slots(items))
+
+
+def pack_score(ticket: int, items: Sequence[ScoreItem]) -> list[bytes]:
+    """Frames of a score request."""
+    headers = [
+        protocol.Query(item.layer, item.head, len(item.slots), len(item.query), item.topk, item.pool)
+        for item in items
+    ]
+    queries = [np.asarray(item.query, np.float32).ravel() for item in items]
+    return protocol.pack(
+        protocol.Score(ticket, headers), _slots(items), np.concatenate([np.empty(0, np.float32), *queries])
+    )
+
+
+def read_scores(
+    reply: protocol.Scored, frames: Sequence[bytes], asked: Sequence[tuple[int, int]]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Positions and scores per item, `asked` (L, topk) of each. ProtocolError when they cannot be true."""
+    if reply.counts != [min(pair) for pair in asked]:
+        raise protocol.ProtocolError(f"it scored {reply.counts} rows, not {[min(pair) for pair in asked]}")
+    total = sum(reply.counts)
+    positions, scores = protocol.arrays(frames, (np.int32, total), (np.float32, total))
+    if not np.isfinite(scores).all():
+        raise protocol.ProtocolError("its scores are not finite")
+    cuts = np.cumsum(reply.counts)[:-1]
+    own = np.split(positions, cuts)
+    for part, (length, _) in zip(own, asked, strict=True):
+        if part.size and (part.min() < 0 or part.max() >= length or len(np.unique(part)) < part.size):
+            raise protocol.ProtocolError("its positions are out of range or come twice")
+    return _tensors(own), _tensors(np.split(scores, cuts))
+
+
+def _slots(items: Sequence[FetchItem | ScoreItem]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *(np.asarray(item.slots, np.int64) for item in items)])
+
+
+def _tensors(parts: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    return [torch.from_numpy(part.copy()) for part in parts]  # frames are read-only

@@ -1,0 +1,38 @@
+"""What a worker is told when it starts, as JSON on its standard input."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class HostLayout(msgspec.Struct, frozen=True):
+    """`HostStore.layout()`: K [rows, heads[i], head_dim] of layer i at byte k_offsets[i], V likewise."""
+
+    rows: int
+    heads: list[int]
+    head_dim: int
+    v_head_dim: int
+    dtype: str
+    itemsize: int
+    k_offsets: list[int]
+    v_offsets: list[int]
+    nbytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """One staging row: one token's K and V of one head."""
+        return (self.head_dim + self.v_head_dim) * self.itemsize
+
+
+class WorkerSpec(msgspec.Struct, frozen=True):
+    """Where the worker connects, what it maps, and whose child it is."""
+
+    address: str
+    token: str
+    incarnation: int
+    parent: int
+    threads: int
+    host_fd: int
+    staging_fd: int
+    staging_rows: int
+    layout: HostLayout

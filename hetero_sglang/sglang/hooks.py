@@ -1,0 +1,71 @@
+"""Every seam of SGLang 0.5.17 this project touches, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang.runtime import start_runtime
+
+
+def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
+    """Hooks of a scheduler process that runs a policy; a process of `--kv-policy full` has none of them."""
+    from hetero_sglang.sglang import backend, lifecycle, pool, reporting
+
+    around, after = HookType.AROUND, HookType.AFTER
+    memory, managers = "sglang.srt.mem_cache", "sglang.srt.managers"
+    runner = "sglang.srt.model_executor"
+    return [
+        (f"{runner}.pool_configurator.create_memory_pool_configurator", pool.configurator, around),
+        (f"{memory}.kv_cache_configurator.KVCacheConfigurator._build_mha_kv_pool", pool.build_pool, around),
+        (
+            f"{runner}.model_runner_components.attention_backend_setup._build_full_attention_backend_from_str",
+            backend.build_backend,
+            around,
+        ),
+        (f"{memory}.memory_pool.ReqToTokenPool.alloc", lifecycle.request_slots_given, after),
+        (f"{memory}.memory_pool.ReqToTokenPool.free", lifecycle.request_slot_freed, around),
+        (f"{memory}.memory_pool.ReqToTokenPool.clear", lifecycle.request_slots_cleared, after),
+        (f"{memory}.allocator.token.TokenToKVPoolAllocator.free", lifecycle.slots_freed, around),
+        (f"{memory}.allocator.paged.PagedTokenToKVPoolAllocator._release_page_ids", lifecycle.pages_freed, around),
+        (f"{managers}.schedule_policy.PrefillAdder.add_one_req", lifecycle.admit, around),
+        (f"{managers}.utils.validate_input_length", lifecycle.refuse_what_never_fits, around),
+        (f"{managers}.schedule_batch.Req._compute_max_prefix_len", lifecycle.leave_observed_queries, after),
+        (f"{managers}.scheduler.Scheduler.__init__", reporting.scheduler_built, after),
+        (f"{managers}.scheduler.Scheduler.get_internal_state", reporting.internal_state, after),
+        (f"{managers}.scheduler.Scheduler.on_idle", reporting.idle, after),
+        (f"{managers}.scheduler.Scheduler.release_host_resources", reporting.host_released, after),
+    ]
+
+
+def install(seams: list[tuple[str, Callable[..., Any], HookType]]) -> None:
+    """Apply hooks now and refuse to go on when one of ours did not take. Raises HeteroError naming the targets."""
+    for target, hook, kind in seams:
+        if hook not in (h for _, h, _ in HookRegistry._hooks.get(target, ())):
+            HookRegistry.register(target, hook, kind)
+    HookRegistry.apply_hooks()
+    missing = [
+        target
+        for target, hooks in HookRegistry._hooks.items()
+        if target not in HookRegistry._patched and any(_ours(hook) for _, hook, _ in hooks)
+    ]
+    if missing:
+        raise HeteroError(
+            f"{len(missing)} hooks into SGLang did not apply ({', '.join(sorted(missing))}): this SGLang is not the "
+            f"tested one; install the pinned version."
+        )
+
+
+def _ours(hook: Callable[..., Any]) -> bool:
+    return hook.__module__.split(".")[0] == "hetero_sglang"
+
+
+def enter_scheduler(server_args: Any, gpu_id: int, tp_rank: int, *args: Any, **kwargs: Any) -> None:
+    """BEFORE configure_scheduler_process: the first moment a scheduler process knows its arguments."""
+    if getattr(server_args, "kv_policy", "full") == "full":
+        return
+    start_runtime(server_args, tp_rank, server_args.tp_size)
+    install(scheduler_seams())

@@ -1,0 +1,103 @@
+"""SGLang's KV pool over the two tiers, and its capacity (mem_cache/memory_pool.py, model_executor/pool_configurator.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
+from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator, MemoryPoolConfig
+
+from hetero_sglang.memory.sizes import Shape
+from hetero_sglang.sglang.runtime import runtime
+
+
+class HeteroKVPool(MHATokenToKVPool):
+    """Owns no dense K/V: `get_key_buffer` raises, so a reader this project does not know fails loudly."""
+
+    def _create_buffers(self) -> None:
+        self.k_scale_buffer = self.v_scale_buffer = self.dq_k_buffer = self.dq_v_buffer = None
+        shape = Shape(self.head_dim, self.v_head_dim, self.store_dtype.itemsize)
+        cache = runtime().build_cache(self.size, self.page_size, shape, self.store_dtype, self.device)
+        self.cache = cache
+        self.k_buffer, self.v_buffer = cache.resident.k, cache.resident.v
+        self._kv_buffer_descs = []
+
+    def get_kv_size_bytes(self) -> tuple[int, int]:
+        """Device bytes of K and V in both device stores; feeds SGLang's log and metrics."""
+        cache = self.cache
+        return tuple(
+            sum(t.numel() * t.element_size() for t in (*store, hot))
+            for store, hot in ((cache.resident.k, cache.hot.k), (cache.resident.v, cache.hot.v))
+        )
+
+    def set_kv_buffer(
+        self, layer: Any, loc_info: Any, cache_k: torch.Tensor, cache_v: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        raise NotImplementedError("heterocache stores K/V in its own attention backend")
+
+    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
+        raise NotImplementedError("heterocache holds no dense K buffer: compressed heads live in the host store")
+
+    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
+        raise NotImplementedError("heterocache holds no dense V buffer: compressed heads live in the host store")
+
+    def get_kv_buffer(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError("heterocache holds no dense K/V buffers")
+
+    def get_cpu_copy(self, indices: torch.Tensor, mamba_indices: Any = None) -> Any:
+        raise NotImplementedError("heterocache does not copy slots out: retracted requests are recomputed")
+
+    def load_cpu_copy(self, kv_cache_cpu: Any, indices: torch.Tensor, mamba_indices: Any = None) -> None:
+        raise NotImplementedError("heterocache does not copy slots in")
+
+    def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:
+        raise NotImplementedError("heterocache does not move slots: speculative decoding is refused at start")
+
+    def get_contiguous_buf_infos(self) -> Any:
+        raise NotImplementedError("heterocache has no buffers for PD disaggregation")
+
+
+def token_slots(loc_info: Any) -> torch.Tensor:
+    """The token slots of a forward's new tokens."""
+    return unwrap_write_loc(loc_info)[0]
+
+
+class HeteroPoolConfigurator(DefaultPoolConfigurator):
+    """Token slots from the two-tier cell. SGLang makes two of these per start: pure."""
+
+    def __init__(self, kvc: Any) -> None:
+        super().__init__(kvc)
+        config = kvc.model_config
+        self._shape = Shape(config.head_dim, config.v_head_dim, kvc.kv_cache_dtype.itemsize)
+        self._joint = kvc.device == "cpu"
+
+    def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
+        slots = runtime().slots(self._shape, available_bytes, self._joint)
+        return self.calculate_pool_sizes_from_max_tokens(slots, page_size)
+
+
+def configurator(original: Callable[[Any], Any], kvc: Any) -> Any:
+    """AROUND create_memory_pool_configurator."""
+    made = original(kvc)
+    if type(made) is not DefaultPoolConfigurator or kvc.is_draft_worker:
+        return made
+    return HeteroPoolConfigurator(kvc)
+
+
+def build_pool(
+    original: Callable[..., Any],
+    self: Any,
+    *,
+    max_total_num_tokens: int,
+    mha_pool_class: type,
+    quant_method: Any = None,
+) -> Any:
+    """AROUND KVCacheConfigurator._build_mha_kv_pool."""
+    return original(
+        self,
+        max_total_num_tokens=max_total_num_tokens,
+        mha_pool_class=HeteroKVPool,
+        quant_method=quant_method,
+    )

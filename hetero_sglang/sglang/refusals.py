@@ -1,0 +1,107 @@
+"""What the two-tier cache cannot serve, said at start with the legal recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.memory.limits import free_host_bytes
+from hetero_sglang.settings import resolve
+
+MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+# field of ServerArgs, values that are fine, what the flag is called and why it is refused
+FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("speculative_algorithm", (None,), "--speculative-algorithm: draft tokens would have to leave the working sets"),
+    ("enable_hierarchical_cache", (False,), "--enable-hierarchical-cache: the host tier is taken by the policy"),
+    ("enable_lmcache", (False,), "--enable-lmcache: it reads dense K/V buffers"),
+    ("enable_flexkv", (False,), "--enable-flexkv: it reads dense K/V buffers"),
+    ("enable_hisparse", (False,), "--enable-hisparse: it is another sparse cache"),
+    ("enable_unified_memory", (False,), "--enable-unified-memory: it owns the pools"),
+    ("enable_page_major_kv_layout", (False,), "--enable-page-major-kv-layout: it fixes another K/V layout"),
+    ("disaggregation_mode", ("null",), "--disaggregation-mode: it transfers dense K/V buffers"),
+    ("enable_dp_attention", (False,), "--enable-dp-attention: not tested with per-head tiers"),
+    ("pp_size", (1,), "--pp-size: not tested with per-head tiers"),
+    ("dcp_size", (1,), "--dcp-size: not tested with per-head tiers"),
+    ("attn_cp_size", (1,), "--attn-cp-size: not tested with per-head tiers"),
+    ("enable_lora", (None, False), "--enable-lora: not tested with per-head tiers"),
+    ("lora_paths", (None, [], {}), "--lora-paths: not tested with per-head tiers"),
+    ("enable_mixed_chunk", (False,), "--enable-mixed-chunk: decode rows inside a prefill batch are not planned"),
+    ("enable_two_batch_overlap", (False,), "--enable-two-batch-overlap: one plan serves one batch"),
+    ("enable_pdmux", (False,), "--enable-pdmux: one plan serves one batch"),
+    ("enable_torch_compile", (False,), "--enable-torch-compile: the backend's plan is host code"),
+    ("enable_memory_saver", (False,), "--enable-memory-saver: the tiers are not released with the weights"),
+    ("enable_streaming_session", (False,), "--enable-streaming-session: it prefills behind generated tokens"),
+    ("prefill_only_disable_kv_cache", (False,), "--prefill-only-disable-kv-cache: there would be nothing to keep"),
+    ("dllm_algorithm", (None,), "--dllm-algorithm: it rewrites tokens in place"),
+    ("is_embedding", (False,), "--is-embedding: an embedding model decodes nothing"),
+    ("kv_cache_dtype", ("auto", "bf16", "bfloat16", "float16"), "--kv-cache-dtype: rows are kept as the model makes them"),
+    ("kv_canary", ("none",), "--kv-canary: it reads dense K/V buffers"),
+    ("cpu_offload_gb", (0,), "--cpu-offload-gb: not tested with the host tier"),
+    ("radix_cache_backend", (None,), "--radix-cache-backend: only SGLang's own radix tree is tested"),
+    ("attention_backend", (None, "torch_native"), "--attention-backend: the policy brings its own"),
+    ("prefill_attention_backend", (None,), "--prefill-attention-backend: the policy brings its own"),
+    ("decode_attention_backend", (None,), "--decode-attention-backend: the policy brings its own"),
+    ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: fetches arrive when they arrive"),
+)  # fmt: skip
+
+
+def check_flags(args: Any) -> None:
+    """Raises HeteroError for the first flag the design cannot serve."""
+    for name, fine, reason in FLAGS:
+        value = getattr(args, name)
+        if value not in fine:
+            flag, why = reason.split(": ", 1)
+            raise HeteroError(
+                f"{flag} {value} does not work with --kv-policy {args.kv_policy} ({why}); "
+                f"drop it or use --kv-policy full."
+            )
+
+
+def check_model(args: Any) -> None:
+    """Raises HeteroError for a model that is not a dense Llama, Mistral, Qwen2 or Qwen3 with full attention, for
+    a profile of another model and for options its budget does not allow."""
+    config = args.get_model_config()
+    architecture = (config.hf_config.architectures or ["unknown"])[0]
+    text = config.hf_text_config
+    if architecture not in MODELS:
+        raise HeteroError(
+            f"{architecture} is not served by --kv-policy {args.kv_policy}: only dense full-attention models are "
+            f"({', '.join(MODELS)}); use --kv-policy full."
+        )
+    window = getattr(text, "sliding_window", None)
+    if config.is_hybrid_swa or (window and getattr(text, "use_sliding_window", architecture.startswith("Mistral"))):
+        raise HeteroError(
+            f"{args.model_path} attends over a sliding window of {window} tokens, which --kv-policy "
+            f"{args.kv_policy} cannot serve; use --kv-policy full."
+        )
+    profile, options = args.hetero_options()
+    profile.check_model(
+        config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
+    )
+    resolve(profile, **options)
+
+
+def check_memory(args: Any) -> None:
+    """Raises HeteroError when the host tier cannot be had or cannot hold the token slots that were asked for."""
+    if args.hetero_host_size is None:
+        return
+    wanted, free = args.hetero_host_size * 1e9, free_host_bytes()
+    if wanted <= 0 or wanted > free:
+        raise HeteroError(
+            f"--hetero-host-size {args.hetero_host_size:g} GB is not within (0, {free / 1e9:.1f}] GB of free host "
+            f"memory; choose a size within it."
+        )
+    if args.max_total_tokens is None:
+        return
+    config = args.get_model_config()
+    profile, _ = args.hetero_options()
+    itemsize = config.dtype.itemsize
+    row = (config.head_dim + config.v_head_dim) * itemsize
+    needed = (profile.num_heads - profile.num_resident) * row * args.max_total_tokens / args.tp_size
+    if needed > wanted:
+        raise HeteroError(
+            f"--hetero-host-size {args.hetero_host_size:g} GB is too small for --max-total-tokens "
+            f"{args.max_total_tokens}, which need {needed / 1e9:.2f} GB for the compressed heads; raise the one or "
+            f"lower the other."
+        )

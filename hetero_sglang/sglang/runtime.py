@@ -1,0 +1,86 @@
+"""The scheduler process's one cache and what the hooks need beside it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.layout import HeadLayout, build_layout
+from hetero_sglang.memory.resident_store import ResidentStore
+from hetero_sglang.memory.sizes import Shape, Sizes, slots_within, table
+from hetero_sglang.metrics import Counters
+from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.settings import Settings, resolve
+
+logger = logging.getLogger("hetero_sglang")
+
+
+@dataclass
+class Runtime:
+    """Built once per scheduler process, before SGLang sizes its pools."""
+
+    profile: HeadProfile
+    settings: Settings
+    host_bytes: int | None  # --hetero-host-size; None: as much as the slots need
+    rank: int
+    size: int
+    cache: HeteroCache | None = None
+    scheduler: Any = None
+    counters: Counters = field(default_factory=Counters)
+
+    def layouts(self) -> list[HeadLayout]:
+        """Every rank's layout: capacities must agree although ranks own different numbers of resident heads."""
+        return [build_layout(self.profile, self.settings.keep_ratio, rank, self.size) for rank in range(self.size)]
+
+    def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
+        """Token slots for a device budget."""
+        return slots_within(
+            self.layouts(), shape, self.settings.rule.page_size, device_bytes, self.host_bytes, joint
+        )
+
+    def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> HeteroCache:
+        """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went."""
+        layout, rule = self.settings.layout, self.settings.rule
+        sizes = Sizes(shape, layout, rule.page_size, slots)
+        pin = torch.device(device).type == "cuda"
+        rows = slots + slot_page
+        resident = ResidentStore(
+            rows, [len(x.resident) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, device
+        )
+        host = HostStore(
+            rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin
+        )
+        hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
+        self.cache = HeteroCache(self.settings, resident, host, hot, self.counters)
+        self.cache.fetcher.start_worker(pin)
+        logger.info("%s", table(sizes, rule, self.settings.keep_ratio, self.settings.floor))
+        return self.cache
+
+
+_runtime: Runtime | None = None
+
+
+def runtime() -> Runtime:
+    """The process's runtime; hooks that call this are only installed where there is one."""
+    assert _runtime is not None, "no heterocache runtime in this process"
+    return _runtime
+
+
+def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
+    """Resolve the server's arguments for one rank; replaces an earlier runtime of the process (tests)."""
+    global _runtime
+    profile, options = server_args.hetero_options()
+    _runtime = Runtime(
+        profile=profile,
+        settings=resolve(profile, rank=rank, size=size, **options),
+        host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
+        rank=rank,
+        size=size,
+    )
+    return _runtime

@@ -1,0 +1,79 @@
+"""Reads `requirements.lock`, and writes it anew from the running environment (`make lock`)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # comes with pytest there
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = ROOT / "requirements.lock"
+HEADER = """\
+# Every package of the run-time, plot, dev and build environments, exactly as tested: Linux x86_64, Python 3.11.
+# Written by `make lock`; do not edit. Install: pip install -r requirements.lock
+#                                               pip install --no-deps --no-build-isolation -e .
+"""
+
+
+def declared() -> dict[str, list[str]]:
+    """The requirements of pyproject.toml by group: run-time, each extra, build (with what editable installs need)."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = {"run-time": list(data["project"]["dependencies"]), **data["project"]["optional-dependencies"]}
+    groups["build"] = [*data["build-system"]["requires"], "editables"]
+    return groups
+
+
+def locked() -> dict[str, str]:
+    """Version by canonical name. Raises ValueError for a line that is not `name==version`."""
+    versions = {}
+    for line in LOCK.read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9._!]+)", line)
+        if match is None:
+            raise ValueError(f"requirements.lock holds a line that is no exact pin: {line!r}")
+        versions[canonicalize_name(match[1])] = match[2]
+    return versions
+
+
+def closure(requirements: list[str]) -> dict[str, str]:
+    """Installed version of each package that `requirements` pull in, themselves included, by canonical name."""
+    found: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    todo = [(Requirement(text), "") for text in requirements]
+    while todo:
+        requirement, extra = todo.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        for wanted in ("", *requirement.extras):
+            if (name, wanted) in seen:
+                continue
+            seen.add((name, wanted))
+            installed = distribution(name)
+            found[name] = installed.version.split("+")[0]  # "+cu130" names a build, not a version
+            todo += [(Requirement(text), wanted) for text in installed.requires or ()]
+    return found
+
+
+def render() -> str:
+    """The text of the lock for the running environment; a package is listed under the first group that needs it."""
+    parts, written = [HEADER], set()
+    for group, requirements in declared().items():
+        pins = {name: version for name, version in closure(requirements).items() if name not in written}
+        written |= pins.keys()
+        parts.append(f"\n# {group}\n" + "".join(f"{name}=={pins[name]}\n" for name in sorted(pins)))
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    LOCK.write_text(render())

@@ -1,0 +1,85 @@
+"""What the retrieval tests share: stores of random rows, oracles, and a polling loop."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.retrieval.client import Completion, FetchItem, RetrievalClient
+
+BACK_S = 5.0  # a lost worker is replaced within this time
+PATIENCE_S = 30.0
+
+
+def random_store(
+    rng: random.Random, dtype: torch.dtype, rows: int = 500, heads: Sequence[int] | None = None
+) -> HostStore:
+    """A store of random shape and contents; at least one layer has compressed heads, another may have none."""
+    if heads is None:
+        heads = [rng.randint(0, 4) for _ in range(rng.randint(1, 5))] + [rng.randint(1, 4)]
+    store = HostStore(rows, heads, rng.randint(1, 20), rng.randint(1, 20), dtype)
+    for view in (*store.k, *store.v):
+        view.copy_(torch.randn(view.shape))
+    return store
+
+
+def random_items(rng: random.Random, store: HostStore, count: int, most: int = 60) -> list[FetchItem]:
+    """Items of random heads; slots in any order, some twice, some items empty, numpy and torch mixed."""
+    layers = [layer for layer, heads in enumerate(store.heads) if heads]
+    items = []
+    for _ in range(count):
+        layer = rng.choice(layers)
+        slots = torch.tensor(
+            [rng.randrange(store.rows) for _ in range(rng.randint(0, most))], dtype=torch.int64
+        )
+        chosen = slots if rng.random() < 0.5 else slots.numpy()
+        items.append(FetchItem(layer, rng.randrange(store.heads[layer]), chosen))
+    return items
+
+
+def oracle(store: HostStore, items: Sequence[FetchItem]) -> tuple[torch.Tensor, torch.Tensor]:
+    """K [N, D] and V [N, Dv] of the items, row by row."""
+    k = [store.k[item.layer][int(slot), item.head] for item in items for slot in item.slots]
+    v = [store.v[item.layer][int(slot), item.head] for item in items for slot in item.slots]
+    return (
+        torch.stack(k) if k else torch.empty(0, store.head_dim, dtype=store.dtype),
+        torch.stack(v) if v else torch.empty(0, store.v_head_dim, dtype=store.dtype),
+    )
+
+
+def poison(client: RetrievalClient) -> None:
+    """Rows the worker does not write must not look right by chance."""
+    np.frombuffer(client.ring.memory.buffer, np.uint8)[:] = np.random.default_rng().integers(0, 255)
+
+
+def poll_until(
+    client: RetrievalClient, done: Callable[[list[Completion]], bool], patience_s: float = PATIENCE_S
+) -> list[Completion]:
+    """Poll until `done` holds of everything completed so far, or fail."""
+    completions: list[Completion] = []
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        completions += client.poll()
+        if done(completions):
+            return completions
+        time.sleep(0.002)
+    raise AssertionError(f"not done after {patience_s} s: {completions} {client.stats}")
+
+
+def wait_all(client: RetrievalClient, tickets: Sequence[int]) -> dict[int, Completion]:
+    """Every ticket's completion; each ticket completes exactly once."""
+    completions = poll_until(client, lambda found: {done.ticket for done in found} >= set(tickets))
+    assert sorted(done.ticket for done in completions) == sorted(tickets)
+    return {done.ticket: done for done in completions}
+
+
+def fetch_one(client: RetrievalClient, items: Sequence[FetchItem]) -> Completion:
+    """Submit, wait, and copy the rows out before their staging is released."""
+    ticket = client.fetch(items)
+    assert ticket is not None
+    return wait_all(client, [ticket])[ticket]
