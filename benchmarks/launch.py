@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -32,7 +34,11 @@ class Server:
     """
 
     def __init__(
-        self, model: Path | str = RECALL, log: Path | None = None, env: dict[str, str] | None = None, **flags: Any
+        self,
+        model: Path | str = RECALL,
+        log: Path | str | None = None,
+        env: dict[str, str] | None = None,
+        **flags: Any,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -55,7 +61,12 @@ class Server:
         begin = time.monotonic()
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                self.command, stdout=out, stderr=subprocess.STDOUT, env=self.env, start_new_session=True
+                self.command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.env,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         while time.monotonic() - begin < timeout:
             if self.process.poll() is not None:
@@ -74,14 +85,10 @@ class Server:
         if self.process is None:
             return
         self.process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self.process = None
 
@@ -132,6 +139,11 @@ def flag_list(flags: dict[str, Any]) -> list[str]:
         if value is not True:
             words.append(str(value))
     return words
+
+
+def _end_with_parent() -> None:
+    """In the child: a benchmark that is killed takes its server along (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _parse(body: bytes) -> Any:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same document (default: 0)")
     parser.add_argument("--entries", type=int, help="entries (default: tokens/48, at most 100)")
     parser.add_argument("--names", type=int, default=8, help="names in the question (default: 8)")
-    parser.add_argument("--dense", action="store_true", help="put all entries at one place")
+    parser.add_argument("--dense", action="store_true", help="put all entries into one short stretch")
     parser.add_argument("--tokenizer", default=MODEL, help="folder of the recall model")
     parser.add_argument("--url", help="ask the SGLang server at this address too")
     given = parser.parse_args(arguments)

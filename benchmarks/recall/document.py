@@ -11,6 +11,7 @@ from .vocabulary import NAMES, NUMBERS
 Numbers = tuple[str, str]
 Entries = dict[str, Numbers]
 ENTRY_TOKENS = 5  # " Entry", name, two numbers, "."
+DENSE_FILLER = 8  # filler tokens per entry among dense entries: the model confuses entries without any
 MAX_ENTRIES = min(len(NAMES), len(NUMBERS))
 
 
@@ -38,8 +39,9 @@ def draw_entries(rng: np.random.Generator, count: int) -> Entries:
 def draw_gaps(rng: np.random.Generator, tokens: int, entries: int, dense: bool = False) -> list[int]:
     """Return the filler tokens before each entry and, last, after all of them; they sum to `tokens`.
 
-    Entries fall uniformly over the filler, or, if `dense`, at one place of it.
+    Entries fall uniformly over the filler or, if `dense`, over a short stretch of it, at a random place.
     """
-    places = rng.integers(0, tokens + 1, 1 if dense else entries)
-    places = np.sort(np.resize(places, entries))
+    stretch = min(tokens, DENSE_FILLER * entries) if dense else tokens
+    start = rng.integers(0, tokens - stretch + 1) if dense else 0
+    places = start + np.sort(rng.integers(0, stretch + 1, entries))
     return np.diff(places, prepend=0, append=tokens).tolist()

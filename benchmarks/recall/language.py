@@ -69,8 +69,8 @@ class Language:
     def document(self, seed: int, tokens: int, entries: int, dense: bool = False) -> Document:
         """Return a document of exactly `tokens` ids (bos included) with `entries` entries.
 
-        Entries are spread uniformly over the whole of it as in training, or, if `dense`, stand one behind
-        another at one random place. Raises HeteroError for sizes that cannot be.
+        Entries are spread uniformly over the whole of it as in training, or, if `dense`, over one short
+        stretch (13 tokens per entry) at a random place. Raises HeteroError for sizes that cannot be.
         """
         if not 1 <= entries <= MAX_ENTRIES:
             raise HeteroError(f"{entries} entries asked for: a document has 1 to {MAX_ENTRIES}.")

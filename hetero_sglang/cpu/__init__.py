@@ -1,1 +1,1 @@
-"""Plain SGLang on a machine without a GPU: engine choice, a stand-in for sgl_kernel, paged slots, grammars."""
+"""Plain SGLang on a machine without a GPU: engine, defaults, sgl_kernel stand-in, paged slots, grammars."""

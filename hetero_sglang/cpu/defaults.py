@@ -1,4 +1,4 @@
-"""Server settings under which plain SGLang 0.5.17 comes up on a CPU: what its own defaults get wrong there."""
+"""Server settings under which plain SGLang 0.5.17 is usable on a CPU: what its own defaults get wrong."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hetero_sglang.cpu import platform
 
 logger = logging.getLogger(__name__)
 
-# A CPU pool is zeroed as it is allocated and SGLang sizes it from the memory of the host, not of the container:
-# its default touches three quarters of the machine before the first request.
+# A CPU pool is zeroed as it is allocated, and SGLang sizes it from the host's memory, container or not: its
+# default touches three quarters of the machine before the first request.
 MAX_TOTAL_TOKENS = 131072
 # torch_native walks the batch request by request; SGLang's 2048 rows of req_to_token would only cost memory.
 MAX_RUNNING_REQUESTS = 64
 
 
 def apply_cpu_defaults(server_args: Any) -> None:
-    """Fills what the user left open in `server_args`, and the environment that the schedulers inherit, where the
+    """Fills what the user left open in `server_args`, and the environment its schedulers inherit, where the
     engine is the CPU; does nothing elsewhere. Call it from `__post_init__` before SGLang's own.
     """
     if not platform.cpu_engine() or server_args.device not in (None, "cpu"):
@@ -26,8 +26,8 @@ def apply_cpu_defaults(server_args: Any) -> None:
     if server_args.attention_backend is None and not has_amx():
         server_args.attention_backend = "torch_native"
     if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
-        server_args.max_total_tokens = max(MAX_TOTAL_TOKENS, server_args.context_length or 0)
-        logger.info("KV cache capped at %d tokens; --max-total-tokens sets another cap", server_args.max_total_tokens)
+        server_args.max_total_tokens = cap = max(MAX_TOTAL_TOKENS, server_args.context_length or 0)
+        logger.info("KV cache capped at %d tokens on the CPU; --max-total-tokens sets another cap", cap)
     if server_args.max_running_requests is None:
         server_args.max_running_requests = MAX_RUNNING_REQUESTS * server_args.dp_size
     for name, value in environment(server_args.tp_size, compiles=server_args.enable_torch_compile).items():
@@ -37,20 +37,20 @@ def apply_cpu_defaults(server_args: Any) -> None:
 def environment(tp_size: int, *, compiles: bool) -> dict[str, str]:
     """Variables for the scheduler processes of a server with `tp_size` ranks.
 
-    Compilation is off unless asked for: the sampler's few compiled helpers cost 30 s at their first use, and take the
-    scheduler down where there is no C++ compiler (srt/sampling/penaltylib/repetition_penalty.py:9).
+    Compilation is off unless asked for: the sampler's few compiled helpers (repetition_penalty.py:9,
+    sampler.py:683) cost 10 to 30 s at first use, and the scheduler its life where there is no C++ compiler.
     """
     variables = {} if compiles else {"TORCH_COMPILE_DISABLE": "1"}
     if tp_size > 1:
         variables["SGLANG_CPU_OMP_THREADS_BIND"] = thread_binding(sorted(os.sched_getaffinity(0)), tp_size)
-        # Ranks talk over gloo; NCCL loads without a driver and then fails (device_communicators/pynccl.py:108).
+        # Ranks talk over gloo; NCCL loads without a driver, then fails (device_communicators/pynccl.py:108).
         variables["SGLANG_NCCL_SO_PATH"] = os.devnull
     return variables
 
 
 def thread_binding(cpus: list[int], tp_size: int) -> str:
-    """`cpus` shared out among `tp_size` ranks, in SGLang's notation: "0,1|2,3". Ranks double up on short machines;
-    SGLang itself refuses more ranks than NUMA nodes when nothing is said (srt/utils/numa_utils.py:441).
+    """`cpus` shared out among `tp_size` ranks in SGLang's notation, "0,1|2,3"; ranks double up where cores
+    are few. Left to itself SGLang refuses more ranks than NUMA nodes (srt/utils/numa_utils.py:441).
     """
     share = max(1, len(cpus) // tp_size)
     ranks = [[cpus[(rank * share + i) % len(cpus)] for i in range(share)] for rank in range(tp_size)]

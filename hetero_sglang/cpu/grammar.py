@@ -1,5 +1,5 @@
-"""Constrained decoding on the CPU: SGLang 0.5.17 pins xgrammar's bitmask, which needs a GPU driver, and then refuses
-to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251). xgrammar itself has a CPU kernel.
+"""Constrained decoding on the CPU. SGLang 0.5.17 pins xgrammar's bitmask, which needs a GPU driver, and then
+refuses to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251); xgrammar itself can.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ TARGET = "sglang.srt.constrained.xgrammar_backend"
 
 
 def allocate_bitmask(orig: Callable[..., torch.Tensor], vocab_size: int, batch_size: int) -> torch.Tensor:
-    """AROUND `_allocate_token_bitmask`: all tokens allowed, [batch, ceil(vocab / 32)] int32, pinned only where a
-    driver can pin.
+    """AROUND `_allocate_token_bitmask`: [batch, ceil(vocab / 32)] int32, every token allowed, pinned only
+    where a driver can pin.
     """
     if torch.cuda.is_available():
         return orig(vocab_size, batch_size)
@@ -25,7 +25,9 @@ def allocate_bitmask(orig: Callable[..., torch.Tensor], vocab_size: int, batch_s
     return allocate_token_bitmask(batch_size, vocab_size)
 
 
-def apply_mask(orig: Callable[..., None], grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
+def apply_mask(
+    orig: Callable[..., None], grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tensor
+) -> None:
     """AROUND `XGrammarGrammar.apply_vocab_mask`: sets the logits of forbidden tokens to -inf in place."""
     if logits.device.type != "cpu":
         return orig(grammar, logits, vocab_mask)
@@ -33,14 +35,14 @@ def apply_mask(orig: Callable[..., None], grammar: Any, logits: torch.Tensor, vo
 
 
 def apply_backend_mask(orig: Callable[..., None], logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
-    """AROUND `XGrammarGrammarBackend.apply_vocab_mask`, the static twin used while a reasoning model thinks."""
+    """AROUND `XGrammarGrammarBackend.apply_vocab_mask`: the same, for a reasoning model that still thinks."""
     if logits.device.type != "cpu":
         return orig(logits, vocab_mask)
     return _apply_on_cpu(logits, vocab_mask)
 
 
 def seams() -> list[tuple[str, Callable[..., Any], Any]]:
-    """The three hooks as (target, hook, kind) for SGLang's HookRegistry; none where the engine is not the CPU."""
+    """The hooks as (target, hook, kind) for SGLang's HookRegistry; none where the engine is not the CPU."""
     from sglang.srt.plugins.hook_registry import HookType
 
     if not cpu_engine():

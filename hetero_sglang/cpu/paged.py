@@ -1,5 +1,5 @@
-"""Page sizes above 1 on the CPU: SGLang 0.5.17 hands out paged slots with Triton kernels, which need a GPU driver
-(srt/mem_cache/allocator/paged.py:197, :238). These hooks hand out the same slots in torch.
+"""Page sizes above 1 on the CPU. SGLang 0.5.17 hands out paged slots with Triton kernels, which need a GPU
+driver (srt/mem_cache/allocator/paged.py:197, :238); these hooks hand out the same slots in torch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def extend_slots(
     free_pages: torch.Tensor,
     page_size: int,
 ) -> tuple[torch.Tensor, int] | None:
-    """Slots for the tokens [prefix, seq) of each request, and how many pages they take from the head of `free_pages`;
-    None where that holds too few. `prefix_lens`, `seq_lens`, `last_loc` are [B] ints; `last_loc` is the slot of token
-    prefix - 1 (unused where the prefix ends on a page boundary).
+    """Slots [T] int64 for the tokens prefix..seq-1 of each request, in batch order, and the number of pages
+    taken from the head of `free_pages`; None where that holds too few.
 
-    A request first fills the page it is in, then takes whole pages in the order of the batch: the order of SGLang's
-    alloc_extend_kernel, so that a retry after an eviction sees the same list.
+    `prefix_lens`, `seq_lens`, `last_loc` are [B] ints; `last_loc` is the slot of token prefix-1, unused where
+    the prefix ends on a page boundary. A request fills the page it is in before it takes new ones, and the
+    batch takes them in order, as SGLang's alloc_extend_kernel does.
     """
     lens = seq_lens - prefix_lens  # [B]
     boundary = (prefix_lens + page_size - 1) // page_size  # [B] pages already begun
@@ -60,9 +60,8 @@ def alloc_extend(
 ) -> torch.Tensor | None:
     """AROUND `alloc_extend`: [extend_num_tokens] slots, or None where the free pages do not suffice."""
     if torch.device(self.device).type != "cpu":
-        return orig(
-            self, prefix_lens, prefix_lens_cpu, seq_lens, seq_lens_cpu, last_loc, extend_num_tokens, num_new_pages
-        )
+        lens = (prefix_lens, prefix_lens_cpu, seq_lens, seq_lens_cpu)
+        return orig(self, *lens, last_loc, extend_num_tokens, num_new_pages)
     return _take(self, prefix_lens, seq_lens, last_loc)
 
 
@@ -73,7 +72,7 @@ def alloc_decode(
     seq_lens_cpu: torch.Tensor,
     last_loc: torch.Tensor,
 ) -> torch.Tensor | None:
-    """AROUND `alloc_decode`: one slot per request for token seq - 1, or None; a decode step extends by one token."""
+    """AROUND `alloc_decode`: the slot of token seq-1 of each request, or None; an extension by one token."""
     if torch.device(self.device).type != "cpu":
         return orig(self, seq_lens, seq_lens_cpu, last_loc)
     return _take(self, seq_lens - 1, seq_lens, last_loc)

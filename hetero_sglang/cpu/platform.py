@@ -15,7 +15,7 @@ import sys
 from hetero_sglang.cpu import sgl_kernel_stub
 
 ENGINE_VARIABLE = "SGLANG_USE_CPU_ENGINE"
-# Nodes the NVIDIA driver makes: a card, its control node, Jetson's integrated GPU, and the driver under WSL 2.
+# What an NVIDIA driver leaves: a card's node, the control node, Jetson's built-in GPU, the library of WSL 2.
 NVIDIA_NODES = (
     "/dev/nvidia[0-9]*",
     "/dev/nvidiactl",
@@ -28,8 +28,8 @@ OTHER_VENDORS = ("torch_npu", "habana_frameworks", "torch_musa")
 
 
 def activate() -> None:
-    """Sets `SGLANG_USE_CPU_ENGINE=1` where no accelerator is found, unless the variable is already set, and puts
-    the stand-in for `sgl_kernel` in place where the engine is the CPU and the real package does not load.
+    """Sets `SGLANG_USE_CPU_ENGINE=1` where no accelerator is found, unless the variable is already set, and
+    puts in the stand-in for `sgl_kernel` where the engine is the CPU and the real package does not load.
 
     Returns None always: to SGLang that means "no platform of mine", so its own choice stands.
     """
@@ -45,8 +45,8 @@ def cpu_engine() -> bool:
 
 
 def accelerator_present() -> bool:
-    """Whether SGLang should be left to find an accelerator by itself; in doubt yes, for a GPU machine must never
-    serve on its CPU unasked. Looks at files and at torch's build, never at the driver.
+    """Whether SGLang should be left to find an accelerator by itself; in doubt yes, for a GPU machine must
+    not serve on its CPU unasked. Looks at files and at torch's build, never at the driver.
     """
     if sys.platform != "linux" or any(importlib.util.find_spec(name) for name in OTHER_VENDORS):
         return True

@@ -40,8 +40,8 @@ def is_stub(module: ModuleType) -> bool:
 def _raiser(name: str) -> Any:
     def missing(*args: object, **kwargs: object) -> NoReturn:
         raise HeteroError(
-            f"sgl_kernel.{name} was called, but no build of sgl_kernel loads on this machine; turn off the feature "
-            "that needs it (speculative decoding, most likely) or install a CPU build of sgl_kernel"
+            f"sgl_kernel.{name} was called, but no build of sgl_kernel loads on this machine; turn off the "
+            "feature that needs it (speculative decoding, most likely) or install a CPU build of sgl_kernel."
         )
 
     missing.__name__ = missing.__qualname__ = name

@@ -73,8 +73,8 @@ class SharedMemory:
             self._unpin()
         os.close(self.fd)
         self.fd = -1
-        # Not buffer.close(): torch.frombuffer keeps the mapping alive but does not lock it, and a view left over
-        # would then read unmapped memory. Dropped here, the mapping ends with its last view.
+        # Not buffer.close(): torch.frombuffer holds the mapping but does not lock it, so a view left over
+        # would read unmapped memory. Dropped like this, the mapping ends with its last view.
         del self.buffer
 
     def _pin(self) -> None:

@@ -1,1 +1,1 @@
-"""What each KV head does: finding it out (calibration), keeping it (JSON files) and spending by it (budgets)."""
+"""What each KV head does: how to find out, how to keep it, and what to spend by it."""

@@ -16,10 +16,12 @@ def base_fraction(profile: HeadProfile, keep_ratio: float) -> float:
     if heads == resident and keep_ratio == 1.0:
         return 1.0
     if not profile.floor < keep_ratio <= 1.0:
-        allowed = "it can only be 1" if heads == resident else f"it must be above {profile.floor:.4f} and at most 1"
+        allowed = (
+            "it can only be 1" if heads == resident else f"it must be above {profile.floor:.4f} and at most 1"
+        )
         raise HeteroError(
-            f"a keep ratio of {keep_ratio:g} is not possible here: {resident} of {heads} heads stay resident, so "
-            f"{allowed}; choose such a ratio, or profile again with `--target-keep-ratio`."
+            f"a keep ratio of {keep_ratio:g} is not possible: {resident} of {heads} heads stay resident, "
+            f"so {allowed}; choose such a ratio, or profile again with `--target-keep-ratio`."
         )
     return (keep_ratio * heads - resident) / (heads - resident)
 
@@ -27,8 +29,8 @@ def base_fraction(profile: HeadProfile, keep_ratio: float) -> float:
 def cap_fractions(profile: HeadProfile, keep_ratio: float) -> tuple[tuple[float, ...], ...]:
     """Per layer, per compressed head (ascending): share of its tokens kept on the device, at most 1.
 
-    base * weight, and what full heads cannot use goes to the others in proportion to weight, so that the shares
-    sum to rH - R. Raises HeteroError as `base_fraction` does."""
+    base * weight; what full heads cannot use goes to the others in proportion to weight, so that the sum is
+    rH - R. Raises HeteroError as `base_fraction` does."""
     base = base_fraction(profile, keep_ratio)
     weights = [layer.weights[h] for layer in profile.layers for h in layer.compressed]
     shares = iter(_fill(weights, base * len(weights)))

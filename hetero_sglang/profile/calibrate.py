@@ -32,7 +32,9 @@ class TopK:
         if self.count is not None and self.count < 1:
             raise HeteroError(f"`--topk` is {self.count}; choose at least 1 key.")
         if not 0.0 < self.share < 1.0:
-            raise HeteroError(f"`--topk-share` is {self.share:g}; choose a share between 0 and 1, both excluded.")
+            raise HeteroError(
+                f"`--topk-share` is {self.share:g}; choose a share between 0 and 1, both excluded."
+            )
 
     def of(self, document: Document) -> int:
         """Raises HeteroError when the document is too short for its sets to differ."""
@@ -48,15 +50,19 @@ class TopK:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: decode steps per document, set sizes, and how attention becomes a score."""
+    """What is measured: decode steps per document, set sizes, how attention becomes a score, and over how
+    many steps scores are averaged (`Tracker`)."""
 
     steps: int = 64
     topk: TopK = TopK()
     observation: Observation = Observation()
+    smoothing: int = 16
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise HeteroError(f"`--steps` is {self.steps}; choose at least 1 decode step.")
+        if self.smoothing < 1:
+            raise HeteroError(f"`--smoothing` is {self.smoothing}; choose at least 1 decode step.")
 
     def cost(self, documents: Sequence[Document]) -> int:
         """Units that `calibrate` reports to `advance`, in all."""
@@ -66,26 +72,31 @@ class Plan:
 def calibrate(
     checkpoint: Checkpoint, documents: Sequence[Document], plan: Plan, advance: Callable[[int], object]
 ) -> Measurements:
-    """Measures every document and combines them. Raises HeteroError for documents that are too short or too long."""
+    """Measures every document and combines them. Raises HeteroError for documents too short or too long."""
     sizes = [plan.topk.of(document) for document in documents]
     try:
-        return combine([
-            measure(checkpoint, document, k, plan, advance) for document, k in zip(documents, sizes, strict=True)
-        ])  # fmt: skip
+        return combine(
+            [measure(checkpoint, d, k, plan, advance) for d, k in zip(documents, sizes, strict=True)]
+        )
     except torch.OutOfMemoryError:
         longest = max(len(d.tokens) for d in documents)
-        raise HeteroError(f"{longest} tokens do not fit on {checkpoint.device}; choose a smaller `--length`.") from None
+        raise HeteroError(
+            f"{longest} tokens do not fit on {checkpoint.device}; choose a smaller `--length`."
+        ) from None
 
 
 @torch.inference_mode()
 def measure(
     checkpoint: Checkpoint, document: Document, k: int, plan: Plan, advance: Callable[[int], object]
 ) -> DocumentStatistics:
-    """Prefills in chunks, then decodes greedily; on a GPU the KV cache waits in host memory between layers."""
+    """Prefills in chunks, then decodes greedily. On a GPU the KV cache is kept in host memory, and the device
+    holds a layer or two of it at a time."""
     model, prompt, window = checkpoint.model, len(document.tokens), plan.observation.window
     if prompt < window:
-        raise HeteroError(f"the text {document.source} has {prompt} tokens, fewer than `--window` {window}.")
-    tracker = Tracker(model.config.num_hidden_layers, k)
+        raise HeteroError(
+            f"the text {document.source} has {prompt} tokens, fewer than `--window` {window}; give more."
+        )
+    tracker = Tracker(model.config.num_hidden_layers, k, plan.smoothing)
     cache = DynamicCache(config=model.config, offloading=checkpoint.device.type == "cuda")
     tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
     forbidden = _stop_tokens(checkpoint)

@@ -58,23 +58,12 @@ def choices(measured: Measurements, per_rank: int | None = None) -> list[Choice]
     return sorted(found.values(), key=lambda c: (c.resident, c.loss))
 
 
-def frontier(options: list[Choice]) -> list[Choice]:
-    """The choices that no other beats in both resident heads and loss, fewest resident heads first."""
-    best: list[Choice] = []
-    for option in options:
-        if not best or option.loss < best[-1].loss:
-            best.append(option)
-    return best
-
-
 def choose(options: list[Choice], keep_ratio: float) -> Choice:
-    """The smallest loss that allows `keep_ratio`. Raises HeteroError with the least ratio that any choice allows."""
-    if not 0.0 < keep_ratio <= 1.0:
-        raise HeteroError(f"`--target-keep-ratio` is {keep_ratio:g}; choose a share above 0 and at most 1.")
+    """The smallest loss that allows `keep_ratio`. Raises HeteroError with the least ratio of any choice."""
     allowed = [option for option in options if option.least_keep_ratio <= keep_ratio]
     if not allowed:
         least = min(option.least_keep_ratio for option in options)
         raise HeteroError(
-            f"no clustering of these heads allows a keep ratio of {keep_ratio:g}; the least possible is {least:.3f}."
+            f"no clustering of these heads allows keep ratio {keep_ratio:g}; choose at least {least:.3f}."
         )
     return min(allowed, key=lambda option: (option.loss, option.resident))

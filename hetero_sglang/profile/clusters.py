@@ -7,18 +7,19 @@ import numpy as np
 from hetero_sglang.errors import HeteroError
 
 
-def star_clusters(similarity: np.ndarray, threshold: float, per_rank: int | None = None) -> dict[int, list[int]]:
+def star_clusters(
+    similarity: np.ndarray, threshold: float, per_rank: int | None = None
+) -> dict[int, list[int]]:
     """Pivot -> its satellites (ascending), over similarity [H, H] at or above `threshold`.
 
-    The free head with most free neighbours becomes a pivot and takes them, until no two free heads are neighbours.
-    Ties go to the greater sum of similarities, then to the lower index. With `per_rank` heads per rank, only heads
-    of one rank are neighbours."""
+    The free head with most free neighbours becomes a pivot and takes them, until no two free heads are
+    neighbours. Ties go to the greater sum of similarities to those, then to all heads, then the lower index.
+    With `per_rank` heads per rank, only heads of one rank count."""
     heads = len(similarity)
-    near = similarity >= threshold
-    near = near & near.T & ~np.eye(heads, dtype=bool)
-    if per_rank is not None:
-        rank = np.arange(heads) // per_rank
-        near &= rank[:, None] == rank[None, :]
+    rank = np.arange(heads) // (per_rank or heads)
+    together = rank[:, None] == rank[None, :]
+    near = (similarity >= threshold) & together & ~np.eye(heads, dtype=bool)
+    overall = (similarity * together).sum(1)
     free = np.ones(heads, dtype=bool)
     clusters: dict[int, list[int]] = {}
     while True:
@@ -27,20 +28,20 @@ def star_clusters(similarity: np.ndarray, threshold: float, per_rank: int | None
         if not degree.any():
             return clusters
         closeness = (similarity * open_pairs).sum(1)
-        pivot = max(range(heads), key=lambda h: (degree[h], closeness[h], -h))
+        pivot = max(range(heads), key=lambda h: (degree[h], closeness[h], overall[h], -h))
         satellites = np.flatnonzero(open_pairs[pivot]).tolist()
         clusters[pivot] = satellites
         free[[pivot, *satellites]] = False
 
 
 def heads_per_rank(num_kv_heads: int, ranks: int | None) -> int | None:
-    """KV heads on each of `ranks` tensor-parallel ranks. Raises HeteroError where the division leaves a remainder."""
+    """KV heads on each of `ranks` tensor-parallel ranks. Raises HeteroError where a remainder is left."""
     if ranks is None or ranks == 1:
         return None
     many, few = max(ranks, num_kv_heads), min(ranks, num_kv_heads)
     if ranks < 1 or many % few:
         raise HeteroError(
-            f"{num_kv_heads} KV heads cannot be divided over {ranks} ranks; choose `--per-rank` to divide them or to "
-            "be a multiple of them."
+            f"{num_kv_heads} KV heads cannot be divided over {ranks} ranks; choose `--per-rank` to divide "
+            "them or to be a multiple of them."
         )
     return max(1, num_kv_heads // ranks)

@@ -75,12 +75,16 @@ def check_writable(path: str | Path) -> None:
     """Raises HeteroError unless a file can be put at `path`; leaves nothing there."""
     target = Path(path)
     if target.exists() and not target.is_file():
-        raise HeteroError(f"{target} is no regular file, so nothing can be written there; choose another path.")
+        raise HeteroError(
+            f"{target} is no regular file, so nothing can be written there; choose another path."
+        )
     try:
         with tempfile.TemporaryFile(dir=target.parent) as file:
             file.write(b" " * 4096)
     except OSError as error:
-        raise HeteroError(f"{target} cannot be written: {error.strerror or error}; choose another path.") from None
+        raise HeteroError(
+            f"{target} cannot be written: {error.strerror or error}; choose another path."
+        ) from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -99,15 +103,19 @@ def write_text(path: str | Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise HeteroError(f"{target} cannot be written: {error.strerror or error}; nothing was left behind.") from None
+        raise HeteroError(
+            f"{target} cannot be written: {error.strerror or error}; nothing was left behind."
+        ) from None
 
 
 def find_profile(model_path: str | Path, explicit: str | None = None) -> Path:
-    """The profile of a model: `explicit`, else the one beside the checkpoint, else a shipped one whose fingerprint
-    matches. Raises HeteroError with the command that makes one."""
+    """The profile of a model: `explicit`, else the one beside the checkpoint, else a shipped one whose
+    fingerprint matches. Raises HeteroError with the command that makes one."""
     if explicit is not None:
         if not Path(explicit).is_file():
-            raise HeteroError(f"the head profile {explicit} does not exist; check the path or leave the option out.")
+            raise HeteroError(
+                f"the head profile {explicit} does not exist; check the path or leave the option out."
+            )
         return Path(explicit)
     beside = Path(model_path) / PROFILE_NAME
     if beside.is_file():

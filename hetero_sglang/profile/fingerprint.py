@@ -11,8 +11,9 @@ from hetero_sglang.errors import HeteroError
 
 # Numbers that decide what a KV head sees; names and dtypes of serving may change freely.
 _CONFIG_FIELDS = (
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "rope_theta", "sliding_window", "tie_word_embeddings",
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "sliding_window",
+    "tie_word_embeddings",
 )  # fmt: skip
 _SAMPLES = 32
 _SAMPLE_BYTES = 4096
@@ -24,7 +25,9 @@ def read_config(model_path: str | Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise HeteroError(f"there is no checkpoint at {model_path}: it has no config.json; give a local folder.") from None
+        raise HeteroError(
+            f"there is no checkpoint at {model_path}: it has no config.json; give a local folder."
+        ) from None
     except (OSError, ValueError) as error:
         raise HeteroError(f"{path} cannot be read ({error}); give a local Hugging Face checkpoint.") from None
     if not isinstance(config, dict):
@@ -33,7 +36,7 @@ def read_config(model_path: str | Path) -> dict:
 
 
 def fingerprint(model_path: str | Path) -> str:
-    """`sha256:...` over config fields, safetensors headers and sampled weight bytes (32 times 4 KiB per file).
+    """`sha256:...` over config fields, safetensors headers and 32 samples of 4 KiB per weight file.
 
     Raises HeteroError for a folder without a readable config.json."""
     config = read_config(model_path)
@@ -58,4 +61,6 @@ def _add_weights(digest: hashlib._Hash, path: Path) -> None:
                 file.seek(start + (size - start) * sample // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
     except (OSError, ValueError, struct.error) as error:
-        raise HeteroError(f"{path} is not a whole safetensors file ({error}); download the checkpoint again.") from None
+        raise HeteroError(
+            f"{path} is not a whole safetensors file ({error}); download the checkpoint again."
+        ) from None

@@ -28,14 +28,16 @@ class LayerRoles:
     def __post_init__(self) -> None:
         if not len(self.roles) == len(self.weights) == len(self.pivots):
             raise HeteroError(
-                f"{len(self.roles)} roles, {len(self.weights)} weights and {len(self.pivots)} pivots are listed; "
-                "every head needs one of each."
+                f"{len(self.roles)} roles, {len(self.weights)} weights and {len(self.pivots)} pivots are "
+                "listed; every head needs one of each."
             )
         for head, (role, weight, pivot) in enumerate(zip(self.roles, self.weights, self.pivots, strict=True)):
             if role.resident and weight != 0.0:
-                raise HeteroError(f"head {head} is a {role.value} (resident) but has weight {weight:g}; it must be 0.")
+                raise HeteroError(
+                    f"head {head} ({role.value}) is resident but has weight {weight:g}; it must be 0."
+                )
             if not role.resident and not (math.isfinite(weight) and weight > 0.0):
-                raise HeteroError(f"head {head} is a {role.value} (compressed) but has weight {weight:g}; "
+                raise HeteroError(f"head {head} ({role.value}) is compressed but has weight {weight:g}; "
                                   "it must be a positive number.")  # fmt: skip
             self._check_pivot(head, role, pivot)
 
@@ -48,7 +50,7 @@ class LayerRoles:
         else:
             good, wanted = pivot == NO_PIVOT, str(NO_PIVOT)
         if not good:
-            raise HeteroError(f"head {head} is a {role.value} but names {pivot} as its pivot; it must be {wanted}.")
+            raise HeteroError(f"head {head} ({role.value}) names {pivot} as its pivot; it must be {wanted}.")
 
     @property
     def resident(self) -> tuple[int, ...]:
@@ -75,8 +77,8 @@ class LayerRoles:
 class HeadProfile:
     """Roles of every KV head of a model, with what they were made from.
 
-    `num_query_heads` and `head_dim` are None where the source did not say. Raises HeteroError naming the layer
-    at fault."""
+    `num_query_heads` and `head_dim` are None where the source did not say. Raises HeteroError naming the
+    layer at fault."""
 
     num_layers: int
     num_kv_heads: int
@@ -89,12 +91,13 @@ class HeadProfile:
     def __post_init__(self) -> None:
         if len(self.layers) != self.num_layers or not self.layers:
             raise HeteroError(
-                f"{len(self.layers)} layers are listed for a model of {self.num_layers}; list every layer once."
+                f"{len(self.layers)} layers are listed for a model of {self.num_layers}; list each once."
             )
         for index, layer in enumerate(self.layers):
             if len(layer.roles) != self.num_kv_heads or not layer.roles:
                 raise HeteroError(
-                    f"layer {index} lists {len(layer.roles)} heads where the model has {self.num_kv_heads} KV heads."
+                    f"layer {index} lists {len(layer.roles)} heads and the model has {self.num_kv_heads}; "
+                    "list each once."
                 )
 
     @property
@@ -136,9 +139,7 @@ class HeadProfile:
             self, num_kv_heads=count, num_query_heads=query, layers=layers, measurements=None
         )  # measurements speak of all heads
 
-    def check_model(
-        self, num_layers: int, num_query_heads: int, num_kv_heads: int, head_dim: int
-    ) -> None:
+    def check_model(self, num_layers: int, num_query_heads: int, num_kv_heads: int, head_dim: int) -> None:
         """Raises HeteroError naming the first way in which the model is not the one profiled."""
         pairs = (
             ("layers", self.num_layers, num_layers),
@@ -149,8 +150,8 @@ class HeadProfile:
         for noun, ours, theirs in pairs:
             if ours is not None and ours != theirs:
                 raise HeteroError(
-                    f"the head profile is of a model with {ours} {noun}, this model has {theirs}; use the profile of "
-                    "this model or make one with `hetero-sglang profile`."
+                    f"the head profile is of a model with {ours} {noun}, this model has {theirs}; use the "
+                    "profile of this model or make one with `hetero-sglang profile`."
                 )
 
 

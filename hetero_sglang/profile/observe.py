@@ -23,7 +23,9 @@ Watcher = Callable[[int, torch.Tensor, torch.Tensor, float], None]
 class Observation:
     """How attention becomes a score per key: which queries, pooling width, and reduction over query heads."""
 
-    window: int = 16  # last prompt queries, for the prefill top-k; 1 = the last query only, as in the reference
+    window: int = (
+        16  # last prompt queries, for the prefill top-k; 1 = the last query only, as in the reference
+    )
     pooling: int = 5
     reduction: str = "mean"
 
@@ -36,7 +38,7 @@ class Observation:
             raise HeteroError(f"`--gqa` is {self.reduction!r}; choose {' or '.join(REDUCTIONS)}.")
 
     def score(self, query: torch.Tensor, key: torch.Tensor, scaling: float, prompt: int) -> torch.Tensor:
-        """query [Hq, W, D], key [H, L, D] -> [H, prompt]: scores of prompt keys, pooled, one row per KV head."""
+        """query [Hq, W, D], key [H, L, D] -> [H, prompt]: pooled scores of the prompt's keys."""
         attention = window_attention(query, key, scaling)[..., :prompt]  # [H, G, prompt]
         return reduce_group(pool(attention, self.pooling), self.reduction)
 

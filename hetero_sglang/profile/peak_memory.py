@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
         else:
-            try:
+            with suppress(OSError):
                 _RESET.write_text("5")  # forget the peak so far (proc(5)); without it loading would count
-            except OSError:
-                pass
             self._before = _status("VmRSS")
 
     def beyond(self) -> int:
@@ -39,10 +38,8 @@ class PeakMemory:
 
 
 def _status(field: str) -> int:
-    try:
+    with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

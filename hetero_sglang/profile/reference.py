@@ -18,7 +18,9 @@ _ROLES = {role.value: role for role in Role} | {
 }
 _CODES = {Role.ANCHOR: 1, Role.VOLATILE: 2, Role.PIVOT: 3, Role.SATELLITE: 4}
 _KEYS = ("classification_matrix", "allocation_matrix", "leader_member_relations")
-_FILE_NAME = re.compile(r"topk(?P<topk>\d+)_th(?P<tau_stable>[\d.]+)_sim(?P<tau_sim>[\d.]+)_step(?P<steps>\d+)")
+_FILE_NAME = re.compile(
+    r"topk(?P<topk>\d+)_th(?P<tau_stable>[\d.]+)_sim(?P<tau_sim>[\d.]+)_step(?P<steps>\d+)"
+)
 
 MISSING = (
     "the number of query heads",
@@ -44,8 +46,8 @@ def decode_reference(data: Mapping[str, Any], file_name: str = "") -> HeadProfil
     codes = _codes(data)
     tables = [data[key] for key in _KEYS]
     if len({len(table) for table in tables}) > 1:
-        raise HeteroError("`" + "`, `".join(_KEYS) + "` list "
-                          + ", ".join(str(len(table)) for table in tables) + " layers; they must agree.")  # fmt: skip
+        sizes = ", ".join(f"`{key}` {len(table)}" for key, table in zip(_KEYS, tables, strict=True))
+        raise HeteroError(f"the layers listed are {sizes}; they must be as many.")
     layers = []
     for index, (types, weights, clusters) in enumerate(zip(*tables, strict=True)):
         try:
@@ -75,12 +77,16 @@ def encode_reference(profile: HeadProfile) -> dict[str, Any]:
         "meta": {"type_map": {role.value: code for role, code in _CODES.items()}, "counts": counts},
         "classification_matrix": [[_CODES[role] for role in layer.roles] for layer in profile.layers],
         "allocation_matrix": [[w if w > 0.0 else -1.0 for w in layer.weights] for layer in profile.layers],
-        "leader_member_relations": [
-            {str(p): [h for h, role in enumerate(layer.roles) if role is Role.SATELLITE and layer.pivots[h] == p]
-             for p, role in enumerate(layer.roles) if role is Role.PIVOT}
-            for layer in profile.layers
-        ],
-    }  # fmt: skip
+        "leader_member_relations": [_clusters(layer) for layer in profile.layers],
+    }
+
+
+def _clusters(layer: LayerRoles) -> dict[str, list[int]]:
+    clusters: dict[str, list[int]] = {str(h): [] for h, role in enumerate(layer.roles) if role is Role.PIVOT}
+    for head, role in enumerate(layer.roles):
+        if role is Role.SATELLITE:
+            clusters[str(layer.pivots[head])].append(head)
+    return clusters
 
 
 def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
@@ -99,9 +105,13 @@ def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
 
 def _layer(codes: Mapping[int, Role], types: Any, weights: Any, clusters: Any) -> LayerRoles:
     if not (isinstance(types, list) and isinstance(weights, list) and isinstance(clusters, Mapping)):
-        raise HeteroError("the three entries must be a list of types, a list of weights and an object of clusters.")
+        raise HeteroError(
+            "the three entries must be a list of types, a list of weights and an object of clusters."
+        )
     if len(types) != len(weights):
-        raise HeteroError(f"{len(types)} types and {len(weights)} weights are listed; every head needs one of each.")
+        raise HeteroError(
+            f"{len(types)} types and {len(weights)} weights are listed; every head needs one of each."
+        )
     for head, code in enumerate(types):
         if not isinstance(code, int) or code not in codes:
             raise HeteroError(f"head {head} has type {code!r}, which `meta.type_map` does not name.")
@@ -120,9 +130,13 @@ def _join(roles: Sequence[Role], pivots: list[int], leader: str, members: Any) -
         raise HeteroError(f"the cluster {leader!r} must be a head index with a list of head indices.")
     for head in members:
         if not isinstance(head, int) or not 0 <= head < len(roles) or roles[head] is not Role.SATELLITE:
-            raise HeteroError(f"the cluster of head {leader} lists {head!r}, which is not a satellite of this layer.")
+            raise HeteroError(
+                f"the cluster of head {leader} lists {head!r}, which is not a satellite of this layer."
+            )
         if pivots[head] != NO_PIVOT:
-            raise HeteroError(f"head {head} is in the clusters of heads {pivots[head]} and {leader}; one must go.")
+            raise HeteroError(
+                f"head {head} is in the clusters of heads {pivots[head]} and {leader}; one must go."
+            )
         pivots[head] = int(leader)
 
 
@@ -135,5 +149,3 @@ def _check_counts(data: Mapping[str, Any], profile: HeadProfile) -> None:
         found = sum(r is role for layer in profile.layers for r in layer.roles)
         if found != count:
             raise HeteroError(f"`meta.counts` says {count} {name} heads but the matrix holds {found}.")
-
-

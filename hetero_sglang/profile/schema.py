@@ -40,11 +40,13 @@ def decode(data: Mapping[str, Any]) -> HeadProfile:
     """The profile of a JSON object. Raises HeteroError naming the place that is wrong."""
     if data.get("version") != VERSION:
         raise HeteroError(
-            f"`version` is {data.get('version')!r} and this release reads version {VERSION}; profile the model again."
+            f"`version` is {data.get('version')!r} and this release reads {VERSION}; profile the model again."
         )
     model = data.get("model")
     if not isinstance(model, Mapping):
-        raise HeteroError("`model` is missing; it must hold num_layers, num_kv_heads, num_query_heads, head_dim.")
+        raise HeteroError(
+            "`model` is missing; it must hold num_layers, num_kv_heads, num_query_heads, head_dim."
+        )
     sizes = [_size(model, name, optional=name in ("num_query_heads", "head_dim")) for name in (
         "num_layers", "num_kv_heads", "num_query_heads", "head_dim")]  # fmt: skip
     num_layers, num_kv_heads = sizes[0], sizes[1]
@@ -65,7 +67,9 @@ def decode(data: Mapping[str, Any]) -> HeadProfile:
         raise HeteroError(f"`provenance` is {type(provenance).__name__}; it must be an object.")
     measured = data.get("measurements")
     measurements = None if measured is None else Measurements.decode(measured, num_layers, num_kv_heads)
-    profile = HeadProfile(num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements)
+    profile = HeadProfile(
+        num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements
+    )
     check_weights(profile)
     return profile
 
@@ -75,8 +79,8 @@ def check_weights(profile: HeadProfile) -> None:
     weights = [w for layer in profile.layers for w in layer.weights if w > 0.0]
     if weights and abs(sum(weights) / len(weights) - 1.0) > 1e-3:
         raise HeteroError(
-            f"the weights of the {len(weights)} compressed heads have mean {sum(weights) / len(weights):.4f}; "
-            "scale them to mean 1."
+            f"the weights of the {len(weights)} compressed heads have mean "
+            f"{sum(weights) / len(weights):.4f}; scale them to mean 1."
         )
 
 
@@ -112,5 +116,7 @@ def _role(head: int, name: Any) -> Role:
 def _number(head: int, noun: str, value: Any, kind: type) -> Any:
     accepted = (int, float) if kind is float else (int,)
     if not isinstance(value, accepted) or isinstance(value, bool):
-        raise HeteroError(f"head {head} has {noun} {value!r}; it must be a {'number' if kind is float else 'whole number'}.")
+        raise HeteroError(
+            f"head {head} has {noun} {value!r}; it must be a {'number' if kind is float else 'whole number'}."
+        )
     return kind(value)

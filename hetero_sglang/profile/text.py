@@ -1,6 +1,6 @@
 """Built-in calibration text: generated prose with entries in it, and questions that need the entries.
 
-The words are those of the recall model's tokenizer, so that it answers; any other model copies the entries too."""
+The words are those of the recall model, so that it answers; any other has to copy entries just the same."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_ADJECTIVES = (
-    "quiet green broken heavy golden narrow silent bright ancient hollow gentle bitter frozen distant crooked patient "
-    "humble rusty velvet copper amber crimson pale dusty sacred clever noble tired secret wooden"
-).split()
-_NOUNS = (
-    "river garden lantern harbor mountain window bridge engine forest market tower valley island mirror candle castle "
-    "meadow ladder letter basket anchor blanket hammer orchard kettle saddle needle cradle barrel feather"
-).split()
-_VERBS = (
-    "carries follows watches crosses gathers covers answers guards measures borrows paints repairs forgets shelters "
-    "describes surrounds lifts mends teaches visits"
-).split()
-_ADVERBS = "slowly often quietly gladly rarely always twice again softly early".split()
-_PREPOSITIONS = "over under beside behind across near beyond toward".split()
+_ADJECTIVES = """
+    quiet green broken heavy golden narrow silent bright ancient hollow gentle bitter frozen distant crooked
+    patient humble rusty velvet copper amber crimson pale dusty sacred clever noble tired secret wooden
+""".split()  # noqa: SIM905
+_NOUNS = """
+    river garden lantern harbor mountain window bridge engine forest market tower valley island mirror
+    candle castle meadow ladder letter basket anchor blanket hammer orchard kettle saddle needle cradle barrel
+    feather
+""".split()  # noqa: SIM905
+_VERBS = """
+    carries follows watches crosses gathers covers answers guards measures borrows paints repairs forgets
+    shelters describes surrounds lifts mends teaches visits
+""".split()  # noqa: SIM905
+_ADVERBS = ["slowly", "often", "quietly", "gladly", "rarely", "always", "twice", "again", "softly", "early"]
+_PREPOSITIONS = ["over", "under", "beside", "behind", "across", "near", "beyond", "toward"]
 _SYLLABLES = [c + v for c in "bdfghklmnprstvz" for v in "aeiou"]
 
 

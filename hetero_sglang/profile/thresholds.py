@@ -24,7 +24,9 @@ class Thresholds:
     def __post_init__(self) -> None:
         for option, value in (("--tau-stable", self.stable), ("--tau-sim", self.similar)):
             if not 0.0 < value < 1.0:
-                raise HeteroError(f"`{option}` is {value:g}; choose a threshold between 0 and 1, both excluded.")
+                raise HeteroError(
+                    f"`{option}` is {value:g}; choose a threshold between 0 and 1, both excluded."
+                )
 
 
 def classify(
@@ -32,8 +34,8 @@ def classify(
 ) -> tuple[LayerRoles, ...]:
     """Roles, pivots and weights of every layer; weights have mean 1 over all compressed heads.
 
-    Clustered heads are pivot or satellite. Of the others, those whose stability reaches the threshold are anchors,
-    the rest volatile. `per_rank` heads form the groups inside which clusters are sought."""
+    Clustered heads are pivot or satellite. Of the others, those whose stability reaches the threshold are
+    anchors, the rest volatile. `per_rank` heads form the groups inside which clusters are sought."""
     roles, pivots = [], []
     for stability, similarity in zip(measured.stability, measured.similarity, strict=True):
         of_layer = [Role.ANCHOR if s >= thresholds.stable else Role.VOLATILE for s in stability]
@@ -48,5 +50,6 @@ def classify(
     weights = np.zeros(measured.stability.shape)
     weights[compressed] = stability_weights(measured.stability[compressed])
     return tuple(
-        LayerRoles(r, tuple(np.round(w, 6).tolist()), p) for r, w, p in zip(roles, weights, pivots, strict=True)
+        LayerRoles(r, tuple(np.round(w, 6).tolist()), p)
+        for r, w, p in zip(roles, weights, pivots, strict=True)
     )

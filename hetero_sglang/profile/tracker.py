@@ -23,8 +23,8 @@ class DocumentStatistics:
 class Tracker:
     """Keeps, per layer, one top-k mask and one running mean [heads, prompt], and a few numbers per step.
 
-    A step's set is the top-k of its scores averaged with those before it, weights falling by 1 - 1/smoothing per
-    step; smoothing 1 takes every step alone, as the paper does."""
+    A step's set is the top-k of its scores averaged with those before it, weights falling by 1 - 1/smoothing
+    per step; smoothing 1 takes every step alone, as the paper does."""
 
     def __init__(self, num_layers: int, topk: int, smoothing: int = 1) -> None:
         self.topk = topk
@@ -35,7 +35,7 @@ class Tracker:
         self.pairs: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
 
     def add(self, layer: int, scores: torch.Tensor) -> None:
-        """Pooled scores [heads, prompt]: the first call of a layer is the prefill, later ones are decode steps."""
+        """Pooled scores [heads, prompt]: a layer's first call is the prefill, later ones decode steps."""
         first = self.prefill[layer]
         if first is None:
             self.prefill[layer] = top_mask(scores, self.topk)
@@ -52,7 +52,9 @@ class Tracker:
     def finish(self) -> DocumentStatistics:
         """Medians over the steps seen (at least one)."""
         steps = torch.stack([torch.stack(layer) for layer in self.overlaps]).double().cpu().numpy()
-        pairs = np.stack([np.median(torch.stack(layer).double().cpu().numpy(), axis=0) for layer in self.pairs])
+        pairs = np.stack(
+            [np.median(torch.stack(layer).double().cpu().numpy(), axis=0) for layer in self.pairs]
+        )
         return DocumentStatistics(np.median(steps, axis=1), pairs, steps.transpose(0, 2, 1))
 
 

@@ -115,6 +115,8 @@ class RetrievalClient:
 
     def poll(self) -> list[Completion]:
         """What was completed or lost since the last call; also looks after the worker."""
+        if self._context.closed:
+            return []
         completions = self._drain()
         # Overdue is judged after reading: a scheduler that was busy for long must not blame the worker.
         now = self._clock()

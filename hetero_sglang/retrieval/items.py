@@ -108,12 +108,12 @@ def read_scores(
     positions, scores = protocol.arrays(frames, (np.int32, total), (np.float32, total))
     if not np.isfinite(scores).all():
         raise protocol.ProtocolError("its scores are not finite")
-    cuts = np.cumsum(reply.counts)[:-1]
-    own = np.split(positions, cuts)
+    ends = np.cumsum(reply.counts, dtype=np.int64)
+    own = np.split(positions, ends)[:-1]  # what follows the last end is empty
     for part, (length, _) in zip(own, asked, strict=True):
         if part.size and (part.min() < 0 or part.max() >= length or len(np.unique(part)) < part.size):
             raise protocol.ProtocolError("its positions are out of range or come twice")
-    return _tensors(own), _tensors(np.split(scores, cuts))
+    return _tensors(own), _tensors(np.split(scores, ends)[:-1])
 
 
 def _slots(items: Sequence[FetchItem | ScoreItem]) -> np.ndarray:

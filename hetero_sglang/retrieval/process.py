@@ -40,15 +40,12 @@ class WorkerProcess:
         """OSError when the process cannot be started."""
         self._spec = spec
         self._peer = b""
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say so when the worker is not there
+        self._socket = _listen(context, spec.address)
         try:
-            self._socket.bind(spec.address)
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, pass_fds=(spec.host_fd, spec.staging_fd), env=_environment()
             )
-        except OSError:  # zmq.ZMQError is one
+        except OSError:
             self._socket.close()
             raise
         assert self._process.stdin is not None
@@ -122,6 +119,17 @@ class WorkerProcess:
             and hello.pid == self._process.pid
             and hmac.compare_digest(hello.token.encode(), self._spec.token.encode())
         )
+
+
+def _listen(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
+    try:
+        socket = context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say so when the worker is not there
+        socket.bind(address)
+    except zmq.ZMQError as error:  # too many open files, for one
+        raise OSError(error.errno, error.strerror) from error
+    return socket
 
 
 def _environment() -> dict[str, str]:

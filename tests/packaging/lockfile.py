@@ -18,14 +18,14 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
 HEADER = """\
-# Every package of the run-time, plot, dev and build environments, exactly as tested: Linux x86_64, Python 3.11.
+# Every package of the run-time, dev, plot and build environments, as tested: Linux x86_64, Python 3.11.
 # Written by `make lock`; do not edit. Install: pip install -r requirements.lock
 #                                               pip install --no-deps --no-build-isolation -e .
 """
 
 
 def declared() -> dict[str, list[str]]:
-    """The requirements of pyproject.toml by group: run-time, each extra, build (with what editable installs need)."""
+    """The requirements of pyproject.toml by group: run-time, each extra, build (editable ones too)."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = {"run-time": list(data["project"]["dependencies"]), **data["project"]["optional-dependencies"]}
     groups["build"] = [*data["build-system"]["requires"], "editables"]
@@ -46,7 +46,7 @@ def locked() -> dict[str, str]:
 
 
 def closure(requirements: list[str]) -> dict[str, str]:
-    """Installed version of each package that `requirements` pull in, themselves included, by canonical name."""
+    """Installed version, by canonical name, of each package that `requirements` pull in and of themselves."""
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     todo = [(Requirement(text), "") for text in requirements]
@@ -66,7 +66,7 @@ def closure(requirements: list[str]) -> dict[str, str]:
 
 
 def render() -> str:
-    """The text of the lock for the running environment; a package is listed under the first group that needs it."""
+    """The lock of the running environment; a package is listed under the first group that needs it."""
     parts, written = [HEADER], set()
     for group, requirements in declared().items():
         pins = {name: version for name, version in closure(requirements).items() if name not in written}

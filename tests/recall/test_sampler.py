@@ -26,10 +26,7 @@ def answer_flags(words: list[str]) -> list[bool]:
     flags, inside = [], False
     for at, word in enumerate(words):
         flags.append(inside)
-        if inside:
-            inside = word != "\n"
-        else:
-            inside = words[at - 1 : at + 1] == ["Answer", ":"]
+        inside = word != "\n" if inside else words[at - 1 : at + 1] == ["Answer", ":"]
     return flags
 
 

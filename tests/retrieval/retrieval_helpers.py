@@ -19,7 +19,7 @@ PATIENCE_S = 30.0
 def random_store(
     rng: random.Random, dtype: torch.dtype, rows: int = 500, heads: Sequence[int] | None = None
 ) -> HostStore:
-    """A store of random shape and contents; at least one layer has compressed heads, another may have none."""
+    """A store of random shape and contents; some layers may have no compressed heads."""
     if heads is None:
         heads = [rng.randint(0, 4) for _ in range(rng.randint(1, 5))] + [rng.randint(1, 4)]
     store = HostStore(rows, heads, rng.randint(1, 20), rng.randint(1, 20), dtype)
@@ -34,9 +34,7 @@ def random_items(rng: random.Random, store: HostStore, count: int, most: int = 6
     items = []
     for _ in range(count):
         layer = rng.choice(layers)
-        slots = torch.tensor(
-            [rng.randrange(store.rows) for _ in range(rng.randint(0, most))], dtype=torch.int64
-        )
+        slots = torch.randint(0, store.rows, (rng.randint(0, most),))
         chosen = slots if rng.random() < 0.5 else slots.numpy()
         items.append(FetchItem(layer, rng.randrange(store.heads[layer]), chosen))
     return items

@@ -122,7 +122,7 @@ slot_sets = st.lists(st.integers(0, 9), max_size=6, unique=True)
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), slot_sets), max_size=20))
-def test_a_stamp_is_unchanged_exactly_for_slots_not_released_since(
+def test_unchanged_are_exactly_the_slots_not_released_since(
     steps: list[tuple[bool, list[int]]],
 ) -> None:
     store = HostStore(10, [1], 1, 1, torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from fake_server import FakeServer, serving
+from fake_recall_server import FakeServer, serving
 
 from benchmarks.recall import Language, ask
 from hetero_sglang.errors import HeteroError

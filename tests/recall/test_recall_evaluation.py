@@ -7,7 +7,7 @@ import re
 import threading
 
 import pytest
-from fake_server import FakeServer, serving
+from fake_recall_server import FakeServer, serving
 
 from benchmarks.recall import Language, Score, default_entries, evaluate
 from hetero_sglang.errors import HeteroError

@@ -29,13 +29,15 @@ def greedy(model, prompt: list[int], question: Question) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize(("tokens", "entries"), [(1024, 21), (2048, 42)])
-def test_it_answers_every_entry_of_three_turns(language: Language, model, tokens: int, entries: int) -> None:
+@pytest.mark.parametrize(("tokens", "entries", "turns"), [(1024, 21, 3), (2048, 42, 1)])
+def test_it_answers_every_entry_of_every_turn(
+    language: Language, model, tokens: int, entries: int, turns: int
+) -> None:
     session, total = Session(language.document(11, tokens, entries)), Score(0, 0)
-    for turn in range(3):
+    for turn in range(turns):
         question = language.ask(session.document, turn)
         ids = greedy(model, session.prompt_ids(question), question)
         assert ids == language.answer_ids(session.document, question.names)
         total += score(language.decode(ids), session.document, question.names)
         session.add(question, language.decode(ids), ids)
-    assert total == Score(24, 24)
+    assert total == Score(8 * turns, 8 * turns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from fake_server import FakeServer, serving
+from fake_recall_server import FakeServer, serving
 
 from benchmarks.recall import Language
 from benchmarks.recall.__main__ import main

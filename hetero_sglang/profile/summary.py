@@ -1,0 +1,109 @@
+"""A head profile as text for a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.budget import base_fraction, cap_fractions
+from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
+from hetero_sglang.profile.roles import Role
+
+LETTERS = {Role.PIVOT: "P", Role.SATELLITE: "s", Role.ANCHOR: "a", Role.VOLATILE: "V"}
+
+
+def summary(profile: HeadProfile, keep_ratios: tuple[float, ...], strict: bool = False) -> str:
+    """Origin, roles per layer, cluster sizes and budgets. With `strict` a ratio at or below the floor raises
+    HeteroError, else it is shown as impossible."""
+    parts = [_origin(profile), _roles(profile), _layers(profile), _clusters(profile)]
+    return "\n\n".join([*parts, _budgets(profile, keep_ratios, strict)])
+
+
+def _origin(profile: HeadProfile) -> str:
+    about = profile.provenance
+    lines = [
+        f"{about.get('model') or about.get('imported_from') or 'a model'}: {profile.num_layers} layers, "
+        f"{profile.num_kv_heads} KV heads, {profile.num_query_heads or '?'} query heads, "
+        f"head dimension {profile.head_dim or '?'}"
+    ]
+    texts = about.get("texts")
+    if texts:
+        lengths = ", ".join(str(n) for n in sorted({text["tokens"] for text in texts}))
+        lines.append(
+            f"made from {len(texts)} texts of {lengths} tokens, {about.get('steps')} decode steps each, "
+            f"GQA {about.get('gqa_reduction')}"
+        )
+    if "tau_stable" in about:
+        lines.append(f"thresholds: stability {about['tau_stable']:g}, similarity {about['tau_sim']:g}")
+    if about.get("lacks"):
+        lines.append(f"lacks {', '.join(about['lacks'])}")
+    return "\n".join(lines)
+
+
+def _roles(profile: HeadProfile) -> str:
+    counts = Counter(role for layer in profile.layers for role in layer.roles)
+    named = ", ".join(f"{counts[role]} {role.value} ({letter})" for role, letter in LETTERS.items())
+    return (
+        f"{named}\n{profile.num_resident} of {profile.num_heads} heads resident: "
+        f"the floor is {profile.floor:.4f}, a keep ratio must be above it"
+    )
+
+
+def _layers(profile: HeadProfile) -> str:
+    width = max(len("heads"), profile.num_kv_heads + (profile.num_kv_heads - 1) // 8)
+    measured = profile.measurements
+    head = f"layer  {'heads':<{width}}  weights      " + ("stability    " if measured else "") + "clusters"
+    lines = [head]
+    for index, layer in enumerate(profile.layers):
+        letters = "".join(LETTERS[role] for role in layer.roles)
+        letters = " ".join(letters[i : i + 8] for i in range(0, len(letters), 8))
+        weights = [layer.weights[h] for h in layer.compressed]
+        row = f"{index:5}  {letters:<{width}}  {_range(weights):<13}"
+        if measured:
+            row += f"{_range(measured.stability[index].tolist()):<13}"
+        lines.append(row + _members(layer))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _members(layer: LayerRoles) -> str:
+    pivots = [h for h, role in enumerate(layer.roles) if role is Role.PIVOT]
+    return "; ".join(
+        f"{p} <- {' '.join(str(h) for h, of in enumerate(layer.pivots) if of == p and h != p)}"
+        for p in pivots
+    )
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.2f}-{max(values):.2f}" if values else "-"
+
+
+def _clusters(profile: HeadProfile) -> str:
+    sizes = Counter(
+        sum(of == p for of in layer.pivots)
+        for layer in profile.layers
+        for p, role in enumerate(layer.roles)
+        if role is Role.PIVOT
+    )
+    if not sizes:
+        return "no clusters"
+    return "clusters by size, pivot included: " + ", ".join(
+        f"{n} of {size}" for size, n in sorted(sizes.items())
+    )
+
+
+def _budgets(profile: HeadProfile, keep_ratios: tuple[float, ...], strict: bool) -> str:
+    lines = ["keep ratio   base    cap of a compressed head, as a share of its tokens"]
+    for ratio in keep_ratios:
+        try:
+            base = base_fraction(profile, ratio)
+        except HeteroError:
+            if strict:
+                raise
+            lines.append(f"{ratio:10.3f}   not possible, at or below the floor")
+            continue
+        caps = [cap for layer in cap_fractions(profile, ratio) for cap in layer]
+        full = sum(cap == 1.0 for cap in caps)
+        lines.append(
+            f"{ratio:10.3f}   {base:.4f}  {_range(caps)}" + (f", {full} heads whole" if full else "")
+        )
+    return "\n".join(lines)

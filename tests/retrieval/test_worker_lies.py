@@ -1,0 +1,120 @@
+"""Whatever a worker answers, only the answer to what was asked completes a ticket."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import zmq
+from retrieval_helpers import BACK_S, fetch_one, poll_until, wait_all
+
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.retrieval import process, protocol, supervisor
+from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient, ScoreItem
+
+Connect = Callable[..., RetrievalClient]
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
+ABOUT_FETCHES = [
+    "unknown ticket",
+    "unknown ticket's error",
+    "unreadable request",
+    "other rows",
+    "other echo",
+    "earlier incarnation",
+    "garbage",
+    "empty",
+    "a request",
+    "extra frame",
+    "scores for a fetch",
+    "second hello",
+    "pong",
+]
+ABOUT_SCORES = [
+    "done for a score",
+    "position out of range",
+    "negative position",
+    "position twice",
+    "too few",
+    "too few bytes",
+    "no number",
+    "too many items",
+]
+
+
+@pytest.fixture(autouse=True)
+def _restart_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.01)
+
+
+def biggest_layer(store: HostStore) -> int:
+    return max(range(len(store.heads)), key=store.heads.__getitem__)
+
+
+@pytest.mark.parametrize("mode", ABOUT_FETCHES + ABOUT_SCORES)
+def test_a_lie_fails_its_tickets_and_replaces_the_worker(
+    mode: str, store: HostStore, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(command=[*FAKE, mode])
+    assert client.wait_up(30)
+    liar = client.pid
+    layer, slots = biggest_layer(store), torch.arange(6)
+    if mode in ABOUT_FETCHES:
+        ticket = client.fetch([FetchItem(layer, 0, slots)])
+    else:
+        ticket = client.score([ScoreItem(layer, 0, slots, torch.ones(1, store.head_dim), 4, 1)])
+    assert ticket is not None
+    monkeypatch.setattr(client, "_command", process.COMMAND)
+    done = wait_all(client, [ticket])[ticket]
+    assert isinstance(done, Failed) and "answered wrongly" in done.reason
+    poll_until(client, lambda _: client.stats.worker_up, BACK_S)
+    assert client.pid != liar and client.stats.restarts == 1 and client.stats.failed == 1
+    assert client.ring.free_rows == client.ring.rows
+    assert isinstance(fetch_one(client, [FetchItem(layer, 0, slots)]), Fetched)
+
+
+@pytest.mark.parametrize("mode", ["wrong token", "wrong incarnation"])
+def test_a_worker_that_cannot_identify_itself_is_never_up_and_replaced(
+    mode: str, store: HostStore, connect: Connect
+) -> None:
+    skew = [0.0]
+    client = connect(command=[*FAKE, mode], clock=lambda: time.monotonic() + skew[0])
+    assert not client.wait_up(1.0)
+    stranger = client.pid
+    assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is None
+    skew[0] += 60
+    poll_until(client, lambda _: client.pid not in (None, stranger))
+    assert "did not start" in client.stats.last_error and not client.stats.worker_up
+
+
+def test_a_wrong_pong_replaces_the_worker(store: HostStore, connect: Connect) -> None:
+    skew = [0.0]
+    client = connect(command=[*FAKE, "pong"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
+    assert client.wait_up(30)
+    skew[0] += 60  # long enough to ask for a sign of life, not to call it stalled
+    poll_until(client, lambda _: client.stats.restarts == 1)
+    assert "pong" in client.stats.last_error
+
+
+def test_strangers_on_the_socket_are_not_listened_to(store: HostStore, connect: Connect) -> None:
+    client = connect()
+    names = Path("/proc/net/unix").read_text().split()
+    (address,) = [name for name in names if name.startswith(f"@hetero-{os.getpid()}-")]
+    context = zmq.Context()
+    stranger = context.socket(zmq.DEALER)
+    stranger.connect(f"ipc://{address}")
+    stranger.send_multipart(protocol.pack(protocol.Hello(1, client.pid or 0, "a guess")))
+    assert client.wait_up(30)
+    ticket = client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(5))])
+    assert ticket is not None
+    stranger.send_multipart(protocol.pack(protocol.Error(1, ticket, "from a stranger")))
+    stranger.send_multipart([b"garbage"])
+    assert stranger.poll(100) == 0, "it is told nothing"
+    assert isinstance(wait_all(client, [ticket])[ticket], Fetched)
+    assert client.stats.restarts == 0
+    context.destroy(linger=0)

@@ -1,0 +1,257 @@
+"""A worker that dies or stalls costs its tickets, never a wrong row, and is replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from retrieval_helpers import (
+    BACK_S,
+    PATIENCE_S,
+    fetch_one,
+    oracle,
+    poison,
+    poll_until,
+    random_items,
+    wait_all,
+)
+
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient
+from hetero_sglang.retrieval.process import COMMAND, WorkerProcess
+from hetero_sglang.retrieval.spec import HostLayout, WorkerSpec
+
+Connect = Callable[..., RetrievalClient]
+
+
+def ended(pid: int) -> bool:
+    """The process is gone, or dead and only waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + PATIENCE_S
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def serves(client: RetrievalClient, store: HostStore, rng: random.Random) -> bool:
+    poison(client)
+    items = random_items(rng, store, 5)
+    fetched = fetch_one(client, items)
+    assert isinstance(fetched, Fetched), fetched
+    right = all(
+        torch.equal(found, wanted)
+        for found, wanted in zip((fetched.k, fetched.v), oracle(store, items), strict=True)
+    )
+    client.release(fetched.ticket)
+    return right
+
+
+def test_a_worker_killed_mid_fetch_fails_its_tickets_and_is_back(
+    store: HostStore, connect: Connect, rng: random.Random, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = connect()
+    assert client.wait_up(30)
+    for round_ in range(3):
+        lost = client.pid
+        assert lost is not None
+        os.kill(lost, signal.SIGSTOP)  # so that no fetch can finish first
+        tickets = [client.fetch(random_items(rng, store, 5)) for _ in range(4)]
+        assert None not in tickets
+        os.kill(lost, signal.SIGKILL)
+        with caplog.at_level(logging.WARNING):
+            done = wait_all(client, tickets)
+        assert all(isinstance(failed, Failed) and "signal 9" in failed.reason for failed in done.values())
+        poll_until(client, lambda _: client.stats.worker_up, BACK_S)
+        assert client.pid != lost
+        assert client.stats.restarts == round_ + 1 and client.stats.failed == 4 * (round_ + 1)
+        assert client.ring.free_rows == client.ring.rows
+        assert serves(client, store, rng)
+    assert len(caplog.records) == 3, "one sentence each"
+
+
+def test_kills_at_any_moment_give_right_rows_or_none(
+    store: HostStore, connect: Connect, rng: random.Random
+) -> None:
+    client = connect()
+    for _ in range(6):
+        assert client.wait_up(30)
+        poison(client)
+        rounds = [random_items(rng, store, 10) for _ in range(3)]
+        tickets = [client.fetch(items) for items in rounds]
+        assert None not in tickets
+        time.sleep(rng.random() * 0.004)
+        os.kill(client.pid or 0, signal.SIGKILL)
+        for ticket, done in wait_all(client, tickets).items():
+            if isinstance(done, Fetched):
+                k, v = oracle(store, rounds[tickets.index(ticket)])
+                assert torch.equal(done.k, k) and torch.equal(done.v, v)
+            client.release(ticket)
+        poll_until(client, lambda _: client.ring.free_rows == client.ring.rows and client.pid is None)
+        client._supervisor._delay = 0.2  # not the law under test
+    assert client.wait_up(30) and serves(client, store, rng)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_stalled_worker_is_replaced(
+    busy: bool, store: HostStore, connect: Connect, rng: random.Random
+) -> None:
+    client = connect(timeout_s=1.0)
+    assert client.wait_up(30)
+    stalled = client.pid
+    os.kill(stalled or 0, signal.SIGSTOP)
+    if busy:
+        ticket = client.fetch(random_items(rng, store, 5))
+        assert ticket is not None
+        done = wait_all(client, [ticket])[ticket]
+        assert isinstance(done, Failed) and "did not answer" in done.reason
+    poll_until(client, lambda _: client.stats.worker_up and client.pid != stalled)
+    assert ended(stalled or 0) and serves(client, store, rng)
+
+
+def test_a_busy_scheduler_does_not_blame_the_worker(
+    store: HostStore, connect: Connect, rng: random.Random
+) -> None:
+    skew = [0.0]
+    client = connect(timeout_s=5.0, clock=lambda: time.monotonic() + skew[0])
+    assert client.wait_up(30)
+    ticket = client.fetch(random_items(rng, store, 5))
+    assert ticket is not None
+    arrived = client._supervisor.worker
+    assert arrived is not None and wait_for(lambda: bool(arrived._socket.poll(10)))
+    skew[0] += 1000  # a long prefill: nobody polled meanwhile
+    (done,) = client.poll()
+    assert isinstance(done, Fetched) and client.stats.restarts == 0
+
+
+def test_rows_a_killed_worker_may_still_write_are_not_lent(
+    store: HostStore, connect: Connect, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skew = [0.0]
+    client = connect(clock=lambda: time.monotonic() + skew[0])
+    assert client.wait_up(30)
+    os.kill(client.pid or 0, signal.SIGSTOP)
+    layer = max(range(len(store.heads)), key=store.heads.__getitem__)
+    ticket = client.fetch([FetchItem(layer, 0, torch.arange(70))])
+    assert ticket is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerProcess, "gone", lambda self: False)  # killed, but the kernel takes its time
+        skew[0] += 6
+        assert isinstance(wait_all(client, [ticket])[ticket], Failed)
+        client.release(ticket)
+        for _ in range(50):
+            skew[0] += 1
+            assert client.poll() == []
+        assert client.ring.free_rows == client.ring.rows - 70 and client.pid is None
+    poll_until(client, lambda _: client.ring.free_rows == client.ring.rows)
+    assert client.wait_up(30) and serves(client, store, rng)
+
+
+def test_an_abandoned_ticket_of_a_lost_worker_is_not_reported(store: HostStore, connect: Connect) -> None:
+    client = connect()
+    assert client.wait_up(30)
+    lost = client.pid or 0
+    os.kill(lost, signal.SIGSTOP)
+    layer = max(range(len(store.heads)), key=store.heads.__getitem__)
+    ticket = client.fetch([FetchItem(layer, 0, torch.arange(70))])
+    assert ticket is not None
+    client.release(ticket)
+    os.kill(lost, signal.SIGKILL)
+    assert poll_until(client, lambda _: client.ring.free_rows == client.ring.rows) == []
+
+
+@pytest.mark.parametrize("command", [["/nowhere/python"], [sys.executable, "-c", "raise SystemExit(3)"]])
+def test_without_a_worker_requests_are_refused_and_counted(
+    command: list[str], store: HostStore, connect: Connect
+) -> None:
+    client = connect(command=command)
+    assert not client.wait_up(1.0)
+    assert client.fetch([FetchItem(0, 0, torch.arange(3))]) is None
+    assert client.score([]) is None
+    assert client.poll() == []
+    stats = client.stats
+    assert stats.refused == 2 and not stats.worker_up
+    assert "exited with code 3" in stats.last_error or "cannot be started" in stats.last_error
+    assert client.ring.free_rows == client.ring.rows
+
+
+def test_ctrl_c_leaves_the_worker_alone(store: HostStore, connect: Connect, rng: random.Random) -> None:
+    client = connect()
+    assert client.wait_up(30)
+    pid = client.pid
+    for _ in range(3):
+        os.kill(pid or 0, signal.SIGINT)
+        assert serves(client, store, rng)
+    assert client.pid == pid and client.stats.restarts == 0
+
+
+def test_close_ends_the_worker_and_frees_its_address(store: HostStore, connect: Connect) -> None:
+    client = connect()
+    assert client.wait_up(30)
+    pid, mine = client.pid, f"@hetero-{os.getpid()}-"
+    assert mine in Path("/proc/net/unix").read_text()
+    client.close()
+    client.close()
+    assert ended(pid or 0) and client.poll() == []
+    assert client.fetch([FetchItem(0, 0, torch.arange(3))]) is None
+    assert wait_for(lambda: mine not in Path("/proc/net/unix").read_text())
+
+
+PARENT = """
+import sys, time, torch
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.retrieval.client import FetchItem, RetrievalClient
+store = HostStore(100_000, [4], 64, 64, torch.bfloat16)
+client = RetrievalClient(store, 1_000_000)
+assert client.wait_up(30)
+if sys.argv[1] == "busy":
+    assert client.fetch([FetchItem(0, 1, torch.randint(0, 100_000, (1_000_000,)))]) is not None
+print(client.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("doing", ["busy", "idle"])
+def test_nothing_outlives_a_killed_parent(doing: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, doing], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        address = f"@hetero-{parent.pid}-"
+        assert address in Path("/proc/net/unix").read_text()
+        for pid in (parent.pid, worker):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert "/memfd:hetero-host-store" in maps and "/dev/shm/" not in maps
+        parent.kill()
+    assert wait_for(lambda: ended(worker))
+    assert wait_for(lambda: address not in Path("/proc/net/unix").read_text())
+
+
+def test_a_worker_whose_parent_is_already_gone_does_not_start() -> None:
+    layout = HostLayout(1, [], 1, 1, "float16", 2, [], [], 0)
+    spec = WorkerSpec("ipc://@nobody", "", 1, 1, 1, host_fd=0, staging_fd=0, staging_rows=1, layout=layout)
+    ran = subprocess.run(COMMAND, input=msgspec.json.encode(spec), timeout=PATIENCE_S)
+    assert ran.returncode == 0
+
+
+def test_the_worker_needs_neither_torch_nor_sglang() -> None:
+    check = (
+        "import sys, hetero_sglang.retrieval.worker, hetero_sglang.retrieval.service; "
+        "print(sorted({'torch', 'sglang', 'triton'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

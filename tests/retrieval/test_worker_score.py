@@ -1,0 +1,132 @@
+"""The worker's choice of rows is that of a plain torch computation."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from retrieval_helpers import random_store, wait_all
+
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.retrieval import scoring
+from hetero_sglang.retrieval.client import Failed, RetrievalClient, Scored, ScoreItem
+
+
+def oracle(store: HostStore, item: ScoreItem) -> torch.Tensor:
+    """Pooled scores [L] in double precision."""
+    keys = store.k[item.layer][torch.as_tensor(item.slots), item.head].double()
+    weights = torch.softmax(torch.as_tensor(item.query).double() @ keys.T, dim=-1)
+    pooled = F.avg_pool1d(weights[None], item.pool, 1, item.pool // 2, count_include_pad=False)[0]
+    return pooled.amax(dim=0)
+
+
+def random_score(rng: random.Random, store: HostStore, length: int) -> ScoreItem:
+    layer = rng.choice([layer for layer, heads in enumerate(store.heads) if heads])
+    slots = torch.randint(0, store.rows, (length,))
+    query = torch.randn(rng.randint(1, 5), store.head_dim)
+    return ScoreItem(
+        layer=layer,
+        head=rng.randrange(store.heads[layer]),
+        slots=slots if rng.random() < 0.5 else slots.numpy(),
+        query=query if rng.random() < 0.5 else query.numpy(),
+        topk=rng.choice([1, 7, 100, length, length + 5]),
+        pool=rng.choice([1, 3, 7]),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_scores_equal_the_oracle(dtype: torch.dtype, rng: random.Random) -> None:
+    store = random_store(rng, dtype, rows=3000)
+    client = RetrievalClient(store, staging_rows=10)
+    assert client.wait_up(30)
+    for lengths in ([1], [2, 9], [400, 3, 50], [20_000], [8192, 8193]):
+        items = [random_score(rng, store, length) for length in lengths]
+        ticket = client.score(items)
+        assert ticket is not None
+        done = wait_all(client, [ticket])[ticket]
+        assert isinstance(done, Scored), done
+        for item, positions, scores in zip(items, done.positions, done.scores, strict=True):
+            wanted = oracle(store, item)
+            count = min(item.topk, len(item.slots))
+            assert positions.dtype == torch.int32 and scores.dtype == torch.float32
+            assert positions.shape == scores.shape == (count,)
+            assert positions.unique().numel() == count
+            # Rounding may swap rows of nearly equal score, so rows are judged by their true score.
+            best = wanted.topk(count).values
+            torch.testing.assert_close(wanted[positions.long()], best, rtol=1e-4, atol=1e-9)
+            torch.testing.assert_close(scores.double(), best, rtol=1e-4, atol=1e-9)
+    assert client.stats.scores == 5 and client.stats.fetches == 0
+    client.close()
+    store.close()
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_fail(poison: float, rng: random.Random) -> None:
+    store = random_store(rng, torch.bfloat16)
+    layer = max(range(len(store.heads)), key=store.heads.__getitem__)
+    store.k[layer][17] = poison
+    client = RetrievalClient(store, staging_rows=10)
+    assert client.wait_up(30)
+    query = torch.ones(1, store.head_dim)
+    tickets = [
+        client.score([ScoreItem(layer, 0, torch.tensor(slots), query, 2, 1)])
+        for slots in ([16, 17], [16, 18])
+    ]
+    assert None not in tickets
+    done = wait_all(client, tickets)
+    assert isinstance(done[tickets[0]], Failed) and isinstance(done[tickets[1]], Scored)
+    assert client.stats.restarts == 0
+    client.close()
+    store.close()
+
+
+@pytest.mark.parametrize("pool", [0, 2, 4])
+def test_an_even_pooling_width_fails(pool: int, rng: random.Random) -> None:
+    store = random_store(rng, torch.bfloat16, heads=[1])
+    client = RetrievalClient(store, staging_rows=10)
+    assert client.wait_up(30)
+    ticket = client.score([ScoreItem(0, 0, torch.arange(9), torch.ones(1, store.head_dim), 2, pool)])
+    assert ticket is not None
+    done = wait_all(client, [ticket])[ticket]
+    assert isinstance(done, Failed) and "odd" in done.reason
+    client.close()
+    store.close()
+
+
+def test_scores_of_nothing_are_nothing(rng: random.Random) -> None:
+    store = random_store(rng, torch.bfloat16, heads=[1])
+    client = RetrievalClient(store, staging_rows=10)
+    assert client.wait_up(30)
+    query = torch.ones(1, store.head_dim)
+    items = [
+        ScoreItem(0, 0, torch.arange(length), query, topk, 3) for length, topk in ((0, 5), (4, 0), (4, 2))
+    ]
+    for asked in (items, []):
+        ticket = client.score(asked)
+        assert ticket is not None
+        done = wait_all(client, [ticket])[ticket]
+        assert isinstance(done, Scored)
+        assert [len(positions) for positions in done.positions] == [0, 0, 2][: len(asked)]
+    client.close()
+    store.close()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=40), st.integers(0, 45))
+def test_best_is_the_stable_descending_order(scores: list[int], topk: int) -> None:
+    values = np.array(scores, np.float64)
+    assert scoring.best(values, topk).tolist() == np.argsort(-values, kind="stable")[:topk].tolist()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.sampled_from([1, 3, 5, 7, 51]))
+def test_average_is_torchs_pooling(length: int, pool: int) -> None:
+    weights = np.random.default_rng().random((3, length))
+    padded = F.pad(torch.from_numpy(weights), (pool // 2, pool // 2), value=float("nan"))
+    wanted = padded.unfold(-1, pool, 1).nanmean(dim=-1)  # [3, length]
+    np.testing.assert_allclose(scoring.average(weights, pool), wanted.numpy(), rtol=1e-12)
