@@ -38,7 +38,7 @@ class HeteroServerArgs(ServerArgs):
         Arg(help="Host memory for the compressed heads, in GB per rank; default: what the token slots need."),
         NS("memory"),
     ] = None
-    hetero_window: A[int, Arg(help="Most recent tokens every head keeps."), NS("memory")] = 32
+    hetero_window: A[int, Arg(help="Most recent tokens every head keeps."), NS("memory")] = 64
     hetero_sink: A[int, Arg(help="First tokens every head keeps."), NS("memory")] = 4
     hetero_drift_threshold: A[
         float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except HeteroError as error:
         print(f"hetero-sglang: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("hetero-sglang: interrupted; nothing was written.", file=sys.stderr)
         return 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hetero_sglang.attention.plan import Plan, Sequence
-from hetero_sglang.attention.reference import decode_exact, decode_grouped, prefill_attention
+from hetero_sglang.attention.reference import decode_exact, decode_grouped, prefill_attention, prefill_exact
 from hetero_sglang.cache import HeteroCache
 from hetero_sglang.memory.layout import LayerLayout
 from hetero_sglang.policy.scores import attention_scores, top_positions
@@ -38,7 +38,8 @@ class TorchEngine:
         for seq in plan.sequences:
             rows = slice(seq.start, seq.start + seq.count)
             keys, values = self._whole(layer, seq, k[rows], v[rows])
-            out[rows] = prefill_attention(q[rows], keys, values, scale)
+            attend = prefill_exact if seq.ws.exact(seq.ws.final) else prefill_attention
+            out[rows] = attend(q[rows], keys, values, scale)
             self._settle(layer, seq, q[rows], keys, values, scale)
         return out
 

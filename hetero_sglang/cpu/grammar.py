@@ -1,5 +1,5 @@
-"""Constrained decoding on the CPU. SGLang 0.5.17 pins xgrammar's bitmask, which needs a GPU driver, and then
-refuses to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251); xgrammar itself can.
+"""Constrained decoding on the CPU: SGLang 0.5.17 pins xgrammar's bitmask, which needs a GPU driver, and then
+refuses to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251).
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def register(registry: Any) -> None:
 
 
 def _apply_on_cpu(logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
-    from xgrammar import apply_token_bitmask_inplace
-
-    apply_token_bitmask_inplace(logits, vocab_mask)
+    # not xgrammar's own CPU kernel: 0.2.1's was seen to write past the rows of very short vocabularies
+    bits = (vocab_mask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32)) & 1  # [B, words, 32]
+    forbidden = bits.flatten(1)[:, : logits.shape[1]] == 0  # [B, min(V, 32 words)]
+    logits[:, : forbidden.shape[1]].masked_fill_(forbidden, float("-inf"))

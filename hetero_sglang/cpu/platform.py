@@ -15,6 +15,8 @@ import sys
 from hetero_sglang.cpu import sgl_kernel_stub
 
 ENGINE_VARIABLE = "SGLANG_USE_CPU_ENGINE"
+# Beside a choice of ours, so that a child process that does get a GPU chooses again.
+CHOICE_VARIABLE = "HETERO_CHOSE_CPU_ENGINE"
 # What an NVIDIA driver leaves: a card's node, the control node, Jetson's built-in GPU, the library of WSL 2.
 NVIDIA_NODES = (
     "/dev/nvidia[0-9]*",
@@ -33,8 +35,9 @@ def activate() -> None:
 
     Returns None always: to SGLang that means "no platform of mine", so its own choice stands.
     """
-    if ENGINE_VARIABLE not in os.environ and not accelerator_present():
-        os.environ[ENGINE_VARIABLE] = "1"  # spawned schedulers inherit it
+    ours = cpu_engine() and CHOICE_VARIABLE in os.environ
+    if ours or ENGINE_VARIABLE not in os.environ:
+        _choose()
     if cpu_engine() and not _sgl_kernel_loads():
         sys.modules["sgl_kernel"] = sgl_kernel_stub.build()
 
@@ -56,6 +59,14 @@ def accelerator_present() -> bool:
     if build is not None and build.cuda is None:  # a CPU build of torch cannot use a card
         return False
     return not _cards_hidden() and any(glob.glob(node) for node in NVIDIA_NODES)
+
+
+def _choose() -> None:
+    if accelerator_present():
+        os.environ.pop(ENGINE_VARIABLE, None)
+        os.environ.pop(CHOICE_VARIABLE, None)
+    else:
+        os.environ.update({ENGINE_VARIABLE: "1", CHOICE_VARIABLE: "1"})  # spawned schedulers inherit both
 
 
 def _cards_hidden() -> bool:

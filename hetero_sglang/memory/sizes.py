@@ -75,7 +75,7 @@ def slots_within(
     slots: list[int] = []
     for layout in layouts:
         one = Sizes(shape, layout, page_size, 0)
-        fixed = one.hot_pages * page_size * shape.hot_row
+        fixed = (one.hot_pages + 1) * page_size * shape.hot_row  # rounding, of requests and of the pool itself
         cell = one.resident_bytes_per_slot + one.hot_rows_per_slot * shape.hot_row
         if joint:
             cell += one.host_bytes_per_slot

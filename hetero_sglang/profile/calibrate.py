@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.checkpoint import Checkpoint
 from hetero_sglang.profile.documents import Document
+from hetero_sglang.profile.kv_buffer import host_cache
 from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.observe import Observation, watched
 from hetero_sglang.profile.tracker import DocumentStatistics, Tracker, combine
@@ -74,6 +74,13 @@ def calibrate(
 ) -> Measurements:
     """Measures every document and combines them. Raises HeteroError for documents too short or too long."""
     sizes = [plan.topk.of(document) for document in documents]
+    window = plan.observation.window
+    for document in documents:
+        if len(document.tokens) < window:
+            raise HeteroError(
+                f"the text {document.source} has {len(document.tokens)} tokens, fewer than `--window` "
+                f"{window}; give longer text."
+            )
     try:
         return combine(
             [measure(checkpoint, d, k, plan, advance) for d, k in zip(documents, sizes, strict=True)]
@@ -89,15 +96,10 @@ def calibrate(
 def measure(
     checkpoint: Checkpoint, document: Document, k: int, plan: Plan, advance: Callable[[int], object]
 ) -> DocumentStatistics:
-    """Prefills in chunks, then decodes greedily. On a GPU the KV cache is kept in host memory, and the device
-    holds a layer or two of it at a time."""
+    """Prefills in chunks, then decodes greedily."""
     model, prompt, window = checkpoint.model, len(document.tokens), plan.observation.window
-    if prompt < window:
-        raise HeteroError(
-            f"the text {document.source} has {prompt} tokens, fewer than `--window` {window}; give more."
-        )
     tracker = Tracker(model.config.num_hidden_layers, k, plan.smoothing)
-    cache = DynamicCache(config=model.config, offloading=checkpoint.device.type == "cuda")
+    cache = host_cache(model.config.num_hidden_layers, prompt + plan.steps)
     tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
     forbidden = _stop_tokens(checkpoint)
     observing = False
@@ -117,6 +119,8 @@ def measure(
             logits[forbidden] = -torch.inf
             out = model(logits.argmax().view(1, 1), past_key_values=cache, use_cache=True)
             advance(STEP_COST)
+    if not torch.isfinite(out.logits).all():
+        raise HeteroError(f"the model computes no finite numbers on {document.source}; check its weights.")
     return tracker.finish()
 
 

@@ -11,12 +11,14 @@ from hetero_sglang.profile.checkpoint import read_shape
 from hetero_sglang.profile.clusters import heads_per_rank
 from hetero_sglang.profile.files import PROFILE_NAME, check_writable, save_profile
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.role_options import add_role_options, read_role_options
 
 
 def run(argv: list[str], verbs: str) -> int:
     """Calibrates; whatever can be refused without the model is refused before it is loaded."""
     args = _parser(verbs).parse_args(argv)
+    args.model = local_folder(args.model) or args.model
     shape = read_shape(args.model)
     options = read_role_options(args, shape.num_kv_heads)
     out = Path(args.out)
@@ -51,7 +53,7 @@ def run(argv: list[str], verbs: str) -> int:
         measured = calibrate(checkpoint, documents, plan, bar.update)
     print(f"peak memory beyond the weights: {peak.beyond() / 1e6:.0f} MB ({checkpoint.device})")
 
-    thresholds, table = options.decide(measured)
+    thresholds, table = options.decide(measured, provenance.topk_share(about))
     print(table)
     layers = classify(measured, thresholds, heads_per_rank(shape.num_kv_heads, options.ranks))
     about |= provenance.of_decision(thresholds, options)

@@ -11,8 +11,6 @@ from hetero_sglang.profile.clusters import star_clusters
 from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.thresholds import Thresholds
 
-# With less than this share of their tokens, compressed heads keep next to nothing whatever their overlap.
-LEAST_BASE = 0.05
 GRID = tuple(round(step / 100, 2) for step in range(1, 100))
 
 
@@ -24,6 +22,7 @@ class Choice:
     resident: int  # R
     heads: int  # H
     loss: float  # mean over all heads of 1 - the overlap relied on; resident heads lose nothing
+    least_base: float  # share of its tokens that a compressed head of weight 1 is to keep
 
     @property
     def floor(self) -> float:
@@ -32,21 +31,22 @@ class Choice:
 
     @property
     def least_keep_ratio(self) -> float:
-        """The keep ratio at which a compressed head of weight 1 keeps LEAST_BASE of its tokens."""
-        return self.floor + LEAST_BASE * (1.0 - self.floor)
+        """The keep ratio at which a compressed head of weight 1 keeps `least_base` of its tokens."""
+        return self.floor + self.least_base * (1.0 - self.floor)
 
 
-def choices(measured: Measurements, per_rank: int | None = None) -> list[Choice]:
-    """One choice per distinct outcome of both thresholds on a grid of 0.01, fewest resident heads first.
+def choices(measured: Measurements, least_base: float, per_rank: int | None = None) -> list[Choice]:
+    """One choice per distinct outcome of thresholds on a grid of 0.01, fewest resident heads first.
 
-    A satellite relies on its similarity to its pivot, an anchor on its stability."""
+    A satellite relies on its similarity to its pivot, an anchor on its stability. Both were measured on sets
+    of `least_base` of the tokens, so they say nothing about heads that keep fewer."""
     stability, heads = measured.stability, measured.stability.size
     found: dict[tuple[float, int], Choice] = {}
     for similar in GRID:
         alone = np.ones(stability.shape, dtype=bool)  # [layers, heads]
         pivots, satellite_loss = 0, 0.0
         for layer, similarity in enumerate(measured.similarity):
-            for pivot, satellites in star_clusters(similarity, similar, per_rank).items():
+            for pivot, satellites in star_clusters(similarity, stability[layer], similar, per_rank).items():
                 alone[layer, [pivot, *satellites]] = False
                 pivots += 1
                 satellite_loss += float((1.0 - similarity[pivot, satellites]).sum())
@@ -54,7 +54,9 @@ def choices(measured: Measurements, per_rank: int | None = None) -> list[Choice]
             anchors = alone & (stability >= stable)
             resident = pivots + int((alone & ~anchors).sum())
             loss = (satellite_loss + float((1.0 - stability[anchors]).sum())) / heads
-            found.setdefault((loss, resident), Choice(Thresholds(stable, similar), resident, heads, loss))
+            found.setdefault(
+                (loss, resident), Choice(Thresholds(stable, similar), resident, heads, loss, least_base)
+            )
     return sorted(found.values(), key=lambda c: (c.resident, c.loss))
 
 

@@ -8,18 +8,16 @@ from hetero_sglang.errors import HeteroError
 
 
 def star_clusters(
-    similarity: np.ndarray, threshold: float, per_rank: int | None = None
+    similarity: np.ndarray, stability: np.ndarray, threshold: float, per_rank: int | None = None
 ) -> dict[int, list[int]]:
     """Pivot -> its satellites (ascending), over similarity [H, H] at or above `threshold`.
 
     The free head with most free neighbours becomes a pivot and takes them, until no two free heads are
-    neighbours. Ties go to the greater sum of similarities to those, then to all heads, then the lower index.
-    With `per_rank` heads per rank, only heads of one rank count."""
+    neighbours. Of several, the one of least stability [H] does: it gains most from staying whole. With
+    `per_rank` heads per rank, only heads of one rank are neighbours."""
     heads = len(similarity)
     rank = np.arange(heads) // (per_rank or heads)
-    together = rank[:, None] == rank[None, :]
-    near = (similarity >= threshold) & together & ~np.eye(heads, dtype=bool)
-    overall = (similarity * together).sum(1)
+    near = (similarity >= threshold) & (rank[:, None] == rank[None, :]) & ~np.eye(heads, dtype=bool)
     free = np.ones(heads, dtype=bool)
     clusters: dict[int, list[int]] = {}
     while True:
@@ -27,8 +25,7 @@ def star_clusters(
         degree = open_pairs.sum(1)
         if not degree.any():
             return clusters
-        closeness = (similarity * open_pairs).sum(1)
-        pivot = max(range(heads), key=lambda h: (degree[h], closeness[h], overall[h], -h))
+        pivot = max(range(heads), key=lambda h: (degree[h], -stability[h], -h))
         satellites = np.flatnonzero(open_pairs[pivot]).tolist()
         clusters[pivot] = satellites
         free[[pivot, *satellites]] = False

@@ -11,8 +11,8 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.text import Text
 
 Encode = Callable[[str], list[int]]
-# Sentences between two entries, rounds of questions already answered, and names in the question left open.
-_PROSE, _ROUNDS, _ASKED = 4, 2, 8
+_PER_ENTRY, _MOST_ENTRIES = 160, 1000  # tokens of text to each entry
+_ROUNDS, _ASKED = 2, 8  # questions already answered, and names in the one left open
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,9 @@ class Document:
 def built_in(seed: int, length: int, encode: Encode, start: list[int]) -> Document:
     """`length` tokens of prose with entries that ends with a question, its answer left to the model."""
     text = Text(seed)
-    # Rounds come first in time of writing: their names are entries placed in the body below.
-    entries = [text.entry() for _ in range(max(_ASKED, length // 160))]
-    tail = ""
-    for _ in range(_ROUNDS):
-        tail += "".join(text.question(entries, _ASKED // 2))
-    tail += text.question(entries, _ASKED)[0]
-    ending = encode(tail)
+    entries = [text.entry() for _ in range(min(max(_ASKED, length // _PER_ENTRY), _MOST_ENTRIES))]
+    answered = "".join("".join(text.question(entries, _ASKED // 2)) for _ in range(_ROUNDS))
+    ending = encode(answered + text.question(entries, _ASKED)[0])
     room = length - len(ending) - len(start)
     facts = [encode(f" Entry {entry}.") for entry in entries]
     prose_room = room - sum(map(len, facts))
@@ -41,7 +37,7 @@ def built_in(seed: int, length: int, encode: Encode, start: list[int]) -> Docume
         raise HeteroError(f"the built-in text needs more than {length} tokens; choose a greater `--length`.")
     prose: list[int] = []
     while len(prose) < prose_room:
-        prose += encode("".join(text.sentence() for _ in range(_PROSE)))
+        prose += encode("".join(text.sentence() for _ in range(8)))
     body: list[int] = []
     for index, fact in enumerate(facts):
         begin, end = (prose_room * i // len(facts) for i in (index, index + 1))

@@ -12,11 +12,12 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile import reference, schema
 from hetero_sglang.profile.fingerprint import fingerprint as fingerprint
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.local_model import local_folder
 
 PROFILE_NAME = "hetero_profile.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Inside a wheel, and in a source tree.
-SHIPPED = (_PACKAGE / "profile" / "shipped", _PACKAGE.parent / "assets")
+SHIPPED = ((_PACKAGE / "profile" / "shipped", "*.json"), (_PACKAGE.parent / "assets", f"*/{PROFILE_NAME}"))
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
@@ -113,31 +114,30 @@ def find_profile(model_path: str | Path, explicit: str | None = None) -> Path:
     fingerprint matches. Raises HeteroError with the command that makes one."""
     if explicit is not None:
         if not Path(explicit).is_file():
-            raise HeteroError(
-                f"the head profile {explicit} does not exist; check the path or leave the option out."
-            )
+            raise HeteroError(f"the head profile {explicit} does not exist; check the path or leave it out.")
         return Path(explicit)
-    beside = Path(model_path) / PROFILE_NAME
-    if beside.is_file():
-        return beside
-    return _shipped(model_path) or _refuse(model_path)
-
-
-def _shipped(model_path: str | Path) -> Path | None:
-    candidates = [p for folder in SHIPPED if folder.is_dir() for p in sorted(folder.rglob("*.json"))
-                  if p.name == PROFILE_NAME or p.parent == SHIPPED[0]]  # fmt: skip
-    if not candidates or not (Path(model_path) / "config.json").is_file():
-        return None
-    wanted = fingerprint(model_path)
-    for path in candidates:
-        made_from = read_object(path).get("provenance", {}).get("fingerprint")
-        if made_from == wanted:
-            return path
-    return None
-
-
-def _refuse(model_path: str | Path) -> Path:
+    folder = local_folder(model_path)
+    if folder is not None and (folder / PROFILE_NAME).is_file():
+        return folder / PROFILE_NAME
+    found = None if folder is None else _shipped(folder)
+    if found is not None:
+        return found
+    # A folder of the user's own takes the file; the cache of downloads is no place for it.
+    beside = Path(model_path).is_dir()
+    out = Path(model_path) / PROFILE_NAME if beside else PROFILE_NAME
+    use = "" if beside else f" and give it with `--hetero-profile {out}`"
     raise HeteroError(
         f"no head profile was found for {model_path}; make one with "
-        f"`hetero-sglang profile {model_path} --out {Path(model_path) / PROFILE_NAME}`."
+        f"`hetero-sglang profile {model_path} --out {out}`{use}."
     )
+
+
+def _shipped(folder: Path) -> Path | None:
+    if not (folder / "config.json").is_file():
+        return None
+    candidates = [path for place, pattern in SHIPPED for path in sorted(place.glob(pattern))]
+    wanted = fingerprint(folder) if candidates else None
+    for path in candidates:
+        if read_object(path).get("provenance", {}).get("fingerprint") == wanted:
+            return path
+    return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.checkpoint import Checkpoint, tokenizer_hash
 from hetero_sglang.profile.documents import Document
 from hetero_sglang.profile.fingerprint import fingerprint
@@ -48,6 +49,17 @@ def of_decision(thresholds: Thresholds, options: RoleOptions) -> dict[str, Any]:
         "target_keep_ratio": options.target,
         "per_rank": options.ranks,
     }
+
+
+def topk_share(about: Mapping[str, Any]) -> float:
+    """Share of a text's tokens in the measured sets, mean over texts. HeteroError where it is not said."""
+    try:
+        shares = [text["topk"] / text["tokens"] for text in about["texts"]]
+        return sum(shares) / len(shares)
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise HeteroError(
+            "`provenance.texts` does not give the tokens and topk of each text; profile the model again."
+        ) from None
 
 
 def _version(package: str) -> str:

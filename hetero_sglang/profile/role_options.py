@@ -21,9 +21,11 @@ class RoleOptions:
     target: float | None
     ranks: int | None
 
-    def decide(self, measured: Measurements) -> tuple[Thresholds, str]:
-        """The thresholds to use, and a table of what keep ratios are possible at what loss."""
-        options = choices(measured, heads_per_rank(measured.stability.shape[1], self.ranks))
+    def decide(self, measured: Measurements, topk_share: float) -> tuple[Thresholds, str]:
+        """The thresholds to use, and a table of what keep ratios are possible at what loss.
+
+        `topk_share` is the share of tokens in the measured sets."""
+        options = choices(measured, topk_share, heads_per_rank(measured.stability.shape[1], self.ranks))
         taken: Choice | None = None
         if self.target is not None:
             taken = choose(options, self.target)

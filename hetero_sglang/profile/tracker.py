@@ -42,7 +42,7 @@ class Tracker:
             return
         running = self.running[layer]
         if running is None:
-            self.running[layer] = running = scores
+            self.running[layer] = running = scores.clone()
         else:
             running.lerp_(scores, 1.0 / self.smoothing)
         chosen = top_mask(running, self.topk)

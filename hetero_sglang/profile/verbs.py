@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hetero_sglang.cli import Parser
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.files import dumps, load_profile, save_profile, write_text
+from hetero_sglang.profile.files import dumps, load_profile, read_object, save_profile, write_text
 from hetero_sglang.profile.head_profile import HeadProfile
 
 _RATIOS = (0.5, 0.33, 0.25, 0.2)
@@ -60,14 +60,14 @@ def assign(argv: list[str]) -> int:
     add_role_options(parser)
     args = parser.parse_args(argv)
     from hetero_sglang.profile.clusters import heads_per_rank
-    from hetero_sglang.profile.provenance import of_decision
+    from hetero_sglang.profile.provenance import of_decision, topk_share
     from hetero_sglang.profile.thresholds import classify
 
     profile = load_profile(args.file)
     options = read_role_options(args, profile.num_kv_heads)
     if profile.measurements is None:
         raise HeteroError(f"{args.file} holds no measurements; profile the model to decide roles anew.")
-    thresholds, table = options.decide(profile.measurements)
+    thresholds, table = options.decide(profile.measurements, topk_share(profile.provenance))
     layers = classify(profile.measurements, thresholds, heads_per_rank(profile.num_kv_heads, options.ranks))
     profile = replace(
         profile, layers=layers, provenance={**profile.provenance, **of_decision(thresholds, options)}
@@ -84,9 +84,10 @@ def import_(argv: list[str]) -> int:
     parser.add_argument("file")
     parser.add_argument("--out", help="default: FILE with the ending .hetero.json")
     args = parser.parse_args(argv)
+    from hetero_sglang.profile.reference import MISSING, is_reference
+
     profile = load_profile(args.file)
-    lacks = profile.provenance.get("lacks")
-    if lacks is None:
+    if not is_reference(read_object(args.file)):
         raise HeteroError(f"{args.file} is in our schema already; there is nothing to import.")
     # Not with_suffix: their names hold dots of their own.
     target = args.out or str(
@@ -94,7 +95,7 @@ def import_(argv: list[str]) -> int:
     )
     save_profile(profile, target)
     _wrote(profile, target)
-    print(f"warning: the file lacks {', '.join(lacks)}; these cannot be checked or shown.", file=sys.stderr)
+    print(f"warning: the file lacks {', '.join(MISSING)}; these cannot be checked or shown.", file=sys.stderr)
     return 0
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
-import zmq
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval import items, process, protocol
@@ -64,7 +63,7 @@ class RetrievalClient:
         self._store, self._threads, self._timeout = store, threads, timeout_s
         self._command, self._clock = command, clock
         self.ring = StagingRing(staging_rows, store.head_dim, store.v_head_dim, store.dtype, pin)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._closed = False
         self._tickets = 0
         self._pending: dict[int, _Pending] = {}  # oldest first
         self._held: dict[int, Segment] = {}  # fetched, until release
@@ -91,9 +90,7 @@ class RetrievalClient:
     def fetch(self, wanted: Sequence[FetchItem]) -> int | None:
         """Ticket of a fetch of the items' rows; None (counted): the worker is not up or staging is full."""
         rows = sum(len(item.slots) for item in wanted)
-        segment = None
-        if self._supervisor.up and rows:
-            segment = self.ring.acquire(rows)
+        segment = self.ring.acquire(rows) if rows and self._supervisor.up else None
         if not self._supervisor.up or (rows and segment is None):
             self._stats.refused += 1
             return None
@@ -115,7 +112,7 @@ class RetrievalClient:
 
     def poll(self) -> list[Completion]:
         """What was completed or lost since the last call; also looks after the worker."""
-        if self._context.closed:
+        if self._closed:
             return []
         completions = self._drain()
         # Overdue is judged after reading: a scheduler that was busy for long must not blame the worker.
@@ -133,7 +130,7 @@ class RetrievalClient:
             self.ring.release(self._held.pop(ticket))
 
     def wait_up(self, timeout_s: float) -> bool:
-        """Block until the worker is up; for start-up. Completions must not be outstanding."""
+        """Block until the worker is up, or the time is over; for start-up, when no ticket is out yet."""
         end = time.monotonic() + timeout_s
         while not self._supervisor.up and time.monotonic() < end:
             self.poll()
@@ -142,10 +139,10 @@ class RetrievalClient:
 
     def close(self) -> None:
         """End the worker and give staging back. Tickets still out are forgotten."""
-        if self._context.closed:
+        if self._closed:
             return
+        self._closed = True
         self._supervisor.close(timeout_s=2.0)
-        self._context.destroy(linger=0)
         self.ring.close()
 
     def _launch(self, incarnation: int) -> WorkerProcess:
@@ -162,7 +159,7 @@ class RetrievalClient:
             layout=self._layout,
         )
         try:
-            return WorkerProcess(self._context, spec, self._command)
+            return WorkerProcess(spec, self._command)
         except OSError as error:
             self._stats.last_error = f"the retrieval worker cannot be started ({error})"
             raise

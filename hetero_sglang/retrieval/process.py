@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hmac
 import os
 import secrets
@@ -34,13 +35,11 @@ class WorkerProcess:
     (which went through a pipe) is listened to, and a new incarnation has a new address: no reply outlives it.
     """
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], spec: WorkerSpec, command: Sequence[str]
-    ) -> None:
+    def __init__(self, spec: WorkerSpec, command: Sequence[str]) -> None:
         """OSError when the process cannot be started."""
         self._spec = spec
         self._peer = b""
-        self._socket = _listen(context, spec.address)
+        self._socket = _listen(spec.address)
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, pass_fds=(spec.host_fd, spec.staging_fd), env=_environment()
@@ -49,8 +48,9 @@ class WorkerProcess:
             self._socket.close()
             raise
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it died: `gone` will say so
-            pipe.write(msgspec.json.encode(spec))  # a few KB: fits the pipe, so this does not wait
+        with contextlib.suppress(BrokenPipeError):  # it died: `gone` will say so
+            self._process.stdin.write(msgspec.json.encode(spec) + b"\n")  # a few KB: fits the pipe, no wait
+            self._process.stdin.flush()
 
     @property
     def pid(self) -> int:
@@ -105,8 +105,11 @@ class WorkerProcess:
             self._process.wait(timeout_s)
 
     def close(self) -> None:
-        """Close the socket; replies on their way are lost."""
+        """Close socket and pipe; replies on their way are lost."""
         self._socket.close()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
 
     def _is_hello(self, frames: Sequence[bytes]) -> bool:
         try:
@@ -121,9 +124,15 @@ class WorkerProcess:
         )
 
 
-def _listen(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
+@functools.cache
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    """One for the whole process, never ended: the end of a context waits for sockets somebody left open."""
+    return zmq.Context()
+
+
+def _listen(address: str) -> zmq.Socket[bytes]:
     try:
-        socket = context.socket(zmq.ROUTER)
+        socket = _context().socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say so when the worker is not there
         socket.bind(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,6 +37,8 @@ class Service:
         socket.connect(self._spec.address)
         hello = protocol.Hello(self._spec.incarnation, os.getpid(), self._spec.token)
         await socket.send_multipart(protocol.pack(hello))
+        # The client's end of this pipe closes with the client, however it goes.
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), os._exit, 0)
         running: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         while True:
             task = asyncio.create_task(self._reply(socket, await socket.recv_multipart()))

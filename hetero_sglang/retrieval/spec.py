@@ -1,4 +1,4 @@
-"""What a worker is told when it starts, as JSON on its standard input."""
+"""What a worker is told when it starts: a line of JSON on its standard input, which then stays open."""
 
 from __future__ import annotations
 

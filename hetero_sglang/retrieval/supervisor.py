@@ -9,7 +9,7 @@ from hetero_sglang.retrieval.process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-_START_S = 10.0  # from start to hello
+_START_S = 30.0  # from start to hello
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 5.0
 _PROVEN_S = 10.0  # a worker that lived this long does not count as a repeated crash

@@ -27,7 +27,7 @@ def main() -> None:
     from hetero_sglang.retrieval.service import Service
     from hetero_sglang.retrieval.spec import WorkerSpec
 
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerSpec)
     if os.getppid() != spec.parent:  # it died before the signal was arranged
         return
     uvloop.run(Service(spec).run())

@@ -62,10 +62,10 @@ def profiles(draw: st.DrawFn, max_layers: int = 4, max_heads: int = 8) -> HeadPr
 class PlantedLayer:
     """Scores [heads, L] per step of heads whose roles are known.
 
-    One centre with copies that each share 70% of its keys; anchors and volatile heads elsewhere. Stable heads
+    One centre with copies that each share 63% of its keys; anchors and volatile heads elsewhere. Stable heads
     keep 95% of their keys at every step, volatile ones draw new keys every step."""
 
-    LENGTH, TOPK = 2048, 100
+    LENGTH, TOPK = 1024, 100
 
     def __init__(self, heads: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ class PlantedLayer:
         self._sets = [self._draw() for _ in range(heads)]
         for head, role in enumerate(self.roles):
             if role is Role.SATELLITE:
-                self._sets[head] = self._vary(self._sets[self.centre], 0.7)
+                self._sets[head] = self._vary(self._sets[self.centre], 0.63)
 
     def step(self) -> torch.Tensor:
         """Scores of one step; every call is another step."""

@@ -43,13 +43,13 @@ def test_statistics_equal_medians_over_all_steps_kept(seed, steps, k, smoothing)
 
 
 def test_the_callers_scores_are_not_kept():
-    tracker = Tracker(1, 2, smoothing=4)
-    scores = [torch.rand(3, 10) for _ in range(3)]
+    tracker = Tracker(1, 10, smoothing=4)
+    scores = [torch.rand(3, 50) for _ in range(8)]
     for step in scores:
         tracker.add(0, step.clone())
     expected = tracker.finish()
-    again = Tracker(1, 2, smoothing=4)
-    buffer = torch.empty(3, 10)
+    again = Tracker(1, 10, smoothing=4)
+    buffer = torch.empty(3, 50)
     for step in scores:
         again.add(0, buffer.copy_(step))
         buffer.fill_(float("nan"))  # poisoned after use

@@ -90,7 +90,7 @@ def test_an_explicit_profile_goes_before_the_one_beside_the_checkpoint(checkpoin
 def test_a_shipped_profile_is_found_by_its_fingerprint_only(checkpoint, tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
     shipped.mkdir()
-    monkeypatch.setattr(files, "SHIPPED", (shipped,))
+    monkeypatch.setattr(files, "SHIPPED", ((shipped, "*.json"),))
     other = replace(profile_of("Psaa"), provenance={"fingerprint": "sha256:other"})
     save_profile(other, shipped / "a.json")
     with pytest.raises(HeteroError) as caught:
@@ -99,6 +99,21 @@ def test_a_shipped_profile_is_found_by_its_fingerprint_only(checkpoint, tmp_path
     assert command in str(caught.value)
     save_profile(replace(other, provenance={"fingerprint": fingerprint(checkpoint)}), shipped / "b.json")
     assert find_profile(checkpoint, None) == shipped / "b.json"
+
+
+def test_a_downloaded_model_is_found_by_its_name(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def cached(name: str, file: str) -> str | None:
+        return str(tmp_path / file) if name == "some/model" else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    save_profile(profile_of("Psaa"), tmp_path / PROFILE_NAME)
+    assert find_profile("some/model") == tmp_path / PROFILE_NAME
+    with pytest.raises(
+        HeteroError, match="`hetero-sglang profile other/model --out hetero_profile.json` and give it"
+    ):
+        find_profile("other/model")
 
 
 def test_the_recall_models_profile_is_its_own(recall_model, checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,12 @@ def test_equal_profiles_make_equal_files(tmp_path):
     for name in "ab":
         save_profile(profile_of("Psaa", measurements=measured(1, 4)), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_documented_example_is_valid():
+    page = (Path(__file__).parents[2] / "docs" / "profile.md").read_text(encoding="utf-8")
+    example = page.split("```json\n")[1].split("```")[0]
+    assert decode(json.loads(example)).num_resident == 2
 
 
 def set_at(data: dict, path: tuple, value: object) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from retrieval_helpers import random_store
+from retrieval_helpers import PATIENCE_S, Connect, random_store
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval.client import RetrievalClient
@@ -27,13 +28,21 @@ def store(rng: random.Random) -> Iterator[HostStore]:
 
 
 @pytest.fixture
-def connect(store: HostStore) -> Iterator[Callable[..., RetrievalClient]]:
-    """Makes clients of `store` that are closed afterwards."""
+def connect() -> Iterator[Connect]:
+    """Makes clients that are closed afterwards; patient ones, for machines that are busy with other tests."""
     clients: list[RetrievalClient] = []
 
-    def make(staging_rows: int = 2000, **options: object) -> RetrievalClient:
-        clients.append(RetrievalClient(store, staging_rows, **options))  # type: ignore[arg-type]
-        return clients[-1]
+    def make(
+        store: HostStore,
+        staging_rows: int = 2000,
+        up: bool = True,
+        timeout_s: float = PATIENCE_S,
+        **options: Any,
+    ) -> RetrievalClient:
+        client = RetrievalClient(store, staging_rows, timeout_s=timeout_s, **options)
+        clients.append(client)
+        assert not up or client.wait_up(PATIENCE_S)
+        return client
 
     yield make
     for client in clients:

@@ -53,7 +53,7 @@ def lie(mode: str, frames: list[bytes], own: int) -> list[bytes]:
 
 def main() -> None:
     mode = sys.argv[1]
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerSpec)
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(spec.address)
     hello = Hello(spec.incarnation, os.getpid(), spec.token)

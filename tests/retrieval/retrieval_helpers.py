@@ -12,8 +12,9 @@ import torch
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval.client import Completion, FetchItem, RetrievalClient
 
-BACK_S = 5.0  # a lost worker is replaced within this time
-PATIENCE_S = 30.0
+Connect = Callable[..., RetrievalClient]
+
+PATIENCE_S = 60.0
 
 
 def random_store(

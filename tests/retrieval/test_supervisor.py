@@ -95,7 +95,7 @@ def test_none_starts_before_the_killed_one_is_gone() -> None:
 def test_a_worker_that_never_says_hello_is_given_up() -> None:
     world = World()
     world.time_to_start()
-    world.now += 9
+    world.now += 29
     assert world.supervisor.tend(world.now) is None
     world.now += 2
     assert "did not start" in (world.supervisor.tend(world.now) or "")

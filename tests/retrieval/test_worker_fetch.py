@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrieval_helpers import fetch_one, oracle, poison, poll_until, random_items, random_store, wait_all
+from retrieval_helpers import (
+    Connect,
+    fetch_one,
+    oracle,
+    poison,
+    poll_until,
+    random_items,
+    random_store,
+    wait_all,
+)
 
 from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient
+from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem
 from hetero_sglang.retrieval.gather import cut
 from hetero_sglang.retrieval.protocol import Gather
-
-Connect = Callable[..., RetrievalClient]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_rows_equal_the_oracle(dtype: torch.dtype, threads: int, rng: random.Random) -> None:
+def test_rows_equal_the_oracle(
+    dtype: torch.dtype, threads: int, rng: random.Random, connect: Connect
+) -> None:
     store = random_store(rng, dtype)
-    client = RetrievalClient(store, staging_rows=3000, threads=threads)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=3000, threads=threads)
     for _ in range(40):
         poison(client)
         rounds = [random_items(rng, store, rng.randint(0, 12)) for _ in range(3)]
@@ -38,27 +45,21 @@ def test_rows_equal_the_oracle(dtype: torch.dtype, threads: int, rng: random.Ran
                 assert found.dtype == dtype and torch.equal(found, wanted)
             client.release(ticket)
         assert client.ring.free_rows == client.ring.rows
-    client.close()
-    store.close()
 
 
-def test_a_fetch_shared_by_several_threads_is_whole(rng: random.Random) -> None:
+def test_a_fetch_shared_by_several_threads_is_whole(rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, torch.bfloat16, rows=5000, heads=[2, 0, 3])
-    client = RetrievalClient(store, staging_rows=30_000, threads=4)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=30_000, threads=4)
     poison(client)
     items = [FetchItem(layer, 1, torch.randint(0, 5000, (9000,))) for layer in (0, 2, 0)]
     fetched = fetch_one(client, items)
     assert isinstance(fetched, Fetched)
     for view, found in ((store.k, fetched.k), (store.v, fetched.v)):
         assert torch.equal(found, torch.cat([view[item.layer][item.slots, item.head] for item in items]))
-    client.close()
-    store.close()
 
 
 def test_a_fetch_sees_what_was_written_before_it(store: HostStore, connect: Connect) -> None:
-    client = connect()
-    assert client.wait_up(30)
+    client = connect(store)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
     slots = torch.tensor([3, 1, 4])
     for _ in range(20):
@@ -72,8 +73,7 @@ def test_a_fetch_sees_what_was_written_before_it(store: HostStore, connect: Conn
 
 
 def test_rows_of_slots_released_on_the_way_are_known(store: HostStore, connect: Connect) -> None:
-    client = connect()
-    assert client.wait_up(30)
+    client = connect(store)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
     before = store.k[layer].clone()
     slots = torch.randperm(store.rows)[:50]
@@ -93,8 +93,7 @@ def test_rows_of_slots_released_on_the_way_are_known(store: HostStore, connect: 
 
 
 def test_a_full_ring_refuses_and_a_release_makes_room(store: HostStore, connect: Connect) -> None:
-    client = connect(staging_rows=100)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=100)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
     item = FetchItem(layer, 0, torch.arange(60))
     first = client.fetch([item])
@@ -113,8 +112,7 @@ def test_a_full_ring_refuses_and_a_release_makes_room(store: HostStore, connect:
 
 
 def test_an_abandoned_fetch_completes_silently_and_frees_its_rows(store: HostStore, connect: Connect) -> None:
-    client = connect()
-    assert client.wait_up(30)
+    client = connect(store)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
     ticket = client.fetch([FetchItem(layer, 0, torch.arange(60))])
     assert ticket is not None
@@ -125,10 +123,9 @@ def test_an_abandoned_fetch_completes_silently_and_frees_its_rows(store: HostSto
 
 
 @pytest.mark.parametrize("wrong", ["layer", "head", "empty layer", "slot", "negative slot"])
-def test_what_does_not_exist_fails_alone(wrong: str, rng: random.Random) -> None:
+def test_what_does_not_exist_fails_alone(wrong: str, rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, torch.float16, heads=[2, 0])
-    client = RetrievalClient(store, staging_rows=100)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=100)
     pid = client.pid
     good = FetchItem(0, 1, torch.arange(5))
     bad = {
@@ -143,8 +140,6 @@ def test_what_does_not_exist_fails_alone(wrong: str, rng: random.Random) -> None
     assert client.ring.free_rows == 100 and client.stats.failed == 1
     assert isinstance(fetch_one(client, [good]), Fetched)
     assert client.pid == pid and client.stats.restarts == 0
-    client.close()
-    store.close()
 
 
 @settings(deadline=None)

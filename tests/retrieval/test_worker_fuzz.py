@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +31,6 @@ class Bench:
             view.copy_(torch.randn(view.shape))
         self.before = bytes(self.store.memory.buffer)
         self.ring = StagingRing(STAGING, 4, 8, torch.bfloat16)
-        self.context = zmq.Context()
         spec = WorkerSpec(
             address=process.new_address(),
             token="t",
@@ -44,7 +42,7 @@ class Bench:
             staging_rows=STAGING,
             layout=msgspec.convert(self.store.layout(), HostLayout),
         )
-        self.worker = process.WorkerProcess(self.context, spec, process.COMMAND)
+        self.worker = process.WorkerProcess(spec, process.COMMAND)
         self.answer(None)
 
     def answer(self, frames: Sequence[bytes] | None) -> protocol.Reply | None:
@@ -64,7 +62,6 @@ class Bench:
         self.worker.kill()
         self.worker.wait(5)
         self.worker.close()
-        self.context.destroy(linger=0)
 
 
 @pytest.fixture(scope="module")

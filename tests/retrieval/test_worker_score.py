@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrieval_helpers import random_store, wait_all
+from retrieval_helpers import Connect, random_store, wait_all
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval import scoring
-from hetero_sglang.retrieval.client import Failed, RetrievalClient, Scored, ScoreItem
+from hetero_sglang.retrieval.client import Failed, Scored, ScoreItem
 
 
 def oracle(store: HostStore, item: ScoreItem) -> torch.Tensor:
@@ -40,10 +40,9 @@ def random_score(rng: random.Random, store: HostStore, length: int) -> ScoreItem
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_scores_equal_the_oracle(dtype: torch.dtype, rng: random.Random) -> None:
+def test_scores_equal_the_oracle(dtype: torch.dtype, rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, dtype, rows=3000)
-    client = RetrievalClient(store, staging_rows=10)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=10)
     for lengths in ([1], [2, 9], [400, 3, 50], [20_000], [8192, 8193]):
         items = [random_score(rng, store, length) for length in lengths]
         ticket = client.score(items)
@@ -61,17 +60,14 @@ def test_scores_equal_the_oracle(dtype: torch.dtype, rng: random.Random) -> None
             torch.testing.assert_close(wanted[positions.long()], best, rtol=1e-4, atol=1e-9)
             torch.testing.assert_close(scores.double(), best, rtol=1e-4, atol=1e-9)
     assert client.stats.scores == 5 and client.stats.fetches == 0
-    client.close()
-    store.close()
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_fail(poison: float, rng: random.Random) -> None:
+def test_scores_that_are_no_numbers_fail(poison: float, rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, torch.bfloat16)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
     store.k[layer][17] = poison
-    client = RetrievalClient(store, staging_rows=10)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=10)
     query = torch.ones(1, store.head_dim)
     tickets = [
         client.score([ScoreItem(layer, 0, torch.tensor(slots), query, 2, 1)])
@@ -81,27 +77,21 @@ def test_scores_that_are_no_numbers_fail(poison: float, rng: random.Random) -> N
     done = wait_all(client, tickets)
     assert isinstance(done[tickets[0]], Failed) and isinstance(done[tickets[1]], Scored)
     assert client.stats.restarts == 0
-    client.close()
-    store.close()
 
 
 @pytest.mark.parametrize("pool", [0, 2, 4])
-def test_an_even_pooling_width_fails(pool: int, rng: random.Random) -> None:
+def test_an_even_pooling_width_fails(pool: int, rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, torch.bfloat16, heads=[1])
-    client = RetrievalClient(store, staging_rows=10)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=10)
     ticket = client.score([ScoreItem(0, 0, torch.arange(9), torch.ones(1, store.head_dim), 2, pool)])
     assert ticket is not None
     done = wait_all(client, [ticket])[ticket]
     assert isinstance(done, Failed) and "odd" in done.reason
-    client.close()
-    store.close()
 
 
-def test_scores_of_nothing_are_nothing(rng: random.Random) -> None:
+def test_scores_of_nothing_are_nothing(rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, torch.bfloat16, heads=[1])
-    client = RetrievalClient(store, staging_rows=10)
-    assert client.wait_up(30)
+    client = connect(store, staging_rows=10)
     query = torch.ones(1, store.head_dim)
     items = [
         ScoreItem(0, 0, torch.arange(length), query, topk, 3) for length, topk in ((0, 5), (4, 0), (4, 2))
@@ -112,8 +102,6 @@ def test_scores_of_nothing_are_nothing(rng: random.Random) -> None:
         done = wait_all(client, [ticket])[ticket]
         assert isinstance(done, Scored)
         assert [len(positions) for positions in done.positions] == [0, 0, 2][: len(asked)]
-    client.close()
-    store.close()
 
 
 @settings(deadline=None)

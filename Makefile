@@ -1,0 +1,39 @@
+# `make demo` and `make test` set everything up themselves in .venv; they need Linux and Python 3.11 or 3.12.
+
+RIGHT_PYTHON := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+PYTHON ?= $(shell for name in python3.11 python3.12 python3; do $$name $(RIGHT_PYTHON) && echo $$name && break; done)
+VENV := .venv
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
+
+# Bytecode is written at first import, for the third of the modules that are imported at all, not at installation;
+# an environment that forbids writing it would compile them anew at every server start.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test lint lock clean
+
+demo: $(STAMP)
+	$(VENV)/bin/python -m benchmarks.demo
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest tests
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+
+lock: $(STAMP)  # after packages in .venv were changed by hand
+	$(VENV)/bin/python tests/packaging/lockfile.py
+
+clean:
+	rm -rf $(VENV)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" && "$(PYTHON)" $(RIGHT_PYTHON) || { echo >&2 \
+	  "make needs Python 3.11 or 3.12; install it (Debian: apt install python3.11-venv) or name it with PYTHON=."; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo >&2 \
+	  "$(PYTHON) cannot make virtual environments; install its venv module (Debian: apt install python3.11-venv)."; exit 1; }
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "Installing the locked packages into $(VENV): 9 GB, 5 to 10 minutes."
+	@$(PIP) install --no-deps --no-compile -r requirements.lock
+	@$(PIP) install --no-deps --no-compile --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,157 @@
+"""Small random profiles, caches and a dense oracle for the core's tests."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+
+from hetero_sglang.attention.engine import TorchEngine
+from hetero_sglang.attention.plan import plan_decode, plan_extend
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.resident_store import ResidentStore
+from hetero_sglang.metrics import Counters
+from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
+from hetero_sglang.profile.roles import Role
+from hetero_sglang.settings import Settings, resolve
+
+DIM, GROUP = 16, 2
+
+
+def random_profile(seed: int, layers: int = 3, heads: int = 4) -> HeadProfile:
+    """Roles at random, with at least one compressed head in all."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(layers):
+        roles, pivots = [], []
+        for head in range(heads):
+            role = rng.choice([Role.ANCHOR, Role.VOLATILE, Role.PIVOT, Role.SATELLITE])
+            if role is Role.SATELLITE and Role.PIVOT not in roles:
+                role = Role.PIVOT
+            roles.append(role)
+            known = [h for h, r in enumerate(roles) if r is Role.PIVOT]
+            pivots.append(head if role is Role.PIVOT else rng.choice(known) if role is Role.SATELLITE else -1)
+        made.append((roles, pivots))
+    made[-1][0][-1], made[-1][1][-1] = Role.ANCHOR, -1
+    # a pivot that lost its last satellite to the line above is harmless: a cluster of one
+    weights = [[0.0 if r.resident else rng.uniform(0.7, 1.3) for r in roles] for roles, _ in made]
+    flat = [w for row in weights for w in row if w]
+    mean = sum(flat) / len(flat)
+    built = tuple(
+        LayerRoles(tuple(roles), tuple(w / mean for w in row), tuple(pivots))
+        for (roles, pivots), row in zip(made, weights, strict=True)
+    )
+    return HeadProfile(layers, heads, heads * GROUP, DIM, built)
+
+
+def make_settings(profile: HeadProfile, keep_ratio: float | None = None, **options: object) -> Settings:
+    """Settings with small windows; keep ratio None: halfway between the floor and 1."""
+    defaults = {"window": 6, "sink": 2, "dense_below": 64, "drift_threshold": 0.0, "monitor_interval": 2, "observe": 8}
+    ratio = keep_ratio if keep_ratio is not None else (profile.floor + 1) / 2
+    return resolve(profile, keep_ratio=ratio, **{**defaults, **options})
+
+
+def make_cache(settings: Settings, slots: int = 600, pages: int = 2000, dtype: torch.dtype = torch.float32) -> HeteroCache:
+    """A cache whose every buffer is poisoned with NaN: reading what nobody wrote shows."""
+    layout = settings.layout
+    resident = ResidentStore(slots, [len(x.resident) for x in layout.layers], DIM, DIM, dtype, "cpu")
+    host = HostStore(slots, [len(x.compressed) for x in layout.layers], DIM, DIM, dtype)
+    hot = HotPool(pages, settings.rule.page_size, DIM, DIM, dtype, "cpu")
+    for tensor in (*resident.k, *resident.v, *host.k, *host.v, hot.k, hot.v):
+        tensor.fill_(float("nan"))
+    return HeteroCache(settings, resident, host, hot, Counters())
+
+
+@dataclass
+class Request:
+    """A request driven by hand: random q, k, v for every token and layer."""
+
+    cache: HeteroCache
+    slot: int
+    prompt: int
+    total: int
+    token_slots: torch.Tensor  # [total]
+    seed: int = 0
+    q: list[torch.Tensor] = field(default_factory=list)  # per layer [total, Hq, D]
+    k: list[torch.Tensor] = field(default_factory=list)  # per layer [total, H, D]
+    v: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        layers = self.cache.settings.layout.layers
+        for layer in layers:
+            heads = len(layer.resident) + len(layer.compressed)
+            for store, count in ((self.q, heads * GROUP), (self.k, heads), (self.v, heads)):
+                store.append(torch.randn(self.total, count, DIM, generator=generator))
+
+    def start(self) -> None:
+        self.cache.start(self.slot, self.prompt, self.total - self.prompt)
+
+    @property
+    def ws(self):
+        return self.cache.requests[self.slot]
+
+
+def table_of(requests: list[Request], width: int = 2048) -> torch.Tensor:
+    """req_to_token of the requests: [slots, width] int32."""
+    table = torch.zeros(max(r.slot for r in requests) + 1, width, dtype=torch.int32)
+    for r in requests:
+        table[r.slot, : r.total] = r.token_slots.int()
+    return table
+
+
+def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[torch.Tensor]]:
+    """Run one prefill batch over tokens [a, b) of each request; returns outputs [layer][request]."""
+    cache = requests[0].cache
+    engine = TorchEngine(cache)
+    plan = plan_extend(
+        cache,
+        [r.slot for r in requests],
+        [b for _, b in spans],
+        [b - a for a, b in spans],
+        table_of(requests),
+    )
+    outputs = []
+    for layer in range(len(cache.settings.layout.layers)):
+        q, k, v = (
+            torch.cat([getattr(r, name)[layer][a:b] for r, (a, b) in zip(requests, spans, strict=True)])
+            for name in "qkv"
+        )
+        slots = torch.cat([r.token_slots[a:b] for r, (a, b) in zip(requests, spans, strict=True)])
+        engine.write(layer, slots, k, v)
+        out = engine.extend(layer, plan, q, k, v, DIM**-0.5)
+        outputs.append(list(out.split([b - a for a, b in spans])))
+    return outputs
+
+
+def decode(requests: list[Request], lengths: list[int]) -> torch.Tensor:
+    """One decode step: request i has `lengths[i]` tokens after it; returns [layer, request, Hq, D]."""
+    cache = requests[0].cache
+    engine = TorchEngine(cache)
+    plan = plan_decode(cache, [r.slot for r in requests], lengths, table_of(requests))
+    outputs = []
+    for layer in range(len(cache.settings.layout.layers)):
+        q, k, v = (
+            torch.stack([getattr(r, name)[layer][n - 1] for r, n in zip(requests, lengths, strict=True)])
+            for name in "qkv"
+        )
+        slots = torch.stack([r.token_slots[n - 1] for r, n in zip(requests, lengths, strict=True)])
+        engine.write(layer, slots, k, v)
+        outputs.append(engine.decode(layer, plan, q, k, v, DIM**-0.5))
+    return torch.stack(outputs)
+
+
+def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Naive attention of one query over given tokens, in float64: q [G, D], k [L, D], v [L, D] -> [G, D]."""
+    weight = (q.double() @ k.double().T * DIM**-0.5).softmax(-1)
+    return (weight @ v.double()).float()
+
+
+def held_positions(request: Request, number: int, length: int) -> torch.Tensor:
+    """Positions of a compressed head's rows, read back from the pool."""
+    ws = request.ws
+    count = min(ws.caps[number], length)
+    return request.cache.hot.position.view(-1)[ws.flat(number, torch.arange(count))].long()

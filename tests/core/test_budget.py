@@ -1,0 +1,96 @@
+"""Caps and sizes: the keep ratio is what the device really spends."""
+
+from __future__ import annotations
+
+import pytest
+from core_helpers import make_settings, random_profile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.memory.layout import build_layout
+from hetero_sglang.memory.sizes import Shape, Sizes, concurrent, slots_within, table
+from hetero_sglang.settings import resolve
+
+SHAPE = Shape(64, 64, 2)
+
+
+@given(seed=st.integers(0, 200), ratio=st.floats(0.0, 1.0))
+def test_rows_kept_are_the_keep_ratio_of_dense(seed: int, ratio: float) -> None:
+    profile = random_profile(seed)
+    keep = profile.floor + (1 - profile.floor) * max(ratio, 0.2)
+    settings = make_settings(profile, keep_ratio=keep, dense_below=4096)
+    length = 8192
+    kept = sum(settings.rule.caps(length, length)) + profile.num_resident * length
+    assert kept == pytest.approx(keep * profile.num_heads * length, rel=0.002)
+
+
+@given(seed=st.integers(0, 100), slots=st.integers(1000, 200_000))
+def test_capacity_is_one_over_the_keep_ratio_of_dense_in_equal_bytes(seed: int, slots: int) -> None:
+    profile = random_profile(seed, layers=8)
+    keep = (profile.floor + 1) / 2
+    layout = build_layout(profile, keep)
+    budget = slots * profile.num_heads * SHAPE.row
+    have = slots_within([layout], SHAPE, 16, budget, None, joint=False)
+    sizes = Sizes(SHAPE, layout, 16, have)
+    assert sizes.device_bytes <= budget
+    rounding = layout.num_compressed * 16 * 16 * SHAPE.hot_row  # room for half-empty last pages
+    assert have >= (budget - rounding) / (keep * profile.num_heads * SHAPE.row) * 0.965 - 1
+
+
+def test_the_poorest_rank_and_the_host_limit_decide() -> None:
+    profile = random_profile(3, layers=4, heads=4)
+    layouts = [build_layout(profile, 0.9, rank, 2) for rank in range(2)]
+    alone = [slots_within([layout], SHAPE, 16, 10_000_000, None, False) for layout in layouts]
+    assert slots_within(layouts, SHAPE, 16, 10_000_000, None, False) == min(alone)
+    tight = slots_within(layouts, SHAPE, 16, 10_000_000, 100 * SHAPE.row, False)
+    assert tight == min(100 // layout.num_compressed for layout in layouts if layout.num_compressed)
+
+
+def test_ranks_together_hold_every_head_once() -> None:
+    for seed in range(20):
+        profile = random_profile(seed)
+        whole = build_layout(profile, 0.95)
+        parts = [build_layout(profile, 0.95, rank, 2) for rank in range(2)]
+        assert sum(p.num_resident for p in parts) == whole.num_resident
+        assert sum(p.num_compressed for p in parts) == whole.num_compressed
+        assert sum(sum(p.fractions) for p in parts) == pytest.approx(sum(whole.fractions))
+
+
+def test_the_startup_table_names_what_goes_where() -> None:
+    settings = make_settings(random_profile(2), window=8, dense_below=512)
+    sizes = Sizes(SHAPE, settings.layout, 16, 50_000)
+    text = table(sizes, settings.rule, settings.keep_ratio, settings.floor)
+    for word in ("resident store", "hot pool", "host store", "token slots 50000", "4K", "32K", "128K"):
+        assert word in text
+    assert concurrent(sizes, settings.rule, 4096) == min(50_000 // 4096, concurrent(sizes, settings.rule, 4096))
+    assert concurrent(sizes, settings.rule, 60_000) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"keep_ratio": 0.01}, "choose a ratio above"),
+        ({"keep_ratio": 1.5}, "is not in"),
+        ({"window": 4000, "dense_below": 512}, "--hetero-dense-below to at least"),
+        ({"drift_threshold": 1.2}, "0 switches retrieval off"),
+        ({"window": 0}, "--hetero-window 0 must be at least 1"),
+        ({"monitor_interval": 0}, "--hetero-monitor-interval 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_recipe(change: dict, words: str) -> None:
+    profile = random_profile(1)
+    options = {"keep_ratio": 0.9, "window": 32, "sink": 4, "dense_below": None, "drift_threshold": 0.5}
+    with pytest.raises(HeteroError, match=words):
+        resolve(profile, **{**options, "monitor_interval": 4, **change})
+
+
+def test_a_refused_window_is_legal_at_the_length_the_message_gives() -> None:
+    import re
+
+    profile = random_profile(1)
+    base = {"keep_ratio": 0.9, "sink": 4, "drift_threshold": 0.5, "monitor_interval": 4}
+    with pytest.raises(HeteroError) as refusal:
+        resolve(profile, window=4000, dense_below=512, **base)
+    needed = int(re.search(r"at least (\d+)", str(refusal.value)).group(1))
+    resolve(profile, window=4000, dense_below=needed, **base)

@@ -1,0 +1,58 @@
+"""Laws of a working set: every row one token, the newest tokens in the ring, pages given back once."""
+
+from __future__ import annotations
+
+import torch
+from core_helpers import make_settings, random_profile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.working_set import WorkingSet, ring_row
+
+
+@given(cap=st.integers(10, 60), window=st.integers(1, 8), extra=st.integers(0, 100))
+def test_the_ring_always_holds_the_last_window_tokens(cap: int, window: int, extra: int) -> None:
+    rows: dict[int, int] = {}
+    for token in range(cap + extra):
+        rows[int(ring_row(token, cap, window))] = token
+    assert len(rows) == min(cap, cap + extra)
+    held = set(rows.values())
+    last = cap + extra
+    assert set(range(last - window, last)) <= held
+    assert set(range(cap - window)) <= held  # what is not ring is never overwritten by new tokens
+
+
+@given(seed=st.integers(0, 50), prompt=st.integers(1, 300), max_new=st.integers(0, 200))
+def test_rows_of_a_request_are_distinct_and_its_own(seed: int, prompt: int, max_new: int) -> None:
+    settings = make_settings(random_profile(seed))
+    pool = HotPool(3000, settings.rule.page_size, 4, 4, torch.float32, "cpu")
+    other = pool.alloc(seed % 7)
+    ws = WorkingSet(pool, settings.rule, prompt, max_new)
+    assert ws.pages.numel() == settings.rule.demand(prompt, max_new)
+    flat = torch.cat([ws.flat(h, torch.arange(cap)) for h, cap in enumerate(ws.caps)])
+    assert flat.unique().numel() == flat.numel()
+    assert not torch.isin(flat // settings.rule.page_size, other).any()
+    token = prompt + max_new - 1 if prompt + max_new else 0
+    for head, cap in enumerate(ws.caps):
+        row = int(ring_row(token, cap, settings.rule.window))
+        assert ws.rows_of_token(token)[head] == ws.flat(head, torch.tensor([row]))[0]
+    ws.release()
+    pool.check_integrity(other)
+
+
+@given(seed=st.integers(0, 30), length=st.integers(64, 400))
+def test_filling_places_sinks_selection_and_ring_once_each(seed: int, length: int) -> None:
+    settings = make_settings(random_profile(seed))
+    rule = settings.rule
+    pool = HotPool(4000, rule.page_size, 4, 4, torch.float32, "cpu")
+    ws = WorkingSet(pool, rule, length, 0)
+    for head, cap in enumerate(ws.caps):
+        if cap >= length:
+            continue
+        middle = torch.randperm(length - rule.window - rule.sink)[: ws.selected_rows(head).numel()] + rule.sink
+        rows, positions = ws.layout_of(head, length, middle.sort().values)
+        assert torch.equal(rows.sort().values, torch.arange(cap))
+        assert positions.unique().numel() == cap
+        newest = dict(zip(rows.tolist(), positions.tolist(), strict=True))[int(ring_row(length - 1, cap, rule.window))]
+        assert newest == length - 1

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetero_sglang.cpu import defaults
+
+OPEN = {
+    "device": None,
+    "attention_backend": None,
+    "max_total_tokens": None,
+    "mem_fraction_static": None,
+    "context_length": None,
+    "max_running_requests": None,
+    "dp_size": 1,
+    "tp_size": 1,
+    "enable_torch_compile": False,
+}
+CHOSEN = {
+    **OPEN,
+    "device": "cpu",
+    "attention_backend": "intel_amx",
+    "max_total_tokens": 77,
+    "max_running_requests": 5,
+}
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a machine without a GPU, after `activate`."""
+    environ = {"SGLANG_USE_CPU_ENGINE": "1"}
+    monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr(defaults, "has_amx", lambda: False)
+    return environ
+
+
+def applied(**given: Any) -> dict[str, Any]:
+    args = SimpleNamespace(**given)
+    defaults.apply_cpu_defaults(args)
+    return vars(args)
+
+
+def test_what_the_user_left_open_is_filled(environ: dict[str, str]) -> None:
+    assert applied(**OPEN) == {
+        **OPEN,
+        "attention_backend": "torch_native",
+        "max_total_tokens": defaults.MAX_TOTAL_TOKENS,
+        "max_running_requests": defaults.MAX_RUNNING_REQUESTS,
+    }
+    assert environ["TORCH_COMPILE_DISABLE"] == "1"
+
+
+def test_what_the_user_chose_stays(environ: dict[str, str]) -> None:
+    environ["TORCH_COMPILE_DISABLE"] = "0"
+    assert applied(**CHOSEN) == CHOSEN
+    assert environ["TORCH_COMPILE_DISABLE"] == "0"
+
+
+def test_a_memory_fraction_of_the_users_sizes_the_pool_alone(environ: dict[str, str]) -> None:
+    assert applied(**{**OPEN, "mem_fraction_static": 0.3})["max_total_tokens"] is None
+
+
+def test_one_request_of_the_context_length_fits(environ: dict[str, str]) -> None:
+    longer = defaults.MAX_TOTAL_TOKENS + 1
+    assert applied(**{**OPEN, "context_length": longer})["max_total_tokens"] == longer
+
+
+def test_every_data_parallel_worker_gets_the_same_number_of_requests(environ: dict[str, str]) -> None:
+    assert applied(**{**OPEN, "dp_size": 3})["max_running_requests"] == 3 * defaults.MAX_RUNNING_REQUESTS
+
+
+def test_amx_keeps_sglangs_own_backend(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "has_amx", lambda: True)
+    assert applied(**OPEN)["attention_backend"] is None
+
+
+def test_compilation_asked_for_is_not_switched_off(environ: dict[str, str]) -> None:
+    applied(**{**OPEN, "enable_torch_compile": True})
+    assert "TORCH_COMPILE_DISABLE" not in environ
+
+
+@pytest.mark.parametrize("engine, device", [("0", None), (None, None), (None, "cuda"), ("1", "cuda")])
+def test_nothing_happens_off_the_cpu(environ: dict[str, str], engine: str | None, device: str | None) -> None:
+    environ.pop("SGLANG_USE_CPU_ENGINE")
+    if engine is not None:
+        environ["SGLANG_USE_CPU_ENGINE"] = engine
+    before = dict(environ)
+    assert applied(**{**OPEN, "device": device, "tp_size": 2}) == {**OPEN, "device": device, "tp_size": 2}
+    assert environ == before
+
+
+def test_one_rank_is_left_to_sglangs_own_binding() -> None:
+    assert defaults.environment(1, compiles=True) == {}
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True), st.integers(2, 9))
+def test_threads_are_shared_out_evenly_and_disjointly_while_cores_suffice(
+    cpus: list[int], ranks: int
+) -> None:
+    bound = [
+        [int(cpu) for cpu in rank.split(",")] for rank in defaults.thread_binding(cpus, ranks).split("|")
+    ]
+    assert len(bound) == ranks and len({len(rank) for rank in bound}) == 1
+    used = [cpu for rank in bound for cpu in rank]
+    assert set(used) <= set(cpus)
+    if ranks <= len(cpus):
+        assert len(set(used)) == len(used) > len(cpus) - ranks  # fewer than one core per rank is left over
+    else:
+        assert set(used) == set(cpus)
+
+
+def test_the_fields_exist_in_sglang() -> None:
+    from dataclasses import fields
+
+    from sglang.srt.server_args import ServerArgs
+
+    assert set(OPEN) <= {field.name for field in fields(ServerArgs)}

@@ -1,0 +1,92 @@
+"""Built-in text and text from files."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.documents import built_in, from_file
+from hetero_sglang.profile.text import Text, names
+
+
+@pytest.fixture(scope="module")
+def tokenizer(recall_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(recall_model)
+
+
+@pytest.fixture(scope="module")
+def encode(tokenizer):
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+
+def by_bytes(text: str) -> list[int]:
+    return list(text.encode())
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10_000), st.integers(600, 1500))
+def test_built_in_text_has_its_length_and_asks_for_entries_it_holds(tokenizer, encode, seed, length):
+    document = built_in(seed, length, encode, [0])
+    assert len(document.tokens) == length and document.tokens[0] == 0
+    text = tokenizer.decode(document.tokens)
+    body, _, open_question = text.rpartition("\nQuestion: ")
+    assert open_question.endswith("?\nAnswer:")
+    asked = open_question.removesuffix("?\nAnswer:").split(", ")
+    assert len(asked) == 8
+    assert all(body.count(f" Entry {name} ") == 1 for name in asked)
+
+
+def test_built_in_text_depends_on_its_seed_only(encode):
+    assert built_in(4, 700, encode, []) == built_in(4, 700, encode, [])
+    assert built_in(4, 700, encode, []).tokens != built_in(5, 700, encode, []).tokens
+
+
+def test_every_word_of_the_recall_language_is_one_token_for_the_recall_model(encode):
+    assert len(names()) == len(set(names())) == 1024
+    assert all(len(encode(f" {name}")) == 1 for name in names())
+    text = Text(0)
+    sentence = text.sentence()
+    assert len(encode(sentence)) == len(sentence.split()) + 1  # and the full stop
+    assert len(encode(f" Entry {text.entry()}.")) == 5
+
+
+def test_very_long_text_does_not_run_out_of_names():
+    document = built_in(0, 400_000, lambda text: [len(word) for word in text.split()], [])
+    assert len(document.tokens) == 400_000
+
+
+def test_too_little_room_for_the_question_is_refused(encode):
+    with pytest.raises(HeteroError, match="needs more than 60 tokens"):
+        built_in(0, 60, encode, [0])
+
+
+def test_a_file_gives_its_beginning_at_every_length_it_reaches(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("abcdefghij")
+    documents = from_file(path, [4, 8, 50], by_bytes, [1])
+    assert [d.tokens for d in documents] == [(1, *b"abc"), (1, *b"abcdefg")]
+    assert {d.sha256 for d in documents} == {hashlib.sha256(b"abcdefghij").hexdigest()}
+    assert [d.tokens for d in from_file(path, [50], by_bytes, [])] == [tuple(b"abcdefghij")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b" \n\t", "is empty"), (b"a\xff", r"not UTF-8 \(byte 1\)"), (b"a\0b", "zero bytes")],
+)
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "odd.bin"
+    path.write_bytes(content)
+    with pytest.raises(HeteroError, match=f"odd.bin .*{message}"):
+        from_file(path, [10], by_bytes, [])
+
+
+def test_an_absent_file_or_a_folder_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.txt"):
+        with pytest.raises(HeteroError, match="cannot be read"):
+            from_file(path, [10], by_bytes, [])

@@ -1,0 +1,158 @@
+"""What calibration sees of a model, against the attention the model itself reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from profile_builders import write_checkpoint
+from transformers import AutoModelForCausalLM
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile import calibrate as calibration
+from hetero_sglang.profile.calibrate import Plan, TopK, chunk_bounds, measure
+from hetero_sglang.profile.checkpoint import open_checkpoint
+from hetero_sglang.profile.documents import Document
+from hetero_sglang.profile.observe import Observation, watched
+from hetero_sglang.profile.overlap import pool, reduce_group
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory, recall_model):
+    folder = tmp_path_factory.mktemp("models")
+    return {family: write_checkpoint(folder / family, family, recall_model) for family in FAMILIES}
+
+
+def document(seed: int, length: int) -> Document:
+    tokens = np.random.default_rng(seed).integers(3, 2900, length)
+    return Document("random", "none", tuple(tokens.tolist()))
+
+
+def eager(path, tokens: list[int]) -> torch.Tensor:
+    """Attention of a whole sequence [layers, Hq, L, L], from the model's own eager code."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    with torch.inference_mode():
+        return torch.cat(model(torch.tensor([tokens]), output_attentions=True).attentions)
+
+
+def greedy(path, prompt: tuple[int, ...], steps: int) -> list[int]:
+    """The prompt and what the model decodes, end tokens barred, no cache."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    tokens = list(prompt)
+    for _ in range(steps):
+        with torch.inference_mode():
+            logits = model(torch.tensor([tokens])).logits[0, -1]
+            logits[model.config.eos_token_id] = -torch.inf
+        tokens.append(int(logits.argmax()))
+    return tokens
+
+
+def scores_of(attention: torch.Tensor, rows: slice, prompt: int, plan: Plan) -> torch.Tensor:
+    """[layers, H, prompt]: the rows averaged, pooled and reduced."""
+    layers, query_heads = attention.shape[:2]
+    rows_mean = attention[:, :, rows].mean(2).view(layers, 2, query_heads // 2, -1)[..., :prompt]
+    seen = plan.observation
+    return torch.stack([reduce_group(pool(layer, seen.pooling), seen.reduction) for layer in rows_mean])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("window", "reduction"), [(1, "mean"), (8, "max")])
+def test_overlaps_equal_those_of_the_models_full_attention(
+    checkpoints, family, window, reduction, monkeypatch
+):
+    monkeypatch.setattr(calibration, "PREFILL_CHUNK", 17)  # several chunks, none of them the whole prompt
+    plan = Plan(5, TopK(count=12), Observation(window, 5, reduction), smoothing=1)
+    prompt = document(window, 60)
+    opened = open_checkpoint(checkpoints[family], "cpu")
+    found = measure(opened, prompt, 12, plan, lambda units: None)
+
+    tokens = greedy(checkpoints[family], prompt.tokens, plan.steps)
+    attention = eager(checkpoints[family], tokens)
+    first = scores_of(attention, slice(60 - window, 60), 60, plan)
+    for step in range(plan.steps):
+        now = scores_of(attention, slice(60 + step, 61 + step), 60, plan)
+        for layer in range(2):
+            for head in range(2):
+                sets = [set(s[layer, head].topk(12).indices.tolist()) for s in (first, now)]
+                assert found.overlap[layer, head, step] == pytest.approx(len(sets[0] & sets[1]) / 12), (
+                    layer,
+                    head,
+                )
+
+
+def test_watching_changes_no_logit_and_ends_with_the_context(checkpoints):
+    opened = open_checkpoint(checkpoints["qwen3"], "cpu")
+    tokens = torch.tensor([document(3, 40).tokens])
+    seen = []
+    with torch.inference_mode():
+        before = opened.model(tokens).logits
+        with watched(
+            opened.model, lambda layer, query, key, scale: seen.append((layer, query.shape, key.shape))
+        ):
+            during = opened.model(tokens).logits
+        after = opened.model(tokens).logits
+    torch.testing.assert_close(during, before)
+    torch.testing.assert_close(after, before)
+    assert seen == [(layer, (4, 40, 16), (2, 40, 16)) for layer in range(2)]
+
+
+def test_every_step_is_reported_once(checkpoints):
+    plan = Plan(3, TopK(count=5), Observation(4))
+    reported = []
+    opened = open_checkpoint(checkpoints["llama"], "cpu")
+    prompt = document(5, 30)
+    measure(opened, prompt, 5, plan, reported.append)
+    assert sum(reported) == plan.cost([prompt])
+
+
+@pytest.mark.parametrize("length", [16, 17, 1024, 1025, 1030, 1040, 5000])
+def test_chunks_cover_the_prompt_and_the_last_holds_the_window(length):
+    bounds = chunk_bounds(length, 16)
+    assert bounds[0] == 0 and bounds[-1] == length and bounds == sorted(set(bounds))
+    assert bounds[-1] - bounds[-2] >= 16
+    assert max(b - a for a, b in zip(bounds, bounds[1:], strict=False)) <= calibration.PREFILL_CHUNK + 16
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TopK(count=0), "--topk"),
+        (lambda: TopK(share=0.0), "--topk-share"),
+        (lambda: TopK(share=1.0), "--topk-share"),
+        (lambda: Plan(steps=0), "--steps"),
+        (lambda: Plan(smoothing=0), "--smoothing"),
+        (lambda: Observation(window=0), "--window"),
+        (lambda: Observation(pooling=4), "--pooling"),
+        (lambda: Observation(reduction="sum"), "--gqa"),
+        (lambda: TopK(count=30).of(document(1, 30)), "has 30 tokens, too few for sets of the top 30"),
+        (lambda: TopK().of(document(1, 4)), "has 4 tokens, too few"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(HeteroError, match=message):
+        make()
+
+
+def test_a_text_shorter_than_the_window_is_refused_before_any_is_measured(checkpoints, monkeypatch):
+    monkeypatch.setattr(calibration, "measure", None)
+    texts = [document(1, 40), document(2, 7)]
+    with pytest.raises(HeteroError, match="has 7 tokens, fewer than `--window` 8"):
+        calibration.calibrate(None, texts, Plan(2, TopK(count=5), Observation(8)), print)
+
+
+def test_a_model_that_computes_no_numbers_is_refused(checkpoints):
+    opened = open_checkpoint(checkpoints["llama"], "cpu")
+    with torch.no_grad():
+        opened.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(HeteroError, match="computes no finite numbers on random"):
+        measure(opened, document(5, 30), 5, Plan(2, TopK(count=5), Observation(4)), print)
+
+
+def test_a_share_is_capped():
+    assert TopK(share=0.2).of(document(1, 100)) == 20
+    assert TopK(share=0.5).of(document(1, 5000)) == calibration.TOPK_CAP
+    assert TopK(count=30).of(document(1, 100)) == 30

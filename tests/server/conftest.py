@@ -1,0 +1,41 @@
+"""Real servers, started once and shared by the tests of a module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.launch import RECALL, Server
+from benchmarks.recall import Language
+
+
+@pytest.fixture(scope="session")
+def language() -> Language:
+    return Language.load(RECALL)
+
+
+@pytest.fixture(scope="session")
+def reports() -> Path | None:
+    """Where logs are kept when HETERO_TEST_LOGS names a folder."""
+    folder = os.environ.get("HETERO_TEST_LOGS")
+    return Path(folder) if folder else None
+
+
+@pytest.fixture(scope="module")
+def small_server() -> Iterator[Server]:
+    """Little room: 6000 token slots, page size 16, every few steps a forced retraction."""
+    env = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
+    with Server(
+        kv_policy="heterocache", page_size=16, max_total_tokens=6000, chunked_prefill_size=512, env=env
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """The default policy at keep ratio 0.5."""
+    with Server(kv_policy="heterocache", max_total_tokens=60000) as started:
+        yield started

@@ -1,0 +1,72 @@
+"""The retrieval worker may die at any moment: requests go on, it comes back, and it never outlives its server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from benchmarks.launch import Server
+from benchmarks.recall import Language, score
+
+pytestmark = pytest.mark.server
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_requests_survive_the_workers_death_and_it_is_back_within_five_seconds(
+    server: Server, language: Language
+) -> None:
+    document = language.document(11, 4096, 60)
+    questions = [language.ask(document, seed, 8) for seed in range(6)]
+    before = server.stats()
+    assert before["worker_up"]
+
+    def ask(question) -> str:
+        return server.generate(document.ids + question.ids, question.max_answer_tokens + 2, stop=["\n"])["text"]
+
+    with ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(ask, question) for question in questions]
+        while server.stats()["drift_checks"] == before["drift_checks"]:
+            time.sleep(0.05)
+        os.kill(before["worker_pid"], signal.SIGKILL)
+        killed = time.monotonic()
+        back = None
+        while time.monotonic() - killed < 30:
+            stats = server.stats()
+            if stats["worker_up"] and stats["worker_pid"] != before["worker_pid"]:
+                back = time.monotonic() - killed
+                break
+            time.sleep(0.05)
+        answers = [job.result() for job in running]
+    assert back is not None and back < 5, f"the worker needed {back} s to come back"
+    results = [score(text, document, q.names) for text, q in zip(answers, questions, strict=True)]
+    assert sum(r.right for r in results) >= 0.9 * sum(r.total for r in results)
+    stats = server.stats()
+    assert stats["worker_restarts"] == before["worker_restarts"] + 1 and stats["integrity"] == "ok"
+    assert "worker" in server.log.read_text(errors="replace").split("The server is fired up")[-1]
+
+
+def test_no_worker_socket_or_shared_memory_outlives_a_killed_server(tmp_path: Path) -> None:
+    shared_before = set(os.listdir("/dev/shm"))
+    with Server(kv_policy="heterocache", max_total_tokens=20000, log=tmp_path / "log") as server:
+        pid = server.stats()["worker_pid"]
+        assert alive(pid)
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        for _ in range(100):
+            if not alive(pid):
+                break
+            time.sleep(0.05)
+        assert not alive(pid)
+    assert not {name for name in set(os.listdir("/dev/shm")) - shared_before if "hetero" in name}
+    assert "hetero" not in Path("/proc/net/unix").read_text()
