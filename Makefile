@@ -15,6 +15,8 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.demo
 
+# The tests' processes outnumber a small machine's cores: threads that wait must not spin.
+test: export OMP_WAIT_POLICY := PASSIVE
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest tests
 

@@ -45,7 +45,8 @@ class Server:
         self.log = Path(log or f"/tmp/hetero-server-{self.port}.log")
         self.env = {**os.environ, **(env or {})}
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
-        self.command += ["--port", str(self.port), *flag_list(flags)]
+        # An idle scheduler of SGLang's polls; beside others on two cores it had better sleep.
+        self.command += ["--port", str(self.port), *flag_list({"sleep_on_idle": True, **flags})]
         self.process: subprocess.Popen[bytes] | None = None
         self.started_in = 0.0
 
@@ -143,7 +144,7 @@ def flag_list(flags: dict[str, Any]) -> list[str]:
 
 def _end_with_parent() -> None:
     """In the child: a benchmark that is killed takes its server along (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _parse(body: bytes) -> Any:

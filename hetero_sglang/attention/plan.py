@@ -51,18 +51,9 @@ def plan_extend(
     for request, length, count in zip(requests, lengths, counts, strict=True):
         ws = cache.requests[request]
         ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
-        sequences.append(
-            Sequence(
-                ws,
-                length,
-                start,
-                count,
-                ws.slots,
-                _run(ws.slots),
-                ws.exact(length),
-                last=length >= ws.prompt,
-            )
-        )
+        run, exact, last = _run(ws.slots), ws.exact(length), length >= ws.prompt
+        sequences.append(Sequence(ws, length, start, count, ws.slots, run, exact, last))
+        cache.counters.compressed_requests += last and not exact
         start += count
     cache.fetcher.publish()
     return Plan(sequences)
@@ -77,19 +68,8 @@ def plan_decode(cache: HeteroCache, requests: list[int], lengths: list[int], req
         ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
         cache.make_room(ws, length)
         rows.append(ws.rows_of_token(length - 1))
-        sequences.append(
-            Sequence(
-                ws,
-                length,
-                index,
-                1,
-                ws.slots,
-                _run(ws.slots),
-                ws.exact(length),
-                last=False,
-                looks=cache.monitor.due(ws, length),
-            )
-        )
+        run, exact, looks = _run(ws.slots), ws.exact(length), cache.monitor.due(ws, length)
+        sequences.append(Sequence(ws, length, index, 1, ws.slots, run, exact, last=False, looks=looks))
     plan = Plan(sequences, torch.stack(rows))
     for sequence, where in zip(sequences, rows, strict=True):
         cache.hot.position.view(-1)[where] = sequence.length - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from typing import Any
@@ -15,6 +16,11 @@ logger = logging.getLogger(__name__)
 MAX_TOTAL_TOKENS = 131072
 # torch_native walks the batch request by request; SGLang's 2048 rows of req_to_token would only cost memory.
 MAX_RUNNING_REQUESTS = 64
+# On so few cores a server's own processes crowd each other, and OpenMP's threads must not spin while they wait:
+# measured on two crowded cores, a decode step of a small model took 50 ms spinning and 6 ms sleeping.
+FEW_CORES = 4
+# Names and values of the variables that `export` has set.
+EXPORTED = "HETERO_CPU_ENVIRONMENT"
 
 
 def apply_cpu_defaults(server_args: Any) -> None:
@@ -30,22 +36,35 @@ def apply_cpu_defaults(server_args: Any) -> None:
         logger.info("KV cache capped at %d tokens on the CPU; --max-total-tokens sets another cap", cap)
     if server_args.max_running_requests is None:
         server_args.max_running_requests = MAX_RUNNING_REQUESTS * server_args.dp_size
-    for name, value in environment(server_args.tp_size, compiles=server_args.enable_torch_compile).items():
-        os.environ.setdefault(name, value)
+    cpus = sorted(os.sched_getaffinity(0))
+    export(environment(cpus, server_args.tp_size, compiles=server_args.enable_torch_compile))
 
 
-def environment(tp_size: int, *, compiles: bool) -> dict[str, str]:
-    """Variables for the scheduler processes of a server with `tp_size` ranks.
+def environment(cpus: list[int], tp_size: int, *, compiles: bool) -> dict[str, str]:
+    """Variables for the schedulers of a server with `tp_size` ranks on `cpus`.
 
     Compilation is off unless asked for: the sampler's few compiled helpers (repetition_penalty.py:9,
     sampler.py:683) cost 10 to 30 s at first use, and the scheduler its life where there is no C++ compiler.
     """
     variables = {} if compiles else {"TORCH_COMPILE_DISABLE": "1"}
+    if len(cpus) <= FEW_CORES:
+        variables["OMP_WAIT_POLICY"] = "PASSIVE"
     if tp_size > 1:
-        variables["SGLANG_CPU_OMP_THREADS_BIND"] = thread_binding(sorted(os.sched_getaffinity(0)), tp_size)
+        variables["SGLANG_CPU_OMP_THREADS_BIND"] = thread_binding(cpus, tp_size)
         # Ranks talk over gloo; NCCL loads without a driver, then fails (device_communicators/pynccl.py:108).
         variables["SGLANG_NCCL_SO_PATH"] = os.devnull
     return variables
+
+
+def export(variables: dict[str, str]) -> None:
+    """Puts `variables` into the environment beside what the user set there; what an earlier call put there, in
+    this process or a parent, is taken back first, for the next server may have other ranks.
+    """
+    for name, value in json.loads(os.environ.pop(EXPORTED, "{}")).items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update({**ours, EXPORTED: json.dumps(ours)})
 
 
 def thread_binding(cpus: list[int], tp_size: int) -> str:

@@ -25,9 +25,7 @@ def allocate_bitmask(orig: Callable[..., torch.Tensor], vocab_size: int, batch_s
     return allocate_token_bitmask(batch_size, vocab_size)
 
 
-def apply_mask(
-    orig: Callable[..., None], grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tensor
-) -> None:
+def apply_mask(orig: Callable[..., None], grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
     """AROUND `XGrammarGrammar.apply_vocab_mask`: sets the logits of forbidden tokens to -inf in place."""
     if logits.device.type != "cpu":
         return orig(grammar, logits, vocab_mask)

@@ -94,9 +94,7 @@ def register(registry: Any) -> None:
         registry.register(target, hook, kind)
 
 
-def _take(
-    self: Any, prefix_lens: torch.Tensor, seq_lens: torch.Tensor, last_loc: torch.Tensor
-) -> torch.Tensor | None:
+def _take(self: Any, prefix_lens: torch.Tensor, seq_lens: torch.Tensor, last_loc: torch.Tensor) -> torch.Tensor | None:
     taken = extend_slots(prefix_lens, seq_lens, last_loc, self.free_pages, self.page_size)
     if taken is None and self.need_sort:
         self.merge_and_sort_free()  # frees wait apart where the pool is kept sorted (disaggregation)

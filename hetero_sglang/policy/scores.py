@@ -22,7 +22,7 @@ def attention_scores(
     scores = torch.empty(heads, length, dtype=torch.float32, device=k.device)
     for head in range(heads):
         keys = k[:, head].float()  # [L, D]
-        best: torch.Tensor | None = None
+        best = keys.new_zeros(q.shape[2], length)  # [G, L]
         for start in range(0, width, chunk):
             queries = q[start : start + chunk, head].float()  # [w, G, D]
             logits = torch.matmul(queries, keys.T) * scale  # [w, G, L]
@@ -32,11 +32,7 @@ def attention_scores(
                     logits[row, :, length - hidden :] = float("-inf")
             weight = logits.softmax(-1)
             part = weight.amax(0) if over_queries == "max" else weight.sum(0) / width  # [G, L]
-            if best is None:
-                best = part
-            else:
-                best = torch.maximum(best, part) if over_queries == "max" else best + part
-        assert best is not None
+            best = torch.maximum(best, part) if over_queries == "max" else best + part
         scores[head] = _pool(best).amax(0)
     return scores
 

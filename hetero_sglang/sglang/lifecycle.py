@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.schedule_policy import AddReqResult
 
 from hetero_sglang.sglang.runtime import runtime
@@ -13,6 +14,8 @@ from hetero_sglang.sglang.runtime import runtime
 
 def lengths_of(req: Any) -> tuple[int, int]:
     """Tokens to prefill and tokens that may follow; a retracted request prefills its own output again."""
+    if isinstance(req.to_finish, FINISH_ABORT):  # refused already: one token passes through to carry the message
+        return 1, 0
     done = len(req.output_ids)
     return len(req.origin_input_ids) + done, max(req.sampling_params.max_new_tokens - done, 0)
 

@@ -1,4 +1,7 @@
-"""SGLang's KV pool over the two tiers, and its capacity (mem_cache/memory_pool.py, model_executor/pool_configurator.py)."""
+"""SGLang's KV pool over the two tiers, and its capacity.
+
+Replaces mem_cache/memory_pool.py's MHATokenToKVPool and model_executor/pool_configurator.py's default.
+"""
 
 from __future__ import annotations
 

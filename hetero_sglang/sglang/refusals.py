@@ -35,7 +35,7 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("prefill_only_disable_kv_cache", (False,), "--prefill-only-disable-kv-cache: there would be nothing to keep"),
     ("dllm_algorithm", (None,), "--dllm-algorithm: it rewrites tokens in place"),
     ("is_embedding", (False,), "--is-embedding: an embedding model decodes nothing"),
-    ("kv_cache_dtype", ("auto", "bf16", "bfloat16", "float16"), "--kv-cache-dtype: rows are kept as the model makes them"),
+    ("kv_cache_dtype", ("auto", "bf16", "bfloat16", "float16"), "--kv-cache-dtype: rows stay as the model makes them"),
     ("kv_canary", ("none",), "--kv-canary: it reads dense K/V buffers"),
     ("cpu_offload_gb", (0,), "--cpu-offload-gb: not tested with the host tier"),
     ("radix_cache_backend", (None,), "--radix-cache-backend: only SGLang's own radix tree is tested"),

@@ -43,14 +43,15 @@ def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
 
 
 def idle(result: None, scheduler: Any) -> None:
-    """AFTER Scheduler.on_idle: nothing may be lost when nobody is served; said once, loudly."""
+    """AFTER Scheduler.on_idle: once after every busy spell, nothing may be lost; a loss is said loudly."""
     state = runtime()
-    if not scheduler.is_fully_idle() or getattr(state, "integrity_reported", False):
+    state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
+    if state.checked_after == state.counters.requests or not scheduler.is_fully_idle():
         return
+    state.checked_after = state.counters.requests
     try:
         state.cache.check_integrity(free_slots(scheduler.token_to_kv_pool_allocator))
     except RuntimeError as error:
-        state.integrity_reported = True
         logger.error("heterocache lost track of memory: %s", error)
 
 

@@ -32,6 +32,7 @@ class Runtime:
     size: int
     cache: HeteroCache | None = None
     scheduler: Any = None
+    checked_after: int = 0  # requests served when the idle integrity check last ran
     counters: Counters = field(default_factory=Counters)
 
     def layouts(self) -> list[HeadLayout]:

@@ -54,8 +54,9 @@ def make_settings(profile: HeadProfile, keep_ratio: float | None = None, **optio
     return resolve(profile, keep_ratio=ratio, **{**defaults, **options})
 
 
-def make_cache(settings: Settings, slots: int = 600, pages: int = 2000, dtype: torch.dtype = torch.float32) -> HeteroCache:
+def make_cache(settings: Settings, slots: int = 600, pages: int = 2000) -> HeteroCache:
     """A cache whose every buffer is poisoned with NaN: reading what nobody wrote shows."""
+    dtype = torch.float32
     layout = settings.layout
     resident = ResidentStore(slots, [len(x.resident) for x in layout.layers], DIM, DIM, dtype, "cpu")
     host = HostStore(slots, [len(x.compressed) for x in layout.layers], DIM, DIM, dtype)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core_helpers import GROUP, Request, decode, dense, held_positions, make_cache, make_settings, prefill, random_profile
+from core_helpers import (
+    GROUP,
+    Request,
+    decode,
+    dense,
+    held_positions,
+    make_cache,
+    make_settings,
+    prefill,
+    random_profile,
+)
 
 
 def expect(request: Request, layer: int, token: int, whole: bool = True) -> torch.Tensor:

@@ -94,17 +94,29 @@ def test_nothing_happens_off_the_cpu(environ: dict[str, str], engine: str | None
     assert environ == before
 
 
-def test_one_rank_is_left_to_sglangs_own_binding() -> None:
-    assert defaults.environment(1, compiles=True) == {}
+def test_the_next_server_inherits_nothing_of_the_last_but_what_the_user_set(environ: dict[str, str]) -> None:
+    environ["OMP_WAIT_POLICY"] = "ACTIVE"
+    before = dict(environ)
+    applied(**{**OPEN, "tp_size": 2})
+    assert environ["SGLANG_CPU_OMP_THREADS_BIND"].count("|") == 1
+    applied(**{**OPEN, "tp_size": 3})
+    assert environ["SGLANG_CPU_OMP_THREADS_BIND"].count("|") == 2
+    applied(**{**OPEN, "enable_torch_compile": True})
+    environ.pop(defaults.EXPORTED)
+    assert environ == before
+
+
+def test_one_rank_on_many_cores_is_left_as_sglang_has_it() -> None:
+    assert defaults.environment(list(range(defaults.FEW_CORES + 1)), 1, compiles=True) == {}
+
+
+def test_threads_sleep_instead_of_spinning_where_cores_are_few() -> None:
+    assert defaults.environment([0, 1], 1, compiles=True) == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True), st.integers(2, 9))
-def test_threads_are_shared_out_evenly_and_disjointly_while_cores_suffice(
-    cpus: list[int], ranks: int
-) -> None:
-    bound = [
-        [int(cpu) for cpu in rank.split(",")] for rank in defaults.thread_binding(cpus, ranks).split("|")
-    ]
+def test_threads_are_shared_out_evenly_and_disjointly_while_cores_suffice(cpus: list[int], ranks: int) -> None:
+    bound = [[int(cpu) for cpu in rank.split(",")] for rank in defaults.thread_binding(cpus, ranks).split("|")]
     assert len(bound) == ranks and len({len(rank) for rank in bound}) == 1
     used = [cpu for rank in bound for cpu in rank]
     assert set(used) <= set(cpus)

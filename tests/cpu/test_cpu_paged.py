@@ -40,18 +40,13 @@ def oracle(
 def batches(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[int], int]:
     """Prefix and total lengths, last slots, free pages and the page size; the pages may be too few."""
     page = draw(st.sampled_from([1, 2, 3, 16, 64]))
-    rows = draw(
-        st.lists(st.tuples(st.integers(0, 5 * page), st.integers(1, 5 * page)), min_size=1, max_size=6)
-    )
+    rows = draw(st.lists(st.tuples(st.integers(0, 5 * page), st.integers(1, 5 * page)), min_size=1, max_size=6))
     prefix, seq = [start for start, _ in rows], [start + more for start, more in rows]
     pages = list(range(1, 60))
     draw(st.randoms(use_true_random=False)).shuffle(pages)
     begun, free = pages[: len(rows)], pages[len(rows) :][: draw(st.integers(0, 50))]
     # a prefix on a page boundary has nothing to continue: poison its last slot
-    last = [
-        at * page + (start - 1) % page if start % page else -7
-        for at, start in zip(begun, prefix, strict=True)
-    ]
+    last = [at * page + (start - 1) % page if start % page else -7 for at, start in zip(begun, prefix, strict=True)]
     return prefix, seq, last, free, page
 
 
@@ -109,9 +104,7 @@ class Requests:
         names = [name for name, slots in self.slots.items() if slots]
         if names:
             seq = torch.tensor([len(self.slots[name]) + 1 for name in names])
-            self.store(
-                names, [1] * len(names), paged.alloc_decode(never, self.pool, seq, seq, self.last(names))
-            )
+            self.store(names, [1] * len(names), paged.alloc_decode(never, self.pool, seq, seq, self.last(names)))
 
     def store(self, names: list[int], counts: list[int], out: torch.Tensor | None) -> None:
         needed = sum(

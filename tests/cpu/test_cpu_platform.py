@@ -19,9 +19,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CUDA build of torch without a card, no sgl_kernel that loads, no variable set: a case for the CPU."""
     hidden = (VARIABLE, platform.CHOICE_VARIABLE, "CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(os, "environ", {name: os.environ[name] for name in os.environ if name not in hidden})
-    monkeypatch.setattr(
-        platform, "NVIDIA_NODES", tuple(str(tmp_path) + node for node in platform.NVIDIA_NODES)
-    )
+    monkeypatch.setattr(platform, "NVIDIA_NODES", tuple(str(tmp_path) + node for node in platform.NVIDIA_NODES))
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.partition(".")[0] == "sgl_kernel"]:
         monkeypatch.delitem(sys.modules, name)
@@ -84,9 +82,7 @@ def test_another_vendors_torch_is_left_alone(
 
 
 @pytest.mark.parametrize("name", platform.OTHER_VENDORS)
-def test_another_vendors_package_is_left_alone(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_another_vendors_package_is_left_alone(machine: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     give_torch(monkeypatch, cuda=None)
     package(machine, name)
     assert engine() is None
@@ -116,9 +112,7 @@ def test_a_build_that_loads_wins_over_the_stand_in(machine: Path) -> None:
 
 
 def test_a_build_that_breaks_half_way_leaves_nothing_behind(machine: Path) -> None:
-    (machine / "sgl_kernel" / "__init__.py").write_text(
-        "import sgl_kernel.half\nraise RuntimeError('no driver')"
-    )
+    (machine / "sgl_kernel" / "__init__.py").write_text("import sgl_kernel.half\nraise RuntimeError('no driver')")
     (machine / "sgl_kernel" / "half.py").touch()
     engine()
     left = [name for name in sys.modules if name.partition(".")[0] == "sgl_kernel"]
@@ -148,17 +142,13 @@ def test_activation_imports_nothing_of_sglang_and_initialises_no_cuda() -> None:
         "import sys; from hetero_sglang.cpu.platform import activate; activate(); import torch; "
         "print([m for m in sys.modules if m.partition('.')[0] == 'sglang'], torch.cuda.is_initialized())"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert out.stdout.split() == ["[]", "False"]
 
 
 def test_sglang_calls_it_before_it_looks_for_a_device() -> None:
     """Through the installed entry point; the variable is absent before and the engine is the CPU after."""
-    code = (
-        "from sglang.srt.utils.common import is_cpu; import os, sys; print(is_cpu(), os.environ[sys.argv[1]])"
-    )
+    code = "from sglang.srt.utils.common import is_cpu; import os, sys; print(is_cpu(), os.environ[sys.argv[1]])"
     env = {name: value for name, value in os.environ.items() if name != VARIABLE}
     out = subprocess.run(
         [sys.executable, "-c", code, VARIABLE],

@@ -30,12 +30,8 @@ def test_every_line_is_an_exact_pin_and_no_package_stands_twice() -> None:
     assert len(pins) == len(locked())
 
 
-@pytest.mark.parametrize(
-    "line", ["torch>=2.11", "torch @ file:///x.whl", "-e .", "torch==2.11.0 --hash=sha256:0"]
-)
-def test_anything_but_an_exact_pin_is_refused(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("line", ["torch>=2.11", "torch @ file:///x.whl", "-e .", "torch==2.11.0 --hash=sha256:0"])
+def test_anything_but_an_exact_pin_is_refused(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "requirements.lock"
     path.write_text(line + "\n")
     monkeypatch.setattr("lockfile.LOCK", path)

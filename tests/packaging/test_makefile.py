@@ -99,9 +99,7 @@ def test_a_broken_installation_is_not_taken_for_done(checkout: Checkout) -> None
 
 
 @pytest.mark.parametrize("lack", ["WRONG_VERSION", "NO_VENV"])
-def test_a_missing_interpreter_or_venv_module_is_one_sentence_naming_the_package(
-    checkout: Checkout, lack: str
-) -> None:
+def test_a_missing_interpreter_or_venv_module_is_one_sentence_naming_the_package(checkout: Checkout, lack: str) -> None:
     done, calls = checkout.make("test", **{lack: "1"})
     first, *rest = done.stderr.splitlines()
     assert done.returncode != 0 and not installs(calls)

@@ -24,7 +24,7 @@ def reports() -> Path | None:
     return Path(folder) if folder else None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def small_server() -> Iterator[Server]:
     """Little room: 6000 token slots, page size 16, every few steps a forced retraction."""
     env = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
@@ -34,7 +34,7 @@ def small_server() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The default policy at keep ratio 0.5."""
     with Server(kv_policy="heterocache", max_total_tokens=60000) as started:
