@@ -25,8 +25,11 @@ class CapRule:
     reserve: int = 4096
 
     def final_length(self, prompt: int, max_new: int) -> int:
-        """Tokens a request is expected to reach: what its working set is sized for."""
-        return prompt + min(max_new, self.reserve)
+        """Tokens a request is expected to reach: what its working set is sized for.
+
+        One more than the prompt at least: with overlap scheduling a finished request still runs one step.
+        """
+        return prompt + max(1, min(max_new, self.reserve))
 
     def caps(self, prompt: int, final: int) -> list[int]:
         """Rows per compressed head of the rank, in head-number order."""

@@ -20,7 +20,8 @@ from hetero_sglang.memory.hot_pool import HotPool
 def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, window: int) -> torch.Tensor:
     """Row of token t in a head of `cap` rows (broadcasts; int64)."""
     token, cap = torch.as_tensor(token), torch.as_tensor(cap)
-    return torch.where(token < cap, token, cap - window + (token - cap) % window)
+    ring = cap.clamp(max=window)  # a request shorter than the window is all ring once it wraps
+    return torch.where(token < cap, token, cap - ring + (token - cap) % ring)
 
 
 class WorkingSet:
@@ -30,7 +31,7 @@ class WorkingSet:
         self.pool = pool
         self.rule = rule
         self.prompt = prompt
-        self.max_length = prompt + max_new
+        self.max_length = prompt + max(1, max_new)
         self.alive = True
         self.drift: dict[tuple[int, int], Any] = {}  # the monitor's state, by (layer, cluster)
         self.busy: set[int] = set()  # heads with a fetch under way

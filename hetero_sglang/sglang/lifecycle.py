@@ -14,10 +14,10 @@ from hetero_sglang.sglang.runtime import runtime
 
 def lengths_of(req: Any) -> tuple[int, int]:
     """Tokens to prefill and tokens that may follow; a retracted request prefills its own output again."""
-    if isinstance(req.to_finish, FINISH_ABORT):  # refused already: one token passes through to carry the message
-        return 1, 0
     done = len(req.output_ids)
-    return len(req.origin_input_ids) + done, max(req.sampling_params.max_new_tokens - done, 0)
+    # a refused request passes through with a prompt of one token, to carry its message
+    left = 0 if isinstance(req.to_finish, FINISH_ABORT) else max(req.sampling_params.max_new_tokens - done, 0)
+    return len(req.origin_input_ids) + done, left
 
 
 def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) -> None:
@@ -91,8 +91,8 @@ def refuse_what_never_fits(original: Callable[..., str | None], req: Any, *args:
     state.counters.refused_requests += 1
     return (
         f"The request's working set ({wanted} hot pages for {prompt} prompt tokens and up to {max_new} new ones) "
-        f"exceeds the hot pool ({have} pages); shorten the prompt, lower max_new_tokens, or give the server more "
-        f"device memory."
+        f"exceeds the hot pool ({have} pages); shorten the prompt, lower max_new_tokens, or start the server with more "
+        f"device memory or a smaller --hetero-dense-below (now {state.settings.rule.dense_below})."
     )
 
 

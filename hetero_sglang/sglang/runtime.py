@@ -61,6 +61,15 @@ class Runtime:
         self.cache = HeteroCache(self.settings, resident, host, hot, self.counters)
         self.cache.fetcher.start_worker(pin)
         logger.info("%s", table(sizes, rule, self.settings.keep_ratio, self.settings.floor))
+        longest = rule.dense_below - 1
+        if rule.demand(longest, 1) > sizes.hot_pages:
+            logger.warning(
+                "The hot pool (%d pages) cannot hold a request of %d tokens, which --hetero-dense-below keeps whole "
+                "(%d pages); such requests will be refused: give the server more tokens or lower the flag.",
+                sizes.hot_pages,
+                longest,
+                rule.demand(longest, 1),
+            )
         return self.cache
 
 

@@ -23,6 +23,11 @@ def test_the_ring_always_holds_the_last_window_tokens(cap: int, window: int, ext
     assert set(range(cap - window)) <= held  # what is not ring is never overwritten by new tokens
 
 
+@given(cap=st.integers(1, 8), window=st.integers(1, 8), token=st.integers(0, 50))
+def test_a_row_always_lies_within_its_head(cap: int, window: int, token: int) -> None:
+    assert 0 <= int(ring_row(token, cap, window)) < cap
+
+
 @given(seed=st.integers(0, 50), prompt=st.integers(1, 300), max_new=st.integers(0, 200))
 def test_rows_of_a_request_are_distinct_and_its_own(seed: int, prompt: int, max_new: int) -> None:
     settings = make_settings(random_profile(seed))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,19 +16,12 @@ def language() -> Language:
 
 
 @pytest.fixture(scope="session")
-def reports() -> Path | None:
-    """Where logs are kept when HETERO_TEST_LOGS names a folder."""
-    folder = os.environ.get("HETERO_TEST_LOGS")
-    return Path(folder) if folder else None
-
-
-@pytest.fixture(scope="session")
 def small_server() -> Iterator[Server]:
     """Little room: 6000 token slots, page size 16, every few steps a forced retraction."""
     env = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
-    with Server(
-        kv_policy="heterocache", page_size=16, max_total_tokens=6000, chunked_prefill_size=512, env=env
-    ) as server:
+    room = {"page_size": 16, "max_total_tokens": 6000, "chunked_prefill_size": 512}
+    policy = {"kv_policy": "heterocache", "hetero_keep_ratio": 0.6, "hetero_window": 16, "hetero_dense_below": 512}
+    with Server(**room, **policy, env=env) as server:
         yield server
 
 

@@ -24,10 +24,13 @@ def test_an_over_long_prompt_gets_sglangs_own_400(server: Server, language: Lang
     assert code == 400 and "70000" in text
 
 
-def test_a_request_that_could_never_fit_gets_a_400_with_the_numbers(small_server: Server, language: Language) -> None:
-    before = small_server.stats()
-    document = language.document(2, 500, 8)
-    code, text = refusal(small_server, document.ids[:480], 5000)
-    assert code == 400 and "hot pages" in text and "480 prompt tokens" in text and str(before["hot_pages"]) in text
-    assert small_server.stats()["refused_requests"] == before["refused_requests"] + 1
-    assert len(small_server.generate(document.ids[:480], 5)["output_ids"]) == 5
+def test_a_request_that_could_never_fit_gets_a_400_with_the_numbers(language: Language) -> None:
+    document = language.document(2, 2000, 20)
+    with Server(kv_policy="heterocache", max_total_tokens=6000, hetero_dense_below=4000) as server:
+        assert "cannot hold a request of 3999 tokens" in server.log.read_text(errors="replace")
+        code, text = refusal(server, document.ids, 5)
+        pages = server.stats()["hot_pages"]
+        assert code == 400 and f"({pages} pages)" in text and "2000 prompt tokens" in text
+        assert server.stats()["refused_requests"] == 1
+        assert len(server.generate(document.ids[:480], 5)["output_ids"]) == 5
+        assert server.stats()["integrity"] == "ok"

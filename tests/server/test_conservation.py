@@ -65,9 +65,9 @@ def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(
     def one(round_: int, index: int) -> None:
         document = rng.choice(documents)
         tail = language.ask(document, round_ * 10 + index, rng.randint(1, 8)).ids
-        ids = document.ids[: rng.choice((40, 300, 900))] + tail
+        ids = document.ids[: rng.choice((40, 300, 700))] + tail
         try:
-            reply = small_server.generate(ids, rng.choice((1, 9, 40)), ignore_eos=True)
+            reply = small_server.generate(ids, rng.choice((1, 4, 16)), ignore_eos=True)
         except urllib.error.HTTPError:
             outcomes["aborted"] += 1
             return
@@ -75,7 +75,7 @@ def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(
         outcomes["aborted" if kind == "abort" else "finished"] += 1
 
     for round_ in range(50):
-        threads = [threading.Thread(target=one, args=(round_, i)) for i in range(rng.randint(1, 6))]
+        threads = [threading.Thread(target=one, args=(round_, i)) for i in range(rng.randint(1, 4))]
         for thread in threads:
             thread.start()
         if round_ % 3 == 0:
@@ -91,7 +91,7 @@ def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(
     stats = settled(small_server)
     check_empty_handed(stats)
     log = small_server.log.read_text(errors="replace")
-    assert outcomes["finished"] > 60 and outcomes["aborted"] > 0
+    assert outcomes["finished"] > 40 and outcomes["aborted"] > 0
     assert "Testing retraction" in log, "no retraction was forced"
     assert "lost track of memory" not in log
     assert stats["compressed_requests"] > 0
