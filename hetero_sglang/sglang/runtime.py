@@ -12,6 +12,7 @@ from hetero_sglang.cache import HeteroCache
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import HeadLayout, build_layout
+from hetero_sglang.memory.limits import free_host_bytes
 from hetero_sglang.memory.resident_store import ResidentStore
 from hetero_sglang.memory.sizes import Shape, Sizes, slots_within, table
 from hetero_sglang.metrics import Counters
@@ -27,7 +28,7 @@ class Runtime:
 
     profile: HeadProfile
     settings: Settings
-    host_bytes: int | None  # --hetero-host-size; None: as much as the slots need
+    host_bytes: int | None  # --hetero-host-size
     rank: int
     size: int
     cache: HeteroCache | None = None
@@ -40,10 +41,9 @@ class Runtime:
         return [build_layout(self.profile, self.settings.keep_ratio, rank, self.size) for rank in range(self.size)]
 
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
-        """Token slots for a device budget."""
-        return slots_within(
-            self.layouts(), shape, self.settings.rule.page_size, device_bytes, self.host_bytes, joint
-        )
+        """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory."""
+        host = self.host_bytes if self.host_bytes is not None else int(0.8 * free_host_bytes() / self.size)
+        return slots_within(self.layouts(), shape, self.settings.rule.page_size, device_bytes, host, joint)
 
     def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> HeteroCache:
         """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went."""
