@@ -35,7 +35,6 @@ def main() -> None:
     policies: dict[str, dict[str, Any]] = {
         "full": {"kv_policy": "full"},
         "heterocache": {"kv_policy": "heterocache", "hetero_keep_ratio": given.keep_ratio},
-        "heterocache r=1": {"kv_policy": "heterocache", "hetero_keep_ratio": 1.0},
     }
     seconds: dict[str, list[float]] = {name: [] for name in policies}
     started: dict[str, float] = {}
