@@ -22,9 +22,9 @@ def main() -> None:
     print(f"starting a server of {RECALL.name} with --kv-policy heterocache --hetero-keep-ratio {given.keep_ratio} ...")
     with Server(kv_policy="heterocache", hetero_keep_ratio=given.keep_ratio) as server:
         print(f"up after {server.started_in:.0f} s, log {server.log}\n")
-        for line in server.log.read_text(errors="replace").splitlines():
-            if "heterocache:" in line or line.startswith("  "):
-                print(line.split("] ", 1)[-1])
+        lines = server.log.read_text(errors="replace").splitlines()
+        first = next(i for i, line in enumerate(lines) if "heterocache: keep ratio" in line)
+        print("\n".join([lines[first].split("] ", 1)[-1], *lines[first + 1 : first + 7]]))
         converse(server, language, document, given.turns, given.names, given.seed)
 
 
@@ -38,7 +38,7 @@ def converse(server: Server, language: Language, document, turns: int, names: in
         result = score(reply.text, document, question.names)
         right, total = right + result.right, total + result.total
         print(f"\nturn {turn + 1}: {question.text.strip().splitlines()[0]}")
-        print(f"  answer:{reply.text}")
+        print(f"  answer:{reply.text.rstrip()}")
         print(f"  truth: {language.answer(document, question.names).rstrip()}")
         print(f"  {result} entries exact; {reply.meta['cached_tokens']} of {reply.meta['prompt_tokens']} tokens cached")
     stats = server.stats()
