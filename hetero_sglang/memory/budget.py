@@ -45,12 +45,6 @@ class CapRule:
         """Hot pages a request holds from its start to its end."""
         return sum(self.pages(self.caps(prompt, self.final_length(prompt, max_new))))
 
-    def smallest_cap(self) -> int:
-        """Rows of the poorest head in the shortest request that is not kept dense."""
-        return min(
-            (math.ceil(f * self.dense_below - 1e-9) for f in self.layout.fractions), default=self.dense_below
-        )
-
 
 def default_dense_below(fractions: tuple[float, ...], sink: int, window: int) -> int:
     """Smallest power of two (at least 512) at which every head's cap is twice its sinks and window."""

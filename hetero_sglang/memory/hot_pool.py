@@ -69,11 +69,6 @@ class HotPool:
         self.available += count
         self.position[pages.to(self.position.device)] = EMPTY
 
-    def reset(self) -> None:
-        """Free every page (cache flush)."""
-        self._clear()
-        self.position.fill_(EMPTY)
-
     def rows(self, table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """Flat row index of the given rows of one head: `table` [n] page ids, `row` [m] in working-set order."""
         return table[row // self.page_size] * self.page_size + row % self.page_size

@@ -8,7 +8,6 @@ from statistics import median
 
 import torch
 
-from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import Cluster
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
@@ -29,9 +28,8 @@ class ClusterState:
 class DriftMonitor:
     """Compares pivots with their references (paper section on drift detection) and asks for fetches."""
 
-    def __init__(self, settings: Settings, hot: HotPool, fetcher: Fetcher, counters: Counters) -> None:
+    def __init__(self, settings: Settings, fetcher: Fetcher, counters: Counters) -> None:
         self.settings = settings
-        self.hot = hot
         self.fetcher = fetcher
         self.counters = counters
 

@@ -29,8 +29,7 @@ class Runtime:
     profile: HeadProfile
     settings: Settings
     host_bytes: int | None  # --hetero-host-size
-    rank: int
-    size: int
+    size: int  # tensor-parallel ranks
     cache: HeteroCache | None = None
     scheduler: Any = None
     checked_after: int = 0  # requests served when the idle integrity check last ran
@@ -90,7 +89,6 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
         profile=profile,
         settings=resolve(profile, rank=rank, size=size, **options),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
-        rank=rank,
         size=size,
     )
     return _runtime
