@@ -76,8 +76,12 @@ class HeteroServerArgs(ServerArgs):
 
     def _choose_backend(self) -> None:
         # The name stays one SGLang knows (it branches on it); the backend behind it is ours.
-        self.attention_backend = "torch_native"
-        self.disable_prefill_cuda_graph = self.disable_decode_cuda_graph = True
+        self.disable_prefill_cuda_graph = True
+        if self.attention_backend == "torch_native" or not _cuda(self.device):
+            self.attention_backend = "torch_native"
+            self.disable_decode_cuda_graph = True
+        else:
+            self.attention_backend = "flashinfer"
 
     def hetero_options(self) -> tuple[Any, dict[str, Any]]:
         """The head profile and the keyword arguments of `settings.resolve`."""
@@ -102,3 +106,9 @@ class HeteroServerArgs(ServerArgs):
         except HeteroError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
+
+
+def _cuda(device: str | None) -> bool:
+    import torch
+
+    return device in (None, "cuda") and torch.version.cuda is not None and torch.cuda.is_available()

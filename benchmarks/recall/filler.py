@@ -45,6 +45,13 @@ class Filler:
             start = 0
         return self.ids.take(np.arange(start, start + tokens), mode="wrap").tolist()
 
+    def cuts(self, rng: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
+        """Cut a text of each length in `tokens` [G], as `cut` does: their ids in one row, [sum] int32."""
+        starts = self.starts[rng.integers(0, len(self.starts) - 1, len(tokens))]
+        starts[starts + tokens + _MARGIN >= len(self.ids)] = 0
+        shift = starts - (np.cumsum(tokens) - tokens)  # from a place in the row to a place in the text
+        return self.ids.take(np.repeat(shift, tokens) + np.arange(tokens.sum()), mode="wrap")
+
 
 def _sentence(rng: np.random.Generator) -> list[str]:
     def pick(words: tuple[str, ...]) -> str:

@@ -17,6 +17,11 @@ class Question:
     stop: int  # id of the newline that ends its answer
 
     @property
+    def asked(self) -> str:
+        """What stands between "Question:" and "?"."""
+        return ", ".join(self.names)
+
+    @property
     def max_answer_tokens(self) -> int:
         """Tokens of a full answer: name, two numbers, and a comma or the newline, per entry."""
         return 4 * len(self.names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hetero_sglang.errors import HeteroError
@@ -39,6 +39,24 @@ def score(answer_text: str, document: Document, names: Iterable[str]) -> Score:
     stated = _statements(answer_text)
     right = sum(stated.get(name) == document.entries[name] for name in asked)
     return Score(right, len(asked))
+
+
+def score_chain(answer_text: str, expected: Sequence[tuple[str, str]]) -> Score:
+    """Count the entries of a chain's answer that are right, each in its place.
+
+    `expected` are pairs of name and number in order, as from `chain_entries`; the answer's i-th name must be the
+    i-th of them, followed by exactly its number. Punctuation does not matter, and nor does what follows.
+    """
+    words = _WORD.findall(answer_text.partition("\n")[0])
+    pairs: list[tuple[str, tuple[str, ...]]] = []
+    for word in words:
+        if word[0].isalpha():
+            pairs.append((word, ()))
+        elif word[0].isdigit() and pairs:
+            name, numbers = pairs[-1]
+            pairs[-1] = (name, (*numbers, word))
+    right = sum(said == (name, (number,)) for said, (name, number) in zip(pairs, expected, strict=False))
+    return Score(right, len(expected))
 
 
 def _statements(answer_text: str) -> dict[str, tuple[str, ...]]:

@@ -50,7 +50,7 @@ class Session:
         """The same prompt as chat messages: the model's chat template gives back its ids, bos included."""
         chat = [{"role": "system", "content": self.document.text}]
         for turn in self.turns:
-            chat.append({"role": "user", "content": ", ".join(turn.question.names)})
+            chat.append({"role": "user", "content": turn.question.asked})
             chat.append({"role": "assistant", "content": turn.answer_text.strip()})
-        chat.append({"role": "user", "content": ", ".join(question.names)})
+        chat.append({"role": "user", "content": question.asked})
         return chat

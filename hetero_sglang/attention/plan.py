@@ -23,6 +23,8 @@ class Sequence:
     exact: bool  # every head holds every token
     last: bool  # the prompt ends with these queries
     looks: bool = False  # pivots look at this step
+    slot: int = -1  # request slot
+    device_slots: torch.Tensor | None = None  # the prefix's token slots, where an engine wants them on its device
 
     @property
     def prefix(self) -> int:
@@ -52,7 +54,7 @@ def plan_extend(
         ws = cache.requests[request]
         ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
         run, exact, last = _run(ws.slots), ws.exact(length), length >= ws.prompt
-        sequences.append(Sequence(ws, length, start, count, ws.slots, run, exact, last))
+        sequences.append(Sequence(ws, length, start, count, ws.slots, run, exact, last, slot=request))
         cache.counters.compressed_requests += last and not exact
         start += count
     cache.fetcher.publish()

@@ -67,7 +67,8 @@ class HotPool:
         self._is_free[pages] = True
         self._free[self.available : self.available + count] = pages.flip(0)
         self.available += count
-        self.position[pages.to(self.position.device)] = EMPTY
+        if self.position.device.type == "cpu":  # a device's rows are read by steps still under way
+            self.position[pages] = EMPTY
 
     def rows(self, table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """Flat row index of the given rows of one head: `table` [n] page ids, `row` [m] in working-set order."""

@@ -11,7 +11,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.text import Text
 
 Encode = Callable[[str], list[int]]
-_PER_ENTRY, _MOST_ENTRIES = 160, 1000  # tokens of text to each entry
+_PER_ENTRY, _MOST_ENTRIES = 48, 1000  # tokens of text to each entry
 _ROUNDS, _ASKED = 2, 8  # questions already answered, and names in the one left open
 
 

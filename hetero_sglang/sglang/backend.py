@@ -14,7 +14,7 @@ from hetero_sglang.sglang.pool import token_slots
 
 
 class HeteroAttnBackend(AttentionBackend):
-    """Plans once per forward, then serves every layer from the plan. Runs in torch on any device."""
+    """Plans once per forward, then serves every layer from the plan. Runs in torch on any device; DeviceAttnBackend is the fast one for CUDA."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__()
@@ -82,4 +82,8 @@ def build_backend(
 ) -> Any:
     """AROUND attention_backend_setup._build_full_attention_backend_from_str."""
     model_runner.init_new_workspace = init_new_workspace
+    if backend_str == "flashinfer":
+        from hetero_sglang.sglang.device_backend import DeviceAttnBackend
+
+        return DeviceAttnBackend(model_runner)
     return HeteroAttnBackend(model_runner)

@@ -34,6 +34,7 @@ def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
         (f"{managers}.schedule_policy.PrefillAdder.add_one_req", lifecycle.admit, around),
         (f"{managers}.utils.validate_input_length", lifecycle.refuse_what_never_fits, around),
         (f"{managers}.schedule_batch.Req._compute_max_prefix_len", lifecycle.leave_observed_queries, after),
+        (f"{managers}.scheduler.Scheduler.run_batch", lifecycle.batch_runs, around),
         (f"{managers}.scheduler.Scheduler.__init__", reporting.scheduler_built, after),
         (f"{managers}.scheduler.Scheduler.get_internal_state", reporting.internal_state, after),
         (f"{managers}.scheduler.Scheduler.on_idle", reporting.idle, after),

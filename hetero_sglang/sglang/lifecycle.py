@@ -28,6 +28,16 @@ def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) ->
             cache.start(slot, *lengths_of(req))
 
 
+def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """AROUND Scheduler.run_batch: the request slots of the batch, which the device alone would know otherwise."""
+    state = runtime()
+    state.batch = [req.req_pool_idx for req in batch.reqs]
+    try:
+        return original(scheduler, batch, *args, **kwargs)
+    finally:
+        state.batch = []
+
+
 def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> None:
     """AROUND ReqToTokenPool.free: finish, abort, retraction and preemption all end here."""
     slot = req.req_pool_idx

@@ -39,7 +39,7 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("kv_canary", ("none",), "--kv-canary: it reads dense K/V buffers"),
     ("cpu_offload_gb", (0,), "--cpu-offload-gb: not tested with the host tier"),
     ("radix_cache_backend", (None,), "--radix-cache-backend: only SGLang's own radix tree is tested"),
-    ("attention_backend", (None, "torch_native"), "--attention-backend: the policy brings its own"),
+    ("attention_backend", (None, "torch_native", "flashinfer"), "--attention-backend: the policy brings its own"),
     ("prefill_attention_backend", (None,), "--prefill-attention-backend: the policy brings its own"),
     ("decode_attention_backend", (None,), "--decode-attention-backend: the policy brings its own"),
     ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: fetches arrive when they arrive"),

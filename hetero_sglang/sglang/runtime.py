@@ -32,6 +32,7 @@ class Runtime:
     size: int  # tensor-parallel ranks
     cache: HeteroCache | None = None
     scheduler: Any = None
+    batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     checked_after: int = 0  # requests served when the idle integrity check last ran
     counters: Counters = field(default_factory=Counters)
 

@@ -1,0 +1,56 @@
+"""What one decode step reads: buffers at addresses that a captured graph may keep."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.attention.kernels.decode import DecodeBuffers
+from hetero_sglang.attention.kernels.slots import copy_slots
+from hetero_sglang.attention.kernels.store import StepTables
+from hetero_sglang.memory.device_tables import DeviceTables
+from hetero_sglang.settings import Settings
+
+
+class DecodeStep:
+    """Buffers for up to `batch` requests of up to `context` tokens; filled before, read during a step."""
+
+    def __init__(
+        self, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, dim: int, v_dim: int,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        layout, device = settings.layout, tables.device
+        layers, heads = len(layout.layers), len(layout.layers[0].resident) + len(layout.layers[0].compressed)
+        self.tables, self.batch, self.context = tables, batch, context
+        counts = [(len(x.resident), len(x.compressed), x.first) for x in layout.layers]
+        self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
+        self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
+        self.inputs = torch.zeros(2, batch, dtype=torch.int32, device=device)  # lengths, request slots
+        self.cap = torch.zeros(batch, layout.num_compressed, dtype=torch.int32, device=device)
+        self.page_start = torch.zeros_like(self.cap)
+        self.work = DecodeBuffers(counts, batch, group, v_dim, device)
+        watched = any(x.clusters or x.anchors for x in layout.layers) and settings.retrieves
+        self.saved_q = (
+            torch.zeros(layers, batch, heads * group, dim, dtype=dtype, device=device) if watched else None
+        )
+
+    def fill(self, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor) -> None:
+        """Request slots and lengths of a step padded to `width`; their token slots are copied, nothing waits."""
+        packed = torch.zeros(2, width, dtype=torch.int32)
+        packed[0, : len(lengths)] = torch.tensor(lengths, dtype=torch.int32)
+        packed[1, : len(requests)] = torch.tensor(requests, dtype=torch.int32)
+        if self.inputs.is_cuda:
+            packed = packed.pin_memory()
+        self.inputs[:, :width].copy_(packed, non_blocking=True)
+        longest = max(lengths, default=0)
+        copy_slots(req_to_token, self.inputs[1, :width], self.inputs[0, :width], self.starts, longest, self.slots)
+
+    def plan(self, width: int) -> StepTables:
+        """Recorded in the graph: the requests' caps and page lists, and every layer's work cut into equal items."""
+        requests = self.inputs[1, :width]
+        torch.index_select(self.tables.cap, 0, requests, out=self.cap[:width])
+        torch.index_select(self.tables.page_start, 0, requests, out=self.page_start[:width])
+        step = StepTables(
+            self.inputs[0, :width], self.cap[:width], self.page_start[:width], self.tables.page_list
+        )
+        self.work.plan(step.length, step.cap)
+        return step

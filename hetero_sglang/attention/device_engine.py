@@ -1,0 +1,240 @@
+"""Prefill and decode over the two tiers on a CUDA device: what TorchEngine does, without waiting for anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hetero_sglang.attention.decode_step import DecodeStep
+from hetero_sglang.attention.kernels.decode import decode_attention
+from hetero_sglang.attention.kernels.fill import fill
+from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, store
+from hetero_sglang.attention.plan import Plan, Sequence
+from hetero_sglang.attention.prefill import RaggedPrefill
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.device_tables import DeviceTables
+from hetero_sglang.memory.prefix_loader import PrefixLoader
+from hetero_sglang.policy.batched import choose
+from hetero_sglang.policy.scores import attention_scores
+
+
+@dataclass(frozen=True)
+class LayerHeads:
+    """Head numbers of one layer as index tensors on the device."""
+
+    resident: torch.Tensor  # [R] int64
+    compressed: torch.Tensor  # [C] int64
+    resident32: torch.Tensor
+    compressed32: torch.Tensor
+
+
+class DeviceEngine:
+    """Owns the device's view of the working sets, and the streams and events of prefill's copies.
+
+    `requests`: request slots; `context`: the longest request, in tokens.
+    """
+
+    def __init__(self, cache: HeteroCache, requests: int, context: int, query_heads: int) -> None:
+        self.cache, self.settings = cache, cache.settings
+        layout, hot, host = self.settings.layout, cache.hot, cache.host
+        self.device = device = hot.k.device
+        self.context, self.query_heads = context, query_heads
+        self.tables = DeviceTables(requests, layout.num_compressed, hot.pages, device)
+        self.heads = [
+            LayerHeads(
+                x.resident_index.to(device),
+                x.compressed_index.to(device),
+                x.resident_index.to(device, torch.int32),
+                x.compressed_index.to(device, torch.int32),
+            )
+            for x in layout.layers
+        ]
+        self.layers = [self._layer(index) for index in range(len(layout.layers))]
+        self.counts = [(len(x.resident), len(x.compressed), x.first) for x in layout.layers]
+        self.plan: Plan | None = None
+        self.unknown: list[int] = []
+        self.graph_step: DecodeStep | None = None
+        self.eager_step: DecodeStep | None = None
+        self.prefill = RaggedPrefill(device)
+        self.prefixes = PrefixLoader(host, device)
+        self.writing = torch.cuda.Stream(device)  # prefill's rows on their way to the host store
+        self.written = torch.cuda.Event()  # the last of them
+        self.written.record()
+
+    def _layer(self, index: int) -> LayerBuffers:
+        cache, spec = self.cache, self.settings.layout.layers[index]
+        role = torch.empty(len(spec.resident) + len(spec.compressed), dtype=torch.int32)
+        role[spec.resident_index] = torch.arange(len(spec.resident), dtype=torch.int32)
+        role[spec.compressed_index] = -1 - torch.arange(len(spec.compressed), dtype=torch.int32)
+        return LayerBuffers(
+            role.to(self.device), cache.resident.k[index], cache.resident.v[index], cache.host.k[index],
+            cache.host.v[index], cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score, spec.first,
+        )  # fmt: skip
+
+    # ---- prefill
+
+    def begin_unknown(self, counts: list[int]) -> None:
+        """A prefill pass of no request of ours (SGLang warms its kernels): counts[i] tokens attend to themselves."""
+        self.plan, self.unknown = None, counts
+
+    def begin_extend(self, plan: Plan) -> None:
+        """Once per prefill pass: host rows of the prefixes start to move, the attention is planned."""
+        self.plan = plan
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self.written)
+        prefixes = [s.slots[: s.prefix] for s in plan.sequences if s.prefix]
+        slots = torch.cat(prefixes) if prefixes and self.cache.host.nbytes else torch.empty(0, dtype=torch.int64)
+        self.prefixes.begin(slots, stream.record_event())
+        for seq in plan.sequences:
+            self.cache.written[seq.slots[seq.prefix :]] = True
+
+    def extend(
+        self, layer: int, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Exact prefill. q [n, Hq, D], k [n, H, D], v [n, H, Dv] of all requests in turn; returns [n, Hq, Dv]."""
+        plan = self.plan
+        k, v = k.contiguous(), v.contiguous()
+        shape = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
+        if plan is None:
+            self.prefill.plan(self.unknown, self.unknown, *shape, scale, q.dtype)
+            return self.prefill.run(q, k, v)
+        self._write(layer, slots, k, v)
+        keys, values = self._whole(layer, plan, k, v)
+        if layer == 0:
+            counts, lengths = [s.count for s in plan.sequences], [s.length for s in plan.sequences]
+            self.prefill.plan(counts, lengths, *shape, scale, q.dtype)
+        out = self.prefill.run(q, keys, values)
+        start = 0
+        for seq in plan.sequences:
+            rows = slice(start, start + seq.length)
+            self._settle(layer, seq, q[seq.start : seq.start + seq.count], keys[rows], values[rows], scale)
+            start += seq.length
+        if layer == len(self.layers) - 1:
+            self.prefixes.end()
+        return out
+
+    def _write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Resident rows now; host rows beside the computation, on a stream of their own."""
+        store(self.layers[layer], slots, k, v, host=False)
+        if not self.counts[layer][1]:
+            return
+        self.writing.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.writing):
+            store(self.layers[layer], slots, k, v, resident=False)
+            self.written.record(self.writing)
+        for tensor in (k, v, slots):
+            tensor.record_stream(self.writing)
+
+    def _whole(
+        self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K [sum L, H, D] and V [sum L, H, Dv] of all requests in turn: prefix from both tiers, then the new tokens."""
+        if not any(s.prefix for s in plan.sequences):
+            return k, v
+        total = sum(s.length for s in plan.sequences)
+        keys, values = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
+        resident, compressed, _ = self.counts[layer]
+        heads, buffers = self.heads[layer], self.layers[layer]
+        host_k, host_v = self.prefixes.take(layer) if compressed else (k, v)
+        start = taken = 0
+        for seq in plan.sequences:
+            prefix, rows = seq.prefix, slice(start, start + seq.prefix)
+            fresh = slice(seq.start, seq.start + seq.count)
+            keys[start + prefix : start + seq.length] = k[fresh]
+            values[start + prefix : start + seq.length] = v[fresh]
+            if prefix and resident:
+                picked = self._device_slots(seq)
+                keys[rows].index_copy_(1, heads.resident, buffers.resident_k.index_select(0, picked))
+                values[rows].index_copy_(1, heads.resident, buffers.resident_v.index_select(0, picked))
+            if prefix and compressed:
+                keys[rows].index_copy_(1, heads.compressed, host_k[taken : taken + prefix])
+                values[rows].index_copy_(1, heads.compressed, host_v[taken : taken + prefix])
+            start, taken = start + seq.length, taken + prefix
+        if compressed:
+            self.prefixes.done(layer)
+        return keys, values
+
+    def _device_slots(self, seq: Sequence) -> torch.Tensor:
+        if seq.device_slots is None:
+            seq.device_slots = seq.slots[: seq.prefix].pin_memory().to(self.device, non_blocking=True)
+        return seq.device_slots
+
+    def _settle(
+        self, layer: int, seq: Sequence, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> None:
+        """At prefill end every compressed head gets its working set; before that, only the last queries are kept."""
+        spec, heads = self.settings.layout.layers[layer], self.heads[layer]
+        if not spec.compressed:
+            return
+        ws, observe, rule = seq.ws, self.settings.observe, self.settings.rule
+        if layer in ws.tail:
+            q = torch.cat((ws.tail.pop(layer), q))
+        q = q[-observe:]
+        if not seq.last:
+            ws.tail[layer] = q.clone()
+            return
+        caps = ws.caps[spec.first : spec.first + len(spec.compressed)]
+        queries = q.view(q.shape[0], keys.shape[1], -1, q.shape[-1])  # [W, H, G, D]
+        full = min(caps) < seq.length
+        if full:
+            scores = self._scores(queries, keys, heads.compressed, scale)  # [C, L]
+            counts = [max(0, cap - rule.sink - rule.window) if cap < seq.length else 0 for cap in caps]
+            selected = choose(scores, counts, rule.sink, seq.length - rule.window)  # [C, n]
+        else:
+            scores = torch.empty(len(caps), 0, dtype=torch.float32, device=self.device)
+            selected = torch.empty(len(caps), 0, dtype=torch.int32, device=self.device)
+        self.tables.put(seq.slot, ws)
+        numbers = slice(spec.first, spec.first + len(caps))
+        cap, start = self.tables.cap[seq.slot, numbers], self.tables.page_start[seq.slot, numbers]
+        page_list = self.tables.page_list
+        args = (heads.compressed32, keys, values, selected, scores, cap, start, page_list, max(caps))
+        fill(self.layers[layer], *args, rule.sink, rule.window)
+        if full and spec.clusters and self.settings.retrieves:
+            pivots = heads.resident[list(spec.pivots)]
+            self.cache.monitor.begin(ws, layer, self._scores(queries, keys, pivots, scale))
+
+    def _scores(self, queries: torch.Tensor, keys: torch.Tensor, heads: torch.Tensor, scale: float) -> torch.Tensor:
+        return attention_scores(queries[:, heads], keys[:, heads], scale, self.settings.over_queries)
+
+    # ---- decode
+
+    def make_step(self, batch: int, context: int) -> DecodeStep:
+        """Buffers for decode batches of up to `batch` requests of up to `context` tokens."""
+        hot, heads = self.cache.hot, sum(self.counts[0][:2])
+        dims = hot.k.shape[-1], hot.v.shape[-1]
+        return DecodeStep(self.settings, self.tables, batch, context, self.query_heads // heads, *dims, hot.k.dtype)
+
+    def eager(self, width: int, longest: int) -> DecodeStep:
+        """Buffers for a step outside any graph; they grow as batches do."""
+        step = self.eager_step
+        if step is None or step.batch < width or step.context < longest:
+            batch = max(width, step.batch if step else 0)
+            context = min(self.context, max(2 * longest, step.context if step else 0))
+            self.eager_step = step = self.make_step(batch, context)
+        return step
+
+    def begin_decode(
+        self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor
+    ) -> None:
+        """Before a step is run or replayed: what it reads is brought up to date; `width` - len(requests) are padding."""
+        torch.cuda.current_stream(self.device).wait_event(self.written)
+        for request, length in zip(requests, lengths, strict=True):
+            ws = self.cache.requests[request]
+            self.cache.make_room(ws, length)
+            self.tables.put(request, ws)
+        step.fill(requests, lengths, width, req_to_token)
+
+    def decode(
+        self, layer: int, step: DecodeStep, tables: StepTables, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor,
+        v: torch.Tensor, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
+        spec, buffers, heads = self.settings.layout.layers[layer], self.layers[layer], self.heads[layer]
+        watched = step.saved_q is not None and bool(spec.clusters or spec.anchors)
+        saved = step.saved_q[layer] if watched else None
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        store(buffers, slots, k, v, step=tables, window=self.settings.rule.window, q=q, saved_q=saved)
+        return decode_attention(
+            q, buffers, heads.resident32, heads.compressed32, step.slots, step.starts, tables, scale, step.work, layer
+        )

@@ -1,0 +1,119 @@
+"""Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True)
+class LayerBuffers:
+    """One layer's places for K/V; `role` [H] int32 is a resident head's index r, or -1 - c for compressed head c."""
+
+    role: torch.Tensor
+    resident_k: torch.Tensor  # [rows, R, D]
+    resident_v: torch.Tensor  # [rows, R, Dv]
+    host_k: torch.Tensor  # [rows, C, D], pinned host memory that the device writes to directly
+    host_v: torch.Tensor  # [rows, C, Dv]
+    hot_k: torch.Tensor  # [pages, P, D]
+    hot_v: torch.Tensor  # [pages, P, Dv]
+    position: torch.Tensor  # [pages, P] int32
+    score: torch.Tensor  # [pages, P] float32
+    first: int  # compressed heads in earlier layers
+
+
+@dataclass(frozen=True)
+class StepTables:
+    """This decode step's requests, all int32 on the device; see DeviceTables."""
+
+    length: torch.Tensor  # [B], the new token included; 0 for padding
+    cap: torch.Tensor  # [B, Hc]
+    page_start: torch.Tensor  # [B, Hc]
+    page_list: torch.Tensor  # [n]
+
+
+@triton.jit
+def _store(
+    k, v, q, slots, role, resident_k, resident_v, host_k, host_v, hot_k, hot_v, position, score, saved_q,
+    length, cap, page_start, page_list, resident_heads, compressed_heads, first, caps_per_request, window,
+    HEADS: tl.constexpr, GROUP_D: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    here, here_v = at < D, at_v < DV
+    key = tl.load(k + (token * HEADS + head) * D + at, mask=here)
+    value = tl.load(v + (token * HEADS + head) * DV + at_v, mask=here_v)
+    slot = tl.load(slots + token).to(tl.int64)
+    place = tl.load(role + head)
+    if SAVE:
+        at_q = tl.arange(0, BLOCK_Q)
+        group = (token * HEADS + head) * GROUP_D + at_q
+        tl.store(saved_q + group, tl.load(q + group, mask=at_q < GROUP_D), mask=at_q < GROUP_D)
+    if place >= 0:
+        if RESIDENT:
+            row = slot * resident_heads + place
+            tl.store(resident_k + row * D + at, key, mask=here)
+            tl.store(resident_v + row * DV + at_v, value, mask=here_v)
+    else:
+        compressed = -1 - place
+        if HOST:
+            row = slot * compressed_heads + compressed
+            tl.store(host_k + row * D + at, key, mask=here)
+            tl.store(host_v + row * DV + at_v, value, mask=here_v)
+        if HOT:
+            number = token * caps_per_request + first + compressed
+            rows = tl.load(cap + number)
+            last = tl.load(length + token) - 1
+            if (rows > 0) & (last >= 0):
+                ring = tl.minimum(rows, window)
+                wrapped = rows - ring + (last - rows) % ring
+                where = tl.where(last < rows, last, wrapped)
+                page = tl.load(page_list + tl.load(page_start + number) + where // P).to(tl.int64)
+                row = page * P + where % P
+                tl.store(hot_k + row * D + at, key, mask=here)
+                tl.store(hot_v + row * DV + at_v, value, mask=here_v)
+                tl.store(position + row, last)
+                tl.store(score + row, 0.0)
+
+
+def store(
+    layer: LayerBuffers,
+    slots: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    resident: bool = True,
+    host: bool = True,
+    step: StepTables | None = None,
+    window: int = 1,
+    q: torch.Tensor | None = None,
+    saved_q: torch.Tensor | None = None,
+) -> None:
+    """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; contiguous.
+
+    `step`: the tokens are one per request of a decode step and also go to their ring rows. `saved_q` takes a copy
+    of q [n, Hq, D], for pivots that look after the step.
+    """
+    n, heads, dim = k.shape
+    v_dim, page = v.shape[-1], layer.hot_k.shape[1]
+    if n == 0:
+        return
+    group = 0 if q is None else q[0].numel() // heads
+    tables = step or StepTables(slots, slots, slots, slots)
+    _store[(n, heads)](
+        k, v, k if q is None else q, slots, layer.role, layer.resident_k, layer.resident_v, layer.host_k, layer.host_v,
+        layer.hot_k, layer.hot_v, layer.position, layer.score, k if saved_q is None else saved_q,
+        tables.length, tables.cap, tables.page_start, tables.page_list, layer.resident_k.shape[1],
+        layer.host_k.shape[1], layer.first, tables.cap.shape[-1], window,
+        HEADS=heads, GROUP_D=group, D=dim, DV=v_dim, P=page,
+        RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host_k.shape[1] > 0,
+        HOT=step is not None, SAVE=saved_q is not None,
+        BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+        BLOCK_Q=triton.next_power_of_2(max(group, 1)), num_warps=1,
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""FlashInfer's ragged prefill over K/V that lie in one piece."""
+
+from __future__ import annotations
+
+import torch
+
+_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
+
+
+class RaggedPrefill:
+    """One plan per forward pass, used by every layer."""
+
+    def __init__(self, device: torch.device) -> None:
+        from flashinfer import BatchPrefillWithRaggedKVCacheWrapper
+
+        workspace = torch.empty(_WORKSPACE, dtype=torch.uint8, device=device)
+        self.wrapper = BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD", backend="auto")
+
+    def plan(
+        self, counts: list[int], lengths: list[int], query_heads: int, kv_heads: int, dim: int, v_dim: int, scale: float,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        """The last counts[i] of lengths[i] tokens of each request attend causally to all before them."""
+        self.wrapper.plan(
+            _indptr(counts), _indptr(lengths), query_heads, kv_heads, dim, v_dim, causal=True, sm_scale=scale,
+            q_data_type=dtype, kv_data_type=dtype,
+        )  # fmt: skip
+
+    def run(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """q [sum n, Hq, D], keys [sum L, H, D], values [sum L, H, Dv] -> [sum n, Hq, Dv]."""
+        return self.wrapper.run(q.contiguous(), keys, values)
+
+
+def _indptr(counts: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)  # [n + 1]

@@ -1,0 +1,104 @@
+"""SGLang's attention backend on a CUDA device: eager prefill, decode inside SGLang's CUDA graphs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+from hetero_sglang.attention.decode_step import DecodeStep
+from hetero_sglang.attention.device_engine import DeviceEngine
+from hetero_sglang.attention.kernels.store import StepTables
+from hetero_sglang.attention.plan import plan_extend
+from hetero_sglang.sglang.pool import token_slots
+from hetero_sglang.sglang.runtime import runtime
+
+
+class DeviceAttnBackend(AttentionBackend):
+    """The same contract as HeteroAttnBackend. Batches SGLang makes up to warm kernels attend to themselves."""
+
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__()
+        self.device = model_runner.device
+        self.req_to_token_pool = model_runner.req_to_token_pool
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.cache = self.token_to_kv_pool.cache
+        table = self.req_to_token_pool.req_to_token  # [requests, context]
+        heads = model_runner.model_config.num_attention_heads // model_runner.tp_size
+        self.engine = DeviceEngine(self.cache, table.shape[0], table.shape[1], heads)
+        self.step: DecodeStep | None = None
+        self.tables: StepTables | None = None
+        self.known = True  # this prefill's requests are the cache's
+
+    # ---- the contract's five methods
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Buffers for graphs of up to `max_bs` requests."""
+        self.engine.graph_step = self.engine.make_step(max_bs, self.req_to_token_pool.req_to_token.shape[1])
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        return 1
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """The safe point between two steps: fetched rows become visible here, then the step is planned."""
+        if not forward_batch.forward_mode.is_decode_or_idle():
+            self._begin_extend(forward_batch)
+            return
+        requests = [] if in_capture else runtime().batch
+        width = forward_batch.batch_size
+        requests = [slot for slot in requests if slot in self.cache.requests][:width]
+        lengths = [] if in_capture or not requests else forward_batch.seq_lens_cpu[: len(requests)].tolist()
+        if in_capture or isinstance(forward_batch, SimpleNamespace):
+            self.step = self.engine.graph_step
+        else:
+            self.step = self.engine.eager(width, max(lengths, default=1))
+        self.engine.begin_decode(self.step, requests, lengths, width, self.req_to_token_pool.req_to_token)
+
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+        """Recorded: every replay plans its own work on the device."""
+        if forward_batch.forward_mode.is_decode_or_idle():
+            self.tables = self.step.plan(forward_batch.batch_size)
+
+    def _begin_extend(self, forward_batch: Any) -> None:
+        requests = runtime().batch[: forward_batch.batch_size]
+        self.known = bool(requests) and all(slot in self.cache.requests for slot in requests)
+        counts, lengths = forward_batch.extend_seq_lens_cpu, forward_batch.seq_lens_cpu.tolist()
+        if not self.known:
+            self.engine.begin_unknown(list(counts))
+            return
+        plan = plan_extend(self.cache, requests, lengths, list(counts), self.req_to_token_pool.req_to_token)
+        self.engine.begin_extend(plan)
+
+    # ---- per layer
+
+    def forward_extend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any,
+        save_kv_cache: bool = True, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """q [n, Hq * D], k [n, H, D], v [n, H, Dv] -> [n, Hq * Dv]."""
+        index, q, k, v = self._split(q, k, v, layer)
+        slots = token_slots(forward_batch.out_cache_loc)
+        return self.engine.extend(index, slots, q, k, v, layer.scaling).reshape(q.shape[0], -1)
+
+    def forward_decode(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any,
+        save_kv_cache: bool = True, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """q [B, Hq * D], k [B, H, D], v [B, H, Dv] -> [B, Hq * Dv]."""
+        index, q, k, v = self._split(q, k, v, layer)
+        slots = token_slots(forward_batch.out_cache_loc)
+        out = self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling)
+        return out.reshape(q.shape[0], -1)
+
+    def _split(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any
+    ) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
+        v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
+        return layer.layer_id - self.token_to_kv_pool.start_layer, q, k, v
+
+    def support_triton(self) -> bool:
+        return True

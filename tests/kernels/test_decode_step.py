@@ -1,0 +1,96 @@
+"""The device's decode step against the torch engine: same requests, same tiers, rows and outputs."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
+
+from core_helpers import DIM, GROUP, Request, decode, make_cache, make_settings, prefill, random_profile, table_of
+
+from hetero_sglang.attention.decode_step import DecodeStep
+from hetero_sglang.attention.kernels.decode import decode_attention
+from hetero_sglang.attention.kernels.store import LayerBuffers, store
+from hetero_sglang.memory.device_tables import DeviceTables
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_copy(cache) -> SimpleNamespace:
+    """The cache's stores and pool, copied to the device the kernels run on."""
+    pool = {name: getattr(cache.hot, name).to(DEVICE, copy=True) for name in ("k", "v", "position", "score")}
+    both = {
+        name: SimpleNamespace(
+            k=[t.to(DEVICE, copy=True) for t in store.k], v=[t.to(DEVICE, copy=True) for t in store.v]
+        )
+        for name, store in (("resident", cache.resident), ("host", cache.host))
+    }
+    return SimpleNamespace(settings=cache.settings, hot=SimpleNamespace(**pool), **both)
+
+
+def layer_buffers(cache: SimpleNamespace, index: int) -> LayerBuffers:
+    spec = cache.settings.layout.layers[index]
+    role = torch.empty(len(spec.resident) + len(spec.compressed), dtype=torch.int32)
+    role[spec.resident_index] = torch.arange(len(spec.resident), dtype=torch.int32)
+    role[spec.compressed_index] = -1 - torch.arange(len(spec.compressed), dtype=torch.int32)
+    return LayerBuffers(
+        role.to(DEVICE), cache.resident.k[index], cache.resident.v[index], cache.host.k[index], cache.host.v[index],
+        cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score, spec.first,
+    )  # fmt: skip
+
+
+def tensors(cache) -> list[torch.Tensor]:
+    stores = (*cache.resident.k, *cache.resident.v, *cache.host.k, *cache.host.v)
+    return [t.cpu() for t in (*stores, cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_equals_the_torch_engine(seed: int) -> None:
+    rng = random.Random(seed)
+    settings = make_settings(random_profile(seed, layers=2, heads=4))
+    cache = make_cache(settings)
+    slots = torch.randperm(599, generator=torch.Generator().manual_seed(seed)) + 1
+    requests, start = [], 0
+    for slot, prompt in enumerate((rng.randint(1, 20), rng.randint(70, 200), rng.randint(20, 63)), start=1):
+        requests.append(Request(cache, slot, prompt, prompt + 12, slots[start : start + prompt + 12], seed=seed + slot))
+        start += prompt + 12
+        requests[-1].start()
+    prefill(requests, [(0, r.prompt) for r in requests])
+    tables = DeviceTables(8, settings.layout.num_compressed, cache.hot.pages, DEVICE)
+    step = DecodeStep(settings, tables, 5, 512, GROUP, DIM, DIM, torch.float32)
+    table = table_of(requests).to(DEVICE)
+    for extra in range(1, 10):
+        lengths = [r.prompt + extra for r in requests]
+        copied = device_copy(cache)
+        wanted = decode(requests, lengths)  # [layer, request, Hq, D]
+        for r in requests:
+            tables.put(r.slot, r.ws)
+        width = 4  # the fourth is padding
+        step.fill([r.slot for r in requests], lengths, width, table)
+        now = step.plan(width)
+        for index in range(2):
+            buffers = layer_buffers(copied, index)
+            spec = settings.layout.layers[index]
+            q, k, v = (
+                torch.cat([getattr(r, name)[index][n - 1][None] for r, n in zip(requests, lengths, strict=True)])
+                for name in "qkv"
+            )
+            q, k, v = (torch.cat((x, torch.full_like(x[:1], float("nan")))).to(DEVICE) for x in (q, k, v))
+            taken = torch.tensor([int(r.token_slots[n - 1]) for r, n in zip(requests, lengths, strict=True)] + [0])
+            taken = taken.to(DEVICE)
+            store(buffers, taken, k, v, step=now, window=settings.rule.window)
+            out = decode_attention(
+                q, buffers, spec.resident_index.int().to(DEVICE), spec.compressed_index.int().to(DEVICE), step.slots, step.starts, now,
+                DIM**-0.5, step.work, index,
+            )  # fmt: skip
+            torch.testing.assert_close(out[:3].cpu(), wanted[index], atol=2e-5, rtol=2e-5)
+            assert torch.equal(out[3], torch.zeros_like(out[3]))
+        for got, want in zip(tensors(copied), tensors(cache), strict=True):
+            got, want = (x[1:] if x.shape[0] == 600 else x for x in (got, want))  # row 0 takes padding's writes
+            assert torch.equal(got.nan_to_num(-7), want.nan_to_num(-7))
