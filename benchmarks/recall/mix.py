@@ -43,8 +43,8 @@ class Mix:
         return self.plain, self.chain, self.update
 
     def size(self, rng: np.random.Generator, length: int, dense: bool) -> int:
-        """A random number of statements for a sample of `length` tokens: 3 to about length/24, more if dense."""
-        most = min(_MOST_DENSE, length // 10) if dense else min(_MOST, length // 24)
+        """A random number of statements for a sample of `length` tokens: 3 to about length/16, more if dense."""
+        most = min(_MOST_DENSE, length // 10) if dense else min(_MOST, length // 16)
         return int(rng.integers(3, max(5, most)))
 
     def statements(self, rng: np.random.Generator, count: int) -> Statements:

@@ -14,6 +14,7 @@ from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.prefill import RaggedPrefill
 from hetero_sglang.cache import HeteroCache
 from hetero_sglang.memory.device_tables import DeviceTables
+from hetero_sglang.memory.lanes import Lane, mark, upload
 from hetero_sglang.memory.prefix_loader import PrefixLoader
 from hetero_sglang.policy.batched import choose
 from hetero_sglang.policy.scores import attention_scores
@@ -58,9 +59,8 @@ class DeviceEngine:
         self.eager_step: DecodeStep | None = None
         self.prefill = RaggedPrefill(device)
         self.prefixes = PrefixLoader(host, device)
-        self.writing = torch.cuda.Stream(device)  # prefill's rows on their way to the host store
-        self.written = torch.cuda.Event()  # the last of them
-        self.written.record()
+        self.writing = Lane(device, urgent=False)  # prefill's rows on their way to the host store
+        self.written = mark(device)  # the last of them
 
     def _layer(self, index: int) -> LayerBuffers:
         cache, spec = self.cache, self.settings.layout.layers[index]
@@ -81,11 +81,10 @@ class DeviceEngine:
     def begin_extend(self, plan: Plan) -> None:
         """Once per prefill pass: host rows of the prefixes start to move, the attention is planned."""
         self.plan = plan
-        stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(self.written)
+        self.written.hold(self.device)
         prefixes = [s.slots[: s.prefix] for s in plan.sequences if s.prefix]
         slots = torch.cat(prefixes) if prefixes and self.cache.host.nbytes else torch.empty(0, dtype=torch.int64)
-        self.prefixes.begin(slots, stream.record_event())
+        self.prefixes.begin(slots, mark(self.device))
         for seq in plan.sequences:
             self.cache.written[seq.slots[seq.prefix :]] = True
 
@@ -119,12 +118,11 @@ class DeviceEngine:
         store(self.layers[layer], slots, k, v, host=False)
         if not self.counts[layer][1]:
             return
-        self.writing.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.writing):
+        self.writing.follow(mark(self.device))
+        with self.writing:
             store(self.layers[layer], slots, k, v, resident=False)
-            self.written.record(self.writing)
-        for tensor in (k, v, slots):
-            tensor.record_stream(self.writing)
+        self.written = self.writing.mark()
+        self.writing.keep(k, v, slots)
 
     def _whole(
         self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor
@@ -157,7 +155,7 @@ class DeviceEngine:
 
     def _device_slots(self, seq: Sequence) -> torch.Tensor:
         if seq.device_slots is None:
-            seq.device_slots = seq.slots[: seq.prefix].pin_memory().to(self.device, non_blocking=True)
+            seq.device_slots = upload(seq.slots[: seq.prefix], self.device)
         return seq.device_slots
 
     def _settle(
@@ -218,7 +216,7 @@ class DeviceEngine:
         self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor
     ) -> None:
         """Before a step is run or replayed: what it reads is brought up to date; `width` - len(requests) are padding."""
-        torch.cuda.current_stream(self.device).wait_event(self.written)
+        self.written.hold(self.device)
         for request, length in zip(requests, lengths, strict=True):
             ws = self.cache.requests[request]
             self.cache.make_room(ws, length)

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 # A CPU pool is zeroed as it is allocated, and SGLang sizes it from the host's memory, container or not: its
 # default touches three quarters of the machine before the first request.
 MAX_TOTAL_TOKENS = 131072
+# SGLang reserves room for a GPU's activations; without chunked prefill that is more than a small machine has.
+MEM_FRACTION = 0.7
 # torch_native walks the batch request by request; SGLang's 2048 rows of req_to_token would only cost memory.
 MAX_RUNNING_REQUESTS = 64
 # On so few cores a server's own processes crowd each other, and OpenMP's threads must not spin while they wait:
@@ -34,6 +36,8 @@ def apply_cpu_defaults(server_args: Any) -> None:
     if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
         server_args.max_total_tokens = cap = max(MAX_TOTAL_TOKENS, server_args.context_length or 0)
         logger.info("KV cache capped at %d tokens on the CPU; --max-total-tokens sets another cap", cap)
+    if server_args.mem_fraction_static is None:
+        server_args.mem_fraction_static = MEM_FRACTION
     if server_args.max_running_requests is None:
         server_args.max_running_requests = MAX_RUNNING_REQUESTS * server_args.dp_size
     cpus = sorted(os.sched_getaffinity(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hetero_sglang.memory.lanes import upload
 from hetero_sglang.memory.working_set import WorkingSet
 
 
@@ -52,7 +53,4 @@ class DeviceTables:
         self._end = end
 
     def _upload(self, values: torch.Tensor) -> torch.Tensor:
-        values = values.to(torch.int32)
-        if self.device.type == "cpu":
-            return values
-        return values.pin_memory().to(self.device, non_blocking=True)
+        return upload(values.to(torch.int32), self.device)

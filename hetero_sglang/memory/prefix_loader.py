@@ -5,28 +5,30 @@ from __future__ import annotations
 import torch
 
 from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.lanes import Lane, Mark, mark
 
 _SHORT_RUN = 16  # rows; below that on average, one gather and one copy beat a copy per run
 
 
 class PrefixLoader:
-    """Two layer-sized buffers and a copy stream; owned by the engine of a CUDA device."""
+    """Two layer-sized buffers and a copy lane; owned by the engine of a device."""
 
     def __init__(self, host: HostStore, device: torch.device) -> None:
         self.host = host
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.lane = Lane(device)
+        self.layers = [index for index, heads in enumerate(host.heads) if heads]
         self.slots = torch.empty(0, dtype=torch.int64)
         self.runs: list[tuple[int, int, int]] = []
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._arrived: dict[int, torch.cuda.Event] = {}
-        self._free: list[torch.cuda.Event] = []
+        self._arrived: dict[int, Mark] = {}
+        self._free: list[Mark] = []
 
-    def begin(self, slots: torch.Tensor, after: torch.cuda.Event) -> None:
-        """A forward pass needs these token slots [n] (CPU int64); their rows are in the host store `after` the event."""
+    def begin(self, slots: torch.Tensor, after: Mark) -> None:
+        """A forward pass needs these token slots [n] (CPU int64); their rows are in the host store `after` that."""
         self.slots, self.runs = slots, slot_runs(slots)
         self._arrived.clear()
-        if not slots.numel():
+        if not slots.numel() or not self.layers:
             return
         host, count = self.host, slots.numel()
         widest = max(host.heads)
@@ -37,47 +39,47 @@ class PrefixLoader:
             )
             for _ in range(2)
         ]
-        self._free = [torch.cuda.current_stream(self.device).record_event() for _ in range(2)]
-        self.stream.wait_event(after)
+        self._free = [mark(self.device) for _ in range(2)]
+        self.lane.follow(after)
         self._bring(0)
 
     def take(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K [n, C, D] and V [n, C, Dv] of a layer, valid until `done`; the next layer's rows start moving."""
-        torch.cuda.current_stream(self.device).wait_event(self._arrived[layer])
-        if layer + 1 < len(self.host.heads):
-            self._bring(layer + 1)
-        return self._views(layer)
+        place = self.layers.index(layer)
+        self._arrived.pop(place).hold(self.device)
+        if place + 1 < len(self.layers):
+            self._bring(place + 1)
+        return self._views(place)
 
     def done(self, layer: int) -> None:
         """The layer's rows were read by what is enqueued so far."""
-        self._free[layer % 2] = torch.cuda.current_stream(self.device).record_event()
+        self._free[self.layers.index(layer) % 2] = mark(self.device)
 
     def end(self) -> None:
         """Give the buffers back once the last layer is through."""
         for buffers in self._buffers:
-            for tensor in buffers:
-                tensor.record_stream(self.stream)
+            self.lane.keep(*buffers)
         self._buffers = []
 
-    def _views(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        heads, count = self.host.heads[layer], self.slots.numel()
-        k, v = self._buffers[layer % 2]
+    def _views(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        heads, count = self.host.heads[self.layers[place]], self.slots.numel()
+        k, v = self._buffers[place % 2]
         return (
             k.view(-1)[: count * heads * self.host.head_dim].view(count, heads, -1),
             v.view(-1)[: count * heads * self.host.v_head_dim].view(count, heads, -1),
         )
 
-    def _bring(self, layer: int) -> None:
-        with torch.cuda.stream(self.stream):
-            self.stream.wait_event(self._free[layer % 2])
-            if self.host.heads[layer]:
-                for store, out in zip((self.host.k[layer], self.host.v[layer]), self._views(layer), strict=True):
-                    self._copy(store, out)
-            self._arrived[layer] = self.stream.record_event()
+    def _bring(self, place: int) -> None:
+        layer = self.layers[place]
+        self.lane.follow(self._free[place % 2])
+        with self.lane:
+            for store, out in zip((self.host.k[layer], self.host.v[layer]), self._views(place), strict=True):
+                self._copy(store, out)
+        self._arrived[place] = self.lane.mark()
 
     def _copy(self, store: torch.Tensor, out: torch.Tensor) -> None:
         if len(self.runs) * _SHORT_RUN > self.slots.numel():
-            gathered = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+            gathered = torch.empty(out.shape, dtype=out.dtype, pin_memory=self.device.type == "cuda")
             torch.index_select(store, 0, self.slots, out=gathered)
             out.copy_(gathered, non_blocking=True)
             return

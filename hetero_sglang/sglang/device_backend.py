@@ -26,7 +26,7 @@ class DeviceAttnBackend(AttentionBackend):
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.cache = self.token_to_kv_pool.cache
         table = self.req_to_token_pool.req_to_token  # [requests, context]
-        heads = model_runner.model_config.num_attention_heads // model_runner.tp_size
+        heads = model_runner.model_config.num_attention_heads // runtime().size
         self.engine = DeviceEngine(self.cache, table.shape[0], table.shape[1], heads)
         self.step: DecodeStep | None = None
         self.tables: StepTables | None = None

@@ -54,13 +54,16 @@ def make_settings(profile: HeadProfile, keep_ratio: float | None = None, **optio
     return resolve(profile, keep_ratio=ratio, **{**defaults, **options})
 
 
-def make_cache(settings: Settings, slots: int = 600, pages: int = 2000) -> HeteroCache:
+def make_cache(
+    settings: Settings, slots: int = 600, pages: int = 2000, device: torch.device | str = "cpu"
+) -> HeteroCache:
     """A cache whose every buffer is poisoned with NaN: reading what nobody wrote shows."""
     dtype = torch.float32
     layout = settings.layout
-    resident = ResidentStore(slots, [len(x.resident) for x in layout.layers], DIM, DIM, dtype, "cpu")
-    host = HostStore(slots, [len(x.compressed) for x in layout.layers], DIM, DIM, dtype)
-    hot = HotPool(pages, settings.rule.page_size, DIM, DIM, dtype, "cpu")
+    resident = ResidentStore(slots, [len(x.resident) for x in layout.layers], DIM, DIM, dtype, device)
+    pin = torch.device(device).type == "cuda"
+    host = HostStore(slots, [len(x.compressed) for x in layout.layers], DIM, DIM, dtype, pin)
+    hot = HotPool(pages, settings.rule.page_size, DIM, DIM, dtype, device)
     for tensor in (*resident.k, *resident.v, *host.k, *host.v, hot.k, hot.v):
         tensor.fill_(float("nan"))
     return HeteroCache(settings, resident, host, hot, Counters())

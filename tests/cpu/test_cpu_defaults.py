@@ -26,6 +26,7 @@ CHOSEN = {
     "device": "cpu",
     "attention_backend": "intel_amx",
     "max_total_tokens": 77,
+    "mem_fraction_static": 0.3,
     "max_running_requests": 5,
 }
 
@@ -50,6 +51,7 @@ def test_what_the_user_left_open_is_filled(environ: dict[str, str]) -> None:
         **OPEN,
         "attention_backend": "torch_native",
         "max_total_tokens": defaults.MAX_TOTAL_TOKENS,
+        "mem_fraction_static": defaults.MEM_FRACTION,
         "max_running_requests": defaults.MAX_RUNNING_REQUESTS,
     }
     assert environ["TORCH_COMPILE_DISABLE"] == "1"

@@ -1,0 +1,1 @@
+"""Training the recall model from scratch; `python -m benchmarks.recall.train` is the command."""

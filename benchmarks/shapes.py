@@ -1,0 +1,46 @@
+"""Model shapes for speed measurements: a configuration alone, run with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "vocab_size": 128256,
+    "hidden_act": "silu",
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
+
+
+def write(folder: Path, config: dict[str, object] = LLAMA_8B) -> Path:
+    """Make `folder` a checkpoint without weights: for --load-format dummy --skip-tokenizer-init."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def kv_bytes_per_token(config: dict[str, object] = LLAMA_8B) -> int:
+    """Dense K and V of one token over all layers, bf16."""
+    return 2 * 2 * int(config["num_hidden_layers"]) * int(config["num_key_value_heads"]) * int(config["head_dim"])
+
+
+def weight_bytes(config: dict[str, object] = LLAMA_8B) -> int:
+    """What a decode step reads of the weights, bf16: everything but the embedding table."""
+    hidden, inner, layers = (int(config[name]) for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    heads, kv_heads, dim = (int(config[n]) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    layer = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
+    return 2 * (layers * layer + hidden * int(config["vocab_size"]))

@@ -1,0 +1,74 @@
+"""Streams and events by other names, so that code which orders copies runs on the CPU too, where all is in order."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+
+
+class Mark:
+    """A point in a stream's work."""
+
+    def __init__(self, event: torch.cuda.Event | None) -> None:
+        self._event = event
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything before it is done; never waits."""
+        return self._event is None or self._event.query()
+
+    def hold(self, device: torch.device) -> None:
+        """The device's current stream goes on once this is passed."""
+        if self._event is not None:
+            torch.cuda.current_stream(device).wait_event(self._event)
+
+
+def mark(device: torch.device) -> Mark:
+    """Here, in the device's current stream."""
+    return Mark(torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None)
+
+
+class Lane:
+    """A stream of its own: `with lane:` work goes there; each lane has one owner."""
+
+    def __init__(self, device: torch.device, urgent: bool = True) -> None:
+        self.device = device
+        priority = -1 if urgent else 0  # lower numbers go first
+        self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
+        self._context: torch.cuda.StreamContext | None = None
+
+    def follow(self, point: Mark) -> None:
+        """What comes next here starts once `point` is passed."""
+        if self._stream is not None and point._event is not None:
+            self._stream.wait_event(point._event)
+
+    def mark(self) -> Mark:
+        """Here, in this lane."""
+        return Mark(self._stream.record_event() if self._stream is not None else None)
+
+    def keep(self, *tensors: torch.Tensor) -> None:
+        """Memory of these tensors is not reused before this lane is through with what it has now."""
+        if self._stream is not None:
+            for tensor in tensors:
+                tensor.record_stream(self._stream)
+
+    def __enter__(self) -> Lane:
+        if self._stream is not None:
+            self._context = torch.cuda.stream(self._stream)
+            self._context.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._context is not None:
+            self._context.__exit__(kind, error, trace)
+            self._context = None
+
+
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device; nothing waits for it."""
+    if device.type == "cpu":
+        return values.clone()
+    return values.pin_memory().to(device, non_blocking=True)
