@@ -57,12 +57,12 @@ def run(given: argparse.Namespace, command: str) -> None:
     sampler = MixedSampler(language, mix)
     torch.manual_seed(settings.seed)
     model = RecallModel(shape, settings.embedding_std).to(given.device)
-    trainer = Trainer(model, sampler, settings)
+    trainer = Trainer(model, sampler, settings, save=lambda: export(given.out, model, tokenizer))
     trainer.log(f"{shape.parameters:,} parameters")
     totals = trainer.train()
     lengths = [int(length) for length in given.eval_lengths.split(",")]
-    accuracy = measure(model, sampler, lengths, given.eval_tokens, settings.seed, settings.batch_tokens)
     export(given.out, model, tokenizer)
+    accuracy = measure(model, sampler, lengths, given.eval_tokens, settings.seed, settings.batch_tokens)
     cuda = torch.device(given.device).type == "cuda"
     device = f"one {torch.cuda.get_device_name()}" if cuda else "the CPU"
     record = Record(command, shape, mix, settings, totals, accuracy, device)

@@ -15,11 +15,9 @@ class DecodeStep:
     """Buffers for up to `batch` requests of up to `context` tokens; filled before, read during a step."""
 
     def __init__(
-        self, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, dim: int, v_dim: int,
-        dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+        self, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int
+    ) -> None:
         layout, device = settings.layout, tables.device
-        layers, heads = len(layout.layers), len(layout.layers[0].resident) + len(layout.layers[0].compressed)
         self.tables, self.batch, self.context = tables, batch, context
         counts = [(len(x.resident), len(x.compressed), x.first) for x in layout.layers]
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
@@ -28,10 +26,6 @@ class DecodeStep:
         self.cap = torch.zeros(batch, layout.num_compressed, dtype=torch.int32, device=device)
         self.page_start = torch.zeros_like(self.cap)
         self.work = DecodeBuffers(counts, batch, group, v_dim, device)
-        watched = any(x.clusters or x.anchors for x in layout.layers) and settings.retrieves
-        self.saved_q = (
-            torch.zeros(layers, batch, heads * group, dim, dtype=dtype, device=device) if watched else None
-        )
 
     def fill(self, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor) -> None:
         """Request slots and lengths of a step padded to `width`; their token slots are copied, nothing waits."""

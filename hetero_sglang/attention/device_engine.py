@@ -188,9 +188,6 @@ class DeviceEngine:
         page_list = self.tables.page_list
         args = (heads.compressed32, keys, values, selected, scores, cap, start, page_list, max(caps))
         fill(self.layers[layer], *args, rule.sink, rule.window)
-        if full and spec.clusters and self.settings.retrieves:
-            pivots = heads.resident[list(spec.pivots)]
-            self.cache.monitor.begin(ws, layer, self._scores(queries, keys, pivots, scale))
 
     def _scores(self, queries: torch.Tensor, keys: torch.Tensor, heads: torch.Tensor, scale: float) -> torch.Tensor:
         return attention_scores(queries[:, heads], keys[:, heads], scale, self.settings.over_queries)
@@ -199,9 +196,8 @@ class DeviceEngine:
 
     def make_step(self, batch: int, context: int) -> DecodeStep:
         """Buffers for decode batches of up to `batch` requests of up to `context` tokens."""
-        hot, heads = self.cache.hot, sum(self.counts[0][:2])
-        dims = hot.k.shape[-1], hot.v.shape[-1]
-        return DecodeStep(self.settings, self.tables, batch, context, self.query_heads // heads, *dims, hot.k.dtype)
+        group = self.query_heads // sum(self.counts[0][:2])
+        return DecodeStep(self.settings, self.tables, batch, context, group, self.cache.hot.v.shape[-1])
 
     def eager(self, width: int, longest: int) -> DecodeStep:
         """Buffers for a step outside any graph; they grow as batches do."""
@@ -228,11 +224,9 @@ class DeviceEngine:
         v: torch.Tensor, scale: float,
     ) -> torch.Tensor:  # fmt: skip
         """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
-        spec, buffers, heads = self.settings.layout.layers[layer], self.layers[layer], self.heads[layer]
-        watched = step.saved_q is not None and bool(spec.clusters or spec.anchors)
-        saved = step.saved_q[layer] if watched else None
+        buffers, heads = self.layers[layer], self.heads[layer]
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        store(buffers, slots, k, v, step=tables, window=self.settings.rule.window, q=q, saved_q=saved)
+        store(buffers, slots, k, v, step=tables, window=self.settings.rule.window)
         return decode_attention(
             q, buffers, heads.resident32, heads.compressed32, step.slots, step.starts, tables, scale, step.work, layer
         )

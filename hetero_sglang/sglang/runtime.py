@@ -59,7 +59,13 @@ class Runtime:
         )
         hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
         self.cache = HeteroCache(self.settings, resident, host, hot, self.counters)
-        self.cache.fetcher.start_worker(pin)
+        if pin and self.settings.retrieves:
+            logger.warning(
+                "On a GPU drift is not watched yet: working sets stay as they were chosen at prefill end. "
+                "--hetero-drift-threshold 0 says the same and is quiet."
+            )
+        elif not pin:
+            self.cache.fetcher.start_worker(pin)
         logger.info("%s", table(sizes, rule, self.settings.keep_ratio, self.settings.floor))
         longest = rule.dense_below - 1
         if rule.demand(longest, 1) > sizes.hot_pages:

@@ -63,7 +63,7 @@ def test_a_step_equals_the_torch_engine(seed: int) -> None:
         requests[-1].start()
     prefill(requests, [(0, r.prompt) for r in requests])
     tables = DeviceTables(8, settings.layout.num_compressed, cache.hot.pages, DEVICE)
-    step = DecodeStep(settings, tables, 5, 512, GROUP, DIM, DIM, torch.float32)
+    step = DecodeStep(settings, tables, 5, 512, GROUP, DIM)
     table = table_of(requests).to(DEVICE)
     for extra in range(1, 10):
         lengths = [r.prompt + extra for r in requests]
@@ -85,10 +85,9 @@ def test_a_step_equals_the_torch_engine(seed: int) -> None:
             taken = torch.tensor([int(r.token_slots[n - 1]) for r, n in zip(requests, lengths, strict=True)] + [0])
             taken = taken.to(DEVICE)
             store(buffers, taken, k, v, step=now, window=settings.rule.window)
-            out = decode_attention(
-                q, buffers, spec.resident_index.int().to(DEVICE), spec.compressed_index.int().to(DEVICE), step.slots, step.starts, now,
-                DIM**-0.5, step.work, index,
-            )  # fmt: skip
+            heads = (spec.resident_index.int().to(DEVICE), spec.compressed_index.int().to(DEVICE))
+            scale = DIM**-0.5
+            out = decode_attention(q, buffers, *heads, step.slots, step.starts, now, scale, step.work, index)
             torch.testing.assert_close(out[:3].cpu(), wanted[index], atol=2e-5, rtol=2e-5)
             assert torch.equal(out[3], torch.zeros_like(out[3]))
         for got, want in zip(tensors(copied), tensors(cache), strict=True):

@@ -44,7 +44,9 @@ def export(folder: str | Path, model: RecallModel, tokenizer: dict[str, bytes]) 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {_published(name): w.detach().to("cpu", torch.bfloat16) for name, w in model.named_parameters()}
-    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    scratch = folder / "model.tmp"
+    scratch.write_bytes(save(weights, metadata={"format": "pt"}))
+    scratch.replace(folder / "model.safetensors")  # never half-written
     ids = {word["content"]: word["id"] for word in json.loads(tokenizer["tokenizer.json"])["added_tokens"]}
     (folder / "config.json").write_text(json.dumps(config(model.shape, [ids[word] for word in _SPECIAL]), indent=1))
     for name, content in tokenizer.items():

@@ -19,6 +19,7 @@ from .schedule import Clock, Stage, parse_stages, rate_factor
 from .settings import Settings
 
 _EVERY = 10.0  # seconds between lines of progress
+_SAVE_EVERY = 30.0  # seconds between checkpoints: a training that is ended from outside leaves its last one
 
 
 @dataclass
@@ -36,13 +37,19 @@ class Trainer:
     """Trains one model; `step` may also be called alone, on batches of one's own."""
 
     def __init__(
-        self, model: RecallModel, sampler: MixedSampler, settings: Settings, log: Callable[[str], None] | None = None
+        self,
+        model: RecallModel,
+        sampler: MixedSampler,
+        settings: Settings,
+        log: Callable[[str], None] | None = None,
+        save: Callable[[], None] | None = None,
     ) -> None:
-        self.model, self.sampler, self.settings = model, sampler, settings
+        self.model, self.sampler, self.settings, self.save = model, sampler, settings, save
         self.device = next(model.parameters()).device
         self.cuda = self.device.type == "cuda"
         self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
         self.totals = Totals()
+        self._saved = time.monotonic()
         matrices = [p for p in model.parameters() if p.dim() == 2]
         vectors = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -114,6 +121,9 @@ class Trainer:
             if time.monotonic() - shown > _EVERY:
                 self._show(stage.length, clock, *done)
                 shown = time.monotonic()
+            if self.save and time.monotonic() - self._saved > _SAVE_EVERY:
+                self.save()
+                self._saved = time.monotonic()
         return None if done is None else self._show(stage.length, clock, *done)
 
     def _show(self, length: int, clock: Clock, loss: torch.Tensor, kind: torch.Tensor, right: torch.Tensor) -> float:

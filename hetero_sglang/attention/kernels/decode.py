@@ -34,10 +34,10 @@ def _attend(
     return highest, total * shrink + tl.sum(weights, 1), out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["resident", "first", "caps_per_request", "rows"])
 def _decode(
     q, resident_k, resident_v, hot_k, hot_v, resident_heads, compressed_heads, slots, starts, length, cap, page_start,
-    page_list, first_item, chunk, partial, weight, scale, resident, first, caps_per_request, rows,
+    page_list, first_item, partial, weight, scale, resident, first, caps_per_request, rows,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -48,25 +48,29 @@ def _decode(
     firsts = tl.load(first_item + every, mask=every < rows, other=2147483647)
     row = tl.sum((firsts <= item).to(tl.int32)) - 1
     request, place = row // HEADS, row % HEADS
-    size = tl.load(chunk)
-    begin = (item - tl.load(first_item + row)) * size
+    opening = tl.load(first_item + row)
+    pieces = tl.load(first_item + row + 1) - opening
     tokens = tl.load(length + request)
     at, at_v, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, 16)
     within = tl.arange(0, BLOCK)
     best = tl.full([16], float("-inf"), tl.float32)
     total = tl.zeros([16], tl.float32)
     out = tl.zeros([16, BLOCK_DV], tl.float32)
+    number = request * caps_per_request + first + place - resident
     if place < resident:
         head = tl.load(resident_heads + place)
     else:
         head = tl.load(compressed_heads + place - resident)
+        tokens = tl.minimum(tl.load(cap + number), tokens)
+    size = tl.cdiv(tl.cdiv(tokens, pieces), BLOCK) * BLOCK  # a row's items are alike
+    begin = (item - opening) * size
+    end = tl.minimum(begin + size, tokens)
     query = tl.load(
         q + (request * HEADS + head) * GROUP * D + member[:, None] * D + at[None, :],
         mask=(member < GROUP)[:, None] & (at < D)[None, :],
         other=0.0,
     )
     if place < resident:
-        end = tl.minimum(begin + size, tokens)
         listed = slots + tl.load(starts + request).to(tl.int64)
         for start in range(begin, end, BLOCK):
             token = start + within
@@ -77,8 +81,6 @@ def _decode(
                 D, DV, BLOCK_D, BLOCK_DV, PRECISION,
             )  # fmt: skip
     else:
-        number = request * caps_per_request + first + place - resident
-        end = tl.minimum(begin + size, tl.minimum(tl.load(cap + number), tokens))
         listed = page_list + tl.load(page_start + number)
         for start in range(begin, end, BLOCK):
             token = start + within
@@ -94,7 +96,7 @@ def _decode(
     tl.store(weight + where, best + tl.log2(total), mask=member < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["resident", "rows"])
 def _merge(
     out, partial, weight, resident_heads, compressed_heads, first_item, resident, rows,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -154,7 +156,7 @@ def decode_attention(
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     _decode[(work.items(batch),)](
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, resident_heads, compressed_heads, slots, starts,
-        step.length, step.cap, step.page_start, step.page_list, first_item, work.chunk[index:], work.partial,
+        step.length, step.cap, step.page_start, step.page_list, first_item, work.partial,
         work.weight, scale * 1.4426950408889634, resident, layer.first, step.cap.shape[1], work.rows,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, ROWS=triton.next_power_of_2(work.rows),
         BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),

@@ -9,7 +9,7 @@ import triton.language as tl
 from hetero_sglang.attention.kernels.store import LayerBuffers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "sink", "window", "widest", "k_stride", "v_stride"])
 def _fill(
     keys, values, heads, selected, scores, cap, page_start, page_list, hot_k, hot_v, position, score,
     length, sink, window, widest, k_stride, v_stride,

@@ -35,13 +35,13 @@ class StepTables:
     page_list: torch.Tensor  # [n]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "window"])
 def _store(
-    k, v, q, slots, role, resident_k, resident_v, host_k, host_v, hot_k, hot_v, position, score, saved_q,
+    k, v, slots, role, resident_k, resident_v, host_k, host_v, hot_k, hot_v, position, score,
     length, cap, page_start, page_list, resident_heads, compressed_heads, first, caps_per_request, window,
-    HEADS: tl.constexpr, GROUP_D: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
-    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_Q: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -51,10 +51,6 @@ def _store(
     value = tl.load(v + (token * HEADS + head) * DV + at_v, mask=here_v)
     slot = tl.load(slots + token).to(tl.int64)
     place = tl.load(role + head)
-    if SAVE:
-        at_q = tl.arange(0, BLOCK_Q)
-        group = (token * HEADS + head) * GROUP_D + at_q
-        tl.store(saved_q + group, tl.load(q + group, mask=at_q < GROUP_D), mask=at_q < GROUP_D)
     if place >= 0:
         if RESIDENT:
             row = slot * resident_heads + place
@@ -92,28 +88,23 @@ def store(
     host: bool = True,
     step: StepTables | None = None,
     window: int = 1,
-    q: torch.Tensor | None = None,
-    saved_q: torch.Tensor | None = None,
 ) -> None:
     """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; contiguous.
 
-    `step`: the tokens are one per request of a decode step and also go to their ring rows. `saved_q` takes a copy
-    of q [n, Hq, D], for pivots that look after the step.
+    `step`: the tokens are one per request of a decode step and also go to their ring rows.
     """
     n, heads, dim = k.shape
     v_dim, page = v.shape[-1], layer.hot_k.shape[1]
     if n == 0:
         return
-    group = 0 if q is None else q[0].numel() // heads
     tables = step or StepTables(slots, slots, slots, slots)
     _store[(n, heads)](
-        k, v, k if q is None else q, slots, layer.role, layer.resident_k, layer.resident_v, layer.host_k, layer.host_v,
-        layer.hot_k, layer.hot_v, layer.position, layer.score, k if saved_q is None else saved_q,
+        k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host_k, layer.host_v,
+        layer.hot_k, layer.hot_v, layer.position, layer.score,
         tables.length, tables.cap, tables.page_start, tables.page_list, layer.resident_k.shape[1],
         layer.host_k.shape[1], layer.first, tables.cap.shape[-1], window,
-        HEADS=heads, GROUP_D=group, D=dim, DV=v_dim, P=page,
+        HEADS=heads, D=dim, DV=v_dim, P=page,
         RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host_k.shape[1] > 0,
-        HOT=step is not None, SAVE=saved_q is not None,
-        BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
-        BLOCK_Q=triton.next_power_of_2(max(group, 1)), num_warps=1,
+        HOT=step is not None,
+        BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), num_warps=1,
     )  # fmt: skip

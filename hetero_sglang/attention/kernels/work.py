@@ -16,12 +16,12 @@ class DecodeShape:
     block: int = 64  # tokens a program reads at a time
     warps: int = 4
     stages: int = 3
-    items_per_processor: int = 2
+    items_per_processor: int = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "items", "caps_per_request"])
 def _plan_work(
-    length, cap, counts, first_item, chunk, rows, items, caps_per_request,
+    length, cap, counts, first_item, rows, items, caps_per_request,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     layer = tl.program_id(0)
@@ -40,14 +40,12 @@ def _plan_work(
     before = tl.cumsum(pieces) - pieces
     tl.store(first_item + layer * (rows + 1) + row, before, mask=here)
     tl.store(first_item + layer * (rows + 1) + rows, tl.sum(pieces))
-    tl.store(chunk + layer, size)
 
 
 class DecodeBuffers:
     """Item tables and partial results of a decode step; row b * H + j is head j of request b, resident heads first.
 
-    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items; `chunk` [layers] int32:
-    tokens per item; `partial` [items, G, Dv] and `weight` [items, G] float32: an item's output and the base-2
+    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items; `partial` [items, G, Dv] and `weight` [items, G] float32: an item's output and the base-2
     logarithm of its sum of exponents.
     """
 
@@ -62,7 +60,6 @@ class DecodeBuffers:
             self.processors = torch.cuda.get_device_properties(device).multi_processor_count
         items = self.items(batch)
         self._first_item = torch.zeros(self.layers * (batch * self.kv_heads + 1), dtype=torch.int32, device=device)
-        self.chunk = torch.ones(self.layers, dtype=torch.int32, device=device)
         self.partial = torch.empty(items, group, v_head_dim, dtype=torch.float32, device=device)
         self.weight = torch.empty(items, group, dtype=torch.float32, device=device)
         self._counts = torch.tensor(counts, dtype=torch.int32, device=device)  # [layers, 3]
@@ -81,6 +78,6 @@ class DecodeBuffers:
         self.rows = length.numel() * self.kv_heads
         rows = triton.next_power_of_2(self.rows)
         _plan_work[(self.layers,)](
-            length, cap, self._counts, self._first_item, self.chunk, self.rows, self.items(length.numel()),
+            length, cap, self._counts, self._first_item, self.rows, self.items(length.numel()),
             cap.shape[1], HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, num_warps=8 if rows > 512 else 1,
         )  # fmt: skip
