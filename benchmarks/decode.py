@@ -79,7 +79,8 @@ def main() -> None:
                     rows.append({"policy": policy, **row})
                     _show(rows)
                 if policy != "full":
-                    print({k: v for k, v in server.stats().items() if "fetch" in k or k in ("integrity", "drift_triggers")})
+                    told = server.stats().items()
+                    print({k: v for k, v in told if "fetch" in k or k in ("integrity", "drift_triggers")})
             results.save(given.name, {"rows": rows, "max_total_tokens": given.max_total_tokens})
     print("saved", results.save(given.name, {"rows": rows, "max_total_tokens": given.max_total_tokens}))
 

@@ -16,8 +16,12 @@ from sglang.srt.server_args import ServerArgs
 from hetero_sglang.cpu.defaults import apply_cpu_defaults
 from hetero_sglang.errors import HeteroError
 
-POLICIES = ["full", "heterocache"]
+# Names alone: the policies themselves, and torch with them, are imported where one is used.
+POLICIES = [
+    "full", "heterocache", "streamingllm", "snapkv", "chunkkv", "quest", "fier", "rocketkv", "kvcluster",
+]  # fmt: skip
 RETRIEVAL = ["accumulate", "replace", "off"]
+ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
 
 
 @dataclasses.dataclass
@@ -45,7 +49,11 @@ class HeteroServerArgs(ServerArgs):
         Arg(help="A pivot has drifted when its median overlap falls below this; 0 switches retrieval off."),
         NS("memory"),
     ] = 0.5
-    hetero_monitor_interval: A[int, Arg(help="Decode steps between two looks of a pivot."), NS("memory")] = 4
+    hetero_monitor_interval: A[
+        int | None,
+        Arg(help="Decode steps between two looks of a pivot, or two choices by an index; default: 4, or every step."),
+        NS("memory"),
+    ] = None
     hetero_dense_below: A[
         int | None,
         Arg(help="Requests shorter than this many tokens stay exact; default: from the smallest head's budget."),
@@ -53,9 +61,18 @@ class HeteroServerArgs(ServerArgs):
     ] = None
     hetero_retrieval: A[
         str,
-        Arg(help="What a fetch does to a working set: add to what was important, or replace it.", choices=RETRIEVAL),
+        Arg(
+            help="What a fetch does to a working set: add to what was important, or replace it; off: none are made.",
+            choices=RETRIEVAL,
+        ),
         NS("memory"),
     ] = "accumulate"
+    hetero_reassign: A[
+        bool, Arg(help="Give satellites that no longer follow their pivot another one, or none."), NS("memory")
+    ] = False
+    hetero_ablation: A[
+        str, Arg(help="Leave out one of HeteroCache's ideas, to measure it.", choices=ABLATIONS), NS("memory")
+    ] = "none"
 
     def __post_init__(self) -> None:
         apply_cpu_defaults(self)
@@ -68,6 +85,7 @@ class HeteroServerArgs(ServerArgs):
 
         refusals.check_flags(self)
         self._choose_backend()
+        refusals.check_policy(self)
         super().__post_init__()
         if self.model_path.lower() in ("none", "dummy"):
             return
@@ -83,19 +101,28 @@ class HeteroServerArgs(ServerArgs):
         else:
             self.attention_backend = "flashinfer"
 
+    def hetero_policy(self) -> Any:
+        """The policy that the flags name."""
+        from hetero_sglang.policy.choice import make_policy
+
+        return make_policy(self.kv_policy, self.hetero_ablation)
+
     def hetero_options(self) -> tuple[Any, dict[str, Any]]:
         """The head profile and the keyword arguments of `settings.resolve`."""
-        from hetero_sglang.profile.files import find_profile, load_profile
+        from hetero_sglang.policy.base import Refresh
+        from hetero_sglang.policy.choice import profile_for
 
-        profile = load_profile(find_profile(self.model_path, self.hetero_profile))
-        return profile, {
+        policy = self.hetero_policy()
+        return profile_for(policy, self), {
+            "policy": policy,
             "keep_ratio": self.hetero_keep_ratio,
             "window": self.hetero_window,
             "sink": self.hetero_sink,
             "dense_below": self.hetero_dense_below,
             "drift_threshold": self.hetero_drift_threshold,
-            "monitor_interval": self.hetero_monitor_interval,
+            "monitor_interval": self.hetero_monitor_interval or (1 if policy.refresh is Refresh.STEP else 4),
             "retrieval": self.hetero_retrieval,
+            "reassign": self.hetero_reassign,
         }
 
     @classmethod

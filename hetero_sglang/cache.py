@@ -11,6 +11,7 @@ from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
 from hetero_sglang.retrieval.fetcher import Fetcher
 from hetero_sglang.retrieval.monitor import DriftMonitor
+from hetero_sglang.retrieval.step_chooser import StepChooser
 from hetero_sglang.settings import Settings
 
 
@@ -29,6 +30,7 @@ class HeteroCache:
         self.written = torch.zeros(host.rows, dtype=torch.bool)  # token slots that hold a token, in both tiers
         self.fetcher = Fetcher(settings, host, hot, counters)
         self.monitor = DriftMonitor(settings, self.fetcher, counters)
+        self.chooser = StepChooser(settings, host, hot, counters)
 
     def demand(self, prompt: int, max_new: int) -> int:
         """Hot pages a request would hold."""
@@ -46,6 +48,14 @@ class HeteroCache:
         """Before a decode step: let a request that outgrows its reserve keep what its budget allows."""
         if ws.final < length <= ws.max_length and not ws.grow():
             self.counters.refused_growth += 1
+
+    def compressed(self, ws: WorkingSet) -> None:
+        """A prompt has ended longer than its working set: count what the request keeps on the device, and of what."""
+        resident = self.resident.nbytes // self.host.rows  # bytes of a token
+        page = self.hot.nbytes // max(1, self.hot.pages)
+        self.counters.compressed_requests += 1
+        self.counters.kept_bytes += ws.pages.numel() * page + ws.final * resident
+        self.counters.dense_bytes += ws.final * (resident + self.host.bytes_per_row)
 
     def finish(self, slot: int) -> None:
         """The request of this slot ended, was aborted or retracted: its pages are free at once."""

@@ -11,6 +11,8 @@ class Counters:
 
     requests: int = 0  # working sets begun
     compressed_requests: int = 0  # of these, longer than a working set at prefill end
+    kept_bytes: int = 0  # device bytes these hold, indexes included, and
+    dense_bytes: int = 0  # what plain SGLang would hold for them
     drift_checks: int = 0  # pivots compared with their reference
     drift_triggers: int = 0  # clusters whose pivot had drifted
     anchor_refreshes: int = 0  # anchors scored by the worker

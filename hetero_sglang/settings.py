@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.memory.budget import CapRule, default_dense_below
 from hetero_sglang.memory.layout import HeadLayout, build_layout
+from hetero_sglang.policy.base import Policy, Refresh
+from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.budget import cap_fractions
 from hetero_sglang.profile.head_profile import HeadProfile
 
@@ -17,6 +19,7 @@ HOT_PAGE = 16  # rows of a hot page
 class Settings:
     """What the two-tier cache of one rank needs to know, apart from sizes in bytes."""
 
+    policy: Policy
     layout: HeadLayout
     rule: CapRule
     keep_ratio: float
@@ -27,20 +30,32 @@ class Settings:
     anchor_interval: int  # looks between two refreshes of an anchor; 0 never
     retrieval: str  # accumulate | replace | off
     decay: float  # of a row's score, per look
-    over_queries: str  # how the observed queries' scores are reduced: max | mean
     history: int  # looks whose median overlap decides
+    reassign: bool  # satellites that no longer follow their pivot get another, or none
     staging_mb: int
     worker_threads: int
 
     @property
+    def compresses(self) -> bool:
+        """Whether any head keeps less than everything."""
+        return any(f < 1 for f in self.layout.fractions)
+
+    @property
     def retrieves(self) -> bool:
-        """Whether anything is ever fetched: a threshold of 0 switches retrieval off."""
-        return self.retrieval != "off" and self.drift_threshold > 0 and any(f < 1 for f in self.layout.fractions)
+        """Whether drift is watched and rows fetched by the worker: a threshold of 0 switches retrieval off."""
+        drifts = self.policy.refresh is Refresh.DRIFT and self.drift_threshold > 0
+        return drifts and self.retrieval != "off" and self.compresses
+
+    @property
+    def chooses_each_step(self) -> bool:
+        """Whether every decode step selects anew from the policy's index."""
+        return self.policy.refresh is Refresh.STEP and self.retrieval != "off" and self.compresses
 
 
 def resolve(
     profile: HeadProfile,
     *,
+    policy: Policy | None = None,
     keep_ratio: float,
     window: int,
     sink: int,
@@ -50,25 +65,36 @@ def resolve(
     observe: int = 32,
     anchor_interval: int = 8,
     retrieval: str = "accumulate",
+    reassign: bool = False,
     reserve: int = 4096,
     rank: int = 0,
     size: int = 1,
 ) -> Settings:
     """Validate the options against the profile. Raises HeteroError with the legal recipe."""
+    policy = policy or HeteroCache()
     if not 0 < keep_ratio <= 1 or (keep_ratio < 1 and keep_ratio <= profile.floor):
         raise HeteroError(
             f"--hetero-keep-ratio {keep_ratio} is not in ({profile.floor:.3f}, 1]: {profile.num_resident} of "
             f"{profile.num_heads} KV heads are resident by this profile; choose a ratio above {profile.floor:.3f}."
         )
+    if policy.index and (keep_ratio <= policy.index_share or window < policy.index.span):
+        raise HeteroError(
+            f"{policy.name} keeps an index of {policy.index_share:.4f} of the KV bytes, over units of "
+            f"{policy.index.span} tokens: --hetero-keep-ratio {keep_ratio} must be above the first and --hetero-window "
+            f"{window} at least the second."
+        )
+    if reassign and policy.refresh is not Refresh.DRIFT:
+        raise HeteroError(f"--hetero-reassign moves satellites between pivots, and {policy.name} has none; drop it.")
     _positive(window=window, sink=sink, monitor_interval=monitor_interval, observe=observe)
     if not 0 <= drift_threshold <= 1:
         raise HeteroError(f"--hetero-drift-threshold {drift_threshold} is not in [0, 1]; 0 switches retrieval off.")
     fractions = [f for layer in cap_fractions(profile, keep_ratio) for f in layer]
+    rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
     if dense_below is None:
-        dense_below = default_dense_below(tuple(fractions), sink, window)
+        dense_below = default_dense_below(rows, sink, window)
     layout = build_layout(profile, keep_ratio, rank, size)
-    rule = CapRule(layout, HOT_PAGE, sink, window, dense_below, reserve)
-    poorest = min((f for f in fractions), default=1.0)
+    rule = CapRule(policy, layout, HOT_PAGE, sink, window, dense_below, reserve)
+    poorest = min(rows, default=1.0)
     if poorest * dense_below < sink + window + 1 and poorest < 1:
         needed = int((sink + window + 1) / poorest) + 1
         raise HeteroError(
@@ -77,6 +103,7 @@ def resolve(
             f"lower them or set --hetero-dense-below to at least {needed}."
         )
     return Settings(
+        policy=policy,
         layout=layout,
         rule=rule,
         keep_ratio=keep_ratio,
@@ -87,8 +114,8 @@ def resolve(
         anchor_interval=anchor_interval,
         retrieval=retrieval,
         decay=0.9,
-        over_queries="max",
         history=3,
+        reassign=reassign,
         staging_mb=64,
         worker_threads=2,
     )

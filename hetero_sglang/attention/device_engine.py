@@ -17,7 +17,6 @@ from hetero_sglang.memory.device_tables import DeviceTables
 from hetero_sglang.memory.lanes import Lane, mark, upload
 from hetero_sglang.memory.prefix_loader import PrefixLoader
 from hetero_sglang.policy.batched import choose
-from hetero_sglang.policy.scores import attention_scores
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class DeviceEngine:
         queries = q.view(q.shape[0], keys.shape[1], -1, q.shape[-1])  # [W, H, G, D]
         full = min(caps) < seq.length
         if full:
-            scores = self._scores(queries, keys, heads.compressed, scale)  # [C, L]
+            scores = self.settings.policy.scores(queries[:, heads.compressed], keys[:, heads.compressed], scale)
             counts = [max(0, cap - rule.sink - rule.window) if cap < seq.length else 0 for cap in caps]
             selected = choose(scores, counts, rule.sink, seq.length - rule.window)  # [C, n]
         else:
@@ -188,9 +187,6 @@ class DeviceEngine:
         page_list = self.tables.page_list
         args = (heads.compressed32, keys, values, selected, scores, cap, start, page_list, max(caps))
         fill(self.layers[layer], *args, rule.sink, rule.window)
-
-    def _scores(self, queries: torch.Tensor, keys: torch.Tensor, heads: torch.Tensor, scale: float) -> torch.Tensor:
-        return attention_scores(queries[:, heads], keys[:, heads], scale, self.settings.over_queries)
 
     # ---- decode
 
@@ -211,7 +207,7 @@ class DeviceEngine:
     def begin_decode(
         self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor
     ) -> None:
-        """Before a step is run or replayed: what it reads is brought up to date; `width` - len(requests) are padding."""
+        """Before a step is run or replayed: update what it reads; `width` - len(requests) rows are padding."""
         self.written.hold(self.device)
         for request, length in zip(requests, lengths, strict=True):
             ws = self.cache.requests[request]

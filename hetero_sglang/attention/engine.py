@@ -8,7 +8,8 @@ from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.reference import decode_exact, decode_grouped, prefill_attention, prefill_exact
 from hetero_sglang.cache import HeteroCache
 from hetero_sglang.memory.layout import LayerLayout
-from hetero_sglang.policy.scores import attention_scores, top_positions
+from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.policy.scores import attention_scores
 
 
 class TorchEngine:
@@ -78,33 +79,40 @@ class TorchEngine:
             ws.tail[layer] = q.clone()
             return
         queries = q.view(q.shape[0], keys.shape[1], -1, q.shape[-1])  # [W, H, G, D]
-        full = [i for i in range(len(spec.compressed)) if ws.caps[spec.first + i] < seq.length]
-        scores = self._scores(spec, queries, keys, [spec.compressed[i] for i in full], scale)
-        for i, head in enumerate(spec.compressed):
-            number = spec.first + i
-            if i in full:
-                self._choose(ws, number, scores[full.index(i)], keys[:, head], values[:, head])
-            else:
-                rows = ws.flat(number, torch.arange(seq.length))
-                self._place(rows, torch.arange(seq.length), keys[:, head], values[:, head])
+        heads = list(spec.compressed)
+        full = [i for i in range(len(heads)) if ws.caps[spec.first + i] < seq.length]
+        scores = keys.new_empty(len(heads), 0)
+        if full or ws.indexed:
+            scores = self.settings.policy.scores(queries[:, heads], keys[:, heads], scale)  # [C, L]
+        for i in set(range(len(heads))).difference(full):
+            whole = torch.arange(seq.length)
+            self._place(ws.flat(spec.first + i, whole), whole, keys[:, heads[i]], values[:, heads[i]])
+        self._choose(ws, spec, full, scores, keys, values)
+        if self.settings.chooses_each_step:
+            self.cache.chooser.begin(ws, layer, keys[:, heads], scores)
         if full and spec.clusters and self.settings.retrieves:
             pivots = [spec.resident[p] for p in spec.pivots]
-            self.cache.monitor.begin(ws, layer, self._scores(spec, queries, keys, pivots, scale).cpu())
+            seen = attention_scores(queries[:, pivots], keys[:, pivots], scale)
+            self.cache.monitor.begin(ws, layer, seen.cpu())
 
-    def _scores(
-        self, spec: LayerLayout, queries: torch.Tensor, keys: torch.Tensor, heads: list[int], scale: float
-    ) -> torch.Tensor:
-        return attention_scores(queries[:, heads], keys[:, heads], scale, self.settings.over_queries)
-
-    def _choose(self, ws, number: int, scores: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """The best rows of a head that cannot keep them all: best first, then in order of position."""
-        rule, length = self.settings.rule, k.shape[0]
-        count = ws.selected_rows(number).numel()
-        chosen = top_positions(scores, count, rule.sink, length - rule.window).sort().values.cpu()
-        rows, positions = ws.layout_of(number, length, chosen)
-        flat = ws.flat(number, rows)
-        self._place(flat, positions, k, v)
-        self.cache.hot.score.view(-1)[flat] = scores[positions]
+    def _choose(
+        self, ws: WorkingSet, spec: LayerLayout, full: list[int], scores: torch.Tensor, keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """The rows of heads that cannot keep them all, as the policy picks them."""
+        length, numbers = keys.shape[0], [spec.first + i for i in full]
+        # All rings of a request are alike, but for heads whose cap is below the window: those keep no selection.
+        rings = {self.settings.rule.ring(ws.caps[n]) for n in numbers}
+        for ring in rings:
+            some = [i for i, n in zip(full, numbers, strict=True) if self.settings.rule.ring(ws.caps[n]) == ring]
+            counts = [ws.selected_rows(spec.first + i).numel() for i in some]
+            picked = self.settings.policy.pick(scores[some], counts, self.settings.rule.sink, length - ring)
+            for i, chosen in zip(some, picked, strict=True):
+                number, head = spec.first + i, spec.compressed[i]
+                rows, positions = ws.layout_of(number, length, chosen.cpu())
+                flat = ws.flat(number, rows)
+                self._place(flat, positions, keys[:, head], values[:, head])
+                self.cache.hot.score.view(-1)[flat] = scores[i, positions]
 
     def _place(self, flat: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         self.cache.hot.write(flat, k[positions], v[positions])
@@ -124,6 +132,8 @@ class TorchEngine:
             rows = plan.rows[:, numbers].reshape(-1)
             hot.write(rows, k[:, spec.compressed_index].flatten(0, 1), v[:, spec.compressed_index].flatten(0, 1))
         for b, seq in enumerate(plan.sequences):
+            if self.settings.chooses_each_step and spec.compressed:
+                self.cache.chooser.step(seq.ws, layer, grouped[b, spec.compressed_index], scale)
             attend = decode_exact if seq.exact else decode_grouped
             if spec.resident:
                 index = spec.resident_index

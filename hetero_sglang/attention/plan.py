@@ -55,7 +55,8 @@ def plan_extend(
         ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
         run, exact, last = _run(ws.slots), ws.exact(length), length >= ws.prompt
         sequences.append(Sequence(ws, length, start, count, ws.slots, run, exact, last, slot=request))
-        cache.counters.compressed_requests += last and not exact
+        if last and not exact:
+            cache.compressed(ws)
         start += count
     cache.fetcher.publish()
     return Plan(sequences)

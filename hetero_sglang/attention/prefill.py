@@ -24,8 +24,8 @@ class RaggedPrefill:
             self.wrapper = BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD", backend="auto")
 
     def plan(
-        self, counts: list[int], lengths: list[int], query_heads: int, kv_heads: int, dim: int, v_dim: int, scale: float,
-        dtype: torch.dtype,
+        self, counts: list[int], lengths: list[int], query_heads: int, kv_heads: int, dim: int, v_dim: int,
+        scale: float, dtype: torch.dtype,
     ) -> None:  # fmt: skip
         """The last counts[i] of lengths[i] tokens of each request attend causally to all before them."""
         self.counts, self.lengths, self.scale = counts, lengths, scale

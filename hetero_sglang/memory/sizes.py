@@ -87,7 +87,7 @@ def slots_within(
 
 def concurrent(sizes: Sizes, rule: CapRule, length: int) -> int:
     """Unshared requests of `length` tokens that fit at once, by slots and by hot pages."""
-    pages = sum(rule.pages(rule.caps(length, length)))
+    pages = rule.held(length, length)
     by_pages = sizes.hot_pages // pages if pages else sizes.slots
     return min(sizes.slots // length, by_pages)
 

@@ -1,9 +1,9 @@
 """One request's working set: which hot rows hold which tokens, for every compressed head.
 
-    row    0 ......... sink ................ cap - window ........ cap
+    row    0 ......... sink ................ cap - ring .......... cap
            | sink tokens |  selected tokens  |  ring of recent ones |
 
-Token t lives at row t while it fits, afterwards at ring row cap - window + (t - cap) mod window. A head whose
+Token t lives at row t while it fits, afterwards at ring row cap - ring + (t - cap) mod ring. A head whose
 cap is never reached is therefore exact, and a full head keeps its length for the request's life.
 """
 
@@ -17,10 +17,10 @@ from hetero_sglang.memory.budget import CapRule
 from hetero_sglang.memory.hot_pool import HotPool
 
 
-def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, window: int) -> torch.Tensor:
-    """Row of token t in a head of `cap` rows (broadcasts; int64)."""
-    token, cap = torch.as_tensor(token), torch.as_tensor(cap)
-    ring = cap.clamp(max=window)  # a request shorter than the window is all ring once it wraps
+def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, ring: torch.Tensor | int) -> torch.Tensor:
+    """Row of token t in a head of `cap` rows whose last `ring` turn over (broadcasts; int64)."""
+    token, cap, ring = torch.as_tensor(token), torch.as_tensor(cap), torch.as_tensor(ring)
+    ring = torch.minimum(ring, cap)  # a request shorter than the window is all ring once it wraps
     return torch.where(token < cap, token, cap - ring + (token - cap) % ring)
 
 
@@ -40,12 +40,17 @@ class WorkingSet:
         self.final = rule.final_length(prompt, max_new)  # length the caps are made for
         self.caps = rule.caps(prompt, self.final)
         counts = rule.pages(self.caps)
-        taken = pool.alloc(sum(counts))
+        listed = rule.pages(rule.index_rows(prompt, self.final, self.caps))
+        taken = pool.alloc(sum(counts) + sum(listed))
         if taken is None:
             raise RuntimeError(
-                f"hot pool: {sum(counts)} pages wanted, {pool.available} free: admission let through too much"
+                f"hot pool: {sum(counts) + sum(listed)} pages wanted, {pool.available} free: "
+                "admission let through too much"
             )
-        self._tabulate(list(taken.split(counts)))
+        parts = taken.split(counts + listed)
+        self.index = list(parts[len(counts) :])  # per head [pages of its index]
+        self.units: dict[int, Any] = {}  # per layer, what its index covers
+        self._tabulate(list(parts[: len(counts)]))
 
     def _tabulate(self, tables: list[torch.Tensor]) -> None:
         self.tables = tables  # per head [pages of the head]
@@ -55,12 +60,18 @@ class WorkingSet:
             self.table[head, : pages.numel()] = pages
         self.runs = [int(t[0]) if _is_run(t) else -1 for t in tables]
         self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
+        self.ring = torch.tensor([self.rule.ring(cap) for cap in self.caps], dtype=torch.int64)  # [heads]
         self.smallest_cap = min(self.caps, default=self.max_length)
 
     @property
     def pages(self) -> torch.Tensor:
         """Every page of this request."""
-        return torch.cat(self.tables) if self.tables else torch.empty(0, dtype=torch.int64)
+        return torch.cat([*self.tables, *self.index]) if self.tables else torch.empty(0, dtype=torch.int64)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether room for an index is reserved."""
+        return any(pages.numel() for pages in self.index)
 
     def exact(self, length: int) -> bool:
         """Whether every head still holds every one of `length` tokens."""
@@ -68,7 +79,7 @@ class WorkingSet:
 
     def rows_of_token(self, token: int) -> torch.Tensor:
         """Flat hot row of token t in every head: [heads]."""
-        row = ring_row(token, self.cap, self.rule.window)
+        row = ring_row(token, self.cap, self.ring)
         return self.table.gather(1, (row // self.pool.page_size)[:, None])[:, 0] * self.pool.page_size + (
             row % self.pool.page_size
         )
@@ -79,12 +90,12 @@ class WorkingSet:
 
     def selected_rows(self, head: int) -> torch.Tensor:
         """Rows of a full head that a fetch may overwrite: neither sinks nor ring."""
-        return torch.arange(self.rule.sink, self.caps[head] - self.rule.window)
+        return torch.arange(self.rule.sink, max(self.rule.sink, self.caps[head] - self.rule.ring(self.caps[head])))
 
     def has_choice(self, head: int) -> bool:
         """Whether a head is full at the present length and has rows that a fetch may overwrite."""
         cap = self.caps[head]
-        return cap < self.slots.numel() and cap > self.rule.sink + self.rule.window
+        return cap < self.slots.numel() and cap > self.rule.sink + self.rule.ring(cap)
 
     def grow(self) -> bool:
         """Size the working set for twice the length: heads that still hold every token get more rows.
@@ -95,13 +106,20 @@ class WorkingSet:
         full, self.final = self.final, min(self.max_length, 2 * self.final)
         wanted = self.rule.caps(self.prompt, self.final)
         caps = [max(cap, want) if cap == full else cap for cap, want in zip(self.caps, wanted, strict=True)]
-        extra = [n - t.numel() for n, t in zip(self.rule.pages(caps), self.tables, strict=True)]
+        held = [*self.tables, *self.index]
+        listed = self.rule.index_rows(self.prompt, self.final, caps)
+        # A head that no longer keeps every token starts no index now: what came before is not at hand.
+        listed = [rows if pages.numel() else 0 for rows, pages in zip(listed, self.index, strict=True)]
+        wanted = self.rule.pages(caps) + self.rule.pages(listed)
+        extra = [max(0, n - t.numel()) for n, t in zip(wanted, held, strict=True)]
         taken = self.pool.alloc(sum(extra))
         if taken is None:
             self.final = self.max_length
             return False
         self.caps = caps
-        self._tabulate([torch.cat(pair) for pair in zip(self.tables, taken.split(extra), strict=True)])
+        grown = [torch.cat(pair) for pair in zip(held, taken.split(extra), strict=True)]
+        self.index = grown[len(caps) :]
+        self._tabulate(grown[: len(caps)])
         return True
 
     def layout_of(self, head: int, length: int, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,9 +128,10 @@ class WorkingSet:
         `selected` holds the chosen positions, ascending, one per selected row. Returns rows [cap] and
         positions [cap], both int64.
         """
-        cap, sink, window = self.caps[head], self.rule.sink, self.rule.window
-        recent = torch.arange(length - window, length)
-        rows = torch.cat((torch.arange(sink), self.selected_rows(head), ring_row(recent, cap, window)))
+        cap, sink = self.caps[head], self.rule.sink
+        ring = self.rule.ring(cap)
+        recent = torch.arange(length - ring, length)
+        rows = torch.cat((torch.arange(sink), self.selected_rows(head), ring_row(recent, cap, ring)))
         return rows, torch.cat((torch.arange(sink), selected.to(torch.int64), recent))
 
     def release(self) -> None:

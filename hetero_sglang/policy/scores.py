@@ -5,24 +5,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-POOL = 5  # neighbours averaged, as in the paper's calibration (avgpool-5)
+POOL = 5  # neighbours averaged, as in HeteroCache's calibration (avgpool-5)
 
 
-def attention_scores(
-    q: torch.Tensor, k: torch.Tensor, scale: float, over_queries: str = "max", chunk: int = 8
-) -> torch.Tensor:
-    """Scores [C, L] float32 of L tokens for C KV heads.
+def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_queries: str, chunk: int = 8) -> torch.Tensor:
+    """Attention weights [C, G, L] float32 of the last W queries, reduced over them by `over_queries` (max or mean).
 
-    q [W, C, G, D]: the last W queries (the last one sees all L tokens, the one before all but the last, ...);
-    k [L, C, D]. Softmax over the tokens, average pooling over POOL neighbours, reduced by `over_queries`
-    (max or mean) over the W queries and by max over the group of G query heads.
+    q [W, C, G, D]: the last one sees all L tokens, the one before all but the last, and so on; k [L, C, D].
     """
     width, heads = q.shape[0], q.shape[1]
     length = k.shape[0]
-    scores = torch.empty(heads, length, dtype=torch.float32, device=k.device)
+    reduced = torch.zeros(heads, q.shape[2], length, dtype=torch.float32, device=k.device)
     for head in range(heads):
         keys = k[:, head].float()  # [L, D]
-        best = keys.new_zeros(q.shape[2], length)  # [G, L]
         for start in range(0, width, chunk):
             queries = q[start : start + chunk, head].float()  # [w, G, D]
             logits = torch.matmul(queries, keys.T) * scale  # [w, G, L]
@@ -31,14 +26,24 @@ def attention_scores(
                 if hidden:
                     logits[row, :, length - hidden :] = float("-inf")
             weight = logits.softmax(-1)
-            part = weight.amax(0) if over_queries == "max" else weight.sum(0) / width  # [G, L]
-            best = torch.maximum(best, part) if over_queries == "max" else best + part
-        scores[head] = _pool(best).amax(0)
-    return scores
+            if over_queries == "max":
+                torch.maximum(reduced[head], weight.amax(0), out=reduced[head])
+            else:
+                reduced[head] += weight.sum(0) / width
+    return reduced
 
 
-def _pool(scores: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool1d(scores[None], POOL, 1, POOL // 2, count_include_pad=False)[0]
+def pool_average(weights: torch.Tensor, neighbours: int = POOL) -> torch.Tensor:
+    """Mean over a centred window of `neighbours` tokens; [C, G, L] -> [C, G, L]. At the ends, over those there are."""
+    return F.avg_pool1d(weights, neighbours, 1, neighbours // 2, count_include_pad=False)
+
+
+def attention_scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+    """HeteroCache's scores [C, L] float32: the most any observed query of the group looks at a token's neighbourhood.
+
+    q [W, C, G, D], k [L, C, D] as in `observed_weights`.
+    """
+    return pool_average(observed_weights(q, k, scale, "max")).amax(1)
 
 
 def top_positions(scores: torch.Tensor, count: int, low: int = 0, high: int | None = None) -> torch.Tensor:

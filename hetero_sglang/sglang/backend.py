@@ -14,7 +14,10 @@ from hetero_sglang.sglang.pool import token_slots
 
 
 class HeteroAttnBackend(AttentionBackend):
-    """Plans once per forward, then serves every layer from the plan. Runs in torch on any device; DeviceAttnBackend is the fast one for CUDA."""
+    """Plans once per forward, then serves every layer from the plan; in torch, on any device.
+
+    DeviceAttnBackend is the fast one for CUDA.
+    """
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__()

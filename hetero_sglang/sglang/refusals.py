@@ -58,6 +58,17 @@ def check_flags(args: Any) -> None:
             )
 
 
+def check_policy(args: Any) -> None:
+    """Raises HeteroError for a policy that the CUDA engine does not run."""
+    policy = args.hetero_policy()
+    if args.attention_backend != "flashinfer" or policy.on_device:
+        return
+    raise HeteroError(
+        f"--kv-policy {policy.name} runs in the torch engine, not in the CUDA one: add --attention-backend torch_native "
+        f"(slow, eager), or use heterocache or snapkv."
+    )
+
+
 def check_model(args: Any) -> None:
     """Raises HeteroError for a model that is not a dense Llama, Mistral, Qwen2 or Qwen3 with full attention, for
     a profile of another model and for options its budget does not allow."""

@@ -34,6 +34,7 @@ def test_values_survive_pickling_and_asdict() -> None:
 def test_full_differs_from_plain_sglang_in_nothing_but_our_own_fields() -> None:
     # said outright: what the CPU platform would otherwise fill in, for both policies
     said = {"attention_backend": "torch_native", "max_total_tokens": 1000, "max_running_requests": 4, "random_seed": 1}
+    said["mem_fraction_static"] = 0.7
     plain = dataclasses.asdict(ServerArgs(model_path=str(RECALL), **said))
     full = dataclasses.asdict(HeteroServerArgs(model_path=str(RECALL), **said))
     assert {k for k in plain if repr(plain[k]) != repr(full[k])} == set()

@@ -71,7 +71,8 @@ def test_outputs_equal_through_a_request_s_life(seed: int) -> None:
     slots = torch.arange(1, 600) if seed % 2 == 0 else torch.randperm(599) + 1
     prompts, pairs, start = [rng.randint(1, 20), rng.randint(70, 200), rng.randint(64, 150)], [], 0
     for slot, prompt in enumerate(prompts, start=1):
-        both = [Request(c, slot, prompt, prompt + 10, slots[start : start + prompt + 10], seed=slot) for c in (theirs, ours)]
+        mine = slots[start : start + prompt + 10]
+        both = [Request(c, slot, prompt, prompt + 10, mine, seed=slot) for c in (theirs, ours)]
         for request in both:
             request.start()
         pairs.append(both)

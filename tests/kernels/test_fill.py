@@ -48,7 +48,7 @@ def test_rows_positions_and_scores_equal_the_torch_engine(seed: int) -> None:
             q, k, v = (t[index][: r.prompt].to(DEVICE) for t in (r.q, r.k, r.v))
             queries = q[-settings.observe :].view(-1, k.shape[1], 2, DIM)
             heads = spec.compressed_index.to(DEVICE)
-            scores = attention_scores(queries[:, heads], k[:, heads], DIM**-0.5, settings.over_queries)
+            scores = attention_scores(queries[:, heads], k[:, heads], DIM**-0.5)
             caps = r.ws.caps[spec.first : spec.first + len(heads)]
             counts = [max(0, cap - rule.sink - rule.window) if cap < r.prompt else 0 for cap in caps]
             selected = choose(scores, counts, rule.sink, r.prompt - rule.window)

@@ -103,7 +103,7 @@ def _merge(
 ):  # fmt: skip
     row, member = tl.program_id(0), tl.program_id(1)
     request, place = row // HEADS, row % HEADS
-    if place < resident:
+    if place < resident:  # noqa: SIM108 (Triton loads within a conditional expression on both sides)
         head = tl.load(resident_heads + place)
     else:
         head = tl.load(compressed_heads + place - resident)
@@ -155,8 +155,8 @@ def decode_attention(
     resident, first_item = layer.resident_k.shape[1], work.first_item[index]
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     _decode[(work.items(batch),)](
-        q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, resident_heads, compressed_heads, slots, starts,
-        step.length, step.cap, step.page_start, step.page_list, first_item, work.partial,
+        q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, resident_heads, compressed_heads,
+        slots, starts, step.length, step.cap, step.page_start, step.page_list, first_item, work.partial,
         work.weight, scale * 1.4426950408889634, resident, layer.first, step.cap.shape[1], work.rows,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, ROWS=triton.next_power_of_2(work.rows),
         BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),

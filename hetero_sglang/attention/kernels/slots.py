@@ -25,7 +25,7 @@ def copy_slots(
     longest: int,
     out: torch.Tensor,
 ) -> None:
-    """out[starts[b] + t] = req_to_token[requests[b], t] for t < length[b] <= longest; everything int32 but `requests`."""
+    """out[starts[b] + t] = req_to_token[requests[b], t] for t < length[b] <= longest; int32 but for `requests`."""
     block = 2048
     if requests.numel() and longest:
         grid = (requests.numel(), triton.cdiv(longest, block))

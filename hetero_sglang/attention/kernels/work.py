@@ -45,8 +45,8 @@ def _plan_work(
 class DecodeBuffers:
     """Item tables and partial results of a decode step; row b * H + j is head j of request b, resident heads first.
 
-    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items; `partial` [items, G, Dv] and `weight` [items, G] float32: an item's output and the base-2
-    logarithm of its sum of exponents.
+    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items; `partial` [items, G, Dv]
+    and `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum of exponents.
     """
 
     def __init__(

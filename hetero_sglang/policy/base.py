@@ -1,0 +1,94 @@
+"""What a KV cache policy decides; everything else (tiers, prefixes, worker, server) is shared by all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+import torch
+
+
+class Refresh(Enum):
+    """When a request's selected rows are chosen again after its prompt."""
+
+    NEVER = "never"
+    DRIFT = "drift"  # when a pivot's attention has moved; rows arrive while decoding goes on
+    STEP = "step"  # every decode step, from the policy's index; the step waits for its rows
+
+
+class Index(ABC):
+    """A summary of keys that stays on the device, by which a STEP policy finds tokens again.
+
+    It is made of units of `span` consecutive tokens, `rows` hot rows each, so its bytes come out of the working
+    set's. A unit never changes once it is complete; younger tokens are in the ring (`span` is at most the window).
+    """
+
+    span: ClassVar[int]
+    rows: ClassVar[int]
+
+    @abstractmethod
+    def build(self, k: torch.Tensor, v_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Complete units from their keys: k [C, U, span, D] -> K rows [C, U, rows, D], V rows [C, U, rows, v_dim]."""
+
+    @abstractmethod
+    def scores(self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float) -> torch.Tensor:
+        """Scores of the indexed tokens for one step's queries, comparable within a head.
+
+        q [C, G, D], k_rows [C, U, rows, D], v_rows [C, U, rows, Dv] -> [C, U * span] float32.
+        """
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """One way to choose which rows of a head stay on the device. Methods are pure: any device, no state.
+
+    Heads are the compressed KV heads of one layer (C of them, each for G query heads); sinks and the most recent
+    tokens are kept by all and never chosen. Shapes: q [W, C, G, D] are the last W queries of the prompt, the last
+    one seeing all L tokens; k [L, C, D].
+    """
+
+    name: ClassVar[str]
+    refresh: ClassVar[Refresh] = Refresh.NEVER
+    roles: ClassVar[bool] = False  # heads differ by a head profile; else all are compressed alike
+    recent_only: ClassVar[bool] = False  # whatever is not a sink is the most recent tokens
+    index: ClassVar[Index | None] = None
+    on_device: ClassVar[bool] = False  # the CUDA engine runs it: picks the best tokens, at prefill end or on drift
+
+    @abstractmethod
+    def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+        """Importance of every token to every head at prefill end: [C, L] float32."""
+
+    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
+        """The positions within [low, high) that each head keeps: counts[c] of them (or all), ascending, int64.
+
+        Used at prefill end and, by STEP policies, at every step.
+        """
+        return [
+            row[low:high].topk(min(count, high - low)).indices.sort().values + low
+            for row, count in zip(scores, counts, strict=True)
+        ]
+
+    def candidates(self, scores: torch.Tensor, count: int, window: int) -> torch.Tensor | None:
+        """Positions [C, n] ascending that may ever be selected again, of a prompt whose heads keep `count` rows.
+
+        None: all of them. The index is made of these, so n is a multiple of its span and n <= `max_candidates`.
+        """
+        return None
+
+    def max_candidates(self, length: int, count: int, window: int) -> int:
+        """How many of a prompt's `length` tokens `candidates` may return at most."""
+        return length
+
+    def index_rows(self, prompt: int, final: int, fraction: float, window: int) -> int:
+        """Hot rows of one head's index for a prompt that may grow to `final` tokens and keeps `fraction` of them."""
+        if self.index is None:
+            return 0
+        listed = self.max_candidates(prompt, int(fraction * final), window) + (final - prompt)
+        return -(-listed // self.index.span) * self.index.rows
+
+    @property
+    def index_share(self) -> float:
+        """Hot rows of the index per indexed token: below it, a keep ratio leaves no room for any token."""
+        return self.index.rows / self.index.span if self.index else 0.0

@@ -1,0 +1,37 @@
+"""The policy and the head profile that a server's flags ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.policy.base import Policy
+from hetero_sglang.policy.heterocache import HeteroCache
+from hetero_sglang.policy.registry import POLICIES
+from hetero_sglang.profile.ablation import ABLATIONS, alike
+from hetero_sglang.profile.files import find_profile, load_profile
+from hetero_sglang.profile.head_profile import HeadProfile
+
+
+def make_policy(name: str, ablation: str = "none") -> Policy:
+    """The policy of that name. Raises HeteroError for an ablation of another policy than heterocache."""
+    if POLICIES[name] is HeteroCache:
+        return HeteroCache(layerwise=ablation == "layer-wise")
+    if ablation != "none":
+        raise HeteroError(f"--hetero-ablation {ablation} is one of heterocache's, not of {name}; drop it.")
+    return POLICIES[name]()
+
+
+def profile_for(policy: Policy, args: Any) -> HeadProfile:
+    """Roles of the model's heads: from the head profile, or all alike where a policy knows none.
+
+    `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, or one that nobody reads.
+    """
+    if policy.roles:
+        return ABLATIONS[args.hetero_ablation](load_profile(find_profile(args.model_path, args.hetero_profile)))
+    if args.hetero_profile is not None:
+        raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
+    config = args.get_model_config()
+    return alike(
+        config.num_hidden_layers, config.get_total_num_kv_heads(), config.num_attention_heads, config.head_dim
+    )

@@ -1,0 +1,55 @@
+"""Profiles that leave out one of HeteroCache's ideas, to measure what it is worth; and one that knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from hetero_sglang.profile.head_profile import NO_PIVOT, HeadProfile, LayerRoles, scale_weights
+from hetero_sglang.profile.roles import Role
+
+
+def alike(layers: int, kv_heads: int, query_heads: int, head_dim: int) -> HeadProfile:
+    """Every head compressed, with the same budget and no pivot: what policies without roles start from."""
+    layer = LayerRoles((Role.ANCHOR,) * kv_heads, (1.0,) * kv_heads, (NO_PIVOT,) * kv_heads)
+    return HeadProfile(layers, kv_heads, query_heads, head_dim, (layer,) * layers)
+
+
+def uniform(profile: HeadProfile) -> HeadProfile:
+    """The same roles, and the same budget for every compressed head."""
+    return _reweighted(profile, lambda layer: [1.0] * len(layer.roles))
+
+
+def layerwise(profile: HeadProfile) -> HeadProfile:
+    """The same roles, and the layer's mean budget for each of its compressed heads."""
+    return _reweighted(profile, lambda layer: [sum(layer.weights) / max(1, len(layer.compressed))] * len(layer.roles))
+
+
+def without_clusters(profile: HeadProfile) -> HeadProfile:
+    """Nobody watches for anybody: pivots and satellites become anchors, volatile heads stay resident."""
+    mean = 1.0  # what a pivot's own weight would have been is not recorded
+    layers = []
+    for layer in profile.layers:
+        roles = tuple(role if role is Role.VOLATILE else Role.ANCHOR for role in layer.roles)
+        weights = tuple(0.0 if r.resident else w or mean for r, w in zip(roles, layer.weights, strict=True))
+        layers.append(LayerRoles(roles, weights, (NO_PIVOT,) * len(roles)))
+    return replace(profile, layers=scale_weights(tuple(layers)), measurements=None)
+
+
+def _reweighted(profile: HeadProfile, weights_of: Callable[[LayerRoles], list[float]]) -> HeadProfile:
+    layers = tuple(
+        replace(
+            layer,
+            weights=tuple(0.0 if r.resident else w for r, w in zip(layer.roles, weights_of(layer), strict=True)),
+        )
+        for layer in profile.layers
+    )
+    return replace(profile, layers=scale_weights(layers), measurements=None)
+
+
+ABLATIONS: dict[str, Callable[[HeadProfile], HeadProfile]] = {
+    "none": lambda profile: profile,
+    "uniform": uniform,
+    "no-clusters": without_clusters,
+    "layer-wise": layerwise,
+}
