@@ -112,7 +112,9 @@ class HeteroServerArgs(ServerArgs):
         from hetero_sglang.policy.base import Refresh
         from hetero_sglang.policy.choice import profile_for
 
-        policy = self.hetero_policy()
+        policy, interval = self.hetero_policy(), self.hetero_monitor_interval
+        if interval is None:
+            interval = 1 if policy.refresh is Refresh.STEP else 4
         return profile_for(policy, self), {
             "policy": policy,
             "keep_ratio": self.hetero_keep_ratio,
@@ -120,7 +122,7 @@ class HeteroServerArgs(ServerArgs):
             "sink": self.hetero_sink,
             "dense_below": self.hetero_dense_below,
             "drift_threshold": self.hetero_drift_threshold,
-            "monitor_interval": self.hetero_monitor_interval or (1 if policy.refresh is Refresh.STEP else 4),
+            "monitor_interval": interval,
             "retrieval": self.hetero_retrieval,
             "reassign": self.hetero_reassign,
         }

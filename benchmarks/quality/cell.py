@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Cell:
                 )
 
 
-def parse_cells(variants: list[str], ratios: list[float]) -> list[Cell]:
+def parse_cells(variants: Sequence[str], ratios: Sequence[float]) -> list[Cell]:
     """Every variant at every ratio, `full` once and first. Raises HeteroError for what no server knows."""
     cells: dict[Cell, None] = {}
     for policy, options in map(_parse, variants):

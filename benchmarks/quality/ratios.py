@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hetero_sglang.errors import HeteroError
 
 
-def parse_ratios(words: list[str], model: str) -> list[float]:
+def parse_ratios(words: Sequence[str], model: str) -> list[float]:
     """Ratios in the order given, each once. Raises HeteroError for one outside 0 to 1, or without a profile."""
     return list(dict.fromkeys(_ratio(word, model) for word in words))
 

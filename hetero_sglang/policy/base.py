@@ -63,12 +63,19 @@ class Policy(ABC):
     def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
         """The positions within [low, high) that each head keeps: counts[c] of them (or all), ascending, int64.
 
-        Used at prefill end and, by STEP policies, at every step.
+        Equal scores are taken from the left, so tokens that share one come together, on every device alike. Used at
+        prefill end and, by STEP policies, at every step, where -inf marks what the index does not cover.
         """
-        return [
-            row[low:high].topk(min(count, high - low)).indices.sort().values + low
-            for row, count in zip(scores, counts, strict=True)
-        ]
+        inside = scores[:, low:high]  # [C, n]
+        counts = [min(count, inside.shape[1]) for count in counts]
+        most = max(counts, default=0)
+        if not most:
+            return [torch.empty(0, dtype=torch.int64, device=scores.device) for _ in counts]
+        wanted = torch.tensor(counts, device=scores.device)[:, None]  # [C, 1]
+        edge = inside.topk(most).values.gather(1, (wanted - 1).clamp(min=0))  # [C, 1], the last score that gets in
+        above, level = inside > edge, inside == edge
+        taken = above | (level & (level.cumsum(1) <= wanted - above.sum(1, keepdim=True)))
+        return [positions + low for positions in taken.nonzero()[:, 1].split(counts)]
 
     def candidates(self, scores: torch.Tensor, count: int, window: int) -> torch.Tensor | None:
         """Positions [C, n] ascending that may ever be selected again, of a prompt whose heads keep `count` rows.

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from hetero_sglang.policy.base import Policy
-from hetero_sglang.policy.quest import pick_in_order
 from hetero_sglang.policy.snapkv import SnapKV
 
 
@@ -41,4 +40,4 @@ class ChunkKV(Policy):
         first = torch.arange(chunks, device=scores.device) * self.size
         means = sums / (length - first).clamp(max=self.size)
         spread = means.repeat_interleave(self.size, dim=1)[:, :length]  # [C, n]
-        return [positions + low for positions in pick_in_order(spread, counts, 0, length)]
+        return [positions + low for positions in super().pick(spread, counts, 0, length)]

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Index, Policy, Refresh
-from hetero_sglang.policy.quest import require_one_width, split_units
+from hetero_sglang.policy.rows import bytes_to_rows, last_query_scores, require_one_width, rows_to_bytes
 
 GROUP = 32  # tokens that share a channel's two levels, the paper's group
 BYTES = GROUP // 8  # of sign bits per channel
@@ -64,38 +63,6 @@ class Fier(Policy):
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
         """Estimated logits of the last query, exact ones for the tokens of an incomplete last group."""
         return last_query_scores(self.index, q[-1], k, scale)
-
-
-def last_query_scores(index: Index, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """An index's scores for the keys of a prompt: q [C, G, D], k [L, C, D] -> [C, L] float32.
-
-    Tokens after the last complete unit get their true logit, the largest of the group, without `scale`.
-    """
-    units, tail = split_units(k, index.span)
-    rest = (q.float() @ tail.float().transpose(1, 2)).amax(1)  # [C, L % span]
-    return torch.cat((index.scores(q, *index.build(units, k.shape[-1]), scale), rest), 1)
-
-
-def bytes_to_rows(packed: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes [..., n] uint8 as a K row and a V row, both [..., width] of `dtype`: bit patterns, to be copied only.
-
-    Raises HeteroError when two rows have fewer than n bytes.
-    """
-    row = width * dtype.itemsize
-    if packed.shape[-1] > 2 * row:
-        raise HeteroError(
-            f"this --kv-policy keeps {packed.shape[-1]} bytes in a key and a value of its index, but {width} numbers "
-            f"of {dtype} each hold {2 * row}: choose heterocache, quest, rocketkv or snapkv."
-        )
-    full = packed.new_zeros(*packed.shape[:-1], 2, row)
-    full.flatten(-2)[..., : packed.shape[-1]] = packed
-    rows = full.view(dtype)  # [..., 2, width]
-    return rows[..., 0, :], rows[..., 1, :]
-
-
-def rows_to_bytes(k_row: torch.Tensor, v_row: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` bytes that `bytes_to_rows` put into a K row and a V row: [..., count] uint8."""
-    return torch.cat([row.contiguous().view(torch.uint8) for row in (k_row, v_row)], -1)[..., :count]
 
 
 def _shifts(device: torch.device) -> torch.Tensor:

@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from hetero_sglang.policy.base import Index, Policy, Refresh
-from hetero_sglang.policy.fier import bytes_to_rows, last_query_scores, rows_to_bytes
-from hetero_sglang.policy.quest import pick_in_order, require_one_width
+from hetero_sglang.policy.rows import bytes_to_rows, last_query_scores, require_one_width, rows_to_bytes
 
-CHUNK = 64  # tokens clustered among themselves
+CHUNK = 32  # tokens clustered among themselves
 ROUNDS = 3  # each halves the number of clusters
 CLUSTERS = CHUNK >> ROUNDS
 
 
 class CentroidIndex(Index):
-    """Per chunk five rows: centroids 0 to 3 as K rows and 4 to 7 as V rows, then each token's cluster, a byte each."""
+    """Per chunk three rows: centroids 0 and 1 as K rows, 2 and 3 as V rows, then each token's cluster, a byte each."""
 
     span: ClassVar[int] = CHUNK
     rows: ClassVar[int] = CLUSTERS // 2 + 1
@@ -68,8 +67,8 @@ class KVCluster(Policy):
 
     Ours differs: centroids are an index only, and the rows attended to are the raw ones, so a shared prefix stays
     exact (the paper attends to centroids in their place); hence no bias for a cluster's size, which such a
-    replacement needs and a selection does not. Rows not chosen are in host memory. A chunk has 64 tokens and 8
-    centroids everywhere.
+    replacement needs and a selection does not. Rows not chosen are in host memory. A chunk has 32 tokens and 4
+    centroids everywhere; of the cluster that no longer fits as a whole, the earliest tokens are picked.
     """
 
     name: ClassVar[str] = "kvcluster"
@@ -79,7 +78,3 @@ class KVCluster(Policy):
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
         """The last query's logits with centroids, with the keys themselves in an incomplete last chunk."""
         return last_query_scores(self.index, q[-1], k, scale)
-
-    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
-        """Clusters best first; of the one that no longer fits as a whole, the earliest tokens."""
-        return pick_in_order(scores, counts, low, high)

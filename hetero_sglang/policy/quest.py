@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Index, Policy, Refresh
+from hetero_sglang.policy.rows import require_one_width, split_units
 
 PAGE = 16  # tokens, the paper's page
 
@@ -34,7 +34,8 @@ class PageIndex(Index):
 
 @dataclass(frozen=True)
 class Quest(Policy):
-    """Whole pages by the upper bound of their attention logit, the maximum over the GQA group.
+    """Whole pages by the upper bound of their attention logit, the maximum over the GQA group; a page's tokens tie,
+    so they are picked together, but for the last page's, of which the first that still fit are.
 
     Ours differs: a group shares one choice, as its rows are stored once (the paper has one KV head per query
     head); rows not chosen are in host memory and must come from there (the paper keeps all on the device); no
@@ -51,43 +52,3 @@ class Quest(Policy):
         built = [self.index.build(part, k.shape[-1]) for part in (pages, tail[:, None]) if part.shape[2]]
         least, most = (torch.cat(rows, 1) for rows in zip(*built, strict=True))  # [C, pages, 1, D]
         return self.index.scores(q[-1], least, most, scale)[:, : k.shape[0]]
-
-    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
-        """Whole pages, as a page's tokens tie; what is left goes to the first tokens of the next best page.
-
-        Pages lie at multiples of PAGE from the text's start; one that `low` or `high` cuts counts as what is inside.
-        """
-        return pick_in_order(scores, counts, low, high)
-
-
-def require_one_width(k_dim: int, v_dim: int) -> None:
-    """An index that puts numbers of keys into V rows needs room for them."""
-    if k_dim != v_dim:
-        raise HeteroError(
-            f"this --kv-policy keeps its index in rows of keys and values of one width, but the model's are {k_dim} "
-            f"and {v_dim} wide: choose heterocache, snapkv, chunkkv or streamingllm."
-        )
-
-
-def split_units(k: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys [L, C, D] as complete units [C, L // span, span, D] and the tokens after them [C, L % span, D]."""
-    units = k.shape[0] // span
-    by_head = k.transpose(0, 1)  # [C, L, D]
-    return by_head[:, : units * span].unflatten(1, (units, span)), by_head[:, units * span :]
-
-
-def pick_in_order(scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
-    """`Policy.pick` with equal scores taken from the left, so that tokens which share a score come together.
-
-    `topk` alone takes any of the tokens that tie at its edge, and not the same ones on every device.
-    """
-    inside = scores[:, low:high]  # [C, n]
-    counts = [min(count, inside.shape[1]) for count in counts]
-    most = max(counts, default=0)
-    if not most:
-        return [torch.empty(0, dtype=torch.int64, device=scores.device) for _ in counts]
-    wanted = torch.tensor(counts, device=scores.device)[:, None]  # [C, 1]
-    edge = inside.topk(most).values.gather(1, (wanted - 1).clamp(min=0))  # [C, 1], the last score that gets in
-    above, level = inside > edge, inside == edge
-    taken = above | (level & (level.cumsum(1) <= wanted - above.sum(1, keepdim=True)))
-    return [positions + low for positions in taken.nonzero()[:, 1].split(counts)]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hetero_sglang.policy.base import Index, Policy, Refresh
-from hetero_sglang.policy.quest import PAGE, PageIndex, pick_in_order
+from hetero_sglang.policy.quest import PAGE, PageIndex
 from hetero_sglang.policy.scores import observed_weights
 
 POOL = 63  # neighbours of which stage 1 takes the greatest, as in the paper
@@ -59,16 +59,13 @@ class RocketKV(Policy):
         total = observed_weights(q, k, scale, "mean").sum(1) * q.shape[0]  # [C, L]
         return F.max_pool1d(total, POOL, 1, POOL // 2)
 
-    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
-        return pick_in_order(scores, counts, low, high)  # chunks tie within, pooled neighbours too
-
     def candidates(self, scores: torch.Tensor, count: int, window: int) -> torch.Tensor:
         """The best by stage 1 and the last `window` tokens; exactly `max_candidates` of them."""
         heads, length = scores.shape
         listed = self.max_candidates(length, count, window)
         recent = torch.arange(length - min(window, listed), length, device=scores.device)
         older = length - recent.numel()
-        best = torch.stack(pick_in_order(scores, [listed - recent.numel()] * heads, 0, older))
+        best = torch.stack(self.pick(scores, [listed - recent.numel()] * heads, 0, older))
         return torch.cat((best, recent.expand(heads, -1)), 1)
 
     def max_candidates(self, length: int, count: int, window: int) -> int:

@@ -64,8 +64,8 @@ def check_policy(args: Any) -> None:
     if args.attention_backend != "flashinfer" or policy.on_device:
         return
     raise HeteroError(
-        f"--kv-policy {policy.name} runs in the torch engine, not in the CUDA one: add --attention-backend torch_native "
-        f"(slow, eager), or use heterocache or snapkv."
+        f"--kv-policy {policy.name} runs in the torch engine, not in the CUDA one: add --attention-backend "
+        f"torch_native (slow, eager), or use heterocache or snapkv."
     )
 
 

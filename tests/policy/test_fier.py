@@ -10,7 +10,8 @@ from naive import DTYPES, HEADS, best, check_choice, dot, fresh, through_pool
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
-from hetero_sglang.policy.fier import GROUP, Fier, bytes_to_rows, rows_to_bytes
+from hetero_sglang.policy.fier import GROUP, Fier
+from hetero_sglang.policy.rows import bytes_to_rows, rows_to_bytes
 
 
 def read_back(keys: torch.Tensor) -> torch.Tensor:

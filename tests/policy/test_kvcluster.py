@@ -12,13 +12,13 @@ from naive import DTYPES, HEADS, best, check_choice, dot, fresh, through_pool
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
-from hetero_sglang.policy.fier import rows_to_bytes
 from hetero_sglang.policy.kvcluster import CHUNK, CLUSTERS, KVCluster, soft_matching
+from hetero_sglang.policy.rows import rows_to_bytes
 
 
 def naive_matching(keys: torch.Tensor) -> list[set[int]]:
-    """Clusters of one chunk's 64 keys, in order: three rounds in which even clusters join their likest odd one."""
-    clusters = [({token}, keys[token].tolist()) for token in range(64)]
+    """Clusters of one chunk's keys, in order: three rounds in which even clusters join their likest odd one."""
+    clusters = [({token}, keys[token].tolist()) for token in range(CHUNK)]
     for _ in range(3):
         odd = [[(set(members), centre)] for members, centre in clusters[1::2]]
         for even in clusters[::2]:
@@ -37,8 +37,8 @@ def cosine(one: list[float], other: list[float]) -> float:
 
 
 def naive_scores(queries: torch.Tensor, keys: torch.Tensor, members: list[set[int]]) -> list[float]:
-    """queries [G, D], keys [64, D]: each token's cluster's mean, rounded as it is stored, against every query."""
-    out = [0.0] * 64
+    """queries [G, D], keys [CHUNK, D]: each token's cluster's mean, rounded as it is stored, against every query."""
+    out = [0.0] * CHUNK
     for cluster in members:
         mean = sum(keys[token].double() for token in cluster) / len(cluster)
         logit = max(dot(query, mean.float().to(keys.dtype)) for query in queries)
@@ -49,8 +49,8 @@ def naive_scores(queries: torch.Tensor, keys: torch.Tensor, members: list[set[in
 
 def stored_clusters(k_rows: torch.Tensor, v_rows: torch.Tensor) -> list[set[int]]:
     """Members of each cluster as one unit's rows [5, D] tell."""
-    member = rows_to_bytes(k_rows[-1], v_rows[-1], 64).tolist()
-    return [{token for token in range(64) if member[token] == cluster} for cluster in range(8)]
+    member = rows_to_bytes(k_rows[-1], v_rows[-1], CHUNK).tolist()
+    return [{token for token in range(CHUNK) if member[token] == cluster} for cluster in range(CLUSTERS)]
 
 
 @pytest.mark.parametrize("dim", [2, 16, 64])
@@ -60,7 +60,7 @@ def test_soft_matching_follows_the_rule(dim: int) -> None:
     centroids, member = soft_matching(keys)
     for unit in range(6):
         wanted = naive_matching(keys[unit])
-        assert [{t for t in range(64) if member[unit, t] == cluster} for cluster in range(8)] == wanted
+        assert [{t for t in range(CHUNK) if member[unit, t] == cluster} for cluster in range(CLUSTERS)] == wanted
         for cluster, tokens in enumerate(wanted):
             torch.testing.assert_close(centroids[unit, cluster], keys[unit, sorted(tokens)].mean(0))
 
@@ -82,7 +82,7 @@ def test_an_index_that_went_through_the_pool_gives_the_logits_of_centroids(
         wanted = []
         for unit in range(units):
             members = stored_clusters(k_rows[head, unit], v_rows[head, unit])
-            assert all(members) and set().union(*members) == set(range(64)), "a cluster lost its tokens"
+            assert all(members) and set().union(*members) == set(range(CHUNK)), "a cluster lost its tokens"
             wanted += naive_scores(q[head], keys[head, unit], members)
         slack = 1e-4 if dtype is torch.float32 else 0.05  # a mean on the edge may be rounded the other way
         assert got[head].tolist() == pytest.approx(wanted, rel=1e-4, abs=slack)
@@ -91,7 +91,7 @@ def test_an_index_that_went_through_the_pool_gives_the_logits_of_centroids(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_planted_clusters_are_found_and_stored(dtype: torch.dtype) -> None:
     """Runs of eight tokens of one direction, far from the others': half of each run stays in every round."""
-    directions = 5 * torch.eye(8, 16)[torch.randperm(8)]
+    directions = 5 * torch.eye(CLUSTERS, 16)[torch.randperm(CLUSTERS)]
     keys = directions.repeat_interleave(8, 0) + 0.01 * fresh(CHUNK, 16)
     k_rows, v_rows = KVCluster.index.build(keys.to(dtype)[None, None], 16)
     assert stored_clusters(k_rows[0, 0], v_rows[0, 0]) == [set(range(8 * run, 8 * run + 8)) for run in range(CLUSTERS)]
@@ -101,7 +101,7 @@ def test_planted_clusters_are_found_and_stored(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "group"), HEADS)
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 150])
 def test_prompt_scores_are_by_chunk_and_exact_for_the_rest(
     dtype: torch.dtype, heads: int, group: int, length: int
 ) -> None:
@@ -118,26 +118,29 @@ def test_prompt_scores_are_by_chunk_and_exact_for_the_rest(
         assert got[head, whole:].tolist() == pytest.approx(rest, rel=1e-4, abs=1e-4)
 
 
-@given(st.lists(st.integers(0, 7), min_size=70, max_size=70), st.lists(st.integers(0, 90), min_size=1, max_size=3))
+@given(
+    st.lists(st.integers(0, CLUSTERS - 1), min_size=CHUNK + 6, max_size=CHUNK + 6),
+    st.lists(st.integers(0, 50), min_size=1, max_size=3),
+)
 def test_whole_clusters_are_picked(member: list[int], counts: list[int]) -> None:
     """The token's cluster is its score; the last six tokens are not indexed yet."""
-    row = [float(m) for m in member[:64]] + [float("-inf")] * 6
-    picked = KVCluster().pick(torch.tensor([row] * len(counts)), counts, 3, 68)
-    check_choice(picked, counts, 3, 68)
+    row = [float(m) for m in member[:CHUNK]] + [float("-inf")] * 6
+    picked = KVCluster().pick(torch.tensor([row] * len(counts)), counts, 3, CHUNK + 4)
+    check_choice(picked, counts, 3, CHUNK + 4)
     for positions, count in zip(picked, counts, strict=True):
-        assert positions.tolist() == best(row, count, 3, 68)
+        assert positions.tolist() == best(row, count, 3, CHUNK + 4)
         taken = set(positions.tolist())
-        sets = [{t for t in range(3, 64) if member[t] == cluster} for cluster in range(8)]
+        sets = [{t for t in range(3, CHUNK) if member[t] == cluster} for cluster in range(CLUSTERS)]
         assert sum(1 for tokens in sets if taken & tokens and tokens - taken) <= 1
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(HeteroError, match="16 and 8 wide"):
         KVCluster.index.build(torch.zeros(1, 0, CHUNK, 16), 8)
-    with pytest.raises(HeteroError, match="hold 32"):
-        KVCluster.index.build(torch.zeros(1, 1, CHUNK, 8, dtype=torch.bfloat16), 8)
+    with pytest.raises(HeteroError, match="hold 16"):
+        KVCluster.index.build(torch.zeros(1, 1, CHUNK, 4, dtype=torch.bfloat16), 4)
 
 
 def test_clusters_are_chosen_at_every_step() -> None:
-    assert KVCluster.refresh is Refresh.STEP and KVCluster().index_share == 5 / 64
+    assert KVCluster.refresh is Refresh.STEP and KVCluster().index_share == 3 / 32
     assert KVCluster().index_rows(100, 130, 0.5, 64) == 15

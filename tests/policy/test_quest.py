@@ -10,7 +10,8 @@ from naive import DTYPES, HEADS, check_choice, fresh, through_pool
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
-from hetero_sglang.policy.quest import PAGE, Quest, pick_in_order, split_units
+from hetero_sglang.policy.quest import PAGE, Quest
+from hetero_sglang.policy.rows import split_units
 
 
 def naive_bound(queries: torch.Tensor, keys: torch.Tensor) -> float:
@@ -79,7 +80,7 @@ def test_whole_pages_are_picked(pages: list[int], counts: list[int], cut: int, d
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=20, max_size=20), min_size=1, max_size=4), st.data())
 def test_equals_are_picked_from_the_left(rows: list[list[int]], data: st.DataObject) -> None:
     counts = [data.draw(st.integers(0, 25)) for _ in rows]
-    picked = pick_in_order(torch.tensor(rows).float(), counts, 2, 18)
+    picked = Quest().pick(torch.tensor(rows).float(), counts, 2, 18)
     check_choice(picked, counts, 2, 18)
     for row, positions, count in zip(rows, picked, counts, strict=True):
         assert positions.tolist() == sorted(sorted(range(2, 18), key=lambda t: (-row[t], t))[:count])

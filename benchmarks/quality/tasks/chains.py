@@ -23,4 +23,4 @@ def build(language: Language, length: int, seed: int, counts: list[int]) -> Scri
     return Script([[step] for step in steps], language.token["\n"])
 
 
-TASK = Task("chains", build, points=({"counts": [2, 4, 8, 12, 16]},), reduced=({"counts": [4, 16]},))
+TASK = Task("chains", build, points=({"counts": [2, 4, 8, 12, 16]},), reduced=({"counts": [4, 12]},))

@@ -26,4 +26,4 @@ def build(language: Language, length: int, seed: int, questions: int, names: int
     return Script([[ask_names(language, document, each, document.ids)] for each in asked], language.token["\n"])
 
 
-TASK = Task("dense", build, points=({"questions": 4, "names": 8},), reduced=({"questions": 2, "names": 8},))
+TASK = Task("dense", build, points=({"questions": 4, "names": 8},), reduced=({"questions": 1, "names": 8},))

@@ -25,4 +25,4 @@ def build(language: Language, length: int, seed: int, names: int) -> Script:
     return Script([[step]], language.token["\n"])
 
 
-TASK = Task("late", build, points=({"names": 8},), reduced=({"names": 8},), shortest=4096)
+TASK = Task("late", build, points=({"names": 8},), reduced=({"names": 8},), shortest=3072)

@@ -26,4 +26,4 @@ def build(language: Language, length: int, seed: int, names: int) -> Script:
     return Script([steps], language.token["\n"])
 
 
-TASK = Task("long", build, points=({"names": 64},), reduced=({"names": 32},))
+TASK = Task("long", build, points=({"names": 64},), reduced=({"names": 24},))

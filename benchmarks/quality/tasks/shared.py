@@ -20,4 +20,4 @@ def build(language: Language, length: int, seed: int, users: int, names: int) ->
     return Script(steps, language.token["\n"], together=True)
 
 
-TASK = Task("shared", build, points=({"users": 16, "names": 4},), reduced=({"users": 5, "names": 4},))
+TASK = Task("shared", build, points=({"users": 16, "names": 4},), reduced=({"users": 3, "names": 4},))

@@ -32,4 +32,4 @@ def build(language: Language, length: int, seed: int, parts: int, names: int) ->
     return Script([steps], language.token["\n"])
 
 
-TASK = Task("turns", build, points=({"parts": 6, "names": 8},), reduced=({"parts": 3, "names": 8},))
+TASK = Task("turns", build, points=({"parts": 6, "names": 8},), reduced=({"parts": 3, "names": 6},))

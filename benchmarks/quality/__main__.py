@@ -1,0 +1,105 @@
+"""`python -m benchmarks.quality --out DIR`: what every policy still answers right, at every keep ratio."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.launch import RECALL
+from benchmarks.recall import Language
+from benchmarks.results import run_information
+from hetero_sglang.errors import HeteroError
+
+from .cell import POLICIES, parse_cells
+from .estimate import listing
+from .host import add_server_flags, choose, parse_flags
+from .matrix import Matrix
+from .outcome import write
+from .plots import load_pyplot
+from .preset import FULL_SIZE, REDUCED, SERVER_FLAGS, Preset
+from .ratios import parse_ratios
+from .sample import Sample
+from .store import Store
+from .tasks import TASKS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not finished in DIR, then write aggregate.json, report.md and plots there."""
+    given = _parser().parse_args(arguments)
+    try:
+        return run(given)
+    except HeteroError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; finished samples are in {given.out}, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what the flags say; 1 if a cell could not be measured. Raises HeteroError for settings that cannot be."""
+    preset = REDUCED if given.reduced else FULL_SIZE
+    policies = given.policies or preset.policies
+    # A model without a profile has no floor, and can still be measured under `full`.
+    ratios = [] if set(policies) == {"full"} else parse_ratios(given.ratios or preset.ratios, given.model)
+    cells = parse_cells(policies, ratios)
+    flags = parse_flags(given.server_flags)
+    items = samples(given, preset)
+    if not given.no_plots:
+        load_pyplot()  # before hours of work, not after them
+    store = Store(given.out)
+    try:
+        matrix = Matrix(cells, items, store, given.model, flags)
+        if given.list:
+            print(listing(matrix))
+            return 0
+        information = run_information()
+        if not given.report:
+            host = choose(given.url, given.model, flags, store.folder / "logs", cells)
+            matrix.run(host, information["commit"])
+        write(matrix, information, not given.no_plots)
+    finally:
+        store.close()
+    return 1 if matrix.failures else 0
+
+
+def samples(given: argparse.Namespace, preset: Preset) -> list[Sample]:
+    """Task by task, from short to long. Raises HeteroError for a task that is not there."""
+    if unknown := [name for name in given.tasks if name not in TASKS]:
+        raise HeteroError(f"Task {unknown[0]!r} is not one of {', '.join(TASKS)}.")
+    language = Language.load(given.tokenizer or given.model)
+    return [
+        Sample(task, length, seed, point, language)
+        for task in (TASKS[name] for name in given.tasks)
+        for length in sorted(given.lengths or preset.lengths)
+        if length >= task.shortest
+        for seed in given.seeds or preset.seeds
+        for point in (task.reduced if preset.reduced else task.points)
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=main.__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the results; finished samples in it are not run again")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--reduced", action="store_true", help="the whole matrix, small enough for a CPU")
+    size.add_argument("--full-size", action="store_true", help="2K to 32K tokens and three seeds (the default)")
+    add("--policies", nargs="+", metavar="P", help=f"{', '.join(POLICIES)}; variants as heterocache:retrieval=off")
+    add("--ratios", nargs="+", metavar="R", help="keep ratios; floor+0.02 counts from the model's floor")
+    add("--tasks", nargs="+", metavar="TASK", default=list(TASKS), help=f"of {', '.join(TASKS)} (default: all)")
+    add("--lengths", nargs="+", type=int, metavar="N", help="document lengths in tokens")
+    add("--seeds", nargs="+", type=int, metavar="S", help="each is another sample of everything")
+    add("--model", default=str(RECALL), help="folder of the recall model (default: the shipped one)")
+    add("--tokenizer", help="folder of its tokenizer, if that is another")
+    add_server_flags(parser, SERVER_FLAGS)
+    add("--list", action="store_true", help="print cells, samples and an estimate, and run nothing")
+    add("--report", action="store_true", help="write the report of what is finished, and run nothing")
+    add("--no-plots", action="store_true", help="tables alone")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""RULER-style and LongBench-style data from local files, for real checkpoints."""

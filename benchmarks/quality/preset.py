@@ -1,0 +1,26 @@
+"""Sizes of the matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .cell import POLICIES
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What runs where the command line says nothing else."""
+
+    lengths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    reduced: bool  # each task's reduced points
+    policies: tuple[str, ...] = POLICIES
+    ratios: tuple[str, ...] = ("floor+0.02", "0.3", "0.5", "0.75")
+
+
+FULL_SIZE = Preset(lengths=(2048, 4096, 8192, 16384, 32768), seeds=(0, 1, 2), reduced=False)
+REDUCED = Preset(lengths=(2048, 3072), seeds=(0,), reduced=True)  # under an hour on two CPU cores
+
+# Every length of the matrix is compressed, and a short window leaves the choice of rows to the policy;
+# a smaller limit leaves the shipped profile no room for window and sink at floor+0.02.
+SERVER_FLAGS = "--hetero-dense-below 1536 --hetero-window 32"
