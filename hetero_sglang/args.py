@@ -21,6 +21,7 @@ POLICIES = [
     "full", "heterocache", "streamingllm", "snapkv", "chunkkv", "quest", "fier", "rocketkv", "kvcluster",
 ]  # fmt: skip
 RETRIEVAL = ["accumulate", "replace", "off"]
+FETCH = ["ahead", "wait"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
 
 
@@ -67,6 +68,14 @@ class HeteroServerArgs(ServerArgs):
         ),
         NS("memory"),
     ] = "accumulate"
+    hetero_fetch: A[
+        str,
+        Arg(
+            help="Whether rows come while decoding goes on, or the step that asks for them waits and has them.",
+            choices=FETCH,
+        ),
+        NS("memory"),
+    ] = "ahead"
     hetero_reassign: A[
         bool, Arg(help="Give satellites that no longer follow their pivot another one, or none."), NS("memory")
     ] = False
@@ -114,7 +123,7 @@ class HeteroServerArgs(ServerArgs):
 
         policy, interval = self.hetero_policy(), self.hetero_monitor_interval
         if interval is None:
-            interval = 1 if policy.refresh is Refresh.STEP else 4
+            interval = 1 if policy.refresh is Refresh.STEP or self.hetero_fetch == "wait" else 4
         return profile_for(policy, self), {
             "policy": policy,
             "keep_ratio": self.hetero_keep_ratio,
@@ -124,6 +133,7 @@ class HeteroServerArgs(ServerArgs):
             "drift_threshold": self.hetero_drift_threshold,
             "monitor_interval": interval,
             "retrieval": self.hetero_retrieval,
+            "waits": self.hetero_fetch == "wait",
             "reassign": self.hetero_reassign,
         }
 

@@ -29,7 +29,7 @@ class HeteroCache:
         self.requests: dict[int, WorkingSet] = {}  # by request slot
         self.written = torch.zeros(host.rows, dtype=torch.bool)  # token slots that hold a token, in both tiers
         self.fetcher = Fetcher(settings, host, hot, counters)
-        self.monitor = DriftMonitor(settings, self.fetcher, counters)
+        self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
         self.chooser = StepChooser(settings, host, hot, counters)
 
     def demand(self, prompt: int, max_new: int) -> int:

@@ -13,8 +13,10 @@ class Counters:
     compressed_requests: int = 0  # of these, longer than a working set at prefill end
     kept_bytes: int = 0  # device bytes these hold, indexes included, and
     dense_bytes: int = 0  # what plain SGLang would hold for them
-    drift_checks: int = 0  # pivots compared with their reference
-    drift_triggers: int = 0  # clusters whose pivot had drifted
+    drift_checks: int = 0  # satellites' rows compared with what their pivot looks at
+    drift_triggers: int = 0  # satellites whose pivot looked beyond them
+    reassigned: int = 0  # heads that were given another pivot
+    orphaned: int = 0  # satellites that no pivot resembles any more
     anchor_refreshes: int = 0  # anchors scored by the worker
     fetches: int = 0  # fetches sent to the worker
     fetched_rows: int = 0  # rows published into working sets

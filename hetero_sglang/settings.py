@@ -31,6 +31,7 @@ class Settings:
     retrieval: str  # accumulate | replace | off
     decay: float  # of a row's score, per look
     history: int  # looks whose median overlap decides
+    waits: bool  # a step waits for the rows that its pivots ask for
     reassign: bool  # satellites that no longer follow their pivot get another, or none
     staging_mb: int
     worker_threads: int
@@ -65,6 +66,7 @@ def resolve(
     observe: int = 32,
     anchor_interval: int = 8,
     retrieval: str = "accumulate",
+    waits: bool = False,
     reassign: bool = False,
     reserve: int = 4096,
     rank: int = 0,
@@ -114,7 +116,8 @@ def resolve(
         anchor_interval=anchor_interval,
         retrieval=retrieval,
         decay=0.9,
-        history=3,
+        history=1 if waits else 3,
+        waits=waits,
         reassign=reassign,
         staging_mb=64,
         worker_threads=2,

@@ -9,7 +9,6 @@ from hetero_sglang.attention.reference import decode_exact, decode_grouped, pref
 from hetero_sglang.cache import HeteroCache
 from hetero_sglang.memory.layout import LayerLayout
 from hetero_sglang.memory.working_set import WorkingSet
-from hetero_sglang.policy.scores import attention_scores
 
 
 class TorchEngine:
@@ -90,10 +89,6 @@ class TorchEngine:
         self._choose(ws, spec, full, scores, keys, values)
         if self.settings.chooses_each_step:
             self.cache.chooser.begin(ws, layer, keys[:, heads], scores)
-        if full and spec.clusters and self.settings.retrieves:
-            pivots = [spec.resident[p] for p in spec.pivots]
-            seen = attention_scores(queries[:, pivots], keys[:, pivots], scale)
-            self.cache.monitor.begin(ws, layer, seen.cpu())
 
     def _choose(
         self, ws: WorkingSet, spec: LayerLayout, full: list[int], scores: torch.Tensor, keys: torch.Tensor,
@@ -140,12 +135,13 @@ class TorchEngine:
                 kr, vr = self.cache.resident.read(layer, seq.slots.to(k.device), seq.run)
                 out[b, index] = attend(grouped[b, index], kr, vr, scale)
                 if seq.looks:
-                    self.cache.monitor.look(seq.ws, layer, grouped[b, index], kr, scale)
+                    others = grouped[b, spec.compressed_index]
+                    self.cache.monitor.look(seq.ws, layer, grouped[b, index], kr, others, scale)
             for i, head in enumerate(spec.compressed):
                 number = spec.first + i
                 count = min(seq.ws.caps[number], seq.length)
                 kh, vh = hot.read(seq.ws.tables[number], seq.ws.runs[number], count)
                 out[b, head] = attend(grouped[b, head][None], kh[:, None], vh[:, None], scale)[0]
-            if seq.looks and spec.anchors:
+            if seq.looks and spec.compressed:
                 self.cache.monitor.refresh_anchors(seq.ws, layer, grouped[b, spec.compressed_index], scale)
         return out.flatten(1, 2)

@@ -39,6 +39,12 @@ class LayerLayout:
         return torch.tensor(self.compressed, dtype=torch.int64)
 
     @cached_property
+    def leader(self) -> tuple[int, ...]:
+        """Index of each compressed head's cluster; -1 for anchors."""
+        of = {satellite: index for index, cluster in enumerate(self.clusters) for satellite in cluster.satellites}
+        return tuple(of.get(i, -1) for i in range(len(self.compressed)))
+
+    @cached_property
     def pivots(self) -> tuple[int, ...]:
         return tuple(c.pivot for c in self.clusters)
 

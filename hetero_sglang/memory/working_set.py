@@ -33,7 +33,9 @@ class WorkingSet:
         self.prompt = prompt
         self.max_length = prompt + max(1, max_new)
         self.alive = True
-        self.drift: dict[tuple[int, int], Any] = {}  # the monitor's state, by (layer, cluster)
+        self.drift: dict[int, Any] = {}  # the monitor's state, by head
+        self.leaders: dict[int, int] = {}  # heads whose cluster is no longer the layout's
+        self.agreements: dict[int, Any] = {}  # what is known of satellites and pivots, by head
         self.busy: set[int] = set()  # heads with a fetch under way
         self.slots = torch.empty(0, dtype=torch.int64)  # token slots [L] at the present step
         self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt

@@ -17,7 +17,8 @@ from hetero_sglang.policy.scores import POOL
 from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient, Scored, ScoreItem
 from hetero_sglang.settings import Settings
 
-# Tests that compare tokens between runs wait for every fetch; a server never does.
+_PATIENCE = 0.25  # seconds a step may wait for its rows before it goes on without them
+# Tests that compare tokens between runs wait for every fetch between steps.
 WAIT = os.environ.get("HETERO_WAIT_FOR_FETCH") == "1"
 
 
@@ -49,11 +50,15 @@ class PendingScore:
 
 @dataclass
 class Want:
-    """One compressed head to be refilled from `scores` [L]: `head` within the layer, `number` in the rank."""
+    """One compressed head to be refilled from `scores` [L]: `head` within the layer, `number` in the rank.
+
+    `age`: looks since it was last scored.
+    """
 
     head: int
     number: int
     scores: torch.Tensor
+    age: int = 1
 
 
 @dataclass
@@ -76,27 +81,27 @@ class Fetcher:
         rows = max(4096, (self.settings.staging_mb << 20) // row)
         self.client = RetrievalClient(self.host, rows, threads=self.settings.worker_threads, pin=pin)
 
-    def want(self, ws: WorkingSet, layer: int, wants: list[Want], age: int) -> None:
+    def want(self, ws: WorkingSet, layer: int, wants: list[Want]) -> int | None:
         """Choose the rows that `wants` replaces and ask the worker for what the heads do not hold yet.
 
-        `age`: looks since these heads were last scored.
+        Returns the fetch's ticket, None where none was made.
         """
         items: list[FetchItem] = []
         parts: list[tuple[torch.Tensor, Refill]] = []
         for want in wants:
             if want.number in ws.busy:
                 continue
-            refill, rows = self._refill(ws, want, age)
+            refill, rows = self._refill(ws, want)
             if refill.positions.numel():
                 picked = ws.slots[refill.positions]
                 items.append(FetchItem(layer, want.head, picked.numpy()))
                 parts.append((rows[refill.victims], refill))
         if not items or self.client is None:
-            return
+            return None
         ticket = self.client.fetch(items)
         if ticket is None:
             self.counters.refused_fetches += 1
-            return
+            return None
         self.counters.fetches += 1
         positions = torch.cat([r.positions for _, r in parts])
         picked = ws.slots[positions]
@@ -110,8 +115,16 @@ class Fetcher:
             numbers={w.number for w in wants},
         )
         ws.busy |= self.fetches[ticket].numbers
+        return ticket
 
-    def _refill(self, ws: WorkingSet, want: Want, age: int) -> tuple[Refill, torch.Tensor]:
+    def wait(self, tickets: list[int]) -> None:
+        """Publish as answers come until those of `tickets` have, or the worker has had its time."""
+        deadline = time.monotonic() + _PATIENCE
+        while self.client is not None and any(t in self.fetches for t in tickets) and time.monotonic() < deadline:
+            for done in self.client.poll():
+                self._complete(done)
+
+    def _refill(self, ws: WorkingSet, want: Want) -> tuple[Refill, torch.Tensor]:
         rows = ws.flat(want.number, ws.selected_rows(want.number))  # [n] flat
         held = self.hot.position.view(-1)[rows].long()
         low = self.settings.rule.sink
@@ -120,7 +133,7 @@ class Fetcher:
             refill = replace(held, want.scores, low, high)
         else:
             held_scores = self.hot.score.view(-1)[rows]
-            refill = accumulate(held, held_scores, want.scores, low, high, self.settings.decay**age)
+            refill = accumulate(held, held_scores, want.scores, low, high, self.settings.decay**want.age)
         self.hot.score.view(-1)[rows] = refill.held_scores
         return refill, rows
 
@@ -193,7 +206,7 @@ class Fetcher:
             return
         scores = torch.zeros(asked.slots.numel(), dtype=torch.float32)
         scores[torch.as_tensor(done.positions[0]).long()] = torch.as_tensor(done.scores[0])
-        self.want(ws, asked.layer, [Want(asked.head, asked.number, scores)], age=1)
+        self.want(ws, asked.layer, [Want(asked.head, asked.number, scores)])
 
     def stats(self) -> dict[str, int | bool]:
         return {

@@ -39,13 +39,18 @@ def test_scores_equal_the_naive_definition(width: int, length: int) -> None:
     torch.testing.assert_close(got, naive_scores(q, k, 0.35, "max").float(), atol=1e-6, rtol=1e-5)
 
 
-@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
-def test_overlap_is_symmetric_bounded_and_exact(one: set[int], other: set[int]) -> None:
-    a, b = (torch.tensor(sorted(s), dtype=torch.int64) for s in (one, other))
-    value = overlap(a, b)
-    assert value == overlap(b, a) and 0 <= value <= 1
-    smaller = min(len(one), len(other))
-    assert value == (len(one & other) / smaller if smaller else 1.0)
+@given(st.sets(st.integers(0, 40)), st.integers(0, 2**20))
+def test_overlap_is_the_share_of_attention_on_what_is_held(held: set[int], seed: int) -> None:
+    weights = torch.rand(41, generator=torch.Generator().manual_seed(seed))
+    value = overlap(weights, torch.tensor(sorted(held), dtype=torch.int64))
+    assert abs(value - sum(float(weights[t]) for t in held) / float(weights.sum())) < 1e-5
+    assert overlap(torch.zeros(41), torch.arange(3)) == 1.0
+
+
+def test_one_peak_that_moves_is_drift_although_a_thousand_tokens_stay() -> None:
+    weights = torch.full((2000,), 1e-5)
+    weights[1500] = 0.9
+    assert overlap(weights, torch.arange(1000)) < 0.1
 
 
 def test_top_positions_stay_inside_their_range_best_first() -> None:
