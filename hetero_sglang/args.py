@@ -21,6 +21,7 @@ POLICIES = [
     "full", "heterocache", "streamingllm", "snapkv", "chunkkv", "quest", "fier", "rocketkv", "kvcluster",
 ]  # fmt: skip
 RETRIEVAL = ["accumulate", "replace", "off"]
+ROLES = ["profile", "ratio"]
 FETCH = ["ahead", "wait"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
 
@@ -47,9 +48,9 @@ class HeteroServerArgs(ServerArgs):
     hetero_sink: A[int, Arg(help="First tokens every head keeps."), NS("memory")] = 4
     hetero_drift_threshold: A[
         float,
-        Arg(help="A pivot has drifted when its median overlap falls below this; 0 switches retrieval off."),
+        Arg(help="A satellite is refilled when less of its pivot's attention than this lies on its rows; 0: never."),
         NS("memory"),
-    ] = 0.5
+    ] = 0.9
     hetero_monitor_interval: A[
         int | None,
         Arg(help="Decode steps between two looks of a pivot, or two choices by an index; default: 4, or every step."),
@@ -68,6 +69,14 @@ class HeteroServerArgs(ServerArgs):
         ),
         NS("memory"),
     ] = "accumulate"
+    hetero_roles: A[
+        str,
+        Arg(
+            help="Which heads are resident: as the profile says, or decided from its measurements for this keep ratio.",
+            choices=ROLES,
+        ),
+        NS("memory"),
+    ] = "profile"
     hetero_fetch: A[
         str,
         Arg(

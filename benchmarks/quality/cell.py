@@ -11,6 +11,8 @@ from hetero_sglang.errors import HeteroError
 POLICIES = ("full", "heterocache", "streamingllm", "snapkv", "quest", "chunkkv", "rocketkv", "fier", "kvcluster")
 OPTIONS: dict[str, tuple[str, ...]] = {  # of heterocache; no values: a switch
     "retrieval": ("accumulate", "replace", "off"),
+    "fetch": ("ahead", "wait"),
+    "roles": ("profile", "ratio"),
     "ablation": ("uniform", "no-clusters", "layer-wise"),
     "reassign": (),
 }

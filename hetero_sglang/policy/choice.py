@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
@@ -9,8 +10,11 @@ from hetero_sglang.policy.base import Policy
 from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import ABLATIONS, alike
+from hetero_sglang.profile.choice import choices, choose
 from hetero_sglang.profile.files import find_profile, load_profile
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.provenance import topk_share
+from hetero_sglang.profile.thresholds import classify
 
 
 def make_policy(name: str, ablation: str = "none") -> Policy:
@@ -22,13 +26,28 @@ def make_policy(name: str, ablation: str = "none") -> Policy:
     return POLICIES[name]()
 
 
+def decide_for(profile: HeadProfile, keep_ratio: float) -> HeadProfile:
+    """The same heads with the roles that lose least at this ratio. Raises HeteroError without measurements."""
+    measured = profile.measurements
+    if measured is None:
+        raise HeteroError(
+            "--hetero-roles ratio decides from a profile's measurements, and this profile has none: leave it out, or "
+            "make one with `hetero-sglang profile`."
+        )
+    taken = choose(choices(measured, topk_share(profile.provenance)), keep_ratio)
+    return replace(profile, layers=classify(measured, taken.thresholds))
+
+
 def profile_for(policy: Policy, args: Any) -> HeadProfile:
     """Roles of the model's heads: from the head profile, or all alike where a policy knows none.
 
     `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, or one that nobody reads.
     """
     if policy.roles:
-        return ABLATIONS[args.hetero_ablation](load_profile(find_profile(args.model_path, args.hetero_profile)))
+        profile = load_profile(find_profile(args.model_path, args.hetero_profile))
+        if args.hetero_roles == "ratio" and args.hetero_keep_ratio < 1:
+            profile = decide_for(profile, args.hetero_keep_ratio)
+        return ABLATIONS[args.hetero_ablation](profile)
     if args.hetero_profile is not None:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
     config = args.get_model_config()

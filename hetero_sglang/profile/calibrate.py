@@ -13,10 +13,12 @@ from hetero_sglang.profile.documents import Document
 from hetero_sglang.profile.kv_buffer import host_cache
 from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.observe import Observation, watched
+from hetero_sglang.profile.output_tracker import OutputTracker, Step
 from hetero_sglang.profile.tracker import DocumentStatistics, Tracker, combine
 
 PREFILL_CHUNK = 1024
 TOPK_CAP = 1024
+MEASURES = ("keys", "output")
 # A decode step costs roughly as much as this many prefill tokens; only the time left depends on it.
 STEP_COST = 64
 
@@ -50,19 +52,23 @@ class TopK:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: decode steps per document, set sizes, how attention becomes a score, and over how
-    many steps scores are averaged (`Tracker`)."""
+    """What is measured: decode steps per document, set sizes, how attention becomes a score, over how many
+    steps scores are averaged (`Tracker`), and what counts: common keys, or what outputs lose without the others.
+    """
 
     steps: int = 64
     topk: TopK = TopK()
     observation: Observation = Observation()
     smoothing: int = 16
+    measure: str = "keys"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise HeteroError(f"`--steps` is {self.steps}; choose at least 1 decode step.")
         if self.smoothing < 1:
             raise HeteroError(f"`--smoothing` is {self.smoothing}; choose at least 1 decode step.")
+        if self.measure not in MEASURES:
+            raise HeteroError(f"`--measure` is {self.measure!r}; choose {' or '.join(MEASURES)}.")
 
     def cost(self, documents: Sequence[Document]) -> int:
         """Units that `calibrate` reports to `advance`, in all."""
@@ -98,15 +104,25 @@ def measure(
 ) -> DocumentStatistics:
     """Prefills in chunks, then decodes greedily."""
     model, prompt, window = checkpoint.model, len(document.tokens), plan.observation.window
-    tracker = Tracker(model.config.num_hidden_layers, k, plan.smoothing)
+    layers = model.config.num_hidden_layers
+    outputs = OutputTracker(layers, k) if plan.measure == "output" else None
+    tracker = Tracker(layers, k, plan.smoothing)
     cache = host_cache(model.config.num_hidden_layers, prompt + plan.steps)
     tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
     forbidden = _stop_tokens(checkpoint)
     observing = False
 
-    def watcher(layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        if observing:
-            tracker.add(layer, plan.observation.score(query[:, -window:], key, scaling, prompt))
+    def watcher(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, o_proj: torch.Tensor
+    ) -> None:
+        if not observing:
+            return
+        scores = plan.observation.score(query[:, -window:], key, scaling, prompt)
+        if outputs is None:
+            tracker.add(layer, scores)
+        else:
+            decodes = key.shape[1] > prompt
+            outputs.add(layer, scores, Step.of(query, key, value, scaling, o_proj) if decodes else None)
 
     with watched(model, watcher):
         bounds = chunk_bounds(prompt, window)
@@ -121,7 +137,7 @@ def measure(
             advance(STEP_COST)
     if not torch.isfinite(out.logits).all():
         raise HeteroError(f"the model computes no finite numbers on {document.source}; check its weights.")
-    return tracker.finish()
+    return (outputs or tracker).finish()
 
 
 def chunk_bounds(length: int, window: int) -> list[int]:

@@ -36,7 +36,7 @@ def run(argv: list[str], verbs: str) -> int:
     from hetero_sglang.profile.thresholds import classify
 
     observation = Observation(args.window, args.pooling, args.gqa)
-    plan = Plan(args.steps, TopK(args.topk, args.topk_share), observation, args.smoothing)
+    plan = Plan(args.steps, TopK(args.topk, args.topk_share), observation, args.smoothing, args.measure)
     source = Source(tuple(args.text), args.length and tuple(args.length), args.documents, args.seed)
     checkpoint = open_checkpoint(args.model, args.device)
     documents = source.documents(checkpoint, shape, plan.steps)
@@ -101,6 +101,11 @@ def _parser(verbs: str) -> argparse.ArgumentParser:
     )
     add("--window", type=int, default=16, help="last prompt queries that choose the prefill set (default 16)")
     add("--smoothing", type=int, default=16, help="decode steps averaged into a step's set (default 16)")
+    add(
+        "--measure",
+        default="keys",
+        help="keys: what sets share, as in the paper; output: what a layer's output keeps (default %(default)s)",
+    )
     add("--pooling", type=int, default=5, help="neighbouring keys averaged (default %(default)s)")
     add("--gqa", default="mean", help="mean or max over the query heads of a KV head (default %(default)s)")
     add("--quiet", action="store_true", help="no progress bar")

@@ -11,7 +11,8 @@ from hetero_sglang.profile.clusters import star_clusters
 from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.thresholds import Thresholds
 
-GRID = tuple(round(step / 100, 2) for step in range(1, 100))
+# In steps of 0.01, and finer at the top, where heads measured by their output lie.
+GRID = (*(round(step / 100, 2) for step in range(1, 95)), *(round(step / 500, 3) for step in range(475, 500)))
 
 
 @dataclass(frozen=True)

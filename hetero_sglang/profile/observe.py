@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NAME = "hetero_observed_sdpa"
-Watcher = Callable[[int, torch.Tensor, torch.Tensor, float], None]
+Watcher = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Observation:
 
 @contextmanager
 def watched(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
-    """Inside, every attention layer runs SDPA and shows `watcher(layer, query, key, scaling)` its queries
-    [Hq, q, D] and all its keys [H, L, D], RoPE applied, batch of one."""
+    """Inside, every attention layer runs SDPA and shows `watcher(layer, query, key, value, scaling, o_proj)` its
+    queries [Hq, q, D], all its keys and values [H, L, D], RoPE applied, batch of one, and its output projection."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
     def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):  # noqa: ANN001, ANN202
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        watcher(module.layer_idx, query[0], key[0], scale)
+        watcher(module.layer_idx, query[0], key[0], value[0], scale, module.o_proj.weight)
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
     before = model.config._attn_implementation

@@ -32,6 +32,7 @@ def of_measurement(
         ],
         "steps": plan.steps,
         "smoothing": plan.smoothing,
+        "measure": plan.measure,
         "window": plan.observation.window,
         "pooling": plan.observation.pooling,
         "gqa_reduction": plan.observation.reduction,

@@ -72,7 +72,7 @@ class DriftMonitor:
     def _watch(
         self, ws: WorkingSet, spec: LayerLayout, satellite: int, seen: torch.Tensor, scores: torch.Tensor
     ) -> Want | None:
-        """One satellite under its pivot's attention, `seen` [L]: what it wants by `scores` [L] if that lies elsewhere."""
+        """What a satellite wants, by its pivot's `scores` [L], if the pivot's attention `seen` [L] lies elsewhere."""
         number = spec.first + satellite
         if not ws.has_choice(number):
             return None

@@ -1,0 +1,163 @@
+"""Every policy in a real server: exact where nothing is compressed, near its budget where something is, no leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from test_conservation import check_empty_handed, settled
+
+from benchmarks.launch import RECALL, Server
+from benchmarks.recall import Language, score
+from hetero_sglang.args import HeteroServerArgs
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.policy.base import Refresh
+from hetero_sglang.policy.registry import POLICIES
+from hetero_sglang.settings import HOT_PAGE
+
+HEADS, DIM, ITEM = 8 * 4, 64, 2  # of the recall model: KV heads of all layers, their width, bytes of a number
+ROW = 2 * DIM * ITEM
+ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
+RATIO = 0.5
+# The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
+SMALL: dict[str, Any] = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, how many to generate, and what they are asked about."""
+
+    ids: list[int]
+    new: int
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Short ones stay whole at every ratio; the users share all but their questions."""
+
+    short: list[Prompt]
+    users: list[Prompt]
+    shared: int
+
+
+@pytest.fixture(scope="module")
+def prompts(language: Language) -> Prompts:
+    short = []
+    for seed in range(3):
+        document = language.document(seed, 84, 3)
+        question = language.ask(document, seed, 2)
+        short.append(Prompt(document.ids + question.ids, 127 - len(document.ids + question.ids)))
+    document = language.document(17, 1600, 24)
+    names = sorted(document.entries)
+    users = []
+    for chosen in (names[:4], names[-4:]):
+        question = language.question(chosen)
+        users.append(Prompt(document.ids + question.ids, question.max_answer_tokens))
+    return Prompts(short, users, len(document.ids))
+
+
+def answers(server: Server, some: list[Prompt]) -> list[list[int]]:
+    """Greedy tokens of prompts sent one after the other, none of which finds a prefix of another's."""
+    found = []
+    for prompt in some:
+        server.flush()
+        found.append(server.generate(prompt.ids, prompt.new)["output_ids"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(prompts: Prompts) -> tuple[list[list[int]], list[list[int]]]:
+    """What SGLang alone answers to the short prompts and to the users."""
+    with Server(kv_policy="full", max_total_tokens=8000) as server:
+        return answers(server, prompts.short), answers(server, prompts.users)
+
+
+@pytest.fixture(scope="module", params=ALIKE)
+def served(request: pytest.FixtureRequest, plain: Any) -> Iterator[tuple[str, Server]]:
+    """One server after the other, each for all tests of its policy; SGLang's own has ended by then."""
+    with Server(kv_policy=request.param, hetero_keep_ratio=RATIO, **SMALL) as server:
+        yield request.param, server
+
+
+@pytest.mark.server
+def test_short_requests_get_the_tokens_of_plain_sglang(
+    served: tuple[str, Server], prompts: Prompts, plain: tuple[list[list[int]], list[list[int]]]
+) -> None:
+    _, server = served
+    before = settled(server)
+    assert answers(server, prompts.short) == plain[0]
+    after = settled(server)
+    assert after["compressed_requests"] == before["compressed_requests"]
+    check_empty_handed(after)
+
+
+@pytest.mark.server
+def test_long_prompts_keep_what_the_ratio_allows_and_fetch_as_the_policy_does(
+    served: tuple[str, Server], prompts: Prompts
+) -> None:
+    name, server = served
+    before = settled(server)
+    answers(server, prompts.users)
+    after = settled(server)
+    check_empty_handed(after)
+    grown = {key: after[key] - before[key] for key in ("compressed_requests", "kept_bytes", "dense_bytes")}
+    assert grown["compressed_requests"] == len(prompts.users)
+    tokens = sum(len(prompt.ids) + prompt.new for prompt in prompts.users)
+    assert grown["dense_bytes"] == tokens * HEADS * ROW
+    # A head holds its share of the rows, rounded up, in whole pages, of which the index has its own; a hot row also
+    # has its position and score.
+    hot = HotPool.row_bytes(DIM, DIM, ITEM)
+    most = RATIO * tokens + len(prompts.users) * (1 + 2 * (HOT_PAGE - 1))
+    assert RATIO * tokens * HEADS * hot <= grown["kept_bytes"] <= most * HEADS * hot
+    chooses = POLICIES[name].refresh is Refresh.STEP
+    assert (after["fetched_rows"] > before["fetched_rows"]) == chooses
+    assert after["fetches"] == 0  # none by the worker, which serves drift alone
+
+
+@pytest.mark.server
+def test_users_of_one_document_answer_together_as_they_do_alone(
+    served: tuple[str, Server], prompts: Prompts, language: Language
+) -> None:
+    _, server = served
+    alone = answers(server, prompts.users)
+    assert alone[0] != alone[1]
+    server.flush()
+    new = {prompt.new for prompt in prompts.users}
+    body = {
+        "input_ids": [prompt.ids for prompt in prompts.users],
+        "sampling_params": {"temperature": 0, "max_new_tokens": new.pop()},
+    }
+    assert not new
+    together = server.post("/generate", body)
+    print([reply["meta_info"]["cached_tokens"] for reply in together], [language.decode(a) for a in alone])
+    assert [reply["output_ids"] for reply in together] == alone
+    check_empty_handed(settled(server))
+
+
+@pytest.mark.server
+def test_an_index_policy_that_keeps_everything_gives_plain_tokens(
+    prompts: Prompts, plain: tuple[list[list[int]], list[list[int]]]
+) -> None:
+    with Server(kv_policy="quest", hetero_keep_ratio=1.0, **SMALL) as server:
+        assert answers(server, prompts.users) == plain[1]
+        stats = settled(server)
+    assert stats["compressed_requests"] == 0 and stats["fetched_rows"] == 0
+    check_empty_handed(stats)
+
+
+@pytest.mark.server
+def test_heterocache_with_every_option_serves_compressed_requests(prompts: Prompts, language: Language) -> None:
+    options = {"hetero_fetch": "wait", "hetero_reassign": True, "hetero_roles": "ratio", "hetero_window": 16}
+    with Server(kv_policy="heterocache", hetero_keep_ratio=RATIO, max_total_tokens=8000, **options) as server:
+        found = answers(server, prompts.users)
+        stats = settled(server)
+    print([language.decode(a) for a in found], stats)
+    check_empty_handed(stats)
+    assert stats["compressed_requests"] == len(found)
+
+
+def arguments(**flags: Any) -> HeteroServerArgs:
+    return HeteroServerArgs(model_path=str(RECALL), **flags)
