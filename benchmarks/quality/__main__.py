@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.launch import RECALL
+from benchmarks.launch import ROOT
 from benchmarks.recall import Language
 from benchmarks.results import run_information
 from hetero_sglang.errors import HeteroError
@@ -23,6 +23,8 @@ from .ratios import parse_ratios
 from .sample import Sample
 from .store import Store
 from .tasks import TASKS
+
+CHAINS = ROOT / "assets" / "recall-chains-8m"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", metavar="TASK", default=list(TASKS), help=f"of {', '.join(TASKS)} (default: all)")
     add("--lengths", nargs="+", type=int, metavar="N", help="document lengths in tokens")
     add("--seeds", nargs="+", type=int, metavar="S", help="each is another sample of everything")
-    add("--model", default=str(RECALL), help="folder of the recall model (default: the shipped one)")
+    add("--model", default=str(CHAINS), help="folder of the recall model (default: the one that follows chains)")
     add("--tokenizer", help="folder of its tokenizer, if that is another")
     add_server_flags(parser, SERVER_FLAGS)
     add("--list", action="store_true", help="print cells, samples and an estimate, and run nothing")

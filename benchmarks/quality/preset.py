@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .cell import POLICIES
 
+# HeteroCache twice: rows fetched while decoding goes on, and rows that a step waits for, as other policies' steps do.
+VARIANTS = (*POLICIES[:2], "heterocache:fetch=wait:roles=ratio", *POLICIES[2:])
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -14,7 +17,7 @@ class Preset:
     lengths: tuple[int, ...]
     seeds: tuple[int, ...]
     reduced: bool  # each task's reduced points
-    policies: tuple[str, ...] = POLICIES
+    policies: tuple[str, ...] = VARIANTS
     ratios: tuple[str, ...] = ("floor+0.02", "0.3", "0.5", "0.75")
 
 

@@ -17,7 +17,7 @@ from hetero_sglang.policy.scores import POOL
 from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient, Scored, ScoreItem
 from hetero_sglang.settings import Settings
 
-_PATIENCE = 0.25  # seconds a step may wait for its rows before it goes on without them
+_PATIENCE = 5.0  # seconds a step may wait for its rows before it goes on without them; a dead worker is known sooner
 # Tests that compare tokens between runs wait for every fetch between steps.
 WAIT = os.environ.get("HETERO_WAIT_FOR_FETCH") == "1"
 

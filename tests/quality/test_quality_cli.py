@@ -82,7 +82,7 @@ def test_a_server_that_is_not_there_is_reported_and_ends_with_1(
 
 def test_one_server_has_one_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--out", str(tmp_path), "--url", "http://127.0.0.1:9", "--ratios", "0.5"]) == 2
-    assert re.fullmatch(r"error: 9 cells for one server[^\n]+\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: 10 cells for one server[^\n]+\n", capsys.readouterr().err)
 
 
 def test_full_needs_no_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
