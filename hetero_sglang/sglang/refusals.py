@@ -10,6 +10,9 @@ from hetero_sglang.settings import resolve
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
+HEAD_SIZES = (64, 128, 256)  # FlashInfer's
+MAX_GROUP = 16  # query heads of a KV head: rows of the decode kernel's tile
+
 # field of ServerArgs, values that are fine, what the flag is called and why it is refused
 FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("speculative_algorithm", (None,), "--speculative-algorithm: draft tokens would have to leave the working sets"),
@@ -86,11 +89,32 @@ def check_model(args: Any) -> None:
             f"{args.model_path} attends over a sliding window of {window} tokens, which --kv-policy "
             f"{args.kv_policy} cannot serve; use --kv-policy full."
         )
+    if args.attention_backend == "flashinfer":
+        check_kernels(args.kv_policy, config)
     profile, options = args.hetero_options()
     profile.check_model(
         config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
     )
     resolve(profile, **options)
+
+
+def check_kernels(policy: str, config: Any) -> None:
+    """Raises HeteroError for a card, head size, dtype or GQA group that the CUDA engine's kernels do not take."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    group = config.num_attention_heads // config.get_total_num_kv_heads()
+    for fine, what, wanted in (
+        (major >= 8, f"compute capability {major}.{minor}", "8.0 (Ampere) or above"),
+        (config.head_dim in HEAD_SIZES, f"a head size of {config.head_dim}", " or ".join(map(str, HEAD_SIZES))),
+        (config.dtype in (torch.float16, torch.bfloat16), f"{config.dtype}", "float16 or bfloat16 (--dtype)"),
+        (group <= MAX_GROUP, f"{group} query heads to a KV head", f"at most {MAX_GROUP}"),
+    ):
+        if not fine:
+            raise HeteroError(
+                f"--kv-policy {policy} on a GPU does not work with {what}, only with {wanted}: use --kv-policy full, "
+                f"or --attention-backend torch_native, which is slow."
+            )
 
 
 def check_memory(args: Any) -> None:

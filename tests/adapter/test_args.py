@@ -8,14 +8,16 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.args import HeteroServerArgs
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.sglang.refusals import FLAGS
+from hetero_sglang.sglang.refusals import FLAGS, check_kernels
 
 RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
 
@@ -162,3 +164,26 @@ def test_an_untested_sglang_is_refused_unless_allowed(monkeypatch: pytest.Monkey
         check_version("0.5.99")
     monkeypatch.setenv("HETERO_ALLOW_UNTESTED", "1")
     check_version("0.5.99")
+
+
+@pytest.mark.parametrize(
+    ("capability", "changes", "words"),
+    [
+        ((9, 0), {}, None),
+        ((7, 5), {}, "7.5, only with 8.0"),
+        ((9, 0), {"head_dim": 96}, "head size of 96, only with 64 or 128 or 256"),
+        ((9, 0), {"dtype": torch.float32}, "float32"),
+        ((8, 0), {"num_attention_heads": 64, "kv_heads": 2}, "32 query heads to a KV head, only with at most 16"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_refused_with_numbers(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], changes: dict[str, Any], words: str | None
+) -> None:
+    shape = {"head_dim": 128, "num_attention_heads": 32, "kv_heads": 8, "dtype": torch.bfloat16, **changes}
+    config = SimpleNamespace(**shape, get_total_num_kv_heads=lambda: shape["kv_heads"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    if words is None:
+        check_kernels("heterocache", config)
+        return
+    with pytest.raises(HeteroError, match=words):
+        check_kernels("heterocache", config)
