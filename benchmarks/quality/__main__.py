@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the results; finished samples in it are not run again")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--reduced", action="store_true", help="the whole matrix, small enough for a CPU")
-    size.add_argument("--full-size", action="store_true", help="2K to 32K tokens and three seeds (the default)")
+    size.add_argument("--full-size", action="store_true", help="3K to 32K tokens and three seeds (the default)")
     add("--policies", nargs="+", metavar="P", help=f"{', '.join(POLICIES)}; variants as heterocache:retrieval=off")
     add("--ratios", nargs="+", metavar="R", help="keep ratios; floor+0.02 counts from the model's floor")
     add("--tasks", nargs="+", metavar="TASK", default=list(TASKS), help=f"of {', '.join(TASKS)} (default: all)")

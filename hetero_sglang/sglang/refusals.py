@@ -96,6 +96,10 @@ def check_model(args: Any) -> None:
         config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
     )
     resolve(profile, **options)
+    if index := options["policy"].index:  # refuses, before any request comes, rows that cannot hold it
+        import torch
+
+        index.build(torch.zeros(1, 0, index.span, config.head_dim, dtype=config.dtype), config.v_head_dim)
 
 
 def check_kernels(policy: str, config: Any) -> None:

@@ -10,12 +10,14 @@ import pytest
 from test_conservation import check_empty_handed, settled
 
 from benchmarks.launch import RECALL, Server
-from benchmarks.recall import Language, score
+from benchmarks.recall import Language
 from hetero_sglang.args import HeteroServerArgs
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.policy.base import Refresh
+from hetero_sglang.policy.choice import decide_for
 from hetero_sglang.policy.registry import POLICIES
+from hetero_sglang.profile.files import load_profile
 from hetero_sglang.settings import HOT_PAGE
 
 HEADS, DIM, ITEM = 8 * 4, 64, 2  # of the recall model: KV heads of all layers, their width, bytes of a number
@@ -28,7 +30,7 @@ SMALL: dict[str, Any] = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, how many to generate, and what they are asked about."""
+    """Token ids, and how many to generate."""
 
     ids: list[int]
     new: int
@@ -36,11 +38,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Short ones stay whole at every ratio; the users share all but their questions."""
+    """Short ones stay whole at every ratio; the users share a document and ask for different names of it."""
 
     short: list[Prompt]
     users: list[Prompt]
-    shared: int
+    document: list[int]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def prompts(language: Language) -> Prompts:
     for chosen in (names[:4], names[-4:]):
         question = language.question(chosen)
         users.append(Prompt(document.ids + question.ids, question.max_answer_tokens))
-    return Prompts(short, users, len(document.ids))
+    return Prompts(short, users, document.ids)
 
 
 def answers(server: Server, some: list[Prompt]) -> list[list[int]]:
@@ -118,21 +120,18 @@ def test_long_prompts_keep_what_the_ratio_allows_and_fetch_as_the_policy_does(
 
 
 @pytest.mark.server
-def test_users_of_one_document_answer_together_as_they_do_alone(
-    served: tuple[str, Server], prompts: Prompts, language: Language
-) -> None:
+def test_users_of_one_document_answer_together_as_they_do_alone(served: tuple[str, Server], prompts: Prompts) -> None:
     _, server = served
     alone = answers(server, prompts.users)
     assert alone[0] != alone[1]
     server.flush()
-    new = {prompt.new for prompt in prompts.users}
-    body = {
-        "input_ids": [prompt.ids for prompt in prompts.users],
-        "sampling_params": {"temperature": 0, "max_new_tokens": new.pop()},
-    }
-    assert not new
-    together = server.post("/generate", body)
-    print([reply["meta_info"]["cached_tokens"] for reply in together], [language.decode(a) for a in alone])
+    server.generate(prompts.document, 1)  # a third user, by whom the others find the document's slots filled
+    new = max(prompt.new for prompt in prompts.users)
+    sampling = {"temperature": 0, "max_new_tokens": new}
+    ids = [prompt.ids for prompt in prompts.users]
+    together = server.post("/generate", {"input_ids": ids, "sampling_params": sampling})
+    # all but the observed queries came from the tree
+    assert min(reply["meta_info"]["cached_tokens"] for reply in together) >= len(prompts.document) - 64
     assert [reply["output_ids"] for reply in together] == alone
     check_empty_handed(settled(server))
 
@@ -149,15 +148,33 @@ def test_an_index_policy_that_keeps_everything_gives_plain_tokens(
 
 
 @pytest.mark.server
-def test_heterocache_with_every_option_serves_compressed_requests(prompts: Prompts, language: Language) -> None:
-    options = {"hetero_fetch": "wait", "hetero_reassign": True, "hetero_roles": "ratio", "hetero_window": 16}
+def test_heterocache_decides_roles_reassigns_and_waits(prompts: Prompts) -> None:
+    options = {"hetero_roles": "ratio", "hetero_reassign": True, "hetero_fetch": "wait", "hetero_window": 16}
     with Server(kv_policy="heterocache", hetero_keep_ratio=RATIO, max_total_tokens=8000, **options) as server:
         found = answers(server, prompts.users)
         stats = settled(server)
-    print([language.decode(a) for a in found], stats)
     check_empty_handed(stats)
-    assert stats["compressed_requests"] == len(found)
+    assert [len(ids) for ids in found] == [prompt.new for prompt in prompts.users]
+    assert stats["compressed_requests"] == len(found) and stats["drift_checks"] > 0
+    profile = load_profile(RECALL / "hetero_profile.json")
+    assert stats["floor"] == decide_for(profile, RATIO).floor != profile.floor
 
 
-def arguments(**flags: Any) -> HeteroServerArgs:
-    return HeteroServerArgs(model_path=str(RECALL), **flags)
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"kv_policy": "snapkv", "hetero_reassign": True}, "--hetero-reassign .* snapkv has none"),
+        ({"kv_policy": "quest", "hetero_reassign": True}, "--hetero-reassign .* quest has none"),
+        ({"kv_policy": "quest", "hetero_ablation": "uniform"}, "--hetero-ablation uniform .* not of quest"),
+        ({"kv_policy": "quest", "hetero_profile": str(RECALL / "hetero_profile.json")}, "--hetero-profile .* quest"),
+        ({"kv_policy": "quest", "hetero_keep_ratio": 1 / 16}, r"quest .* 0\.0625 .* --hetero-keep-ratio 0\.0625"),
+        ({"kv_policy": "fier", "hetero_window": 31}, "fier .* 32 tokens: .* --hetero-window 31"),
+        ({"kv_policy": "kvcluster", "hetero_keep_ratio": 0.09}, r"kvcluster .* 0\.0938 "),
+        ({"kv_policy": "heterocache", "hetero_roles": "ratio", "hetero_keep_ratio": 0.01}, "keep ratio 0.01"),
+    ],
+)
+def test_what_a_policy_cannot_do_is_refused_in_one_sentence(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(HeteroError, match=words) as refusal:
+        HeteroServerArgs(model_path=str(RECALL), **flags)
+    said = str(refusal.value)
+    assert "\n" not in said and said.endswith(".") and ". " not in said
