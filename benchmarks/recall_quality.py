@@ -46,7 +46,7 @@ def main() -> None:
     full = measure(*shared, kv_policy="full")
     rows = [full]
     for ratio in ratios:
-        for threshold in (0.5, 0.0):
+        for threshold in (0.9, 0.0):
             print(f"keep ratio {ratio}, retrieval {'on' if threshold else 'off'}")
             flags = {"hetero_keep_ratio": ratio, "hetero_drift_threshold": threshold}
             rows.append(measure(*shared, kv_policy="heterocache", **flags))

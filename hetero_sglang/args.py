@@ -24,6 +24,13 @@ RETRIEVAL = ["accumulate", "replace", "off"]
 ROLES = ["profile", "ratio"]
 FETCH = ["ahead", "wait"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
+CHOICES = {
+    "kv_policy": POLICIES,
+    "hetero_retrieval": RETRIEVAL,
+    "hetero_roles": ROLES,
+    "hetero_fetch": FETCH,
+    "hetero_ablation": ABLATIONS,
+}
 
 
 @dataclasses.dataclass
@@ -80,7 +87,7 @@ class HeteroServerArgs(ServerArgs):
     hetero_fetch: A[
         str,
         Arg(
-            help="Whether rows come while decoding goes on, or the step that asks for them waits and has them.",
+            help="Whether rows come while decoding goes on, or a step waits for those that its pivots ask for.",
             choices=FETCH,
         ),
         NS("memory"),
@@ -94,8 +101,10 @@ class HeteroServerArgs(ServerArgs):
 
     def __post_init__(self) -> None:
         apply_cpu_defaults(self)
-        if self.kv_policy not in POLICIES:  # sgl.Engine does not go through argparse
-            raise HeteroError(f"--kv-policy {self.kv_policy!r} is not one of {', '.join(POLICIES)}.")
+        for name, choices in CHOICES.items():  # sgl.Engine does not go through argparse
+            if getattr(self, name) not in choices:
+                flag = name.replace("_", "-")
+                raise HeteroError(f"--{flag} {getattr(self, name)!r} is not one of {', '.join(choices)}.")
         if self.kv_policy == "full":
             super().__post_init__()
             return

@@ -11,6 +11,7 @@ from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import ABLATIONS, alike
 from hetero_sglang.profile.choice import choices, choose
+from hetero_sglang.profile.clusters import heads_per_rank
 from hetero_sglang.profile.files import find_profile, load_profile
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.provenance import topk_share
@@ -26,16 +27,20 @@ def make_policy(name: str, ablation: str = "none") -> Policy:
     return POLICIES[name]()
 
 
-def decide_for(profile: HeadProfile, keep_ratio: float) -> HeadProfile:
-    """The same heads with the roles that lose least at this ratio. Raises HeteroError without measurements."""
+def decide_for(profile: HeadProfile, keep_ratio: float, ranks: int = 1) -> HeadProfile:
+    """The same heads with the roles that lose least at this ratio, pivots on their satellites' rank.
+
+    Raises HeteroError without measurements.
+    """
     measured = profile.measurements
     if measured is None:
         raise HeteroError(
             "--hetero-roles ratio decides from a profile's measurements, and this profile has none: leave it out, or "
             "make one with `hetero-sglang profile`."
         )
-    taken = choose(choices(measured, topk_share(profile.provenance)), keep_ratio)
-    return replace(profile, layers=classify(measured, taken.thresholds))
+    per_rank = heads_per_rank(profile.num_kv_heads, ranks)
+    taken = choose(choices(measured, topk_share(profile.provenance), per_rank), keep_ratio)
+    return replace(profile, layers=classify(measured, taken.thresholds, per_rank))
 
 
 def profile_for(policy: Policy, args: Any) -> HeadProfile:
@@ -45,8 +50,8 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
     """
     if policy.roles:
         profile = load_profile(find_profile(args.model_path, args.hetero_profile))
-        if args.hetero_roles == "ratio" and args.hetero_keep_ratio < 1:
-            profile = decide_for(profile, args.hetero_keep_ratio)
+        if args.hetero_roles == "ratio" and 0 < args.hetero_keep_ratio < 1:
+            profile = decide_for(profile, args.hetero_keep_ratio, args.tp_size)
         return ABLATIONS[args.hetero_ablation](profile)
     if args.hetero_profile is not None:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")

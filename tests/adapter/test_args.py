@@ -15,7 +15,7 @@ import pytest
 import torch
 from sglang.srt.server_args import ServerArgs
 
-from hetero_sglang.args import HeteroServerArgs
+from hetero_sglang.args import CHOICES, HeteroServerArgs
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.refusals import FLAGS, check_kernels
 
@@ -187,3 +187,9 @@ def test_what_the_kernels_do_not_take_is_refused_with_numbers(
         return
     with pytest.raises(HeteroError, match=words):
         check_kernels("heterocache", config)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_unknown_word_is_refused_outside_the_command_line_too(name: str) -> None:
+    with pytest.raises(HeteroError, match=f"--{name.replace('_', '-')} 'later' is not one of {CHOICES[name][0]}"):
+        arguments(**{name: "later"})
