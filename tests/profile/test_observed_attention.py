@@ -91,13 +91,14 @@ def test_watching_changes_no_logit_and_ends_with_the_context(checkpoints):
     with torch.inference_mode():
         before = opened.model(tokens).logits
         with watched(
-            opened.model, lambda layer, query, key, scale: seen.append((layer, query.shape, key.shape))
+            opened.model,
+            lambda layer, query, key, value, scale, o_proj: seen.append((layer, query.shape, key.shape, value.shape)),
         ):
             during = opened.model(tokens).logits
         after = opened.model(tokens).logits
     torch.testing.assert_close(during, before)
     torch.testing.assert_close(after, before)
-    assert seen == [(layer, (4, 40, 16), (2, 40, 16)) for layer in range(2)]
+    assert seen == [(layer, (4, 40, 16), (2, 40, 16), (2, 40, 16)) for layer in range(2)]
 
 
 def test_every_step_is_reported_once(checkpoints):
