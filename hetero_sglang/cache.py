@@ -9,6 +9,7 @@ from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.resident_store import ResidentStore
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
+from hetero_sglang.retrieval.device_fetcher import DeviceFetcher
 from hetero_sglang.retrieval.fetcher import Fetcher
 from hetero_sglang.retrieval.monitor import DriftMonitor
 from hetero_sglang.retrieval.step_chooser import StepChooser
@@ -19,8 +20,15 @@ class HeteroCache:
     """Owns every pool and working set. Used from the scheduler's thread alone."""
 
     def __init__(
-        self, settings: Settings, resident: ResidentStore, host: HostStore, hot: HotPool, counters: Counters
+        self,
+        settings: Settings,
+        resident: ResidentStore,
+        host: HostStore,
+        hot: HotPool,
+        counters: Counters,
+        on_device: bool = False,
     ) -> None:
+        """`on_device`: DeviceEngine runs the steps, which nothing may hold up; else TorchEngine."""
         self.settings = settings
         self.resident = resident
         self.host = host
@@ -28,7 +36,7 @@ class HeteroCache:
         self.counters = counters
         self.requests: dict[int, WorkingSet] = {}  # by request slot
         self.written = torch.zeros(host.rows, dtype=torch.bool)  # token slots that hold a token, in both tiers
-        self.fetcher = Fetcher(settings, host, hot, counters)
+        self.fetcher = (DeviceFetcher if on_device else Fetcher)(settings, host, hot, counters)
         self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
         self.chooser = StepChooser(settings, host, hot, counters)
 
@@ -40,9 +48,10 @@ class HeteroCache:
         """A request got request slot `slot`: reserve its working set."""
         if slot in self.requests:
             raise RuntimeError(f"request slot {slot} already has a working set")
-        self.requests[slot] = WorkingSet(self.hot, self.settings.rule, prompt, max_new)
+        ws = self.requests[slot] = WorkingSet(self.hot, self.settings.rule, prompt, max_new)
+        ws.slot = slot
         self.counters.requests += 1
-        return self.requests[slot]
+        return ws
 
     def make_room(self, ws: WorkingSet, length: int) -> None:
         """Before a decode step: let a request that outgrows its reserve keep what its budget allows."""

@@ -30,6 +30,7 @@ class Settings:
     anchor_interval: int  # looks between two refreshes of an anchor; 0 never
     retrieval: str  # accumulate | replace | off
     decay: float  # of a row's score, per look
+    refill_rows: int  # tokens that come to a head at one refill, at most: the best
     history: int  # looks whose median overlap decides
     waits: bool  # a step waits for the rows that its pivots ask for
     reassign: bool  # satellites that no longer follow their pivot get another, or none
@@ -116,6 +117,7 @@ def resolve(
         anchor_interval=anchor_interval,
         retrieval=retrieval,
         decay=0.9,
+        refill_rows=4096,
         history=1 if waits else 3,
         waits=waits,
         reassign=reassign,

@@ -15,10 +15,12 @@ class DecodeStep:
     """Buffers for up to `batch` requests of up to `context` tokens; filled before, read during a step."""
 
     def __init__(
-        self, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int
-    ) -> None:
+        self, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,
+        queries: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """`queries` [layers, batch, Hq, D]: where a step sets its queries aside, if anybody reads them."""
         layout, device = settings.layout, tables.device
-        self.tables, self.batch, self.context = tables, batch, context
+        self.tables, self.batch, self.context, self.queries = tables, batch, context, queries
         counts = [(len(x.resident), len(x.compressed), x.first) for x in layout.layers]
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
         self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]

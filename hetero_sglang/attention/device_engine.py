@@ -17,6 +17,8 @@ from hetero_sglang.memory.device_tables import DeviceTables
 from hetero_sglang.memory.lanes import Lane, mark, upload
 from hetero_sglang.memory.prefix_loader import PrefixLoader
 from hetero_sglang.policy.batched import choose
+from hetero_sglang.retrieval.device_fetcher import DeviceFetcher
+from hetero_sglang.retrieval.device_monitor import DeviceMonitor
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class DeviceEngine:
         self.prefixes = PrefixLoader(host, device)
         self.writing = Lane(device, urgent=False)  # prefill's rows on their way to the host store
         self.written = mark(device)  # the last of them
+        self.group = query_heads // sum(self.counts[0][:2])
+        self.monitor: DeviceMonitor | None = None
+        if self.settings.retrieves and isinstance(cache.fetcher, DeviceFetcher):
+            self.monitor = DeviceMonitor(
+                self.settings, cache.resident, hot, self.tables, cache.fetcher, cache.counters, context, self.group
+            )
 
     def _layer(self, index: int) -> LayerBuffers:
         cache, spec = self.cache, self.settings.layout.layers[index]
@@ -192,8 +200,12 @@ class DeviceEngine:
 
     def make_step(self, batch: int, context: int) -> DecodeStep:
         """Buffers for decode batches of up to `batch` requests of up to `context` tokens."""
-        group = self.query_heads // sum(self.counts[0][:2])
-        return DecodeStep(self.settings, self.tables, batch, context, group, self.cache.hot.v.shape[-1])
+        k, queries = self.cache.hot.k, None
+        if self.monitor:
+            queries = k.new_empty(len(self.layers), batch, self.query_heads, k.shape[-1])
+        return DecodeStep(
+            self.settings, self.tables, batch, context, self.group, self.cache.hot.v.shape[-1], queries
+        )
 
     def eager(self, width: int, longest: int) -> DecodeStep:
         """Buffers for a step outside any graph; they grow as batches do."""
@@ -209,11 +221,15 @@ class DeviceEngine:
     ) -> None:
         """Before a step is run or replayed: update what it reads; `width` - len(requests) rows are padding."""
         self.written.hold(self.device)
-        for request, length in zip(requests, lengths, strict=True):
-            ws = self.cache.requests[request]
+        if self.monitor and requests:
+            self.monitor.tick()
+        known = [self.cache.requests[request] for request in requests]
+        for ws, length in zip(known, lengths, strict=True):
             self.cache.make_room(ws, length)
-            self.tables.put(request, ws)
+            self.tables.put(ws.slot, ws)
         step.fill(requests, lengths, width, req_to_token)
+        if self.monitor and requests:
+            self.monitor.runs(known, lengths, step.queries, req_to_token)
 
     def decode(
         self, layer: int, step: DecodeStep, tables: StepTables, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor,
@@ -222,7 +238,10 @@ class DeviceEngine:
         """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
         buffers, heads = self.layers[layer], self.heads[layer]
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        store(buffers, slots, k, v, step=tables, window=self.settings.rule.window)
+        saved = None
+        if self.monitor:
+            saved, self.monitor.scale = step.queries[layer], scale
+        store(buffers, slots, k, v, step=tables, window=self.settings.rule.window, q=q, saved=saved)
         return decode_attention(
             q, buffers, heads.resident32, heads.compressed32, step.slots, step.starts, tables, scale, step.work, layer
         )

@@ -18,6 +18,11 @@ class Mark:
         """Whether everything before it is done; never waits."""
         return self._event is None or self._event.query()
 
+    def wait(self) -> None:
+        """Block the host until this is passed; for steps that were asked to wait, and tests."""
+        if self._event is not None:
+            self._event.synchronize()
+
     def hold(self, device: torch.device) -> None:
         """The device's current stream goes on once this is passed."""
         if self._event is not None:
@@ -72,3 +77,10 @@ def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return values.clone()
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def download(values: torch.Tensor) -> torch.Tensor:
+    """A copy in (pinned) host memory, complete once the stream has come here; nothing waits for it."""
+    if values.device.type == "cpu":
+        return values.clone()
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

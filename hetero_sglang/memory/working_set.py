@@ -33,7 +33,9 @@ class WorkingSet:
         self.prompt = prompt
         self.max_length = prompt + max(1, max_new)
         self.alive = True
+        self.slot = -1  # request slot, once it has one
         self.drift: dict[int, Any] = {}  # the monitor's state, by head
+        self.history: Any = None  # the device monitor's
         self.leaders: dict[int, int] = {}  # heads whose cluster is no longer the layout's
         self.agreements: dict[int, Any] = {}  # what is known of satellites and pivots, by head
         self.busy: set[int] = set()  # heads with a fetch under way

@@ -22,34 +22,30 @@ class Refill:
 
 
 def accumulate(
-    held: torch.Tensor, held_scores: torch.Tensor, scores: torch.Tensor, low: int, high: int, decay: float
+    held: torch.Tensor,
+    held_scores: torch.Tensor,
+    scores: torch.Tensor,
+    low: int,
+    high: int,
+    decay: float,
+    most: int = 1 << 30,
 ) -> Refill:
     """Merge newly observed `scores` [L] into a head's selected rows.
 
     held [n]: positions of the selected rows; held_scores [n]. Tokens in [low, high) may come in: sinks and the
-    ring are held anyway. The best n of both are kept; equal scores favour what is held.
+    ring are held anyway. The best n of both are kept, but no more than `most` tokens come in at once, best first;
+    equal scores favour what is held.
     """
-    count = held.numel()
-    kept_scores = torch.maximum(held_scores * decay, scores[held])
-    candidates = scores.clone()
-    candidates[held] = -1.0
-    fresh = candidates[low:high].topk(min(count, high - low))
-    union = torch.cat((kept_scores, fresh.values))  # [n + m]
-    order = torch.sort(union, descending=True, stable=True).indices[:count]
-    stays = torch.zeros(union.numel(), dtype=torch.bool, device=union.device)
-    stays[order] = True
-    stays[count:] &= fresh.values > 0
-    incoming = stays[count:].nonzero()[:, 0]
-    victims = (~stays[:count]).nonzero()[:, 0][: incoming.numel()]
-    incoming = incoming[: victims.numel()]
-    return Refill(victims, fresh.indices[incoming] + low, fresh.values[incoming], kept_scores)
+    kept = torch.maximum(held_scores * decay, scores[held])  # [n]
+    outside = scores.clone()
+    outside[held] = -1.0
+    best = outside[low:high].topk(min(held.numel(), high - low, most))  # best first
+    # Worst first, of equals the later row: DeviceMonitor's swaps are the same, pair by pair.
+    worst = kept.sort(descending=True, stable=True).indices.flip(0)[: best.values.numel()]
+    comes = (best.values > kept[worst]) & (best.values > 0)
+    return Refill(worst[comes], best.indices[comes] + low, best.values[comes], kept)
 
 
-def replace(held: torch.Tensor, scores: torch.Tensor, low: int, high: int) -> Refill:
-    """The paper's rule: the selected rows become the best tokens of the newest scores alone."""
-    count = held.numel()
-    best = scores[low:high].topk(min(count, high - low))
-    chosen = best.indices + low
-    victims = (~torch.isin(held, chosen)).nonzero()[:, 0]
-    fresh = (~torch.isin(chosen, held)).nonzero()[:, 0][: victims.numel()]
-    return Refill(victims[: fresh.numel()], chosen[fresh], best.values[fresh], scores[held])
+def replace(held: torch.Tensor, scores: torch.Tensor, low: int, high: int, most: int = 1 << 30) -> Refill:
+    """The paper's rule: the selected rows become the best tokens of the newest scores alone, `most` at once."""
+    return accumulate(held, torch.zeros_like(scores[held]), scores, low, high, 0.0, most)

@@ -235,7 +235,8 @@ class RetrievalClient:
             raise ProtocolError(f"{reply.rows} rows instead of {pending.rows}")
         self._stats.rows += pending.rows
         self._stats.bytes += pending.rows * self.ring.row_bytes
-        return Fetched(reply.ticket, *self.ring.views(pending.segment or Segment(0, 0)))
+        segment = pending.segment or Segment(0, 0)
+        return Fetched(reply.ticket, *self.ring.views(segment), segment.start)
 
     def _stall(self, now: float) -> str | None:
         """Why the worker counts as stalled; asks for a sign of life when it had nothing to do for a while."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.lanes import upload
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
 from hetero_sglang.policy.accumulate import Refill, accumulate, replace
@@ -20,6 +22,19 @@ from hetero_sglang.settings import Settings
 _PATIENCE = 5.0  # seconds a step may wait for its rows before it goes on without them; a dead worker is known sooner
 # Tests that compare tokens between runs wait for every fetch between steps.
 WAIT = os.environ.get("HETERO_WAIT_FOR_FETCH") == "1"
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Tokens that one compressed head is to take in: hot row `rows[i]` gets the token at `positions[i]`. All [n]."""
+
+    layer: int
+    head: int  # among the layer's compressed heads
+    number: int  # among the rank's
+    rows: torch.Tensor  # flat hot rows
+    positions: torch.Tensor
+    scores: torch.Tensor
+    slots: torch.Tensor  # token slots
 
 
 @dataclass
@@ -86,43 +101,61 @@ class Fetcher:
 
         Returns the fetch's ticket, None where none was made.
         """
-        items: list[FetchItem] = []
-        parts: list[tuple[torch.Tensor, Refill]] = []
+        swaps: list[Swap] = []
         for want in wants:
             if want.number in ws.busy:
                 continue
             refill, rows = self._refill(ws, want)
-            if refill.positions.numel():
-                picked = ws.slots[refill.positions]
-                items.append(FetchItem(layer, want.head, picked.numpy()))
-                parts.append((rows[refill.victims], refill))
-        if not items or self.client is None:
+            picked = ws.slots[refill.positions]
+            swap = Swap(
+                layer, want.head, want.number, rows[refill.victims], refill.positions, refill.scores, picked
+            )
+            swaps.append(swap)
+        return self.ask(ws, swaps)
+
+    def ask(self, ws: WorkingSet, swaps: list[Swap]) -> int | None:
+        """Ask the worker for these tokens of a request; their heads are busy until it has answered.
+
+        Returns the fetch's ticket, None where none was made.
+        """
+        swaps = [swap for swap in swaps if swap.positions.numel()]
+        if not swaps or self.client is None:
             return None
-        ticket = self.client.fetch(items)
+        ticket = self.client.fetch([FetchItem(s.layer, s.head, s.slots.numpy()) for s in swaps])
         if ticket is None:
             self.counters.refused_fetches += 1
             return None
         self.counters.fetches += 1
-        positions = torch.cat([r.positions for _, r in parts])
-        picked = ws.slots[positions]
+        slots = torch.cat([s.slots for s in swaps])
         self.fetches[ticket] = PendingFetch(
             ws,
-            rows=torch.cat([rows for rows, _ in parts]),
-            positions=positions,
-            scores=torch.cat([r.scores for _, r in parts]),
-            slots=picked,
-            generations=self.host.stamp(picked),
-            numbers={w.number for w in wants},
+            rows=torch.cat([s.rows for s in swaps]),
+            positions=torch.cat([s.positions for s in swaps]),
+            scores=torch.cat([s.scores for s in swaps]),
+            slots=slots,
+            generations=self.host.stamp(slots),
+            numbers={s.number for s in swaps},
         )
         ws.busy |= self.fetches[ticket].numbers
         return ticket
 
+    def settle(self, seconds: float = 30.0) -> None:
+        """Publish as answers come until nothing is under way."""
+        self._until(lambda: not self.under_way, seconds)
+
     def wait(self, tickets: list[int]) -> None:
         """Publish as answers come until those of `tickets` have, or the worker has had its time."""
-        deadline = time.monotonic() + _PATIENCE
-        while self.client is not None and any(t in self.fetches for t in tickets) and time.monotonic() < deadline:
-            for done in self.client.poll():
-                self._complete(done)
+        self._until(lambda: not any(t in self.fetches for t in tickets), _PATIENCE)
+
+    def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.client is not None and not done() and time.monotonic() < deadline:
+            self._poll()
+            time.sleep(0.0002)
+
+    def _poll(self) -> None:
+        for done in self.client.poll():
+            self._complete(done)
 
     def _refill(self, ws: WorkingSet, want: Want) -> tuple[Refill, torch.Tensor]:
         rows = ws.flat(want.number, ws.selected_rows(want.number))  # [n] flat
@@ -130,10 +163,11 @@ class Fetcher:
         low = self.settings.rule.sink
         high = min(want.scores.numel(), ws.slots.numel() - self.settings.rule.window)  # older than the ring
         if self.settings.retrieval == "replace":
-            refill = replace(held, want.scores, low, high)
+            refill = replace(held, want.scores, low, high, self.settings.refill_rows)
         else:
             held_scores = self.hot.score.view(-1)[rows]
-            refill = accumulate(held, held_scores, want.scores, low, high, self.settings.decay**want.age)
+            decay = self.settings.decay**want.age
+            refill = accumulate(held, held_scores, want.scores, low, high, decay, self.settings.refill_rows)
         self.hot.score.view(-1)[rows] = refill.held_scores
         return refill, rows
 
@@ -150,17 +184,18 @@ class Fetcher:
         self.scores[ticket] = PendingScore(ws, layer, head, number, ws.slots, self.host.stamp(ws.slots))
         ws.busy.add(number)
 
+    @property
+    def under_way(self) -> int:
+        """Requests that the worker has not answered, or whose rows have not reached the hot pool."""
+        return len(self.fetches) + len(self.scores)
+
     def publish(self) -> None:
         """Between two steps: scatter what has arrived, count what has not."""
         if self.client is None:
             return
-        deadline = time.monotonic() + 30
-        while True:
-            for done in self.client.poll():
-                self._complete(done)
-            if not WAIT or not (self.fetches or self.scores) or time.monotonic() > deadline:
-                break
-            time.sleep(0.0005)
+        self._poll()
+        if WAIT:
+            self.settle()
         for pending in self.fetches.values():
             if not pending.late:
                 pending.late = True
@@ -170,11 +205,10 @@ class Fetcher:
     def _complete(self, done: Fetched | Scored | Failed) -> None:
         if done.ticket in self.fetches:
             pending = self.fetches.pop(done.ticket)
-            pending.working_set.busy -= pending.numbers
             if isinstance(done, Fetched):
-                self._scatter(pending, done)
-                self.client.release(done.ticket)
+                self._arrived(pending, done)
             else:
+                pending.working_set.busy -= pending.numbers
                 self.counters.failed_fetches += 1
         elif done.ticket in self.scores:
             asked = self.scores.pop(done.ticket)
@@ -184,7 +218,13 @@ class Fetcher:
             else:
                 self.counters.failed_fetches += 1
 
-    def _scatter(self, pending: PendingFetch, done: Fetched) -> None:
+    def _arrived(self, pending: PendingFetch, done: Fetched) -> None:
+        pending.working_set.busy -= pending.numbers
+        self._scatter(pending, done.k, done.v)
+        self.client.release(done.ticket)
+
+    def _scatter(self, pending: PendingFetch, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Rows into the hot pool, but for those whose slot was freed meanwhile: k [n, D], v [n, Dv], any device."""
         valid = self.host.unchanged(pending.slots, pending.generations)
         if not pending.working_set.alive:
             valid = torch.zeros_like(valid)
@@ -192,11 +232,16 @@ class Fetcher:
         if not bool(valid.any()):
             return
         device = self.hot.k.device
-        rows = pending.rows[valid]
-        k, v = done.k[valid].to(device), done.v[valid].to(device)
-        self.hot.write(rows, k, v)
-        self.hot.position.view(-1)[rows] = pending.positions[valid].to(torch.int32)
-        self.hot.score.view(-1)[rows] = pending.scores[valid]
+        rows, positions, scores = pending.rows, pending.positions.to(torch.int32), pending.scores
+        if not bool(valid.all()):
+            picked = valid.nonzero()[:, 0]
+            rows, positions, scores = rows[picked], positions[picked], scores[picked]
+            picked = upload(picked, k.device)
+            k, v = k[picked], v[picked]
+        rows = upload(rows, device)
+        self.hot.write(rows, k.to(device), v.to(device))
+        self.hot.position.view(-1)[rows] = upload(positions, device)
+        self.hot.score.view(-1)[rows] = upload(scores, device)
         self.counters.fetched_rows += rows.numel()
         self.counters.fetched_bytes += k.numel() * k.element_size() + v.numel() * v.element_size()
 
@@ -210,7 +255,7 @@ class Fetcher:
 
     def stats(self) -> dict[str, int | bool]:
         return {
-            "fetches_under_way": len(self.fetches) + len(self.scores),
+            "fetches_under_way": self.under_way,
             "worker_up": bool(self.client and self.client.stats.worker_up),
             "worker_pid": (self.client.pid or 0) if self.client else 0,
         }

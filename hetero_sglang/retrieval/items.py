@@ -38,11 +38,15 @@ class ScoreItem:
 
 @dataclass(frozen=True)
 class Fetched:
-    """K [N, D] and V [N, Dv] of all items, one after the other: views of staging, good until `release`."""
+    """K [N, D] and V [N, Dv] of all items, one after the other: views of staging, good until `release`.
+
+    `start`: the first of their staging rows.
+    """
 
     ticket: int
     k: torch.Tensor
     v: torch.Tensor
+    start: int = 0
 
 
 @dataclass(frozen=True)

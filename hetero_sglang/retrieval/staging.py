@@ -69,6 +69,10 @@ class StagingRing:
         v = self.memory.tensor(self.dtype, (segment.rows, self.v_head_dim), at)  # [n, Dv]
         return k, v
 
+    def raw(self, start: int, rows: int) -> torch.Tensor:
+        """All bytes of staging rows [start, start + rows), without a copy."""
+        return self.memory.tensor(torch.uint8, (rows * self.row_bytes,), start * self.row_bytes)
+
     def check_integrity(self) -> None:
         """AssertionError when live segments overlap or leave the ring."""
         end = 0

@@ -62,9 +62,16 @@ def check_flags(args: Any) -> None:
 
 
 def check_policy(args: Any) -> None:
-    """Raises HeteroError for a policy that the CUDA engine does not run."""
+    """Raises HeteroError for a policy, or an option of one, that the CUDA engine does not run."""
     policy = args.hetero_policy()
-    if args.attention_backend != "flashinfer" or policy.on_device:
+    if args.attention_backend != "flashinfer":
+        return
+    if args.hetero_reassign:
+        raise HeteroError(
+            "--hetero-reassign is watched by the torch engine alone, not by the CUDA one: drop it, or add "
+            "--attention-backend torch_native (slow, eager)."
+        )
+    if policy.on_device:
         return
     raise HeteroError(
         f"--kv-policy {policy.name} runs in the torch engine, not in the CUDA one: add --attention-backend "

@@ -30,6 +30,7 @@ class Runtime:
     settings: Settings
     host_bytes: int | None  # --hetero-host-size
     size: int  # tensor-parallel ranks
+    on_device: bool  # DeviceEngine runs the steps, not TorchEngine
     cache: HeteroCache | None = None
     scheduler: Any = None
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
@@ -58,13 +59,13 @@ class Runtime:
             rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin
         )
         hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
-        self.cache = HeteroCache(self.settings, resident, host, hot, self.counters)
-        if pin and self.settings.retrieves:
+        self.cache = HeteroCache(self.settings, resident, host, hot, self.counters, self.on_device)
+        if pin and self.settings.retrieves and not self.on_device:
             logger.warning(
-                "On a GPU drift is not watched yet: working sets stay as they were chosen at prefill end. "
+                "The torch engine does not watch drift on a GPU: working sets stay as they were chosen at prefill end. "
                 "--hetero-drift-threshold 0 says the same and is quiet."
             )
-        elif not pin:
+        else:
             self.cache.fetcher.start_worker(pin)
         logger.info("%s", table(sizes, rule, self.settings.keep_ratio, self.settings.floor))
         longest = rule.dense_below - 1
@@ -97,5 +98,6 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
         settings=resolve(profile, rank=rank, size=size, **options),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         size=size,
+        on_device=server_args.attention_backend == "flashinfer",
     )
     return _runtime

@@ -55,7 +55,11 @@ def make_settings(profile: HeadProfile, keep_ratio: float | None = None, **optio
 
 
 def make_cache(
-    settings: Settings, slots: int = 600, pages: int = 2000, device: torch.device | str = "cpu"
+    settings: Settings,
+    slots: int = 600,
+    pages: int = 2000,
+    device: torch.device | str = "cpu",
+    on_device: bool = False,
 ) -> HeteroCache:
     """A cache whose every buffer is poisoned with NaN: reading what nobody wrote shows."""
     dtype = torch.float32
@@ -66,7 +70,7 @@ def make_cache(
     hot = HotPool(pages, settings.rule.page_size, DIM, DIM, dtype, device)
     for tensor in (*resident.k, *resident.v, *host.k, *host.v, hot.k, hot.v):
         tensor.fill_(float("nan"))
-    return HeteroCache(settings, resident, host, hot, Counters())
+    return HeteroCache(settings, resident, host, hot, Counters(), on_device)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero_sglang.policy.accumulate import accumulate, replace
+from hetero_sglang.policy.batched import refill
 from hetero_sglang.policy.scores import attention_scores, overlap, top_positions
 
 
@@ -102,3 +103,27 @@ def test_replacing_takes_the_newest_best(count: int, rng) -> None:
     after = held.clone()
     after[got.victims] = got.positions
     assert set(after.tolist()) == set(top_positions(scores, count, 2, 50).tolist())
+
+
+@given(st.integers(1, 12), st.integers(40, 80), st.integers(1, 40), st.sampled_from([0.0, 0.9]), st.integers(0, 2**20))
+def test_many_heads_at_once_swap_what_each_would_alone(
+    count: int, length: int, most: int, decay: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    low, heads = 3, 4
+    scores = torch.rand(heads, length, generator=generator)
+    high = torch.randint(low + count, length + 1, (heads,), generator=generator)
+    held, before = torch.full((heads, count), -1), torch.rand(heads, count, generator=generator)
+    sizes = [count, max(1, count - 3), 1, count]
+    for row, size in enumerate(sizes):
+        held[row, :size] = torch.randperm(int(high[row]) - low, generator=generator)[:size] + low
+    got = refill(held, before * decay, scores, low, high, most)
+    for row, size in enumerate(sizes):
+        mine = held[row, :size]
+        want = accumulate(mine, before[row, :size], scores[row], low, int(high[row]), decay, most)
+        assert torch.equal(got.kept[row, :size], want.held_scores)
+        comes = got.positions[row] >= 0
+        assert set(got.positions[row, comes].tolist()) == set(want.positions.tolist())
+        assert set(got.victims[row, comes].tolist()) == set(want.victims.tolist())
+        assert torch.equal(got.scores[row, comes], scores[row, got.positions[row, comes]])
+        assert comes.sum() <= most

@@ -22,8 +22,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def device_cache(cache: HeteroCache) -> HeteroCache:
     """An empty cache of the same sizes whose device tiers are on the kernels' device."""
-    made = make_cache(cache.settings, slots=cache.host.rows, pages=cache.hot.pages, device=DEVICE)
-    return made
+    return make_cache(cache.settings, slots=cache.host.rows, pages=cache.hot.pages, device=DEVICE, on_device=True)
 
 
 def extend(engine: DeviceEngine, requests: list[Request], spans: list[tuple[int, int]]) -> list[list[torch.Tensor]]:

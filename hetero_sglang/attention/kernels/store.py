@@ -1,4 +1,7 @@
-"""Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer."""
+"""Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer.
+
+The same launch sets a decode step's queries aside, for the drift monitor to read between steps.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,10 @@ class StepTables:
 @triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "window"])
 def _store(
     k, v, slots, role, resident_k, resident_v, host_k, host_v, hot_k, hot_v, position, score,
-    length, cap, page_start, page_list, resident_heads, compressed_heads, first, caps_per_request, window,
-    HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
-    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    length, cap, page_start, page_list, q, saved, resident_heads, compressed_heads, first, caps_per_request, window,
+    HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
+    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -51,6 +54,11 @@ def _store(
     value = tl.load(v + (token * HEADS + head) * DV + at_v, mask=here_v)
     slot = tl.load(slots + token).to(tl.int64)
     place = tl.load(role + head)
+    if SAVE:
+        member = tl.arange(0, BLOCK_G)
+        where_q = ((token * HEADS + head) * GROUP + member)[:, None] * D + at[None, :]
+        both = (member < GROUP)[:, None] & here[None, :]
+        tl.store(saved + where_q, tl.load(q + where_q, mask=both), mask=both)
     if place >= 0:
         if RESIDENT:
             row = slot * resident_heads + place
@@ -88,23 +96,28 @@ def store(
     host: bool = True,
     step: StepTables | None = None,
     window: int = 1,
+    q: torch.Tensor | None = None,
+    saved: torch.Tensor | None = None,
 ) -> None:
     """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; contiguous.
 
-    `step`: the tokens are one per request of a decode step and also go to their ring rows.
+    `step`: the tokens are one per request of a decode step and also go to their ring rows; where `saved` [>= n, Hq, D]
+    is given, their queries q [n, Hq, D] go there.
     """
     n, heads, dim = k.shape
     v_dim, page = v.shape[-1], layer.hot_k.shape[1]
     if n == 0:
         return
     tables = step or StepTables(slots, slots, slots, slots)
+    group = 1 if q is None else q.shape[1] // heads
     _store[(n, heads)](
         k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host_k, layer.host_v,
         layer.hot_k, layer.hot_v, layer.position, layer.score,
-        tables.length, tables.cap, tables.page_start, tables.page_list, layer.resident_k.shape[1],
-        layer.host_k.shape[1], layer.first, tables.cap.shape[-1], window,
-        HEADS=heads, D=dim, DV=v_dim, P=page,
+        tables.length, tables.cap, tables.page_start, tables.page_list, k if q is None else q,
+        k if saved is None else saved, layer.resident_k.shape[1], layer.host_k.shape[1], layer.first,
+        tables.cap.shape[-1], window,
+        HEADS=heads, D=dim, DV=v_dim, P=page, GROUP=group,
         RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host_k.shape[1] > 0,
-        HOT=step is not None,
-        BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), num_warps=1,
+        HOT=step is not None, SAVE=saved is not None, BLOCK_D=triton.next_power_of_2(dim),
+        BLOCK_DV=triton.next_power_of_2(v_dim), BLOCK_G=triton.next_power_of_2(group), num_warps=1,
     )  # fmt: skip

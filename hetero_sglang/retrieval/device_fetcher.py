@@ -1,0 +1,83 @@
+"""Fetches whose rows go to a device: copied beside the decode steps, scattered between two of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from hetero_sglang.memory.lanes import Lane, Mark, mark
+from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.retrieval.client import Fetched
+from hetero_sglang.retrieval.fetcher import Fetcher, PendingFetch, Want
+
+
+@dataclass
+class Landing:
+    """Rows in the mirror of the staging ring once `copied` is passed."""
+
+    pending: PendingFetch
+    ticket: int
+    k: torch.Tensor  # [n, D]
+    v: torch.Tensor  # [n, Dv]
+    copied: Mark
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What the worker found out about an anchor: it is to be refilled by these scores."""
+
+    ws: WorkingSet
+    layer: int
+    want: Want
+
+
+@dataclass
+class DeviceFetcher(Fetcher):
+    """Owns the copy lane and the device's mirror of the staging ring; nothing here waits for the device."""
+
+    landings: list[Landing] = field(default_factory=list)
+    ranked: list[Ranked] = field(default_factory=list)  # for the device's monitor, which knows what heads hold
+
+    def __post_init__(self) -> None:
+        self.device = self.hot.k.device
+        self.lane = Lane(self.device, urgent=False)
+        self.mirror: torch.Tensor | None = None  # bytes of the staging ring
+        self.scattered = mark(self.device)  # nothing reads the mirror's free rows after this
+
+    @property
+    def under_way(self) -> int:
+        return super().under_way + len(self.landings)
+
+    def want(self, ws: WorkingSet, layer: int, wants: list[Want]) -> None:
+        """Leave it to the device's monitor which rows go."""
+        self.ranked += [Ranked(ws, layer, want) for want in wants]
+
+    def _poll(self) -> None:
+        flying, self.landings = self.landings, []
+        for landing in flying:
+            if not landing.copied.passed:
+                self.landings.append(landing)
+                continue
+            landing.pending.working_set.busy -= landing.pending.numbers
+            self._scatter(landing.pending, landing.k, landing.v)
+            self.client.release(landing.ticket)
+        if len(self.landings) < len(flying):
+            self.scattered = mark(self.device)
+        super()._poll()
+
+    def _arrived(self, pending: PendingFetch, done: Fetched) -> None:
+        """One copy for all rows of the fetch."""
+        ring = self.client.ring
+        if self.mirror is None:
+            self.mirror = torch.empty(ring.rows * ring.row_bytes, dtype=torch.uint8, device=self.device)
+        rows = ring.raw(done.start, done.k.shape[0])
+        at = done.start * ring.row_bytes
+        target = self.mirror[at : at + rows.numel()]
+        self.lane.follow(self.scattered)
+        with self.lane:
+            target.copy_(rows, non_blocking=True)
+        half = done.k.numel() * done.k.element_size()
+        k, v = target[:half].view(done.k.dtype), target[half:].view(done.v.dtype)
+        landing = Landing(pending, done.ticket, k.view(done.k.shape), v.view(done.v.shape), self.lane.mark())
+        self.landings.append(landing)

@@ -1,0 +1,332 @@
+"""The drift monitor of a device: what DriftMonitor does, between steps, without waiting for anything.
+
+After a step at which a request's pivots look, kernels compare what they look at with what their satellites hold
+(attention/kernels/look.py). The overlaps go to pinned memory and are read when they are there, a step later; then
+the device chooses the rows of the satellites that have drifted, and their positions come out the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hetero_sglang.attention.kernels.look import look
+from hetero_sglang.memory.device_tables import DeviceTables
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.lanes import Mark, download, mark, upload
+from hetero_sglang.memory.resident_store import ResidentStore
+from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.metrics import Counters
+from hetero_sglang.policy.batched import refill
+from hetero_sglang.retrieval import fetcher
+from hetero_sglang.retrieval.device_fetcher import DeviceFetcher
+from hetero_sglang.retrieval.fetcher import Swap
+from hetero_sglang.retrieval.glances import Crowd, Subject, View
+from hetero_sglang.settings import Settings
+
+WORKSPACE = 64 << 20  # floats, for the logits of one glance
+_AT_ONCE = 64  # heads whose rows are chosen in one go
+_PATIENCE = 30.0  # seconds for all that was asked for, where a step waits
+
+
+def forced_rate() -> float | None:
+    """For measurements with random weights: the share of satellites refilled at every look, whatever they hold."""
+    given = os.environ.get("HETERO_FETCH_RATE")
+    return float(given) if given else None
+
+
+@dataclass
+class History:
+    """One request's satellites as their pivots saw them: overlaps of the latest looks, and looks since a refill."""
+
+    overlaps: np.ndarray  # [history, Hc], NaN where there was no look
+    age: np.ndarray  # [Hc]
+
+    @classmethod
+    def empty(cls, looks: int, heads: int) -> History:
+        return cls(np.full((looks, heads), np.nan), np.zeros(heads, dtype=np.int64))
+
+    def note(self, numbers: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
+        """One more look; the median overlap of each head since its last refill."""
+        self.overlaps[:, numbers] = np.roll(self.overlaps[:, numbers], 1, 0)
+        self.overlaps[0, numbers] = overlaps
+        self.age[numbers] += 1
+        return np.nanmedian(self.overlaps[:, numbers], axis=0)
+
+    def forget(self, number: int) -> int:
+        """The head is refilled: looks since the last time."""
+        self.overlaps[:, number] = np.nan
+        age, self.age[number] = int(self.age[number]), 0
+        return age
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One head to be refilled by `scores` [length]: on the host, or where they begin in the workspace."""
+
+    ws: WorkingSet
+    number: int
+    length: int
+    age: int
+    scores: torch.Tensor | int
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Overlaps on their way: `overlaps` [S] once `ready`, the views' satellites in turn."""
+
+    views: list[View]
+    overlaps: torch.Tensor
+    ready: Mark
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """Rows on their way: `places` [3, W, M] (hot rows, positions, token slots) and `scores` [W, M] once `ready`."""
+
+    choices: list[Choice]
+    places: torch.Tensor
+    scores: torch.Tensor
+    ready: Mark
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Anchors' queries [A, G, D] and token slots on their way to the worker."""
+
+    subjects: list[Subject]
+    heads: list[tuple[int, int]]  # index of the subject, compressed head of the rank
+    queries: torch.Tensor
+    slots: list[torch.Tensor]
+    ready: Mark
+
+
+class DeviceMonitor:
+    """Used from the scheduler's thread, on the stream of the forward passes."""
+
+    def __init__(
+        self, settings: Settings, resident: ResidentStore, hot: HotPool, tables: DeviceTables, rows: DeviceFetcher,
+        counters: Counters, context: int, group: int, floats: int = WORKSPACE,
+    ) -> None:  # fmt: skip
+        """`context`: the longest request, in tokens; `group`: query heads of a KV head."""
+        self.settings, self.hot, self.tables, self.fetcher, self.counters = settings, hot, tables, rows, counters
+        self.group, self.device, self.rate = group, hot.k.device, forced_rate()
+        self.crowd = Crowd(settings.layout, resident)
+        self.anchors = self._anchors()
+        space = max(floats if self.crowd.numbers.size else 0, self.crowd.most_floats(context, group))
+        self.workspace = torch.empty(space, dtype=torch.float32, device=self.device)
+        self.random = np.random.default_rng(0)
+        self.queue: list[Subject] = []
+        self.queries: torch.Tensor | None = None  # [layers, batch, Hq, D] of the last step
+        self.req_to_token: torch.Tensor | None = None
+        self.scale = 1.0
+        self.looking: Looking | None = None
+        self.choosing: list[Choosing] = []
+        self.asking: list[Asking] = []
+
+    def _anchors(self) -> np.ndarray:
+        layers = self.settings.layout.layers
+        return np.array([x.first + i for x in layers for i, leader in enumerate(x.leader) if leader < 0], dtype=int)
+
+    # ---- around steps
+
+    def runs(
+        self, requests: list[WorkingSet], lengths: list[int], queries: torch.Tensor, req_to_token: torch.Tensor
+    ) -> None:
+        """A step runs: the request of each of its rows and its length by then; queries are set aside in `queries`."""
+        self.queries, self.req_to_token = queries, req_to_token
+        rows = {ws: (row, length) for row, (ws, length) in enumerate(zip(requests, lengths, strict=True))}
+        for subject in self.queue:  # what did not fit before looks with the queries there are now
+            subject.row, subject.length = rows.get(subject.ws, (-1, 0))
+        self.queue = [subject for subject in self.queue if subject.row >= 0]
+        waiting = {subject.ws for subject in self.queue}
+        self.queue += [
+            Subject(ws, row, length)
+            for ws, (row, length) in rows.items()
+            if self._due(ws, length) and ws not in waiting
+        ]
+
+    def _due(self, ws: WorkingSet, length: int) -> bool:
+        return not ws.exact(length) and (length - ws.prompt) % self.settings.monitor_interval == 0
+
+    def tick(self) -> None:
+        """Before the next step: go on with whatever has come out of the device or the worker."""
+        self.fetcher.publish()
+        self.queue = [subject for subject in self.queue if subject.ws.alive]
+        self._advance()
+        if self.settings.waits or fetcher.WAIT:
+            deadline = time.monotonic() + _PATIENCE
+            while self._under_way() and time.monotonic() < deadline:
+                self.fetcher.settle()
+                self._advance()
+
+    def _under_way(self) -> bool:
+        return bool(self.queue or self.looking or self.choosing or self.asking or self.fetcher.under_way)
+
+    def _advance(self) -> None:
+        if self.looking and self.looking.ready.passed:
+            looking, self.looking = self.looking, None
+            self._choose(self._decide(looking))
+        if self.fetcher.ranked:
+            ranked, self.fetcher.ranked = self.fetcher.ranked, []
+            self._choose(
+                [
+                    Choice(r.ws, r.want.number, r.want.scores.numel(), r.want.age, r.want.scores)
+                    for r in ranked
+                    if r.ws.alive
+                ]
+            )
+        self.choosing = self._finish(self.choosing, self._fetch)
+        self.asking = self._finish(self.asking, self._refresh)
+        if self.queue and self.looking is None:
+            self._look()
+
+    @staticmethod
+    def _finish(under_way: list, finish: Callable) -> list:
+        done = 0
+        while done < len(under_way) and under_way[done].ready.passed:
+            finish(under_way[done])
+            done += 1
+        return under_way[done:]
+
+    # ---- what happened to satellites
+
+    def _look(self) -> None:
+        self._ask_anchors([s for s in self.queue if s.layer == 0])
+        if not self.crowd.numbers.size:
+            self.queue.clear()
+            return
+        glance, views = self.crowd.glance(self.queue, self.workspace.numel(), self.group)
+        if not views:
+            return
+        widest = max(max(view.ws.caps) for view in views)
+        overlaps = look(
+            glance, self.crowd.pivots, self.queries, self.req_to_token, self.tables, self.hot.position,
+            self.workspace, self.group, widest, self.scale,
+        )  # fmt: skip
+        self.looking = Looking(views, download(overlaps), mark(self.device))
+
+    def _decide(self, looking: Looking) -> list[Choice]:
+        """The satellites whose pivots look elsewhere, by the median of their latest looks."""
+        overlaps, choices, start = looking.overlaps.numpy(), [], 0
+        for view in looking.views:
+            mine = overlaps[start : start + view.numbers.size]
+            start += view.numbers.size
+            if not view.ws.alive or not view.numbers.size:
+                continue
+            open_ = self._has_choice(view.ws, view.length)[view.numbers]
+            numbers, scores = view.numbers[open_], view.scores[open_]
+            history = view.ws.history
+            if history is None:
+                history = view.ws.history = History.empty(self.settings.history, len(view.ws.caps))
+            typical = history.note(numbers, mine[open_])
+            self.counters.drift_checks += numbers.size
+            drifted = typical < self.settings.drift_threshold
+            if self.rate is not None:
+                drifted = self.random.random(numbers.size) < self.rate
+            for number, start_of in zip(numbers[drifted].tolist(), scores[drifted].tolist(), strict=True):
+                if number not in view.ws.busy:
+                    age = history.forget(number)
+                    choices.append(Choice(view.ws, number, view.length, age, start_of))
+        self.counters.drift_triggers += len(choices)
+        return choices
+
+    def _has_choice(self, ws: WorkingSet, length: int) -> np.ndarray:
+        """Bool [Hc]: heads that are full and have rows to give, as WorkingSet.has_choice."""
+        cap, ring = ws.cap.numpy(), ws.ring.numpy()
+        return (cap < length) & (cap > self.settings.rule.sink + ring)
+
+    # ---- anchors, which the worker scores
+
+    def _ask_anchors(self, subjects: list[Subject]) -> None:
+        every = self.settings.monitor_interval * self.settings.anchor_interval
+        subjects = [s for s in subjects if every and (s.length - s.ws.prompt) % every == 0]
+        heads = [
+            (index, number)
+            for index, s in enumerate(subjects)
+            for number in self.anchors[self._has_choice(s.ws, s.length)[self.anchors]].tolist()
+        ]
+        if not heads:
+            return
+        places = [self.crowd.place[number] for _, number in heads]
+        layers = self.settings.layout.layers
+        index = [
+            (layer, subjects[subject].row, layers[layer].compressed[head])
+            for (subject, _), (layer, head) in zip(heads, places, strict=True)
+        ]
+        layer, row, head = upload(torch.tensor(index), self.device).T
+        queries = self.queries.unflatten(2, (-1, self.group))[layer, row, head].float() * self.scale  # [A, G, D]
+        slots = [download(self.req_to_token[s.ws.slot, : s.length]) for s in subjects]
+        self.asking.append(Asking(subjects, heads, download(queries), slots, mark(self.device)))
+
+    def _refresh(self, asking: Asking) -> None:
+        for subject, slots in zip(asking.subjects, asking.slots, strict=True):
+            subject.ws.slots = slots.long()
+        for (index, number), query in zip(asking.heads, asking.queries, strict=True):
+            if asking.subjects[index].ws.alive:
+                self.fetcher.refresh(asking.subjects[index].ws, *self.crowd.place[number], number, query)
+
+    # ---- rows that come
+
+    def _choose(self, choices: list[Choice]) -> None:
+        for start in range(0, len(choices), _AT_ONCE):
+            self._choose_some(choices[start : start + _AT_ONCE])
+
+    def _choose_some(self, choices: list[Choice]) -> None:
+        """The device picks who goes and who comes; heads are busy from now on."""
+        rule, hot = self.settings.rule, self.hot
+        wide = max(c.ws.caps[c.number] for c in choices) - rule.sink - rule.window
+        numbers = [[c.ws.slot, c.number, c.length - rule.window, c.length] for c in choices]
+        slot, number, high, length = upload(torch.tensor(numbers), self.device).T  # [W]
+        row = torch.arange(wide, device=self.device) + rule.sink  # [N] in working-set order
+        cap = self.tables.cap[slot, number][:, None]
+        there = row < cap - rule.window  # [W, N]
+        listed = self.tables.page_start[slot, number][:, None] + torch.where(there, row, rule.sink) // hot.page_size
+        flat = self.tables.page_list[listed].long() * hot.page_size + row % hot.page_size
+        flat = torch.where(there, flat, flat[:, :1])
+        held = hot.position.view(-1)[flat].long()
+        fading = [0.0 if self.settings.retrieval == "replace" else self.settings.decay**c.age for c in choices]
+        kept = hot.score.view(-1)[flat] * upload(torch.tensor(fading), self.device)[:, None]
+        scores = self._scores(choices, length)  # [W, L]
+        swaps = refill(held.masked_fill(~there, -1), kept, scores, rule.sink, high, self.settings.refill_rows)
+        # Padding repeats a head's first row, with the same value.
+        hot.score.view(-1)[flat] = torch.where(there, swaps.kept, swaps.kept[:, :1])
+        comes = swaps.positions.clamp(min=0)
+        token_slots = self.req_to_token[slot[:, None], comes]
+        places = torch.stack((flat.gather(1, swaps.victims), swaps.positions, token_slots.long()))  # [3, W, M]
+        self.choosing.append(Choosing(choices, download(places), download(swaps.scores), mark(self.device)))
+        for choice in choices:
+            choice.ws.busy.add(choice.number)
+
+    def _scores(self, choices: list[Choice], length: torch.Tensor) -> torch.Tensor:
+        """What decides over each head's tokens: [W, L] float32, 0 beyond its length."""
+        longest = max(c.length for c in choices)
+        at = torch.arange(longest, device=self.device)
+        starts = torch.tensor([c.scores if isinstance(c.scores, int) else 0 for c in choices])
+        where = upload(starts, self.device)[:, None] + at
+        within = at < length[:, None]
+        scores = self.workspace[torch.where(within, where, 0)] if self.workspace.numel() else at.float()
+        scores = torch.where(within, scores, 0.0)
+        for index, choice in enumerate(choices):
+            if not isinstance(choice.scores, int):
+                scores[index, : choice.length] = upload(choice.scores, self.device)
+        return scores
+
+    def _fetch(self, chosen: Choosing) -> None:
+        """Ask the worker for what was chosen, request by request."""
+        swaps: dict[WorkingSet, list[Swap]] = {}
+        for choice, places, scores in zip(chosen.choices, chosen.places.unbind(1), chosen.scores, strict=True):
+            choice.ws.busy.discard(choice.number)
+            if not choice.ws.alive:
+                continue
+            comes = places[1] >= 0
+            rows, positions, slots = places[:, comes]
+            place = self.crowd.place[choice.number]
+            swaps.setdefault(choice.ws, []).append(Swap(*place, choice.number, rows, positions, scores[comes], slots))
+        for ws, mine in swaps.items():
+            self.fetcher.ask(ws, mine)

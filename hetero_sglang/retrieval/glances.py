@@ -1,0 +1,98 @@
+"""Which pivots and satellites a look covers: the heads as flat arrays, their work packed for the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hetero_sglang.attention.kernels.look import Glance, Pivots
+from hetero_sglang.memory.lanes import upload
+from hetero_sglang.memory.layout import HeadLayout
+from hetero_sglang.memory.resident_store import ResidentStore
+from hetero_sglang.memory.working_set import WorkingSet
+
+
+@dataclass
+class Subject:
+    """A request to be looked at, from layer `layer` on: `row` of the step just run, `length` tokens by then."""
+
+    ws: WorkingSet
+    row: int
+    length: int
+    layer: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One subject's share of a glance: its satellites' numbers [s], and where their pivots' scores [L] begin [s]."""
+
+    ws: WorkingSet
+    length: int
+    numbers: np.ndarray
+    scores: np.ndarray
+
+
+class Crowd:
+    """The rank's pivots and satellites in layer order."""
+
+    def __init__(self, layout: HeadLayout, resident: ResidentStore) -> None:
+        heads, pivots, satellites = 0, [], []
+        self._first_pivot, self._first_satellite = [0], [0]
+        self.place: dict[int, tuple[int, int]] = {}  # layer and index among its compressed heads, by number
+        for index, layer in enumerate(layout.layers):
+            heads = len(layer.resident) + len(layer.compressed)
+            for cluster in layer.clusters:
+                satellites += [(layer.first + i, len(pivots)) for i in cluster.satellites]
+                query = index * heads + layer.resident[cluster.pivot]
+                pivots.append((resident.k[index].data_ptr(), len(layer.resident), cluster.pivot, query))
+            self._first_pivot.append(len(pivots))
+            self._first_satellite.append(len(satellites))
+            self.place |= {layer.first + i: (index, i) for i in range(len(layer.compressed))}
+        self.numbers = np.array([s[0] for s in satellites], dtype=np.int64)  # [S] compressed heads of the rank
+        self._pivot_of = np.array([s[1] for s in satellites], dtype=np.int64)  # [S]
+        device = resident.k[0].device
+        table = torch.tensor(pivots, dtype=torch.int64).view(-1, 4).T.contiguous()
+        self.pivots = Pivots(upload(table[0], device), *(upload(row.int(), device) for row in table[1:]))
+        self.layers, self.device = len(layout.layers), device
+
+    def floats(self, layer: int, length: int, group: int) -> int:
+        """Workspace that a layer's pivots take for a request of `length` tokens."""
+        return (self._first_pivot[layer + 1] - self._first_pivot[layer]) * (group + 1) * length
+
+    def most_floats(self, length: int, group: int) -> int:
+        """The most that any layer takes."""
+        return max((self.floats(layer, length, group) for layer in range(self.layers)), default=0)
+
+    def glance(self, queue: list[Subject], space: int, group: int) -> tuple[Glance, list[View]]:
+        """As many layers of the queue's subjects as fit `space` floats; what is left stays in the queue."""
+        requests, items, pivots, starts, pairs, views = [], [], [], [], [], []
+        used = 0
+        while queue:
+            subject, stride = queue[0], (group + 1) * queue[0].length
+            first = subject.layer
+            while subject.layer < self.layers and used + self.floats(subject.layer, subject.length, group) <= space:
+                used += self.floats(subject.layer, subject.length, group)
+                subject.layer += 1
+            if subject.layer > first:
+                chosen = np.arange(self._first_pivot[first], self._first_pivot[subject.layer])
+                begin = used - chosen.size * stride
+                mine = slice(self._first_satellite[first], self._first_satellite[subject.layer])
+                which = self._pivot_of[mine] - self._first_pivot[first]  # [s] among the chosen
+                starts.append(begin + np.arange(chosen.size) * stride)
+                scores = starts[-1][which] + group * subject.length
+                views.append(View(subject.ws, subject.length, self.numbers[mine], scores))
+                pairs.append(which + sum(map(len, pivots)))
+                pivots.append(chosen)
+                items.append(np.full(chosen.size, len(requests)))
+                requests.append(subject)
+            if subject.layer < self.layers:
+                break
+            queue.pop(0)
+        rows = [[s.ws.slot for s in requests], [s.length for s in requests], [s.row for s in requests]]
+        numbers = [v.numbers for v in views]
+        parts = [np.array(row) for row in rows] + [np.concatenate(x) for x in (items, pivots, starts, pairs, numbers)]
+        packed = upload(torch.from_numpy(np.concatenate(parts).astype(np.int64)), self.device)
+        taken = packed.split([part.size for part in parts])
+        return Glance(*taken, longest=max(rows[1])), views
