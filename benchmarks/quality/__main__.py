@@ -10,9 +10,10 @@ from pathlib import Path
 from benchmarks.launch import ROOT
 from benchmarks.recall import Language
 from benchmarks.results import run_information
+from hetero_sglang.choices import POLICIES
 from hetero_sglang.errors import HeteroError
 
-from .cell import POLICIES, parse_cells
+from .cell import parse_cells
 from .estimate import listing
 from .host import add_server_flags, choose, parse_flags
 from .matrix import Matrix

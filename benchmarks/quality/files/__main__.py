@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import run_information
+from hetero_sglang.choices import POLICIES
 from hetero_sglang.errors import HeteroError
 
-from ..cell import POLICIES, parse_cells
+from ..cell import parse_cells
 from ..estimate import listing
 from ..host import add_server_flags, choose, parse_flags
 from ..matrix import Matrix
