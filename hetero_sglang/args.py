@@ -13,24 +13,9 @@ from typing import Any
 from sglang.srt.arg_groups.arg_utils import NS, A, Arg
 from sglang.srt.server_args import ServerArgs
 
+from hetero_sglang.choices import ABLATIONS, CHOICES, FETCH, POLICIES, RETRIEVAL, ROLES
 from hetero_sglang.cpu.defaults import apply_cpu_defaults
 from hetero_sglang.errors import HeteroError
-
-# Names alone: the policies themselves, and torch with them, are imported where one is used.
-POLICIES = [
-    "full", "heterocache", "streamingllm", "snapkv", "chunkkv", "quest", "fier", "rocketkv", "kvcluster",
-]  # fmt: skip
-RETRIEVAL = ["accumulate", "replace", "off"]
-ROLES = ["profile", "ratio"]
-FETCH = ["ahead", "wait"]
-ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
-CHOICES = {
-    "kv_policy": POLICIES,
-    "hetero_retrieval": RETRIEVAL,
-    "hetero_roles": ROLES,
-    "hetero_fetch": FETCH,
-    "hetero_ablation": ABLATIONS,
-}
 
 
 @dataclasses.dataclass

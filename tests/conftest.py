@@ -1,4 +1,4 @@
-"""Where no GPU is found, Triton's kernels run under its interpreter; that must be said before Triton is imported."""
+"""What holds for all tests: Triton's interpreter where no GPU is found, and no deadlines."""
 
 from __future__ import annotations
 
@@ -7,4 +7,12 @@ import os
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # the kernels' tests need none of it
+    pass
+else:
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+    settings.load_profile("untimed")

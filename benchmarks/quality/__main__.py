@@ -9,19 +9,16 @@ from pathlib import Path
 
 from benchmarks.launch import ROOT
 from benchmarks.recall import Language
-from benchmarks.results import run_information
+from hetero_sglang.choices import POLICIES
 from hetero_sglang.errors import HeteroError
 
-from .cell import POLICIES, parse_cells
-from .estimate import listing
-from .host import add_server_flags, choose, parse_flags
-from .matrix import Matrix
-from .outcome import write
+from .cell import parse_cells
+from .command import guarded, measure
+from .host import add_server_flags, parse_flags
 from .plots import load_pyplot
 from .preset import FULL_SIZE, REDUCED, SERVER_FLAGS, Preset
 from .ratios import parse_ratios
 from .sample import Sample
-from .store import Store
 from .tasks import TASKS
 
 CHAINS = ROOT / "assets" / "recall-chains-8m"
@@ -29,15 +26,7 @@ CHAINS = ROOT / "assets" / "recall-chains-8m"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not finished in DIR, then write aggregate.json, report.md and plots there."""
-    given = _parser().parse_args(arguments)
-    try:
-        return run(given)
-    except HeteroError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; finished samples are in {given.out}, the same command goes on from there", file=sys.stderr)
-        return 130
+    return guarded(run, _parser().parse_args(arguments), "samples")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -51,20 +40,7 @@ def run(given: argparse.Namespace) -> int:
     items = samples(given, preset)
     if not given.no_plots:
         load_pyplot()  # before hours of work, not after them
-    store = Store(given.out)
-    try:
-        matrix = Matrix(cells, items, store, given.model, flags)
-        if given.list:
-            print(listing(matrix))
-            return 0
-        information = run_information()
-        if not given.report:
-            host = choose(given.url, given.model, flags, store.folder / "logs", cells)
-            matrix.run(host, information["commit"])
-        write(matrix, information, not given.no_plots)
-    finally:
-        store.close()
-    return 1 if matrix.failures else 0
+    return measure(given, cells, items, flags, report=given.report, plots=not given.no_plots)
 
 
 def samples(given: argparse.Namespace, preset: Preset) -> list[Sample]:

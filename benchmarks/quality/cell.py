@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hetero_sglang.choices import ABLATIONS, FETCH, POLICIES, RETRIEVAL, ROLES
 from hetero_sglang.errors import HeteroError
 
-POLICIES = ("full", "heterocache", "streamingllm", "snapkv", "quest", "chunkkv", "rocketkv", "fier", "kvcluster")
-OPTIONS: dict[str, tuple[str, ...]] = {  # of heterocache; no values: a switch
-    "retrieval": ("accumulate", "replace", "off"),
-    "fetch": ("ahead", "wait"),
-    "roles": ("profile", "ratio"),
-    "ablation": ("uniform", "no-clusters", "layer-wise"),
-    "reassign": (),
+OPTIONS: dict[str, list[str]] = {  # of heterocache; no values: a switch
+    "retrieval": RETRIEVAL,
+    "fetch": FETCH,
+    "roles": ROLES,
+    "ablation": [name for name in ABLATIONS if name != "none"],
+    "reassign": [],
 }
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.client import HTTPException
+from contextlib import AbstractContextManager
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.error import HTTPError
 
 from benchmarks.recall import Reply
 from benchmarks.recall import ask as ask_recall
+from benchmarks.recall.response import open_response
 from hetero_sglang.errors import HeteroError
 
-# A proxy between a benchmark and its server would be measured with it.
-_opener = build_opener(ProxyHandler({}))
 _FLUSH_TRIES, _FLUSH_PAUSE = 100, 0.1  # the server refuses while its last request winds down
 
 
@@ -87,20 +84,5 @@ class Client:
                 return None
             raise
 
-    @contextmanager
-    def _open(self, path: str, body: dict[str, Any] | None = None) -> Iterator[Any]:
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            request = Request(self.url + path, data, {"Content-Type": "application/json"})
-            with _opener.open(request, timeout=self.timeout) as response:
-                yield response
-        except HTTPError as error:
-            said = error.read().decode(errors="replace")[:300]
-            raise HeteroError(f"The server at {self.url} refused {path} ({error.code}): {said}") from error
-        except (URLError, HTTPException, OSError) as error:
-            reason = getattr(error, "reason", error)
-            raise HeteroError(f"No answer from {self.url} ({reason}): start it or pass its URL.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, HeteroError):
-                raise
-            raise HeteroError(f"{self.url}{path} is not SGLang's ({error!r}): pass an SGLang server's URL.") from error
+    def _open(self, path: str, body: dict[str, Any] | None = None) -> AbstractContextManager[Any]:
+        return open_response(self.url, path, body, self.timeout)

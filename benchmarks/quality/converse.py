@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from benchmarks.recall import Reply, Score
+from benchmarks.recall import SPARE_TOKENS, Reply, Score
 
 from .client import Client
 from .script import Script, Step
 from .trace import Trace, ask_traced
-
-_SPARE_TOKENS = 4  # room to see an answer run past its end
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def _converse(client: Client, steps: Sequence[Step], stop: int) -> list[Exchange
     exchanges: list[Exchange] = []
     for step in steps:
         ids += [*step.context, *step.question]
-        room = step.answer_tokens + _SPARE_TOKENS
+        room = step.answer_tokens + SPARE_TOKENS
         reply, trace = ask_traced(client, ids, room) if step.traced else (client.ask(ids, room), None)
         exchanges.append(Exchange(step, reply, step.grade(reply.text), trace))
         ids += reply.ids

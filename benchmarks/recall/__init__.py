@@ -11,7 +11,7 @@ from .chain_question import (
     chain_entries,
     chain_question,
 )
-from .client import Reply, ask
+from .client import SPARE_TOKENS, Reply, ask
 from .document import Document
 from .evaluation import EvaluationResult, Exchange, default_entries, evaluate
 from .language import Language
@@ -25,6 +25,7 @@ from .scoring import Score, score, score_chain
 from .session import Session, Turn
 
 __all__ = [
+    "SPARE_TOKENS",
     "ChainQuestion",
     "Document",
     "EvaluationResult",

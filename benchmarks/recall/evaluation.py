@@ -8,12 +8,10 @@ from typing import Any
 
 from hetero_sglang.errors import HeteroError
 
-from .client import Reply, ask
+from .client import SPARE_TOKENS, Reply, ask
 from .language import Language
 from .scoring import Score, score
 from .session import Session
-
-_SPARE_TOKENS = 4  # room to see an answer run past its end
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def evaluate(
             question_seed = ((seed + document) * sessions + number) * turns + turn
             question = language.ask(session.document, question_seed, names)
             prompt = session.prompt_ids(question)
-            reply = ask(base_url, prompt, question.max_answer_tokens + _SPARE_TOKENS)
+            reply = ask(base_url, prompt, question.max_answer_tokens + SPARE_TOKENS)
             session.add(question, reply.text, reply.ids)
             got = score(reply.text, session.document, question.names)
             expected = language.answer(session.document, question.names)

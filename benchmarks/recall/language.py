@@ -89,24 +89,24 @@ class Language:
         ids += self.filler.cut(rng, tail)
         return Document(self.decode(ids[1:]), ids, table)
 
-    def question(self, names: Sequence[str]) -> Question:
-        """Ask for 1 to 8 `names`, in this order. Raises HeteroError for others."""
-        if not 1 <= len(names) <= MAX_NAMES:
-            raise HeteroError(f"A question of {len(names)} names was asked for: pass 1 to {MAX_NAMES}.")
+    def question(self, names: Sequence[str], most: int = MAX_NAMES) -> Question:
+        """Ask for 1 to `most` `names`, in this order. Raises HeteroError for others."""
+        if not 1 <= len(names) <= most:
+            raise HeteroError(f"A question of {len(names)} names was asked for: pass 1 to {most}.")
         if unknown := [name for name in names if name not in _NAME_SET]:
             raise HeteroError(f"{unknown[0]!r} is no name of the language: take names from document.entries.")
         ids = self.question_ids(names)
         return Question(tuple(names), self.decode(ids), ids, self.token["\n"])
 
-    def ask(self, document: Document, seed: int, names: int = 8) -> Question:
-        """Ask for `names` different entries of `document`, 1 to 8. Raises HeteroError if it has fewer."""
-        if not 1 <= names <= min(MAX_NAMES, len(document.entries)):
+    def ask(self, document: Document, seed: int, names: int = 8, most: int = MAX_NAMES) -> Question:
+        """Ask for `names` different entries of `document`, 1 to `most`. Raises HeteroError if it has fewer."""
+        if not 1 <= names <= min(most, len(document.entries)):
             raise HeteroError(
-                f"A question of {names} names was asked for: pass 1 to {MAX_NAMES}, and no more than the "
+                f"A question of {names} names was asked for: pass 1 to {most}, and no more than the "
                 f"document's {len(document.entries)} entries."
             )
         picked = _rng(seed).choice(list(document.entries), size=names, replace=False)
-        return self.question([str(name) for name in picked])
+        return self.question([str(name) for name in picked], most)
 
     def answer(self, document: Document, names: Iterable[str]) -> str:
         r"""Return the right answer: " Noka 482 917, Lofa 405 546\n"."""

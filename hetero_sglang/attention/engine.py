@@ -95,19 +95,19 @@ class TorchEngine:
         values: torch.Tensor,
     ) -> None:  # fmt: skip
         """The rows of heads that cannot keep them all, as the policy picks them."""
-        length, numbers = keys.shape[0], [spec.first + i for i in full]
-        # All rings of a request are alike, but for heads whose cap is below the window: those keep no selection.
-        rings = {self.settings.rule.ring(ws.caps[n]) for n in numbers}
-        for ring in rings:
-            some = [i for i, n in zip(full, numbers, strict=True) if self.settings.rule.ring(ws.caps[n]) == ring]
-            counts = [ws.selected_rows(spec.first + i).numel() for i in some]
-            picked = self.settings.policy.pick(scores[some], counts, self.settings.rule.sink, length - ring)
-            for i, chosen in zip(some, picked, strict=True):
-                number, head = spec.first + i, spec.compressed[i]
-                rows, positions = ws.layout_of(number, length, chosen.cpu())
-                flat = ws.flat(number, rows)
-                self._place(flat, positions, keys[:, head], values[:, head])
-                self.cache.hot.score.view(-1)[flat] = scores[i, positions]
+        if not full:
+            return
+        length, rule = keys.shape[0], self.settings.rule
+        # One ring for all: a full head's cap is above the window; where rings grow with caps, nothing is picked.
+        ring = rule.ring(ws.caps[spec.first + full[0]])
+        counts = [ws.selected_rows(spec.first + i).numel() for i in full]
+        picked = self.settings.policy.pick(scores[full], counts, rule.sink, length - ring)
+        for i, chosen in zip(full, picked, strict=True):
+            number, head = spec.first + i, spec.compressed[i]
+            rows, positions = ws.layout_of(number, length, chosen.cpu())
+            flat = ws.flat(number, rows)
+            self._place(flat, positions, keys[:, head], values[:, head])
+            self.cache.hot.score.view(-1)[flat] = scores[i, positions]
 
     def _place(self, flat: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         self.cache.hot.write(flat, k[positions], v[positions])

@@ -10,6 +10,8 @@ import torch
 from hetero_sglang.profile.budget import cap_fractions
 from hetero_sglang.profile.head_profile import HeadProfile
 
+OWN = -1  # in place of a cluster: the head has no pivot and is refreshed as an anchor is
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -27,7 +29,6 @@ class LayerLayout:
     compressed: tuple[int, ...]
     fractions: tuple[float, ...]
     clusters: tuple[Cluster, ...]
-    anchors: tuple[int, ...]
     first: int  # compressed heads in earlier layers: head i here is number first + i of the rank
 
     @cached_property
@@ -40,9 +41,9 @@ class LayerLayout:
 
     @cached_property
     def leader(self) -> tuple[int, ...]:
-        """Index of each compressed head's cluster; -1 for anchors."""
+        """Index of each compressed head's cluster; OWN for anchors."""
         of = {satellite: index for index, cluster in enumerate(self.clusters) for satellite in cluster.satellites}
-        return tuple(of.get(i, -1) for i in range(len(self.compressed)))
+        return tuple(of.get(i, OWN) for i in range(len(self.compressed)))
 
     @cached_property
     def pivots(self) -> tuple[int, ...]:
@@ -88,19 +89,15 @@ def build_layout(profile: HeadProfile, keep_ratio: float, rank: int = 0, size: i
         share = dict(zip(theirs.compressed, fractions, strict=True))
         resident_at = {head: i for i, head in enumerate(mine.resident)}
         members: dict[int, list[int]] = {}
-        anchors: list[int] = []
         for i, head in enumerate(mine.compressed):
             if mine.pivots[head] >= 0:
                 members.setdefault(resident_at[mine.pivots[head]], []).append(i)
-            else:
-                anchors.append(i)
         layers.append(
             LayerLayout(
                 resident=mine.resident,
                 compressed=mine.compressed,
                 fractions=tuple(share[heads[h]] for h in mine.compressed),
                 clusters=tuple(Cluster(p, tuple(s)) for p, s in sorted(members.items())),
-                anchors=tuple(anchors),
                 first=first,
             )
         )

@@ -12,11 +12,10 @@ from statistics import median
 import torch
 
 from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.layout import LayerLayout
+from hetero_sglang.memory.layout import OWN, LayerLayout
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
 
-OWN = -1  # no pivot: refreshed as an anchor is
 EVERY = 2  # looks between two checks
 CHECKS = 3  # whose median decides
 LOST, FOUND = 0.2, 0.4  # agreement below which a pivot is left, and from which one is taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,16 +12,41 @@ import pytest
 import torch
 from naive import check_choice, fresh
 
-from hetero_sglang import args
+from benchmarks.quality.cell import Cell, parse_cells
+from hetero_sglang import args, choices
 from hetero_sglang.policy.base import Policy
 from hetero_sglang.policy.registry import POLICIES
+from hetero_sglang.profile.ablation import ABLATIONS
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-policy.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "add-a-policy.md"
 
 
 def test_the_flag_takes_plain_sglang_and_every_registered_policy() -> None:
     assert len(set(args.POLICIES)) == len(args.POLICIES)
     assert set(args.POLICIES) == {"full", *POLICIES}
+
+
+def test_every_ablation_that_a_flag_takes_is_there_and_no_other() -> None:
+    assert len(set(choices.ABLATIONS)) == len(choices.ABLATIONS)
+    assert set(choices.ABLATIONS) == set(ABLATIONS)
+
+
+def test_the_quality_benchmark_takes_every_choice_of_the_flags() -> None:
+    assert parse_cells(choices.POLICIES, [0.5]) == [
+        Cell(name, None if name == "full" else 0.5) for name in choices.POLICIES
+    ]
+    for flag, names in choices.CHOICES.items():
+        option = flag.removeprefix("hetero_")
+        for name in names if flag.startswith("hetero_") else ():
+            if name != "none":  # nothing left out: heterocache itself
+                assert parse_cells([f"heterocache:{option}={name}"], [0.5])[0].flags[flag] == name
+
+
+def test_names_are_known_without_torch_and_sglang() -> None:
+    loaded = "import sys, hetero_sglang.choices; print({'torch', 'sglang'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert said == "set()\n"
 
 
 @pytest.mark.parametrize("name", POLICIES)

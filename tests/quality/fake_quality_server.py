@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from local_http import QuietHandler, local_server
 
 from benchmarks.recall import Language
 
@@ -78,24 +79,24 @@ def right_answer(text: str) -> str:
 def serving(fake: FakePolicyServer) -> Iterator[FakePolicyServer]:
     """Serve on a free local port."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             if self.path == "/hetero/stats" and fake.counts:
-                self.send([fake.stats])
+                self.send_json([fake.stats])
             elif self.path == "/server_info":
-                self.send(fake.info)
+                self.send_json(fake.info)
             else:
                 self.send_error(404)
 
         def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request = self.received()
             if self.path == "/flush_cache":
                 fake.flushes += 1
-                return self.send({})
+                return self.send_json({})
             if self.path == "/v1/chat/completions":
                 said, _ = fake.generate({"text": request["messages"][0]["content"]})
                 usage = {"prompt_tokens": 3, "completion_tokens": 2}
-                return self.send({"choices": [{"message": {"content": said}}], "usage": usage})
+                return self.send_json({"choices": [{"message": {"content": said}}], "usage": usage})
             with fake.lock:
                 fake.at_once += 1
                 fake.most_at_once = max(fake.most_at_once, fake.at_once)
@@ -109,7 +110,7 @@ def serving(fake: FakePolicyServer) -> Iterator[FakePolicyServer]:
             prompt = len(request.get("input_ids", ()))
             if request.get("stream"):
                 return self.stream(said, ids, prompt)
-            self.send(reply(said, ids, prompt))
+            self.send_json(reply(said, ids, prompt))
 
         def stream(self, said: str, ids: list[int], prompt: int) -> None:
             self.send_response(200)
@@ -121,26 +122,8 @@ def serving(fake: FakePolicyServer) -> Iterator[FakePolicyServer]:
                 self.wfile.write(b"data: " + json.dumps(reply(text, ids[:end], prompt)).encode() + b"\n\n")
             self.wfile.write(b"data: [DONE]\n\n")
 
-        def send(self, value: Any) -> None:
-            body = json.dumps(value).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with local_server(Handler) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def reply(text: str, ids: list[int], prompt: int) -> dict[str, Any]:

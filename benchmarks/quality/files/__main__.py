@@ -7,16 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import run_information
+from hetero_sglang.choices import POLICIES
 from hetero_sglang.errors import HeteroError
 
-from ..cell import POLICIES, parse_cells
-from ..estimate import listing
-from ..host import add_server_flags, choose, parse_flags
-from ..matrix import Matrix
-from ..outcome import write
+from ..cell import parse_cells
+from ..command import guarded, measure
+from ..host import add_server_flags, parse_flags
 from ..ratios import parse_ratios
-from ..store import Store
 from .cut import cutter
 from .item import FileItem
 from .lines import read_lines
@@ -28,34 +25,14 @@ FORMATS = {"ruler": ruler_prompt, "longbench": longbench_prompt}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask every line of the files under every policy, then write aggregate.json and report.md."""
-    given = _parser().parse_args(arguments)
-    try:
-        return run(given)
-    except HeteroError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; finished lines are in {given.out}, the same command goes on from there", file=sys.stderr)
-        return 130
+    return guarded(run, _parser().parse_args(arguments), "lines")
 
 
 def run(given: argparse.Namespace) -> int:
     """Do what the flags say; 1 if a cell could not be measured. Raises HeteroError for settings that cannot be."""
     cells = parse_cells(given.policies, parse_ratios(given.ratios, given.model))
     flags = parse_flags(given.server_flags)
-    lines = items(given)
-    store = Store(given.out)
-    try:
-        matrix = Matrix(cells, lines, store, given.model, flags)
-        if given.list:
-            print(listing(matrix))
-            return 0
-        information = run_information()
-        matrix.run(choose(given.url, given.model, flags, store.folder / "logs", cells), information["commit"])
-        write(matrix, information, plots=False)
-    finally:
-        store.close()
-    return 1 if matrix.failures else 0
+    return measure(given, cells, items(given), flags)
 
 
 def items(given: argparse.Namespace) -> list[FileItem]:

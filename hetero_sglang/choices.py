@@ -1,0 +1,16 @@
+"""What flags of fixed choice take. Names alone, for whoever should import neither SGLang nor torch to know them."""
+
+from __future__ import annotations
+
+POLICIES = ["full", "heterocache", "streamingllm", "snapkv", "quest", "chunkkv", "rocketkv", "fier", "kvcluster"]
+RETRIEVAL = ["accumulate", "replace", "off"]
+ROLES = ["profile", "ratio"]
+FETCH = ["ahead", "wait"]
+ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
+CHOICES = {
+    "kv_policy": POLICIES,
+    "hetero_retrieval": RETRIEVAL,
+    "hetero_roles": ROLES,
+    "hetero_fetch": FETCH,
+    "hetero_ablation": ABLATIONS,
+}
