@@ -1,49 +1,28 @@
 """Prefill and decode speed on a GPU: plain SGLang and heterocache on the same card, one server after the other.
 
 Random weights of the Llama-3.1-8B shape. Each case is a batch of requests that stream together: time to the first
-token without and with a cached prefix, and seconds per decode step.
+token without and with a cached prefix, and seconds per decode step, beside what the bytes allow.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results, shapes
+from benchmarks.cases import counted, measure
+from benchmarks.ceiling import judge
+from benchmarks.dummy import dummy_server
 from benchmarks.launch import Server
-from benchmarks.streams import Stream, run_together, step_seconds
 
-VOCABULARY = 120000  # ids below the special ones
+FETCH_RATE = "HETERO_FETCH_RATE"  # read by the server: share of the satellites refilled per look, whatever their drift
 
 
-def measure(server: Server, batch: int, tokens: int, steps: int, rounds: int, cold: bool) -> dict[str, Any]:
-    """One case: `batch` requests of `tokens` tokens. The first round prefills them; the others hit the prefix."""
-    rng = random.Random(tokens * 1000 + batch)
-    prompts = [[rng.randrange(VOCABULARY) for _ in range(tokens)] for _ in range(batch)]
-    first, hits, times = None, [], []
-    for number in range(rounds + 1):
-        tail = [rng.randrange(VOCABULARY) for _ in range(64)] if number else []
-        streams = [Stream(server.url, prompt + tail, steps) for prompt in prompts]
-        run_together(streams)
-        seconds = max(stream.first_token_seconds for stream in streams)
-        if number == 0:
-            first = seconds if cold else None
-            continue
-        hits.append(seconds)
-        times.append(step_seconds(streams))
-    server.flush()
-    return {
-        "batch": batch,
-        "tokens": tokens,
-        "first_token_seconds": first,
-        "first_token_seconds_prefix_hit": statistics.median(hits),
-        "step_seconds": statistics.median(times),
-        "step_seconds_all": times,
-    }
+def plan(policies: list[str], rates: list[float]) -> list[tuple[str, float | None]]:
+    """One server each: a policy and its fetch rate; None is real drift, and plain SGLang has no fetches."""
+    return [(policy, rate) for policy in policies for rate in (rates if policy != "full" and rates else [None])]
 
 
 def main() -> None:
@@ -52,6 +31,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["1x131072", "1x229376", "8x32768"], help="BATCHxTOKENS")
     parser.add_argument("--policies", nargs="+", default=["full", "0.25"], help="full, or a keep ratio of heterocache")
     parser.add_argument("--profile", help="head profile of the model (required for heterocache)")
+    parser.add_argument(
+        "--fetch-rate", nargs="*", type=float, default=[],
+        help="one heterocache server per rate, in which each look refills this share of the satellites; "
+        "without it, those that drift",
+    )  # fmt: skip
     parser.add_argument("--max-total-tokens", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -60,41 +44,51 @@ def main() -> None:
     parser.add_argument("--hetero-flags", nargs="*", default=[], help="NAME=VALUE server flags for heterocache")
     parser.add_argument("--log-dir", type=Path, default=None)
     given = parser.parse_args()
-    common = {"load_format": "dummy", "skip_tokenizer_init": True, "grammar_backend": "none"}
-    common |= {"max_total_tokens": given.max_total_tokens, "cuda_graph_backend_prefill": "disabled"}
-    common |= {"cuda_graph_max_bs": 64, "context_length": 262144} | _flags(given.flags)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
-        for policy in given.policies:
-            flags: dict[str, Any] = {"kv_policy": "full", "attention_backend": "flashinfer"}
-            if policy != "full":
-                flags = {"kv_policy": "heterocache", "hetero_keep_ratio": policy, "hetero_profile": given.profile}
-                flags |= _flags(given.hetero_flags)
-            log = given.log_dir / f"{given.name}-{policy}.log" if given.log_dir else None
-            with Server(model=model, log=log, **common, **flags) as server:
+        for policy, rate in plan(given.policies, given.fetch_rate):
+            flags = _flags(given.flags) | (_flags(given.hetero_flags) if policy != "full" else {})
+            name = f"{given.name}-{policy}" + (f"-{rate:g}" if rate is not None else "")
+            log = given.log_dir / f"{name}.log" if given.log_dir else None
+            env = {FETCH_RATE: f"{rate:g}"} if rate is not None else None
+            flags = {"max_total_tokens": given.max_total_tokens, **flags}
+            with dummy_server(model, policy, given.profile, log, env, **flags) as server:
                 for case in given.cases:
-                    batch, tokens = map(int, case.split("x"))
-                    row = measure(server, batch, tokens, given.steps, given.rounds, cold=True)
-                    rows.append({"policy": policy, **row})
-                    _show(rows)
-                if policy != "full":
-                    told = server.stats().items()
-                    print({k: v for k, v in told if "fetch" in k or k in ("integrity", "drift_triggers")})
+                    rows.append(_measured(server, policy, rate, case, given, rows))
+                    print(line(rows[-1]), flush=True)
             results.save(given.name, {"rows": rows, "max_total_tokens": given.max_total_tokens})
-    print("saved", results.save(given.name, {"rows": rows, "max_total_tokens": given.max_total_tokens}))
+    print("saved", results.FOLDER / f"{given.name}.json")
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    row = rows[-1]
-    dense = [r for r in rows if r["policy"] == "full" and (r["batch"], r["tokens"]) == (row["batch"], row["tokens"])]
-    ratio = f"{dense[0]['step_seconds'] / row['step_seconds']:5.2f}x" if dense else ""
-    print(
-        f"{row['policy']:<6} {row['batch']:>3} x {row['tokens']:>6}: step {1e3 * row['step_seconds']:7.2f} ms {ratio}  "
-        f"first token {row['first_token_seconds']:6.2f} s, with a prefix hit "
-        f"{row['first_token_seconds_prefix_hit']:6.3f} s",
-        flush=True,
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    rate = f" fetch {row['fetch_rate']:<5g}" if row.get("fetch_rate") is not None else ""
+    text = (
+        f"{row['policy']:<6}{rate} {row['batch']:>3} x {row['tokens']:>6}: step {1e3 * row['step_seconds']:7.2f} ms "
+        f"(mean {1e3 * row['step_seconds_mean']:.2f}, P50 {1e3 * row['step_seconds_p50']:.2f}, "
+        f"P99 {1e3 * row['step_seconds_p99']:.2f})  first token {row['first_token_seconds']:6.2f} s, "
+        f"with a prefix hit {row['first_token_seconds_prefix_hit']:6.3f} s"
     )
+    if "ratio" in row:
+        text += f"  {row['ratio']:5.2f}x of {row['ceiling']:.2f}x ({row['percent_of_ceiling']:.0f}%)"
+    if row.get("fetched_rows"):
+        text += f"  {row['fetched_rows']} rows in {row['fetches']} fetches, {row['late_fetches']} late"
+    return text
+
+
+def _measured(
+    server: Server, policy: str, rate: float | None, case: str, given: argparse.Namespace, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    batch, tokens = map(int, case.split("x"))
+    before = server.stats() if policy != "full" else {}
+    row = {"policy": policy, "fetch_rate": rate, **measure(server, batch, tokens, given.steps, given.rounds)}
+    if policy == "full":
+        return row
+    after = server.stats()
+    row |= counted(before, after) | {"integrity": after["integrity"]}
+    dense = [r for r in rows if r["policy"] == "full" and (r["batch"], r["tokens"]) == (batch, tokens)]
+    return row | judge(row, dense[0]) if dense else row
 
 
 def _flags(words: list[str]) -> dict[str, str]:

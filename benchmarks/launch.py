@@ -59,7 +59,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 180) -> None:
+    def start(self, timeout: float = 300) -> None:
         """Launch and wait until the server answers; RuntimeError with the log's end when it does not."""
         begin = time.monotonic()
         with self.log.open("wb") as out:

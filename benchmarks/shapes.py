@@ -44,3 +44,8 @@ def weight_bytes(config: dict[str, object] = LLAMA_8B) -> int:
     heads, kv_heads, dim = (int(config[n]) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     layer = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
     return 2 * (layers * layer + hidden * int(config["vocab_size"]))
+
+
+def parameter_bytes(config: dict[str, object] = LLAMA_8B) -> int:
+    """The checkpoint's matrices, bf16: `weight_bytes` and the embedding table."""
+    return weight_bytes(config) + 2 * int(config["hidden_size"]) * int(config["vocab_size"])

@@ -1,0 +1,170 @@
+"""How fast K/V moves between host and device: each way this project moves it, beside a plain copy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hetero_sglang.attention.kernels.store import LayerBuffers, store
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.lanes import mark
+from hetero_sglang.memory.prefix_loader import PrefixLoader
+from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient
+
+RUN = 256  # slots of a run, as SGLang's allocator leaves them after a while
+ITEM = 1024  # rows that one head asks for
+HEADS = 8
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`nbytes` moved in `seconds`."""
+
+    what: str
+    nbytes: int
+    seconds: float
+
+    @property
+    def gb_per_s(self) -> float:
+        return self.nbytes / self.seconds / 1e9
+
+
+def seconds(device: torch.device, work: Callable[[], object], rounds: int = 5) -> float:
+    """Median time of `work`, waits of the host included; the first run is not counted."""
+    work()
+    times = []
+    for _ in range(rounds):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            work()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
+        else:
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def plain(device: torch.device, nbytes: int) -> tuple[Rate, Rate]:
+    """One large pinned copy to the device, and one back."""
+    here = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    there = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    up = seconds(device, lambda: there.copy_(here, non_blocking=True))
+    down = seconds(device, lambda: here.copy_(there, non_blocking=True))
+    return Rate("plain copy to the device", nbytes, up), Rate("plain copy to the host", nbytes, down)
+
+
+def patterns(tokens: int) -> dict[str, torch.Tensor]:
+    """Slots [tokens] of a prefix: in order, in runs that lie anywhere, and each one anywhere."""
+    random = torch.Generator().manual_seed(0)
+    runs = torch.randperm(tokens // RUN, generator=random)[:, None] * RUN + torch.arange(RUN)
+    return {
+        "one run": torch.arange(tokens),
+        f"runs of {RUN}": runs.reshape(-1),
+        "scattered": torch.randperm(tokens, generator=random),
+    }
+
+
+def prefix(host: HostStore, device: torch.device, slots: torch.Tensor, what: str) -> Rate:
+    """PrefixLoader brings the rows of `slots` [n], layer after layer."""
+    loader = PrefixLoader(host, device)
+
+    def bring() -> None:
+        loader.begin(slots, mark(device))
+        for layer in loader.layers:
+            loader.take(layer)
+            loader.done(layer)
+        loader.end()
+
+    return Rate(f"prefix, {what}", slots.numel() * host.bytes_per_row, seconds(device, bring, rounds=3))
+
+
+def fetch(client: RetrievalClient, items: list[FetchItem]) -> tuple[Fetched, float]:
+    """The rows of `items`, and the seconds until the answer. RuntimeError when none came."""
+    begin = time.perf_counter()
+    if client.fetch(items) is None:
+        raise RuntimeError(f"the fetch was refused: {client.stats.last_error or 'staging is too small for it'}")
+    while True:
+        for done in client.poll():
+            if isinstance(done, Failed):
+                raise RuntimeError(done.reason)
+            assert isinstance(done, Fetched)
+            return done, time.perf_counter() - begin
+
+
+def gather(client: RetrievalClient, host: HostStore, rows: int, rounds: int = 5) -> tuple[Rate, Fetched]:
+    """The worker fetches `rows` rows at random slots of random heads; the last fetch is not released."""
+    times = []
+    for number in range(rounds):
+        done, took = fetch(client, random_items(host, rows))
+        times.append(took)
+        if number + 1 < rounds:
+            client.release(done.ticket)
+    return Rate(f"gather of {rows} rows", rows * client.ring.row_bytes, statistics.median(times)), done
+
+
+def touch(client: RetrievalClient, host: HostStore) -> Rate:
+    """Fetch from every page of the store: a new worker maps each on its first read, which is slow once."""
+    total, taken = 0, 0.0
+    for layer, heads in enumerate(host.heads):
+        for slots in torch.arange(host.rows).split(client.ring.rows) if heads else ():
+            done, took = fetch(client, [FetchItem(layer, 0, slots)])
+            client.release(done.ticket)
+            total, taken = total + slots.numel(), taken + took
+    return Rate("gather, every page for the first time", total * client.ring.row_bytes, taken)
+
+
+def random_items(host: HostStore, rows: int) -> list[FetchItem]:
+    """Items of up to ITEM rows each."""
+    layers = [layer for layer, heads in enumerate(host.heads) if heads]
+    items = []
+    for slots in torch.randint(host.rows, (rows,)).split(ITEM):
+        layer = layers[int(torch.randint(len(layers), ()))]
+        items.append(FetchItem(layer, int(torch.randint(host.heads[layer], ())), slots))
+    return items
+
+
+def staged(done: Fetched, device: torch.device) -> Rate:
+    """One copy of fetched rows from staging to the device."""
+    k, v = (torch.empty_like(view, device=device) for view in (done.k, done.v))
+
+    def move() -> None:
+        k.copy_(done.k, non_blocking=True)
+        v.copy_(done.v, non_blocking=True)
+
+    return Rate(f"copy of {len(k)} staged rows", done.k.nbytes + done.v.nbytes, seconds(device, move))
+
+
+def write_back(host: HostStore, device: torch.device, slots: torch.Tensor, what: str) -> Rate:
+    """The store kernel writes the host rows of a prefill chunk at `slots` [n], layer after layer."""
+    chunk = slots.to(device)
+    dims = (host.head_dim, host.v_head_dim)
+    k, v = (torch.randn(len(slots), HEADS, dim, device=device).to(host.dtype) for dim in dims)
+    layers = [_buffers(host, layer, device) for layer, heads in enumerate(host.heads) if heads]
+
+    def write() -> None:
+        for buffers in layers:
+            store(buffers, chunk, k, v, resident=False)
+
+    return Rate(f"write-back, {what}", len(slots) * host.bytes_per_row, seconds(device, write))
+
+
+def _buffers(host: HostStore, layer: int, device: torch.device) -> LayerBuffers:
+    """A layer whose last heads are resident, and nowhere stored."""
+    heads, dims = host.heads[layer], (host.head_dim, host.v_head_dim)
+    role = torch.tensor([-1 - h if h < heads else h - heads for h in range(HEADS)], dtype=torch.int32)
+    resident_k, resident_v = (torch.empty(1, HEADS - heads, dim, dtype=host.dtype, device=device) for dim in dims)
+    hot_k, hot_v = (torch.empty(1, 16, dim, dtype=host.dtype, device=device) for dim in dims)
+    position = torch.zeros(1, 16, dtype=torch.int32, device=device)
+    return LayerBuffers(
+        role.to(device), resident_k, resident_v, host.k[layer], host.v[layer], hot_k, hot_v, position,
+        position.float(), 0,
+    )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Host work per decode step on a GPU, from SGLang's profiler: nothing may cost more with every layer.
+
+Random weights of the Llama-3.1-8B shape with all of its layers and with half of them: launches, copies and waits of
+the scheduler's thread per step must be the same for both. HETERO_FETCH_RATE in the environment reaches the servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results, shapes
+from benchmarks.dummy import dummy_server, random_prompt
+from benchmarks.launch import Server
+from benchmarks.streams import Stream, run_together
+from benchmarks.trace import per_step, read
+from hetero_sglang.profile.files import load_profile, save_profile
+from hetero_sglang.profile.head_profile import scale_weights
+
+WARM = 20  # tokens of each request before the profiler starts
+COLUMNS = ("wall_ms", "host_ms", "waiting_ms", "api_ms", "launches", "graphs", "copies", "syncs", "torch_ops")
+
+
+def main() -> None:
+    """A table, and JSON in results/host_cost.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_cost", description=__doc__)
+    parser.add_argument("--layers", type=int, nargs="+", default=[32, 16])
+    parser.add_argument("--policies", nargs="+", default=["full", "0.25"], help="full, or a keep ratio of heterocache")
+    parser.add_argument("--profile", help="head profile of the model (required for heterocache)")
+    parser.add_argument("--requests", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--name", default="host_cost")
+    parser.add_argument("--log-dir", type=Path, default=None)
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for policy in given.policies:
+        for layers in given.layers:
+            with tempfile.TemporaryDirectory() as scratch:
+                row = _measured(policy, layers, given, Path(scratch))
+            rows.append({"policy": policy, "layers": layers, **row})
+            print(table(rows[-1:])[-1], flush=True)
+            path = results.save(given.name, {"rows": rows, "requests": given.requests, "tokens": given.tokens})
+    print("\n".join(table(rows)))
+    print("saved", path)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Means per step; below the rows of a policy, what one more layer adds."""
+    lines = [f"{'policy':<8}{'layers':>10}" + "".join(f"{name:>11}" for name in COLUMNS)]
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        own = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row["layers"])
+        lines += [_line(policy, str(row["layers"]), row) for row in own]
+        if own[-1]["layers"] > own[0]["layers"]:
+            lines.append(_line(policy, "each more", per_layer(own[0], own[-1])))
+    return lines
+
+
+def per_layer(few: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
+    """What one layer adds to a step."""
+    return {name: (many[name] - few[name]) / (many["layers"] - few["layers"]) for name in COLUMNS}
+
+
+def _line(policy: str, layers: str, row: dict[str, Any]) -> str:
+    return f"{policy:<8}{layers:>10}" + "".join(f"{row[name]:>11.3f}" for name in COLUMNS)
+
+
+def _measured(policy: str, layers: int, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    model = shapes.write(scratch / "model", {**shapes.LLAMA_8B, "num_hidden_layers": layers})
+    profile = cut_profile(given.profile, layers, scratch / "profile.json") if policy != "full" else None
+    log = given.log_dir / f"{given.name}-{policy}-{layers}.log" if given.log_dir else None
+    room = 2 * given.requests * (given.tokens + WARM + 3 * given.steps)
+    with dummy_server(model, policy, profile, log, max_total_tokens=room) as server:
+        return per_step(read(_profiled(server, given, scratch / "trace")))
+
+
+def cut_profile(path: str | None, layers: int, out: Path) -> str:
+    """The head profile of the model's first `layers` layers."""
+    if path is None:
+        raise SystemExit("heterocache needs --profile, the head profile of Llama-3.1-8B.")
+    whole = load_profile(path)
+    kept = scale_weights(whole.layers[:layers])
+    save_profile(replace(whole, num_layers=layers, layers=kept, measurements=None), out)
+    return str(out)
+
+
+def _profiled(server: Server, given: argparse.Namespace, folder: Path) -> Path:
+    """The trace of --steps decode steps; its file is whole once the requests have ended, as one thread does both."""
+    rng = random.Random(0)
+    server.generate(random_prompt(rng, given.tokens), 8)  # kernels are compiled
+    # After the profiled steps there are as many again: the profiler starts when its request gets through, not at once.
+    streams = [
+        Stream(server.url, random_prompt(rng, given.tokens), WARM + 3 * given.steps) for _ in range(given.requests)
+    ]
+    runner = threading.Thread(target=run_together, args=(streams,))
+    runner.start()
+    while runner.is_alive() and any(len(stream.times) < WARM for stream in streams):
+        time.sleep(0.002)
+    options = {"output_dir": str(folder), "num_steps": given.steps, "activities": ["CPU", "GPU"]}
+    server.post("/start_profile", {**options, "with_stack": False, "record_shapes": False})
+    runner.join()
+    server.get("/health")
+    found = list(folder.glob("*.trace.json.gz"))
+    if len(found) != 1:
+        raise RuntimeError(f"the server left {len(found)} traces instead of one:\n{server.tail()}")
+    return found[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Plans and table lines of the speed commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import capacity, cases, decode, host_cost, transfer
+from benchmarks.copies import Rate
+from benchmarks.launch import RECALL
+from hetero_sglang.profile.files import load_profile
+
+ROW: dict[str, Any] = {
+    "policy": "full", "fetch_rate": None, "batch": 1, "tokens": 131072, "first_token_seconds": 10.0,
+    "first_token_seconds_prefix_hit": 0.25, "step_seconds": 0.009, "step_seconds_mean": 0.0091,
+    "step_seconds_p50": 0.0089, "step_seconds_p99": 0.012,
+}  # fmt: skip
+
+
+def test_each_rate_has_a_server_and_plain_sglang_only_one() -> None:
+    assert decode.plan(["full", "0.25"], []) == [("full", None), ("0.25", None)]
+    assert decode.plan(["full", "0.25"], [0, 0.05]) == [("full", None), ("0.25", 0), ("0.25", 0.05)]
+
+
+def test_decode_lines() -> None:
+    dense = decode.line(ROW)
+    assert "step    9.00 ms (mean 9.10, P50 8.90, P99 12.00)" in dense and "fetch" not in dense
+    judged = {"ratio": 1.5, "ceiling": 1.633, "percent_of_ceiling": 91.9}
+    fetches = {"fetched_rows": 70, "fetches": 7, "late_fetches": 3}
+    text = decode.line({**ROW, "policy": "0.25", "fetch_rate": 0.05, **judged, **fetches})
+    assert text.startswith("0.25   fetch 0.05 ")
+    assert text.endswith("1.50x of 1.63x (92%)  70 rows in 7 fetches, 3 late")
+
+
+def test_counters_are_differences() -> None:
+    before = {"fetches": 3, "fetched_rows": 10, "requests": 1}
+    assert cases.counted(before, {"fetches": 5, "fetched_rows": 10, "requests": 9}) == {"fetches": 2, "fetched_rows": 0}
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(0, []), (1, [1]), (4, [1, 2, 4]), (5, [1, 2, 4, 5])])
+def test_batches_grow_to_what_fits(most: int, sizes: list[int]) -> None:
+    assert capacity.batches(most) == sizes
+
+
+def test_dense_slots_fill_the_bytes() -> None:
+    assert capacity.token_slots("full", None, 24 * 10**9) == (183105, 0)
+    with pytest.raises(SystemExit, match="--profile"):
+        capacity.token_slots("0.25", None, 24 * 10**9)
+
+
+def test_capacity_table_has_ratios_to_the_first() -> None:
+    def row(policy: str, concurrent: int, rate: float) -> dict[str, Any]:
+        best = capacity.best([{"batch": 1, "tokens_per_second": 1.0}, {"batch": 2, "tokens_per_second": rate}])
+        return {"policy": policy, "token_slots": 9, "concurrent": concurrent, "best": best}
+
+    lines = capacity.table([row("full", 1, 100), row("0.25", 5, 450)])
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    assert "5.00x" in lines[2] and "4.50x" in lines[2]
+
+
+def test_host_cost_of_one_more_layer() -> None:
+    few = {"policy": "0.25", "layers": 16, **dict.fromkeys(host_cost.COLUMNS, 4.0)}
+    many = {"policy": "0.25", "layers": 32, **dict.fromkeys(host_cost.COLUMNS, 4.0), "launches": 20.0}
+    added = host_cost.per_layer(few, many)
+    assert added["launches"] == 1 and added["syncs"] == 0
+    lines = host_cost.table([many, few])
+    assert [line.split()[1] for line in lines] == ["layers", "16", "32", "each"]
+
+
+def test_a_profile_of_fewer_layers(tmp_path: Path) -> None:
+    whole = load_profile(RECALL / "hetero_profile.json")
+    cut = load_profile(host_cost.cut_profile(str(RECALL / "hetero_profile.json"), 2, tmp_path / "cut.json"))
+    assert cut.num_layers == 2 and [x.roles for x in cut.layers] == [x.roles for x in whole.layers[:2]]
+    with pytest.raises(SystemExit, match="--profile"):
+        host_cost.cut_profile(None, 2, tmp_path / "cut.json")
+
+
+def test_a_transfer_line() -> None:
+    rate = Rate("prefix, one run", 12_000_000_000, 0.25)
+    assert rate.gb_per_s == 48
+    assert transfer.line(rate, 88.9, None).split() == ["prefix,", "one", "run", "250.00", "ms", "48.0", "GB/s", "89%"]
+
+
+def test_layers_of_a_host_store() -> None:
+    assert transfer.layers_within(16e9, 131072, 6) == 32
+    assert transfer.layers_within(4e9, 131072, 6) == 9
+    assert transfer.layers_within(1, 131072, 6) == 1
