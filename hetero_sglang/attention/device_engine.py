@@ -9,7 +9,7 @@ import torch
 from hetero_sglang.attention.decode_step import DecodeStep
 from hetero_sglang.attention.kernels.decode import decode_attention
 from hetero_sglang.attention.kernels.fill import fill
-from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, store
+from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, rows_apart, store
 from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.prefill import RaggedPrefill
 from hetero_sglang.cache import HeteroCache
@@ -237,7 +237,7 @@ class DeviceEngine:
     ) -> torch.Tensor:  # fmt: skip
         """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
         buffers, heads = self.layers[layer], self.heads[layer]
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
         saved = None
         if self.monitor:
             saved, self.monitor.scale = step.queries[layer], scale

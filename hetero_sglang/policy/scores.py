@@ -13,6 +13,10 @@ def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_querie
 
     q [W, C, G, D]: the last one sees all L tokens, the one before all but the last, and so on; k [L, C, D].
     """
+    if k.is_cuda:
+        from hetero_sglang.attention.kernels import observe  # Triton is there where CUDA is
+
+        return observe.observed_weights(q, k, scale, over_queries)
     width, heads = q.shape[0], q.shape[1]
     length = k.shape[0]
     reduced = torch.zeros(heads, q.shape[2], length, dtype=torch.float32, device=k.device)

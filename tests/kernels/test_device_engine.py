@@ -52,7 +52,9 @@ def step(engine: DeviceEngine, requests: list[Request], lengths: list[int], widt
             torch.stack([getattr(r, name)[layer][n - 1] for r, n in zip(requests, lengths, strict=True)])
             for name in "qkv"
         )
-        q, k, v = (torch.cat((x, torch.full_like(x[: width - len(x)], float("nan")))).to(DEVICE) for x in (q, k, v))
+        rows = torch.cat((q, k, v), 1)  # as a model's qkv: slices of one row
+        rows = torch.cat((rows, torch.full_like(rows[: width - len(rows)], float("nan")))).to(DEVICE)
+        q, k, v = rows.split([q.shape[1], k.shape[1], v.shape[1]], 1)
         slots = [int(r.token_slots[n - 1]) for r, n in zip(requests, lengths, strict=True)]
         slots = torch.tensor(slots + [0] * (width - len(slots))).to(DEVICE)
         outputs.append(engine.decode(layer, buffers, tables, slots, q, k, v, DIM**-0.5)[: len(requests)])

@@ -1,4 +1,4 @@
-"""Drift and fetches of the device engine against the torch engine's: the same looks, the same rows, the same outputs."""
+"""Drift and fetches of the device engine against the torch engine's: the same looks, rows and outputs."""
 
 from __future__ import annotations
 

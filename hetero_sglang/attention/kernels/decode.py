@@ -37,7 +37,7 @@ def _attend(
 @triton.jit(do_not_specialize=["resident", "first", "caps_per_request", "rows"])
 def _decode(
     q, resident_k, resident_v, hot_k, hot_v, resident_heads, compressed_heads, slots, starts, length, cap, page_start,
-    page_list, first_item, partial, weight, scale, resident, first, caps_per_request, rows,
+    page_list, first_item, partial, weight, scale, resident, first, caps_per_request, rows, q_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -66,7 +66,7 @@ def _decode(
     begin = (item - opening) * size
     end = tl.minimum(begin + size, tokens)
     query = tl.load(
-        q + (request * HEADS + head) * GROUP * D + member[:, None] * D + at[None, :],
+        q + request.to(tl.int64) * q_stride + head * GROUP * D + member[:, None] * D + at[None, :],
         mask=(member < GROUP)[:, None] & (at < D)[None, :],
         other=0.0,
     )
@@ -143,7 +143,7 @@ def decode_attention(
     work: DecodeBuffers,
     index: int,
 ) -> torch.Tensor:
-    """One token per request: q [B, Hq, D] -> [B, Hq, Dv]. Requests of length 0 give zeros.
+    """One token per request: q [B, Hq, D] (rows may lie apart) -> [B, Hq, Dv]. Requests of length 0 give zeros.
 
     Resident head r of request b attends to its `step.length[b]` tokens, whose slots are slots[starts[b] + t];
     compressed head c to the first min(cap, length) rows of its page list. `work.plan` came before; `index`: layer.
@@ -158,7 +158,7 @@ def decode_attention(
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, resident_heads, compressed_heads,
         slots, starts, step.length, step.cap, step.page_start, step.page_list, first_item, work.partial,
         work.weight, scale * 1.4426950408889634, resident, layer.first, step.cap.shape[1], work.rows,
-        HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, ROWS=triton.next_power_of_2(work.rows),
+        q.stride(0), HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, ROWS=triton.next_power_of_2(work.rows),
         BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
         PRECISION=precision, num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip

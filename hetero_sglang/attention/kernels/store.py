@@ -42,6 +42,7 @@ class StepTables:
 def _store(
     k, v, slots, role, resident_k, resident_v, host_k, host_v, hot_k, hot_v, position, score,
     length, cap, page_start, page_list, q, saved, resident_heads, compressed_heads, first, caps_per_request, window,
+    k_stride, v_stride, q_stride,
     HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
     RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr,
@@ -50,15 +51,16 @@ def _store(
     head = tl.program_id(1)
     at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     here, here_v = at < D, at_v < DV
-    key = tl.load(k + (token * HEADS + head) * D + at, mask=here)
-    value = tl.load(v + (token * HEADS + head) * DV + at_v, mask=here_v)
+    key = tl.load(k + token * k_stride + head * D + at, mask=here)
+    value = tl.load(v + token * v_stride + head * DV + at_v, mask=here_v)
     slot = tl.load(slots + token).to(tl.int64)
     place = tl.load(role + head)
     if SAVE:
         member = tl.arange(0, BLOCK_G)
-        where_q = ((token * HEADS + head) * GROUP + member)[:, None] * D + at[None, :]
+        within = (head * GROUP + member)[:, None] * D + at[None, :]
         both = (member < GROUP)[:, None] & here[None, :]
-        tl.store(saved + where_q, tl.load(q + where_q, mask=both), mask=both)
+        query = tl.load(q + token * q_stride + within, mask=both)
+        tl.store(saved + token * HEADS * GROUP * D + within, query, mask=both)
     if place >= 0:
         if RESIDENT:
             row = slot * resident_heads + place
@@ -86,6 +88,12 @@ def _store(
                 tl.store(score + row, 0.0)
 
 
+def rows_apart(values: torch.Tensor) -> torch.Tensor:
+    """[n, H, D] as the kernels take it: the heads of a row side by side; rows may be slices of wider ones."""
+    _, _, dim = values.shape
+    return values if values.stride(2) == 1 and values.stride(1) == dim else values.contiguous()
+
+
 def store(
     layer: LayerBuffers,
     slots: torch.Tensor,
@@ -99,7 +107,7 @@ def store(
     q: torch.Tensor | None = None,
     saved: torch.Tensor | None = None,
 ) -> None:
-    """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; contiguous.
+    """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; rows may lie apart (`rows_apart`).
 
     `step`: the tokens are one per request of a decode step and also go to their ring rows; where `saved` [>= n, Hq, D]
     is given, their queries q [n, Hq, D] go there.
@@ -115,7 +123,7 @@ def store(
         layer.hot_k, layer.hot_v, layer.position, layer.score,
         tables.length, tables.cap, tables.page_start, tables.page_list, k if q is None else q,
         k if saved is None else saved, layer.resident_k.shape[1], layer.host_k.shape[1], layer.first,
-        tables.cap.shape[-1], window,
+        tables.cap.shape[-1], window, k.stride(0), v.stride(0), 0 if q is None else q.stride(0),
         HEADS=heads, D=dim, DV=v_dim, P=page, GROUP=group,
         RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host_k.shape[1] > 0,
         HOT=step is not None, SAVE=saved is not None, BLOCK_D=triton.next_power_of_2(dim),
