@@ -97,7 +97,7 @@ class Setup:
         return len(self.buffers)
 
     def step(self, kernel: Callable[[DecodeStep], DecodeKernel]) -> DecodeStep:
-        step = DecodeStep(self.settings, self.tables, self.batch, self.tokens, GROUP, DIM, kernel)
+        step = DecodeStep(self.settings, self.tables, self.batch, self.tokens, GROUP, DIM, kernel=kernel)
         lengths = [self.tokens] * self.batch
         step.fill(list(range(self.batch)), lengths, self.batch, self.req_to_token)
         return step
