@@ -13,7 +13,7 @@ from typing import Any
 from sglang.srt.arg_groups.arg_utils import NS, A, Arg
 from sglang.srt.server_args import ServerArgs
 
-from hetero_sglang.choices import ABLATIONS, CHOICES, FETCH, POLICIES, RETRIEVAL, ROLES
+from hetero_sglang.choices import ABLATIONS, CHOICES, DECODE_KERNELS, FETCH, POLICIES, RETRIEVAL, ROLES
 from hetero_sglang.cpu.defaults import apply_cpu_defaults
 from hetero_sglang.errors import HeteroError
 
@@ -83,6 +83,11 @@ class HeteroServerArgs(ServerArgs):
     hetero_ablation: A[
         str, Arg(help="Leave out one of HeteroCache's ideas, to measure it.", choices=ABLATIONS), NS("memory")
     ] = "none"
+    hetero_decode_kernel: A[
+        str,
+        Arg(help="What a decode step attends with on a GPU; auto: the faster of the two.", choices=DECODE_KERNELS),
+        NS("memory"),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         apply_cpu_defaults(self)
@@ -138,6 +143,7 @@ class HeteroServerArgs(ServerArgs):
             "retrieval": self.hetero_retrieval,
             "waits": self.hetero_fetch == "wait",
             "reassign": self.hetero_reassign,
+            "decode_kernel": self.hetero_decode_kernel,
         }
 
     @classmethod

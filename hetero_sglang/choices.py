@@ -7,10 +7,12 @@ RETRIEVAL = ["accumulate", "replace", "off"]
 ROLES = ["profile", "ratio"]
 FETCH = ["ahead", "wait"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
+DECODE_KERNELS = ["auto", "flashinfer", "triton"]
 CHOICES = {
     "kv_policy": POLICIES,
     "hetero_retrieval": RETRIEVAL,
     "hetero_roles": ROLES,
     "hetero_fetch": FETCH,
     "hetero_ablation": ABLATIONS,
+    "hetero_decode_kernel": DECODE_KERNELS,
 }

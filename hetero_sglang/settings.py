@@ -36,6 +36,7 @@ class Settings:
     reassign: bool  # satellites that no longer follow their pivot get another, or none
     staging_mb: int
     worker_threads: int
+    decode_kernel: str  # auto | flashinfer | triton
 
     @property
     def compresses(self) -> bool:
@@ -70,6 +71,7 @@ def resolve(
     waits: bool = False,
     reassign: bool = False,
     reserve: int = 4096,
+    decode_kernel: str = "auto",
     rank: int = 0,
     size: int = 1,
 ) -> Settings:
@@ -123,6 +125,7 @@ def resolve(
         reassign=reassign,
         staging_mb=64,
         worker_threads=2,
+        decode_kernel=decode_kernel,
     )
 
 

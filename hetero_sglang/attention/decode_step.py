@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from hetero_sglang.attention.kernels.decode import DecodeBuffers
+from hetero_sglang.attention.decode_kernels.base import DecodeKernel
+from hetero_sglang.attention.decode_kernels.triton import TritonDecode
 from hetero_sglang.attention.kernels.slots import copy_slots
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.device_tables import DeviceTables
@@ -16,21 +19,22 @@ class DecodeStep:
 
     def __init__(
         self, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,
-        queries: torch.Tensor | None = None,
+        queries: torch.Tensor | None = None, kernel: Callable[[DecodeStep], DecodeKernel] = TritonDecode,
     ) -> None:  # fmt: skip
         """`queries` [layers, batch, Hq, D]: where a step sets its queries aside, if anybody reads them."""
-        layout, device = settings.layout, tables.device
+        self.layout, device = settings.layout, tables.device
         self.tables, self.batch, self.context, self.queries = tables, batch, context, queries
-        counts = [(len(x.resident), len(x.compressed), x.first) for x in layout.layers]
+        self.group, self.v_dim = group, v_dim
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
         self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
         self.inputs = torch.zeros(2, batch, dtype=torch.int32, device=device)  # lengths, request slots
-        self.cap = torch.zeros(batch, layout.num_compressed, dtype=torch.int32, device=device)
+        self.cap = torch.zeros(batch, self.layout.num_compressed, dtype=torch.int32, device=device)
         self.page_start = torch.zeros_like(self.cap)
-        self.work = DecodeBuffers(counts, batch, group, v_dim, device)
+        self.kernel = kernel(self)
 
     def fill(self, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor) -> None:
         """Request slots and lengths of a step padded to `width`; their token slots are copied, nothing waits."""
+        self.kernel.prepare(width)
         packed = torch.zeros(2, width, dtype=torch.int32)
         packed[0, : len(lengths)] = torch.tensor(lengths, dtype=torch.int32)
         packed[1, : len(requests)] = torch.tensor(requests, dtype=torch.int32)
@@ -48,5 +52,5 @@ class DecodeStep:
         step = StepTables(
             self.inputs[0, :width], self.cap[:width], self.page_start[:width], self.tables.page_list
         )
-        self.work.plan(step.length, step.cap)
+        self.kernel.plan(step)
         return step

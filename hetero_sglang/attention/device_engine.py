@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hetero_sglang.attention.decode_kernels.choice import decode_kernel
 from hetero_sglang.attention.decode_step import DecodeStep
-from hetero_sglang.attention.kernels.decode import decode_attention
 from hetero_sglang.attention.kernels.fill import fill
 from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, rows_apart, store
 from hetero_sglang.attention.plan import Plan, Sequence
@@ -27,7 +27,6 @@ class LayerHeads:
 
     resident: torch.Tensor  # [R] int64
     compressed: torch.Tensor  # [C] int64
-    resident32: torch.Tensor
     compressed32: torch.Tensor
 
 
@@ -47,7 +46,6 @@ class DeviceEngine:
             LayerHeads(
                 x.resident_index.to(device),
                 x.compressed_index.to(device),
-                x.resident_index.to(device, torch.int32),
                 x.compressed_index.to(device, torch.int32),
             )
             for x in layout.layers
@@ -203,8 +201,9 @@ class DeviceEngine:
         k, queries = self.cache.hot.k, None
         if self.monitor:
             queries = k.new_empty(len(self.layers), batch, self.query_heads, k.shape[-1])
+        kernel = decode_kernel(self.settings.decode_kernel, self.layers)
         return DecodeStep(
-            self.settings, self.tables, batch, context, self.group, self.cache.hot.v.shape[-1], queries
+            self.settings, self.tables, batch, context, self.group, self.cache.hot.v.shape[-1], queries, kernel
         )
 
     def eager(self, width: int, longest: int) -> DecodeStep:
@@ -236,12 +235,10 @@ class DeviceEngine:
         v: torch.Tensor, scale: float,
     ) -> torch.Tensor:  # fmt: skip
         """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
-        buffers, heads = self.layers[layer], self.heads[layer]
+        buffers = self.layers[layer]
         q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
         saved = None
         if self.monitor:
             saved, self.monitor.scale = step.queries[layer], scale
         store(buffers, slots, k, v, step=tables, window=self.settings.rule.window, q=q, saved=saved)
-        return decode_attention(
-            q, buffers, heads.resident32, heads.compressed32, step.slots, step.starts, tables, scale, step.work, layer
-        )
+        return step.kernel.attend(layer, q, buffers, tables, scale)

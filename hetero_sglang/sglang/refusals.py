@@ -62,7 +62,12 @@ def check_flags(args: Any) -> None:
 
 
 def check_policy(args: Any) -> None:
-    """Raises HeteroError for a policy, or an option of one, that the CUDA engine does not run."""
+    """Raises HeteroError for a policy or an option that the CUDA engine does not run, or that only it runs."""
+    if args.attention_backend != "flashinfer" and args.hetero_decode_kernel != "auto":
+        raise HeteroError(
+            f"--hetero-decode-kernel {args.hetero_decode_kernel} is the CUDA engine's, and this server runs the torch "
+            f"engine; drop it."
+        )
     policy = args.hetero_policy()
     if args.attention_backend != "flashinfer":
         return

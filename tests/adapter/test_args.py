@@ -114,6 +114,8 @@ def test_foreign_models_and_profiles_are_refused(tmp_path: Path, changes: dict[s
         ({"hetero_host_size": 0.001, "max_total_tokens": 100000}, "too small for --max-total-tokens"),
         ({"hetero_drift_threshold": -0.1}, "is not in"),
         ({"kv_policy": "heterocash"}, "is not one of"),
+        ({"hetero_decode_kernel": "flashinfer", "attention_backend": "torch_native"}, "the CUDA engine's"),
+        ({"hetero_decode_kernel": "triton", "attention_backend": "torch_native"}, "drop it"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(flags: dict[str, Any], words: str) -> None:

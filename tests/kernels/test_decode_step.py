@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import DIM, GROUP, Request, decode, make_cache, make_settings, prefill, random_profile, table_of
 
 from hetero_sglang.attention.decode_step import DecodeStep
-from hetero_sglang.attention.kernels.decode import decode_attention
 from hetero_sglang.attention.kernels.store import LayerBuffers, store
 from hetero_sglang.memory.device_tables import DeviceTables
 
@@ -76,7 +75,6 @@ def test_a_step_equals_the_torch_engine(seed: int) -> None:
         now = step.plan(width)
         for index in range(2):
             buffers = layer_buffers(copied, index)
-            spec = settings.layout.layers[index]
             q, k, v = (
                 torch.cat([getattr(r, name)[index][n - 1][None] for r, n in zip(requests, lengths, strict=True)])
                 for name in "qkv"
@@ -85,9 +83,7 @@ def test_a_step_equals_the_torch_engine(seed: int) -> None:
             taken = torch.tensor([int(r.token_slots[n - 1]) for r, n in zip(requests, lengths, strict=True)] + [0])
             taken = taken.to(DEVICE)
             store(buffers, taken, k, v, step=now, window=settings.rule.window)
-            heads = (spec.resident_index.int().to(DEVICE), spec.compressed_index.int().to(DEVICE))
-            scale = DIM**-0.5
-            out = decode_attention(q, buffers, *heads, step.slots, step.starts, now, scale, step.work, index)
+            out = step.kernel.attend(index, q, buffers, now, DIM**-0.5)
             torch.testing.assert_close(out[:3].cpu(), wanted[index], atol=2e-5, rtol=2e-5)
             assert torch.equal(out[3], torch.zeros_like(out[3]))
         for got, want in zip(tensors(copied), tensors(cache), strict=True):

@@ -1,0 +1,36 @@
+"""Decode attention by our own kernel: resident and compressed heads in one launch, and one to merge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from hetero_sglang.attention.decode_kernels.base import DecodeKernel
+from hetero_sglang.attention.kernels.decode import DecodeBuffers, DecodeShape, decode_attention
+from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables
+
+if TYPE_CHECKING:
+    from hetero_sglang.attention.decode_step import DecodeStep
+
+
+class TritonDecode(DecodeKernel):
+    """Any dtype and head size; the only one that runs in Triton's interpreter."""
+
+    def __init__(self, step: DecodeStep, shape: DecodeShape = DecodeShape()) -> None:  # noqa: B008 - frozen
+        layers, device = step.layout.layers, step.tables.device
+        counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
+        self.work = DecodeBuffers(counts, step.batch, step.group, step.v_dim, device, shape)
+        self.slots, self.starts = step.slots, step.starts
+        self.heads = [
+            (x.resident_index.to(device, torch.int32), x.compressed_index.to(device, torch.int32)) for x in layers
+        ]
+
+    def plan(self, tables: StepTables) -> None:
+        self.work.plan(tables.length, tables.cap)
+
+    def attend(
+        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float
+    ) -> torch.Tensor:
+        heads = self.heads[layer]
+        return decode_attention(q, buffers, *heads, self.slots, self.starts, tables, scale, self.work, layer)

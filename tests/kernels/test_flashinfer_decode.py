@@ -1,0 +1,211 @@
+"""FlashInfer's decode path against the torch reference; on the CPU its kernels are replaced by a reader of plans."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
+
+from core_helpers import make_settings
+from fake_flashinfer import PROCESSORS, FakeWrapper
+
+from hetero_sglang.attention.decode_kernels.choice import decode_kernel
+from hetero_sglang.attention.decode_step import DecodeStep
+from hetero_sglang.attention.kernels.store import LayerBuffers
+from hetero_sglang.attention.reference import decode_exact
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.memory.device_tables import DeviceTables
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
+from hetero_sglang.profile.roles import Role
+
+HEADS, CONTEXT, WIDTH = 4, 8192, 6
+RESIDENT = [(1,), (), (0, 1, 2, 3), (0, 3), (2,)]  # by layer
+NAN = float("nan")
+
+
+class World:
+    """Stores, pool and requests of a small model, with random pages and token slots."""
+
+    def __init__(self, dim: int, group: int, dtype: torch.dtype, device: str) -> None:
+        self.dim, self.group, self.dtype, self.device = dim, group, dtype, device
+        self.settings = make_settings(_profile(dim, group), 0.6, window=16, sink=4, dense_below=256)
+        self.layout = self.settings.layout
+        pages = 12000
+        self.pool = HotPool(pages, self.settings.rule.page_size, dim, dim, dtype, device)
+        self.pool._free = torch.randperm(pages)
+        slots = 40000
+        self.free_slots = torch.randperm(slots)
+        role = torch.empty(0)
+        self.buffers = []
+        for spec in self.layout.layers:
+            k, v = (torch.empty(slots, len(spec.resident), dim, dtype=dtype, device=device) for _ in "kv")
+            host = torch.empty(1, len(spec.compressed), dim)
+            pool = self.pool
+            self.buffers.append(
+                LayerBuffers(role, k, v, host, host, pool.k, pool.v, pool.position, pool.score, spec.first)
+            )
+        self.tables = DeviceTables(16, self.layout.num_compressed, pages, device)
+        self.req_to_token = torch.zeros(16, CONTEXT, dtype=torch.int32, device=device)
+        self.requests: dict[int, WorkingSet] = {}
+        self.q = torch.full((len(RESIDENT), WIDTH, HEADS * group, dim), NAN, dtype=dtype, device=device)
+        make = decode_kernel("flashinfer", self.buffers)
+        self.step = DecodeStep(self.settings, self.tables, WIDTH, CONTEXT, group, dim, kernel=make)
+
+    def start(self, slot: int, prompt: int, more: int) -> None:
+        self.requests[slot] = WorkingSet(self.pool, self.settings.rule, prompt, more)
+        self.tables.put(slot, self.requests[slot])
+        taken, self.free_slots = self.free_slots.split([prompt + more, len(self.free_slots) - prompt - more])
+        self.req_to_token[slot, : prompt + more] = taken.int().to(self.device)
+
+    def end(self, slot: int) -> None:
+        self.requests.pop(slot).release()
+
+    def begin(self, lengths: dict[int, int], width: int) -> None:
+        """Fresh K and V of these tokens, NaN everywhere else; the step is told of them."""
+        stores = [x for b in self.buffers for x in (b.resident_k, b.resident_v)]
+        for tensor in (self.pool.k, self.pool.v, self.q, *stores):
+            tensor.fill_(NAN)
+        self.q[:, : len(lengths)].normal_()
+        for slot, length in lengths.items():
+            slots = self.req_to_token[slot, :length].long()
+            for tensor in stores:
+                tensor[slots] = torch.randn(length, *tensor.shape[1:], device=self.device).to(self.dtype)
+            for head in range(self.layout.num_compressed):
+                rows = self.rows(slot, head, length)
+                shape = (2, len(rows), self.dim)
+                self.pool.write(rows, *torch.randn(shape, device=self.device).to(self.dtype))
+        self.step.fill(list(lengths), list(lengths.values()), width, self.req_to_token)
+
+    def rows(self, slot: int, head: int, length: int) -> torch.Tensor:
+        ws = self.requests[slot]
+        return ws.flat(head, torch.arange(min(ws.caps[head], length))).to(self.device)
+
+    def attend(self, width: int) -> torch.Tensor:
+        now = self.step.plan(width)
+        outputs = [
+            self.step.kernel.attend(layer, self.q[layer, :width], buffers, now, 0.7 * self.dim**-0.5)
+            for layer, buffers in enumerate(self.buffers)
+        ]
+        return torch.stack(outputs)
+
+    def check(self, got: torch.Tensor, lengths: dict[int, int]) -> None:
+        """got [layers, width, Hq, D]."""
+        assert bool(got.isfinite().all())
+        for layer, (spec, buffers) in enumerate(zip(self.layout.layers, self.buffers, strict=True)):
+            for at, (slot, length) in enumerate(lengths.items()):
+                slots = self.req_to_token[slot, :length].long()
+                parts = {h: (buffers.resident_k[slots, r], buffers.resident_v[slots, r])
+                         for r, h in enumerate(spec.resident)}  # fmt: skip
+                for c, head in enumerate(spec.compressed):
+                    rows = self.rows(slot, spec.first + c, length)
+                    parts[head] = tuple(x.view(-1, self.dim)[rows] for x in (self.pool.k, self.pool.v))
+                for head, (k, v) in parts.items():
+                    mine = slice(head * self.group, (head + 1) * self.group)
+                    q = self.q[layer, at, mine][None]
+                    args = (x.float() for x in (q, k[:, None], v[:, None]))
+                    want = decode_exact(*args, 0.7 * self.dim**-0.5)[0]
+                    error = (got[layer, at, mine].float() - want).norm() / want.norm()
+                    assert float(error) < 1e-2, (layer, slot, length, head, float(error))
+
+
+def _profile(dim: int, group: int) -> HeadProfile:
+    layers = []
+    for resident in RESIDENT:
+        roles = [Role.VOLATILE if h in resident else Role.ANCHOR for h in range(HEADS)]
+        layers.append((roles, [0.0 if r.resident else 1.0 + 0.1 * (i - 1.5) for i, r in enumerate(roles)]))
+    flat = [w for _, row in layers for w in row if w]
+    weight = sum(flat) / len(flat)
+    built = tuple(LayerRoles(tuple(r), tuple(w / weight for w in row), (-1,) * HEADS) for r, row in layers)
+    return HeadProfile(len(built), HEADS, HEADS * group, dim, built)
+
+
+def _life(world: World) -> list[tuple[dict[int, int], int]]:
+    """Steps: full heads beside growing ones over pages and chunks, requests that come and go, padding."""
+    world.start(3, 20, 300)  # grows: its cap is not reached
+    world.start(5, 3000, 200)
+    world.start(7, 1, 140)
+    steps = [({3: 20 + i, 5: 3000 + i, 7: 1 + i}, 4) for i in (1, 2, 12, 28, 44, 107, 108, 109, 130, 139)]
+    return [*steps, ({5: 3200}, WIDTH), ({7: 126, 3: 240, 5: 3140}, 3), ({3: 1}, 1)]
+
+
+def _run(world: World) -> None:
+    for lengths, width in _life(world):
+        world.begin(lengths, width)
+        world.check(world.attend(width), lengths)
+    world.end(5)
+    world.start(1, 5000, 100)  # in freed pages
+    world.start(5, 700, 100)
+    for lengths, width in (({5: 701, 1: 5001, 3: 300}, 4), ({1: 5100, 5: 800}, 2)):
+        world.begin(lengths, width)
+        world.check(world.attend(width), lengths)
+
+
+def test_plans_lists_and_orders_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the kernels themselves are tested below")
+    properties = SimpleNamespace(multi_processor_count=PROCESSORS)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    fake = SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=FakeWrapper)
+    monkeypatch.setitem(sys.modules, "flashinfer", fake)
+    _run(World(8, 2, torch.float32, "cpu"))
+
+
+def test_values_of_another_size_are_refused() -> None:
+    step = SimpleNamespace(layout=None, tables=SimpleNamespace(device="cpu", page_list=None), context=1, slots=None,
+                           group=1, v_dim=64)  # fmt: skip
+    layer = SimpleNamespace(hot_k=torch.empty(1, 16, 128))
+    with pytest.raises(HeteroError, match="128 and 64; use --hetero-decode-kernel triton"):
+        decode_kernel("flashinfer", [layer])(step)
+
+
+SHAPES = [(dim, group, dtype) for dtype in ("bfloat16", "float16") for dim in (64, 128) for group in (1, 4, 8)]
+on_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashInfer's kernels need an NVIDIA GPU")
+
+
+@on_card
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dim", "group", "dtype"), [*SHAPES, (256, 4, "bfloat16"), (128, 5, "bfloat16")])
+def test_eager_steps_equal_the_reference(dim: int, group: int, dtype: str) -> None:
+    torch.manual_seed(dim * group)
+    _run(World(dim, group, getattr(torch, dtype), "cuda"))
+
+
+@on_card
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dim", "group", "dtype"), SHAPES)
+def test_replayed_steps_equal_the_reference(dim: int, group: int, dtype: str) -> None:
+    torch.manual_seed(dim + group)
+    world = World(dim, group, getattr(torch, dtype), "cuda")
+    graphs = {}
+    for width in (WIDTH, 3):  # largest first, with nothing but padding, as SGLang captures
+        world.begin({}, width)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            world.attend(width)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = world.attend(width)
+        graphs[width] = (graph, out)
+
+    def replay(lengths: dict[int, int]) -> None:
+        width = 3 if len(lengths) <= 3 else WIDTH
+        world.begin(lengths, width)
+        graphs[width][0].replay()
+        world.check(graphs[width][1], lengths)
+
+    for lengths, _ in _life(world):
+        replay(lengths)
+    world.end(5)
+    for slot, prompt in ((1, 5000), (5, 700), (9, 260)):
+        world.start(slot, prompt, 100)
+    for lengths in ({5: 701, 1: 5001, 3: 300, 9: 261, 7: 77}, {1: 5100, 5: 800}, {9: 360, 7: 100, 5: 750, 1: 5050}):
+        replay(lengths)
