@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.dummy import random_prompt
@@ -16,34 +17,50 @@ COUNTERS = (
 )  # fmt: skip
 
 
-def measure(server: Server, batch: int, tokens: int, steps: int, rounds: int) -> dict[str, Any]:
-    """`batch` requests of `tokens` tokens. The first round prefills them; the others hit the prefix."""
+def measure(
+    server: Server, batch: int, tokens: int, steps: int, rounds: int, rates: Sequence[float | None] = (None,),
+    set_rate: Callable[[float | None], None] = lambda rate: None, counters: bool = False,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """`batch` requests of `tokens` tokens: a row per fetch rate.
+
+    A first round prefills the prompts; the others hit the prefix, `rounds` of them at each rate.
+    """
     rng = random.Random(tokens * 1000 + batch)
     prompts = [random_prompt(rng, tokens) for _ in range(batch)]
-    first, hits, times, waits = 0.0, [], [], []
-    for number in range(rounds + 1):
-        tail = random_prompt(rng, 64) if number else []
-        streams = [Stream(server.url, prompt + tail, steps) for prompt in prompts]
-        run_together(streams)
-        seconds = max(stream.first_token_seconds for stream in streams)
-        if number == 0:
-            first = seconds
-            continue
-        hits.append(seconds)
-        times.append(step_seconds(streams))
-        waits += gaps(streams)
+    first = _round(server, prompts, steps)
+    for rate in rates:
+        set_rate(rate)
+        before = server.stats() if counters else {}
+        times, hits, waits = [], [], []
+        for _ in range(rounds):
+            tail = random_prompt(rng, 64)
+            streams = _round(server, [prompt + tail for prompt in prompts], steps)
+            hits.append(max(stream.first_token_seconds for stream in streams))
+            times.append(step_seconds(streams))
+            waits += gaps(streams)
+        row = {
+            "fetch_rate": rate,
+            "batch": batch,
+            "tokens": tokens,
+            "first_token_seconds": max(stream.first_token_seconds for stream in first),
+            "first_token_seconds_prefix_hit": statistics.median(hits),
+            "step_seconds": statistics.median(times),
+            "step_seconds_mean": statistics.mean(times),
+            "step_seconds_p50": statistics.median(waits),
+            "step_seconds_p99": statistics.quantiles(waits, n=100)[98],
+            "step_seconds_all": times,
+        }
+        if counters:
+            after = server.stats()
+            row |= counted(before, after) | {"integrity": after["integrity"]}
+        yield row
     server.flush()
-    return {
-        "batch": batch,
-        "tokens": tokens,
-        "first_token_seconds": first,
-        "first_token_seconds_prefix_hit": statistics.median(hits),
-        "step_seconds": statistics.median(times),
-        "step_seconds_mean": statistics.mean(times),
-        "step_seconds_p50": statistics.median(waits),
-        "step_seconds_p99": statistics.quantiles(waits, n=100)[98],
-        "step_seconds_all": times,
-    }
+
+
+def _round(server: Server, prompts: list[list[int]], steps: int) -> list[Stream]:
+    streams = [Stream(server.url, prompt, steps) for prompt in prompts]
+    run_together(streams)
+    return streams
 
 
 def counted(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:

@@ -12,17 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results, shapes
-from benchmarks.cases import counted, measure
+from benchmarks.cases import measure
 from benchmarks.ceiling import judge
 from benchmarks.dummy import dummy_server
-from benchmarks.launch import Server
 
-FETCH_RATE = "HETERO_FETCH_RATE"  # read by the server: share of the satellites refilled per look, whatever their drift
-
-
-def plan(policies: list[str], rates: list[float]) -> list[tuple[str, float | None]]:
-    """One server each: a policy and its fetch rate; None is real drift, and plain SGLang has no fetches."""
-    return [(policy, rate) for policy in policies for rate in (rates if policy != "full" and rates else [None])]
+FETCH_RATE = "HETERO_FETCH_RATE"  # a file with the share of the satellites that every look refills, whatever they hold
 
 
 def main() -> None:
@@ -33,8 +27,7 @@ def main() -> None:
     parser.add_argument("--profile", help="head profile of the model (required for heterocache)")
     parser.add_argument(
         "--fetch-rate", nargs="*", type=float, default=[],
-        help="one heterocache server per rate, in which each look refills this share of the satellites; "
-        "without it, those that drift",
+        help="shares of the satellites that each look refills; without it, those that drift",
     )  # fmt: skip
     parser.add_argument("--max-total-tokens", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=128)
@@ -47,16 +40,23 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
-        for policy, rate in plan(given.policies, given.fetch_rate):
+        for policy in given.policies:
             flags = _flags(given.flags) | (_flags(given.hetero_flags) if policy != "full" else {})
-            name = f"{given.name}-{policy}" + (f"-{rate:g}" if rate is not None else "")
-            log = given.log_dir / f"{name}.log" if given.log_dir else None
-            env = {FETCH_RATE: f"{rate:g}"} if rate is not None else None
+            log = given.log_dir / f"{given.name}-{policy}.log" if given.log_dir else None
+            rates = given.fetch_rate if policy != "full" else []
+            rate = Path(scratch) / "rate"
+            rate.write_text("0")
+            env = {FETCH_RATE: str(rate)} if rates else None
             flags = {"max_total_tokens": given.max_total_tokens, **flags}
             with dummy_server(model, policy, given.profile, log, env, **flags) as server:
                 for case in given.cases:
-                    rows.append(_measured(server, policy, rate, case, given, rows))
-                    print(line(rows[-1]), flush=True)
+                    batch, tokens = map(int, case.split("x"))
+                    size = (batch, tokens, given.steps, given.rounds)
+                    for row in measure(
+                        server, *size, rates or [None], lambda r, file=rate: file.write_text(str(r)), policy != "full"
+                    ):
+                        rows.append(_judged({"policy": policy, **row}, rows))
+                        print(line(rows[-1]), flush=True)
             results.save(given.name, {"rows": rows, "max_total_tokens": given.max_total_tokens})
     print("saved", results.FOLDER / f"{given.name}.json")
 
@@ -77,18 +77,10 @@ def line(row: dict[str, Any]) -> str:
     return text
 
 
-def _measured(
-    server: Server, policy: str, rate: float | None, case: str, given: argparse.Namespace, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    batch, tokens = map(int, case.split("x"))
-    before = server.stats() if policy != "full" else {}
-    row = {"policy": policy, "fetch_rate": rate, **measure(server, batch, tokens, given.steps, given.rounds)}
-    if policy == "full":
-        return row
-    after = server.stats()
-    row |= counted(before, after) | {"integrity": after["integrity"]}
-    dense = [r for r in rows if r["policy"] == "full" and (r["batch"], r["tokens"]) == (batch, tokens)]
-    return row | judge(row, dense[0]) if dense else row
+def _judged(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    case = (row["batch"], row["tokens"])
+    dense = [r for r in rows if r["policy"] == "full" and (r["batch"], r["tokens"]) == case]
+    return row | judge(row, dense[0]) if dense and row["policy"] != "full" else row
 
 
 def _flags(words: list[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,8 +36,13 @@ _PATIENCE = 30.0  # seconds for all that was asked for, where a step waits
 
 
 def forced_rate() -> float | None:
-    """For measurements with random weights: the share of satellites refilled at every look, whatever they hold."""
+    """For measurements with random weights: the share of satellites refilled at every look, whatever they hold.
+
+    HETERO_FETCH_RATE is the share, or a file with it, which may change while the server runs.
+    """
     given = os.environ.get("HETERO_FETCH_RATE")
+    if given and os.path.isfile(given):
+        given = Path(given).read_text()
     return float(given) if given else None
 
 
@@ -115,7 +121,7 @@ class DeviceMonitor:
     ) -> None:  # fmt: skip
         """`context`: the longest request, in tokens; `group`: query heads of a KV head."""
         self.settings, self.hot, self.tables, self.fetcher, self.counters = settings, hot, tables, rows, counters
-        self.group, self.device, self.rate = group, hot.k.device, forced_rate()
+        self.group, self.device = group, hot.k.device
         self.crowd = Crowd(settings.layout, resident)
         self.anchors = self._anchors()
         space = max(floats if self.crowd.numbers.size else 0, self.crowd.most_floats(context, group))
@@ -213,7 +219,7 @@ class DeviceMonitor:
 
     def _decide(self, looking: Looking) -> list[Choice]:
         """The satellites whose pivots look elsewhere, by the median of their latest looks."""
-        overlaps, choices, start = looking.overlaps.numpy(), [], 0
+        overlaps, choices, start, rate = looking.overlaps.numpy(), [], 0, forced_rate()
         for view in looking.views:
             mine = overlaps[start : start + view.numbers.size]
             start += view.numbers.size
@@ -227,8 +233,8 @@ class DeviceMonitor:
             typical = history.note(numbers, mine[open_])
             self.counters.drift_checks += numbers.size
             drifted = typical < self.settings.drift_threshold
-            if self.rate is not None:
-                drifted = self.random.random(numbers.size) < self.rate
+            if rate is not None:
+                drifted = self.random.random(numbers.size) < rate
             for number, start_of in zip(numbers[drifted].tolist(), scores[drifted].tolist(), strict=True):
                 if number not in view.ws.busy:
                     age = history.forget(number)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import capacity, cases, decode, host_cost, transfer
 from benchmarks.copies import Rate
 from benchmarks.launch import RECALL
+from benchmarks.streams import Stream
 from hetero_sglang.profile.files import load_profile
 
 ROW: dict[str, Any] = {
@@ -19,9 +20,32 @@ ROW: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_each_rate_has_a_server_and_plain_sglang_only_one() -> None:
-    assert decode.plan(["full", "0.25"], []) == [("full", None), ("0.25", None)]
-    assert decode.plan(["full", "0.25"], [0, 0.05]) == [("full", None), ("0.25", 0), ("0.25", 0.05)]
+def test_rates_share_a_prefill_and_have_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def run(streams: list[Stream]) -> None:
+        asked.append([len(stream.ids) for stream in streams])
+        for index, stream in enumerate(streams):
+            stream.sent, stream.counts = 0.0, list(range(1, 61))
+            stream.times = [1.0 + 0.1 * index + 0.01 * step for step in range(60)]
+
+    class Told:
+        url, flushed, fetches = "", 0, 0
+
+        def stats(self) -> dict[str, object]:
+            self.fetches += 5
+            return {"fetches": self.fetches, "integrity": "ok"}
+
+        def flush(self) -> None:
+            self.flushed += 1
+
+    monkeypatch.setattr(cases, "run_together", run)
+    server, set_rates = Told(), []
+    rows = list(cases.measure(server, 2, 100, 60, 2, [0.0, 0.05], set_rates.append, counters=True))
+    assert set_rates == [r["fetch_rate"] for r in rows] == [0.0, 0.05] and server.flushed == 1
+    assert asked == [[100, 100], *[[164, 164]] * 4], "one prefill, then prefix hits"
+    assert all(r["fetches"] == 5 and r["integrity"] == "ok" for r in rows)
+    assert all(r["step_seconds"] == pytest.approx(0.01, rel=0.05) for r in rows)
 
 
 def test_decode_lines() -> None:

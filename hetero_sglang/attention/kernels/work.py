@@ -13,7 +13,7 @@ import triton.language as tl
 class DecodeShape:
     """Launch parameters of the decode kernel; `python -m benchmarks.kernels --sweep` measures others."""
 
-    block: int = 64  # tokens a program reads at a time
+    block: int = 32  # tokens a program reads at a time
     warps: int = 4
     stages: int = 3
     items_per_processor: int = 4
