@@ -119,7 +119,7 @@ def resolve(
         anchor_interval=anchor_interval,
         retrieval=retrieval,
         decay=0.9,
-        refill_rows=4096,
+        refill_rows=1024,
         history=1 if waits else 3,
         waits=waits,
         reassign=reassign,

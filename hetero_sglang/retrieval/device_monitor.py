@@ -296,7 +296,8 @@ class DeviceMonitor:
         flat = self.tables.page_list[listed].long() * hot.page_size + row % hot.page_size
         flat = torch.where(there, flat, flat[:, :1])
         held = hot.position.view(-1)[flat].long()
-        fading = [0.0 if self.settings.retrieval == "replace" else self.settings.decay**c.age for c in choices]
+        forget = self.settings.retrieval == "replace" or forced_rate() is not None
+        fading = [0.0 if forget else self.settings.decay**c.age for c in choices]
         kept = hot.score.view(-1)[flat] * upload(torch.tensor(fading), self.device)[:, None]
         scores = self._scores(choices, length)  # [W, L]
         swaps = refill(held.masked_fill(~there, -1), kept, scores, rule.sink, high, self.settings.refill_rows)
@@ -326,13 +327,14 @@ class DeviceMonitor:
     def _fetch(self, chosen: Choosing) -> None:
         """Ask the worker for what was chosen, request by request."""
         swaps: dict[WorkingSet, list[Swap]] = {}
-        for choice, places, scores in zip(chosen.choices, chosen.places.unbind(1), chosen.scores, strict=True):
+        comes = chosen.places[1] >= 0  # [W, M]
+        rows, positions, slots = chosen.places[:, comes]
+        counts = comes.sum(1).tolist()
+        parts = zip(*(values.split(counts) for values in (rows, positions, chosen.scores[comes], slots)), strict=True)
+        for choice, part in zip(chosen.choices, parts, strict=True):
             choice.ws.busy.discard(choice.number)
-            if not choice.ws.alive:
-                continue
-            comes = places[1] >= 0
-            rows, positions, slots = places[:, comes]
-            place = self.crowd.place[choice.number]
-            swaps.setdefault(choice.ws, []).append(Swap(*place, choice.number, rows, positions, scores[comes], slots))
+            if choice.ws.alive:
+                swap = Swap(*self.crowd.place[choice.number], choice.number, *part)
+                swaps.setdefault(choice.ws, []).append(swap)
         for ws, mine in swaps.items():
             self.fetcher.ask(ws, mine)

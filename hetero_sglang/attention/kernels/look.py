@@ -14,7 +14,8 @@ import triton.language as tl
 from hetero_sglang.memory.device_tables import DeviceTables
 from hetero_sglang.policy.scores import POOL
 
-_TOKENS = 128  # of a pivot that one program scores
+_SPAN = 1024  # tokens of a pivot that one program scores
+_TOKENS = 512  # of a pivot that one program pools
 _ROWS = 256  # of a satellite that one program sums up
 
 
@@ -46,43 +47,46 @@ class Glance:
     longest: int
 
 
-@triton.jit(do_not_specialize=["scale", "stride", "layer_stride", "blocks"])
+@triton.jit(do_not_specialize=["scale", "stride", "layer_stride", "spans"])
 def _score(
     queries, req_to_token, slot, length, row, item_request, item_pivot, start, pivot_keys, pivot_heads, pivot_place,
-    pivot_query, workspace, tops, totals, scale, stride, layer_stride, blocks,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    pivot_query, workspace, tops, totals, scale, stride, layer_stride, spans,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a block of an item's tokens, base 2, with their maximum and the sum of their exponents."""
-    item, block = tl.program_id(0), tl.program_id(1)
+    """Logits of a span of an item's tokens, base 2, with their maximum and the sum of their exponents."""
+    item, span = tl.program_id(0), tl.program_id(1)
     request = tl.load(item_request + item)
     tokens = tl.load(length + request)
-    member, at = tl.arange(0, 16), tl.arange(0, BLOCK_D)
+    member, at, within = tl.arange(0, 16), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK)
     top = tl.full([16], float("-inf"), tl.float32)
     total = tl.zeros([16], tl.float32)
-    if block * BLOCK < tokens:
+    begin = span * SPAN
+    if begin < tokens:
         pivot = tl.load(item_pivot + item)
-        token = block * BLOCK + tl.arange(0, BLOCK)
-        seen = token < tokens
-        place = tl.load(req_to_token + tl.load(slot + request).to(tl.int64) * stride + token, mask=seen, other=0)
-        place = place.to(tl.int64) * tl.load(pivot_heads + pivot) + tl.load(pivot_place + pivot)
+        heads, place = tl.load(pivot_heads + pivot).to(tl.int64), tl.load(pivot_place + pivot)
         keys = tl.load(pivot_keys + pivot).to(tl.pointer_type(queries.dtype.element_ty))
-        key = tl.load(keys + place[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
+        listed = req_to_token + tl.load(slot + request).to(tl.int64) * stride
         which = tl.load(pivot_query + pivot)
         first = (which // HEADS).to(tl.int64) * layer_stride
         first += (tl.load(row + request).to(tl.int64) * HEADS + which % HEADS) * GROUP * D
+        real = (member < GROUP)[:, None]
         query = tl.load(
-            queries + first + member[:, None] * D + at[None, :],
-            mask=(member < GROUP)[:, None] & (at < D)[None, :],
-            other=0.0,
+            queries + first + member[:, None] * D + at[None, :], mask=real & (at < D)[None, :], other=0.0
         )
-        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale  # [16, BLOCK]
-        logits = tl.where(seen[None, :], logits, float("-inf"))
-        top = tl.max(logits, 1)
-        total = tl.sum(tl.exp2(logits - top[:, None]), 1)
-        out = workspace + tl.load(start + item) + member[:, None].to(tl.int64) * tokens + token[None, :]
-        tl.store(out, logits, mask=(member < GROUP)[:, None] & seen[None, :])
-    where = (item.to(tl.int64) * blocks + block) * GROUP + member
+        out = workspace + tl.load(start + item) + member[:, None].to(tl.int64) * tokens
+        for opening in range(begin, tl.minimum(begin + SPAN, tokens), BLOCK):
+            token = opening + within
+            seen = token < tokens
+            rows = tl.load(listed + token, mask=seen, other=0).to(tl.int64) * heads + place
+            key = tl.load(keys + rows[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
+            logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale  # [16, BLOCK]
+            logits = tl.where(seen[None, :], logits, float("-inf"))
+            highest = tl.maximum(top, tl.max(logits, 1))
+            total = total * tl.exp2(top - highest) + tl.sum(tl.exp2(logits - highest[:, None]), 1)
+            top = highest
+            tl.store(out + token[None, :], logits, mask=real & seen[None, :])
+    where = (item.to(tl.int64) * spans + span) * GROUP + member
     tl.store(tops + where, top, mask=member < GROUP)
     tl.store(totals + where, total, mask=member < GROUP)
 
@@ -155,15 +159,15 @@ def look(
     """
     items, pairs = glance.item_pivot.numel(), glance.pair_item.numel()
     dim, query_heads = queries.shape[-1], queries.shape[2]
-    blocks = triton.cdiv(glance.longest, _TOKENS)
-    tops = workspace.new_empty(items, blocks, group)
+    spans, blocks = triton.cdiv(glance.longest, _SPAN), triton.cdiv(glance.longest, _TOKENS)
+    tops = workspace.new_empty(items, spans, group)
     totals = torch.empty_like(tops)
-    _score[(items, blocks)](
+    _score[(items, spans)](
         queries, req_to_token, glance.slot, glance.length, glance.row, glance.item_request, glance.item_pivot,
         glance.start, pivots.keys, pivots.heads, pivots.place, pivots.query, workspace, tops, totals,
-        scale * 1.4426950408889634, req_to_token.stride(0), queries.stride(0), blocks,
-        HEADS=query_heads // group, GROUP=group, D=dim, BLOCK=_TOKENS, BLOCK_D=triton.next_power_of_2(dim),
-        PRECISION="ieee" if queries.dtype == torch.float32 else "tf32",
+        scale * 1.4426950408889634, req_to_token.stride(0), queries.stride(0), spans,
+        HEADS=query_heads // group, GROUP=group, D=dim, SPAN=_SPAN, BLOCK=32, BLOCK_D=triton.next_power_of_2(dim),
+        PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
     )  # fmt: skip
     top = tops.amax(1)  # [I, G]
     total = (totals * (tops - top[:, None]).exp2()).sum(1)  # [I, G]
