@@ -1,4 +1,4 @@
-"""What the host does per decode step, read from a torch trace of a scheduler."""
+"""What the host and the device do per decode step, read from a torch trace of a scheduler."""
 
 from __future__ import annotations
 
@@ -52,7 +52,18 @@ def per_step(events: list[dict[str, Any]]) -> dict[str, Any]:
         "torch_ops": sum(e.get("cat") == "cpu_op" and _thread(e) == thread for e in within) / steps,
         "elsewhere": sum(_thread(e) != thread for e in calls) / steps,
         "calls": {name: count / steps for name, count in counts.most_common()},
+        "device_us": device_time(within, steps),
     }
+
+
+def device_time(events: list[dict[str, Any]], steps: int, most: int = 30) -> dict[str, list[float]]:
+    """The kernels and copies that take longest: microseconds per step and runs per step, by (shortened) name."""
+    spent, runs = Counter(), Counter()
+    for event in events:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            spent[event["name"][:90]] += event["dur"]
+            runs[event["name"][:90]] += 1
+    return {name: [total / steps, runs[name] / steps] for name, total in spent.most_common(most)}
 
 
 def _outermost(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:

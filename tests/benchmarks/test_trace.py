@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.trace import per_step, read
+from benchmarks.trace import device_time, per_step, read
 
 
 def call(name: str, at: float, took: float = 1, cat: str = "cuda_runtime", thread: int = 7) -> dict[str, Any]:
@@ -51,3 +51,10 @@ def test_traces_are_read_from_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.trace.json.gz"
     path.write_bytes(gzip.compress(json.dumps({"traceEvents": step(0)}).encode()))
     assert read(path) == step(0)
+
+
+def test_device_time_is_summed_by_kernel() -> None:
+    events = [{"cat": "kernel", "name": "a", "ts": t, "dur": 2.0} for t in range(4)]
+    events.append({"cat": "gpu_memcpy", "name": "b", "ts": 0, "dur": 1.0})
+    events.append({"cat": "cpu_op", "name": "a", "ts": 0, "dur": 9.0})
+    assert device_time(events, 2) == {"a": [4.0, 2.0], "b": [0.5, 0.5]}
