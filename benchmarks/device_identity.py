@@ -19,6 +19,7 @@ from benchmarks.recall import Language
 REFERENCE = results.FOLDER / "device-identity-cpu.json"
 FLAGS = {"hetero_keep_ratio": 0.3, "hetero_dense_below": 1200, "hetero_window": 32}
 MODEL = ROOT / "assets" / "recall-chains-8m"
+MODES: dict[str, dict[str, Any]] = {"graph": {}, "eager": {"disable_cuda_graph": True}}
 
 
 def collect(count: int, flags: dict[str, Any], log: str | None) -> tuple[list[list[int]], dict[str, Any]]:
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device_identity", description=__doc__)
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--write", action="store_true", help="collect the reference on a machine without a GPU")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--flags", nargs="*", default=[], help="NAME=VALUE server flags")
     parser.add_argument("--log-dir", type=Path, default=None)
     given = parser.parse_args()
@@ -51,9 +53,9 @@ def main() -> None:
         return
     wanted = json.loads(REFERENCE.read_text())["outputs"][: given.requests]
     rows = []
-    for mode, extra in (("graph", {}), ("eager", {"disable_cuda_graph": True})):
+    for mode in given.modes:
         log = str(given.log_dir / f"identity-{mode}.log") if given.log_dir else None
-        outputs, stats = collect(len(wanted), {**flags, **extra}, log)
+        outputs, stats = collect(len(wanted), {**flags, **MODES[mode]}, log)
         same = sum(one == other for one, other in zip(wanted, outputs, strict=True))
         told = {name: stats[name] for name in ("compressed_requests", "drift_triggers", "fetched_rows", "integrity")}
         rows.append({"mode": mode, "identical": same, "requests": len(wanted), **told})

@@ -31,7 +31,7 @@ from hetero_sglang.retrieval.glances import Crowd, Subject, View
 from hetero_sglang.settings import Settings
 
 WORKSPACE = 64 << 20  # floats, for the logits of one glance
-_AT_ONCE = 64  # heads whose rows are chosen in one go
+_AT_ONCE = 128  # heads whose rows are chosen in one go
 _PATIENCE = 30.0  # seconds for all that was asked for, where a step waits
 
 

@@ -38,7 +38,8 @@ class Crowd:
     """The rank's pivots and satellites in layer order."""
 
     def __init__(self, layout: HeadLayout, resident: ResidentStore) -> None:
-        heads, pivots, satellites = 0, [], []
+        pivots, satellites = [], []
+        base = next((k for k in resident.k if k.numel()), resident.k[0])
         self._first_pivot, self._first_satellite = [0], [0]
         self.place: dict[int, tuple[int, int]] = {}  # layer and index among its compressed heads, by number
         for index, layer in enumerate(layout.layers):
@@ -46,7 +47,8 @@ class Crowd:
             for cluster in layer.clusters:
                 satellites += [(layer.first + i, len(pivots)) for i in cluster.satellites]
                 query = index * heads + layer.resident[cluster.pivot]
-                pivots.append((resident.k[index].data_ptr(), len(layer.resident), cluster.pivot, query))
+                away = resident.k[index].data_ptr() - base.data_ptr()
+                pivots.append((away // base.element_size(), len(layer.resident), cluster.pivot, query))
             self._first_pivot.append(len(pivots))
             self._first_satellite.append(len(satellites))
             self.place |= {layer.first + i: (index, i) for i in range(len(layer.compressed))}
@@ -54,7 +56,7 @@ class Crowd:
         self._pivot_of = np.array([s[1] for s in satellites], dtype=np.int64)  # [S]
         device = resident.k[0].device
         table = torch.tensor(pivots, dtype=torch.int64).view(-1, 4).T.contiguous()
-        self.pivots = Pivots(upload(table[0], device), *(upload(row.int(), device) for row in table[1:]))
+        self.pivots = Pivots(upload(table[0], device), *(upload(row.int(), device) for row in table[1:]), base)
         self.layers, self.device = len(layout.layers), device
 
     def floats(self, layer: int, length: int, group: int) -> int:

@@ -23,10 +23,11 @@ _ROWS = 256  # of a satellite that one program sums up
 class Pivots:
     """Every pivot of the rank, in layer order; all [P] on the device."""
 
-    keys: torch.Tensor  # int64, address of its layer's resident K [rows, R, D]
+    keys: torch.Tensor  # int64, where its layer's resident K [rows, R, D] lies, in elements from `base`
     heads: torch.Tensor  # int32, R of its layer
     place: torch.Tensor  # int32, its index among them
     query: torch.Tensor  # int32, KV head of all layers: layer * H + head
+    base: torch.Tensor  # some layer's resident K
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Glance:
 
 @triton.jit(do_not_specialize=["scale", "stride", "layer_stride", "spans"])
 def _score(
-    queries, req_to_token, slot, length, row, item_request, item_pivot, start, pivot_keys, pivot_heads, pivot_place,
-    pivot_query, workspace, tops, totals, scale, stride, layer_stride, spans,
+    queries, req_to_token, slot, length, row, item_request, item_pivot, start, base, pivot_keys, pivot_heads,
+    pivot_place, pivot_query, workspace, tops, totals, scale, stride, layer_stride, spans,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +66,7 @@ def _score(
     if begin < tokens:
         pivot = tl.load(item_pivot + item)
         heads, place = tl.load(pivot_heads + pivot).to(tl.int64), tl.load(pivot_place + pivot)
-        keys = tl.load(pivot_keys + pivot).to(tl.pointer_type(queries.dtype.element_ty))
+        keys = base + tl.multiple_of(tl.load(pivot_keys + pivot), 16)  # stores are aligned: wide loads
         listed = req_to_token + tl.load(slot + request).to(tl.int64) * stride
         which = tl.load(pivot_query + pivot)
         first = (which // HEADS).to(tl.int64) * layer_stride
@@ -164,7 +165,7 @@ def look(
     totals = torch.empty_like(tops)
     _score[(items, spans)](
         queries, req_to_token, glance.slot, glance.length, glance.row, glance.item_request, glance.item_pivot,
-        glance.start, pivots.keys, pivots.heads, pivots.place, pivots.query, workspace, tops, totals,
+        glance.start, pivots.base, pivots.keys, pivots.heads, pivots.place, pivots.query, workspace, tops, totals,
         scale * 1.4426950408889634, req_to_token.stride(0), queries.stride(0), spans,
         HEADS=query_heads // group, GROUP=group, D=dim, SPAN=_SPAN, BLOCK=32, BLOCK_D=triton.next_power_of_2(dim),
         PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
