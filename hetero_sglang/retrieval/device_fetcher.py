@@ -59,9 +59,7 @@ class DeviceFetcher(Fetcher):
             if not landing.copied.passed:
                 self.landings.append(landing)
                 continue
-            landing.pending.working_set.busy -= landing.pending.numbers
-            self._scatter(landing.pending, landing.k, landing.v)
-            self.client.release(landing.ticket)
+            self._land(landing.pending, landing.ticket, landing.k, landing.v)
         if len(self.landings) < len(flying):
             self.scattered = mark(self.device)
         super()._poll()

@@ -78,7 +78,7 @@ class Choice:
     ws: WorkingSet
     number: int
     length: int
-    age: int
+    fading: float  # of the held rows' scores
     scores: torch.Tensor | int
 
 
@@ -182,7 +182,7 @@ class DeviceMonitor:
             ranked, self.fetcher.ranked = self.fetcher.ranked, []
             self._choose(
                 [
-                    Choice(r.ws, r.want.number, r.want.scores.numel(), r.want.age, r.want.scores)
+                    Choice(r.ws, r.want.number, r.want.scores.numel(), self._fading(r.want.age), r.want.scores)
                     for r in ranked
                     if r.ws.alive
                 ]
@@ -237,10 +237,13 @@ class DeviceMonitor:
                 drifted = self.random.random(numbers.size) < rate
             for number, start_of in zip(numbers[drifted].tolist(), scores[drifted].tolist(), strict=True):
                 if number not in view.ws.busy:
-                    age = history.forget(number)
-                    choices.append(Choice(view.ws, number, view.length, age, start_of))
+                    fading = self._fading(history.forget(number)) if rate is None else 0.0
+                    choices.append(Choice(view.ws, number, view.length, fading, start_of))
         self.counters.drift_triggers += len(choices)
         return choices
+
+    def _fading(self, age: int) -> float:
+        return 0.0 if self.settings.retrieval == "replace" else self.settings.decay**age
 
     def _has_choice(self, ws: WorkingSet, length: int) -> np.ndarray:
         """Bool [Hc]: heads that are full and have rows to give, as WorkingSet.has_choice."""
@@ -296,8 +299,7 @@ class DeviceMonitor:
         flat = self.tables.page_list[listed].long() * hot.page_size + row % hot.page_size
         flat = torch.where(there, flat, flat[:, :1])
         held = hot.position.view(-1)[flat].long()
-        forget = self.settings.retrieval == "replace" or forced_rate() is not None
-        fading = [0.0 if forget else self.settings.decay**c.age for c in choices]
+        fading = [c.fading for c in choices]
         kept = hot.score.view(-1)[flat] * upload(torch.tensor(fading), self.device)[:, None]
         scores = self._scores(choices, length)  # [W, L]
         swaps = refill(held.masked_fill(~there, -1), kept, scores, rule.sink, high, self.settings.refill_rows)

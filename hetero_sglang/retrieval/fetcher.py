@@ -219,9 +219,12 @@ class Fetcher:
                 self.counters.failed_fetches += 1
 
     def _arrived(self, pending: PendingFetch, done: Fetched) -> None:
+        self._land(pending, done.ticket, done.k, done.v)
+
+    def _land(self, pending: PendingFetch, ticket: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pending.working_set.busy -= pending.numbers
-        self._scatter(pending, done.k, done.v)
-        self.client.release(done.ticket)
+        self._scatter(pending, k, v)
+        self.client.release(ticket)
 
     def _scatter(self, pending: PendingFetch, k: torch.Tensor, v: torch.Tensor) -> None:
         """Rows into the hot pool, but for those whose slot was freed meanwhile: k [n, D], v [n, Dv], any device."""
