@@ -44,13 +44,17 @@ class DecodeStep:
         longest = max(lengths, default=0)
         copy_slots(req_to_token, self.inputs[1, :width], self.inputs[0, :width], self.starts, longest, self.slots)
 
+    def tables_of(self, width: int) -> StepTables:
+        """What the step reads of its first `width` requests."""
+        return StepTables(
+            self.inputs[0, :width], self.cap[:width], self.page_start[:width], self.tables.page_list
+        )
+
     def plan(self, width: int) -> StepTables:
         """Recorded in the graph: the requests' caps and page lists, and every layer's work cut into equal items."""
         requests = self.inputs[1, :width]
         torch.index_select(self.tables.cap, 0, requests, out=self.cap[:width])
         torch.index_select(self.tables.page_start, 0, requests, out=self.page_start[:width])
-        step = StepTables(
-            self.inputs[0, :width], self.cap[:width], self.page_start[:width], self.tables.page_list
-        )
+        step = self.tables_of(width)
         self.kernel.plan(step)
         return step

@@ -12,9 +12,10 @@ from hetero_sglang.attention.kernels.fill import fill
 from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, rows_apart, store
 from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.prefill import RaggedPrefill
+from hetero_sglang.attention.write_back import WriteBack
 from hetero_sglang.cache import HeteroCache
 from hetero_sglang.memory.device_tables import DeviceTables
-from hetero_sglang.memory.lanes import Lane, mark, upload
+from hetero_sglang.memory.lanes import mark, upload
 from hetero_sglang.memory.prefix_loader import PrefixLoader
 from hetero_sglang.policy.batched import choose
 from hetero_sglang.retrieval.device_fetcher import DeviceFetcher
@@ -58,14 +59,14 @@ class DeviceEngine:
         self.eager_step: DecodeStep | None = None
         self.prefill = RaggedPrefill(device)
         self.prefixes = PrefixLoader(host, device)
-        self.writing = Lane(device, urgent=False)  # prefill's rows on their way to the host store
-        self.written = mark(device)  # the last of them
+        self.write_back = WriteBack(host, hot, layout.layers, self.settings.rule.window)
         self.group = query_heads // sum(self.counts[0][:2])
         self.monitor: DeviceMonitor | None = None
         if self.settings.retrieves and isinstance(cache.fetcher, DeviceFetcher):
             self.monitor = DeviceMonitor(
-                self.settings, cache.resident, hot, self.tables, cache.fetcher, cache.counters, context, self.group
-            )
+                self.settings, cache.resident, hot, self.tables, cache.fetcher, cache.counters, self.write_back,
+                context, self.group,
+            )  # fmt: skip
 
     def _layer(self, index: int) -> LayerBuffers:
         cache, spec = self.cache, self.settings.layout.layers[index]
@@ -86,7 +87,8 @@ class DeviceEngine:
     def begin_extend(self, plan: Plan) -> None:
         """Once per prefill pass: host rows of the prefixes start to move, the attention is planned."""
         self.plan = plan
-        self.written.hold(self.device)
+        self.write_back.send()
+        self.write_back.hold()
         prefixes = [s.slots[: s.prefix] for s in plan.sequences if s.prefix]
         slots = torch.cat(prefixes) if prefixes and self.cache.host.nbytes else torch.empty(0, dtype=torch.int64)
         self.prefixes.begin(slots, mark(self.device))
@@ -119,15 +121,10 @@ class DeviceEngine:
         return out
 
     def _write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Resident rows now; host rows beside the computation, on a stream of their own."""
+        """Resident rows now; host rows beside the computation."""
         store(self.layers[layer], slots, k, v, host=False)
-        if not self.counts[layer][1]:
-            return
-        self.writing.follow(mark(self.device))
-        with self.writing:
-            store(self.layers[layer], slots, k, v, resident=False)
-        self.written = self.writing.mark()
-        self.writing.keep(k, v, slots)
+        if self.counts[layer][1]:
+            self.write_back.chunk(self.layers[layer], slots, k, v)
 
     def _whole(
         self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor
@@ -219,14 +216,17 @@ class DeviceEngine:
         self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor
     ) -> None:
         """Before a step is run or replayed: update what it reads; `width` - len(requests) rows are padding."""
-        self.written.hold(self.device)
+        self.write_back.send()
         if self.monitor and requests:
             self.monitor.tick()
         known = [self.cache.requests[request] for request in requests]
         for ws, length in zip(known, lengths, strict=True):
             self.cache.make_room(ws, length)
-            self.tables.put(ws.slot, ws)
+        if any([self.tables.put(ws.slot, ws) for ws in known]):  # their pages may have been another's
+            self.write_back.hold()
         step.fill(requests, lengths, width, req_to_token)
+        if requests:
+            self.write_back.owe(step, width)
         if self.monitor and requests:
             self.monitor.runs(known, lengths, step.queries, req_to_token)
 
@@ -240,5 +240,5 @@ class DeviceEngine:
         saved = None
         if self.monitor:
             saved, self.monitor.scale = step.queries[layer], scale
-        store(buffers, slots, k, v, step=tables, window=self.settings.rule.window, q=q, saved=saved)
+        store(buffers, slots, k, v, host=False, step=tables, window=self.settings.rule.window, q=q, saved=saved)
         return step.kernel.attend(layer, q, buffers, tables, scale)

@@ -24,16 +24,17 @@ class DeviceTables:
         self._end = 0
         self._known: dict[int, tuple[WorkingSet, int]] = {}  # by slot: whose lists, and of which size
 
-    def put(self, slot: int, ws: WorkingSet) -> None:
-        """Make slot's rows those of `ws`; nothing is copied while they already are."""
+    def put(self, slot: int, ws: WorkingSet) -> bool:
+        """Make slot's rows those of `ws`; False where they already are: nothing is copied."""
         stamp = (ws, ws.final)
         if self._known.get(slot) == stamp:
-            return
+            return False
         self._known[slot] = stamp
         if self._end + ws.pages.numel() > self.page_list.numel():
             self._repack()
         else:
             self._append(slot, ws)
+        return True
 
     def _repack(self) -> None:
         self._known = {slot: held for slot, held in self._known.items() if held[0].alive}

@@ -20,6 +20,7 @@ class PrefixLoader:
         self.layers = [index for index, heads in enumerate(host.heads) if heads]
         self.slots = torch.empty(0, dtype=torch.int64)
         self.runs: list[tuple[int, int, int]] = []
+        self.after = mark(device)
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._arrived: dict[int, Mark] = {}
         self._free: list[Mark] = []
@@ -27,6 +28,7 @@ class PrefixLoader:
     def begin(self, slots: torch.Tensor, after: Mark) -> None:
         """A forward pass needs these token slots [n] (CPU int64); their rows are in the host store `after` that."""
         self.slots, self.runs = slots, slot_runs(slots)
+        self.after = after
         self._arrived.clear()
         if not slots.numel() or not self.layers:
             return
@@ -79,6 +81,7 @@ class PrefixLoader:
 
     def _copy(self, store: torch.Tensor, out: torch.Tensor) -> None:
         if len(self.runs) * _SHORT_RUN > self.slots.numel():
+            self.after.wait()  # the host itself reads here
             gathered = torch.empty(out.shape, dtype=out.dtype, pin_memory=self.device.type == "cuda")
             torch.index_select(store, 0, self.slots, out=gathered)
             out.copy_(gathered, non_blocking=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from hetero_sglang.attention.kernels.look import look
+from hetero_sglang.attention.write_back import WriteBack
 from hetero_sglang.memory.device_tables import DeviceTables
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.lanes import Mark, download, mark, upload
@@ -117,9 +118,10 @@ class DeviceMonitor:
 
     def __init__(
         self, settings: Settings, resident: ResidentStore, hot: HotPool, tables: DeviceTables, rows: DeviceFetcher,
-        counters: Counters, context: int, group: int, floats: int = WORKSPACE,
+        counters: Counters, host_rows: WriteBack, context: int, group: int, floats: int = WORKSPACE,
     ) -> None:  # fmt: skip
         """`context`: the longest request, in tokens; `group`: query heads of a KV head."""
+        self.host_rows = host_rows
         self.settings, self.hot, self.tables, self.fetcher, self.counters = settings, hot, tables, rows, counters
         self.group, self.device = group, hot.k.device
         self.crowd = Crowd(settings.layout, resident)
@@ -271,6 +273,7 @@ class DeviceMonitor:
         layer, row, head = upload(torch.tensor(index), self.device).T
         queries = self.queries.unflatten(2, (-1, self.group))[layer, row, head].float() * self.scale  # [A, G, D]
         slots = [download(self.req_to_token[s.ws.slot, : s.length]) for s in subjects]
+        self.host_rows.hold()  # the worker scores every token
         self.asking.append(Asking(subjects, heads, download(queries), slots, mark(self.device)))
 
     def _refresh(self, asking: Asking) -> None:

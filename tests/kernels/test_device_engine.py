@@ -93,6 +93,8 @@ def test_outputs_equal_through_a_request_s_life(seed: int) -> None:
         wanted = decode([p[0] for p in pairs], lengths)
         got = step(engine, [p[1] for p in pairs], lengths, 4)
         torch.testing.assert_close(got.cpu(), wanted, atol=3e-5, rtol=3e-5)
+    engine.write_back.send()
+    engine.write_back.latest.wait()
     for want, have in zip((*theirs.host.k, *theirs.host.v), (*ours.host.k, *ours.host.v), strict=True):
         assert torch.equal(want[1:].nan_to_num(-7), have[1:].nan_to_num(-7))
     assert torch.equal(theirs.hot.position, ours.hot.position.cpu())

@@ -19,18 +19,13 @@ class TritonDecode(DecodeKernel):
 
     def __init__(self, step: DecodeStep, shape: DecodeShape = DecodeShape()) -> None:  # noqa: B008 - frozen
         layers, device = step.layout.layers, step.tables.device
-        counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
-        self.work = DecodeBuffers(counts, step.batch, step.group, step.v_dim, device, shape)
+        self.work = DecodeBuffers(layers, step.batch, step.group, step.v_dim, device, shape)
         self.slots, self.starts = step.slots, step.starts
-        self.heads = [
-            (x.resident_index.to(device, torch.int32), x.compressed_index.to(device, torch.int32)) for x in layers
-        ]
 
     def plan(self, tables: StepTables) -> None:
-        self.work.plan(tables.length, tables.cap)
+        self.work.plan(tables.length, tables.cap, tables.page_start, self.starts)
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float
     ) -> torch.Tensor:
-        heads = self.heads[layer]
-        return decode_attention(q, buffers, *heads, self.slots, self.starts, tables, scale, self.work, layer)
+        return decode_attention(q, buffers, self.slots, tables.page_list, scale, self.work, layer)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables
-from hetero_sglang.attention.kernels.work import DecodeBuffers, DecodeShape
+from hetero_sglang.attention.kernels.store import LayerBuffers
+from hetero_sglang.attention.kernels.work import FIELDS, DecodeBuffers, DecodeShape
 
 __all__ = ["DecodeBuffers", "DecodeShape", "decode_attention"]
 
@@ -34,44 +35,35 @@ def _attend(
     return highest, total * shrink + tl.sum(weights, 1), out
 
 
-@triton.jit(do_not_specialize=["resident", "first", "caps_per_request", "rows"])
+@triton.jit(do_not_specialize=["resident"])
 def _decode(
-    q, resident_k, resident_v, hot_k, hot_v, resident_heads, compressed_heads, slots, starts, length, cap, page_start,
-    page_list, first_item, partial, weight, scale, resident, first, caps_per_request, rows, q_stride,
+    q, resident_k, resident_v, hot_k, hot_v, slots, page_list, described, partial, weight, scale, resident, q_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+    FIELDS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
-    if item >= tl.load(first_item + rows):
+    mine = described + item * FIELDS
+    row, head, opening = tl.load(mine), tl.load(mine + 1), tl.load(mine + 2)
+    begin, end = tl.load(mine + 3), tl.load(mine + 4)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()  # the plan is older than what ran just before: the step's new rows and queries are not
+    if row < 0:
         return
-    every = tl.arange(0, ROWS)
-    firsts = tl.load(first_item + every, mask=every < rows, other=2147483647)
-    row = tl.sum((firsts <= item).to(tl.int32)) - 1
     request, place = row // HEADS, row % HEADS
-    opening = tl.load(first_item + row)
-    pieces = tl.load(first_item + row + 1) - opening
-    tokens = tl.load(length + request)
     at, at_v, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, 16)
     within = tl.arange(0, BLOCK)
     best = tl.full([16], float("-inf"), tl.float32)
     total = tl.zeros([16], tl.float32)
     out = tl.zeros([16, BLOCK_DV], tl.float32)
-    number = request * caps_per_request + first + place - resident
-    if place < resident:
-        head = tl.load(resident_heads + place)
-    else:
-        head = tl.load(compressed_heads + place - resident)
-        tokens = tl.minimum(tl.load(cap + number), tokens)
-    size = tl.cdiv(tl.cdiv(tokens, pieces), BLOCK) * BLOCK  # a row's items are alike
-    begin = (item - opening) * size
-    end = tl.minimum(begin + size, tokens)
     query = tl.load(
         q + request.to(tl.int64) * q_stride + head * GROUP * D + member[:, None] * D + at[None, :],
         mask=(member < GROUP)[:, None] & (at < D)[None, :],
         other=0.0,
     )
     if place < resident:
-        listed = slots + tl.load(starts + request).to(tl.int64)
+        listed = slots + opening.to(tl.int64)
         for start in range(begin, end, BLOCK):
             token = start + within
             seen = token < end
@@ -81,7 +73,7 @@ def _decode(
                 D, DV, BLOCK_D, BLOCK_DV, PRECISION,
             )  # fmt: skip
     else:
-        listed = page_list + tl.load(page_start + number)
+        listed = page_list + opening
         for start in range(begin, end, BLOCK):
             token = start + within
             seen = token < end
@@ -96,18 +88,18 @@ def _decode(
     tl.store(weight + where, best + tl.log2(total), mask=member < GROUP)
 
 
-@triton.jit(do_not_specialize=["resident", "rows"])
+@triton.jit
 def _merge(
-    out, partial, weight, resident_heads, compressed_heads, first_item, resident, rows,
+    out, partial, weight, heads, first_item,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     row, member = tl.program_id(0), tl.program_id(1)
-    request, place = row // HEADS, row % HEADS
-    if place < resident:  # noqa: SIM108 (Triton loads within a conditional expression on both sides)
-        head = tl.load(resident_heads + place)
-    else:
-        head = tl.load(compressed_heads + place - resident)
+    request = row // HEADS
+    head = tl.load(heads + row % HEADS)
     begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
+    if PDL:
+        gdc_wait()
     at, within = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK)
     best = float("-inf")
     total = 0.0
@@ -132,38 +124,35 @@ def _merge(
 
 
 def decode_attention(
-    q: torch.Tensor,
-    layer: LayerBuffers,
-    resident_heads: torch.Tensor,
-    compressed_heads: torch.Tensor,
-    slots: torch.Tensor,
-    starts: torch.Tensor,
-    step: StepTables,
-    scale: float,
-    work: DecodeBuffers,
-    index: int,
-) -> torch.Tensor:
+    q: torch.Tensor, layer: LayerBuffers, slots: torch.Tensor, page_list: torch.Tensor, scale: float,
+    work: DecodeBuffers, index: int,
+) -> torch.Tensor:  # fmt: skip
     """One token per request: q [B, Hq, D] (rows may lie apart) -> [B, Hq, Dv]. Requests of length 0 give zeros.
 
-    Resident head r of request b attends to its `step.length[b]` tokens, whose slots are slots[starts[b] + t];
-    compressed head c to the first min(cap, length) rows of its page list. `work.plan` came before; `index`: layer.
+    Resident heads attend to the slots that `slots` lists for their request, compressed ones to the rows of their pages
+    in `page_list`: as `work.plan` was told for this step. `index`: of the layer.
     """
     batch, query_heads, dim = q.shape
     heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
     group, shape = query_heads // heads, work.shape
+    early = work.pdl and index > 0  # nothing but the plan may have come before layer 0
     out = q.new_empty(batch, query_heads, v_dim)
-    resident, first_item = layer.resident_k.shape[1], work.first_item[index]
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
-    _decode[(work.items(batch),)](
-        q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, resident_heads, compressed_heads,
-        slots, starts, step.length, step.cap, step.page_start, step.page_list, first_item, work.partial,
-        work.weight, scale * 1.4426950408889634, resident, layer.first, step.cap.shape[1], work.rows,
-        q.stride(0), HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, ROWS=triton.next_power_of_2(work.rows),
-        BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
-        PRECISION=precision, num_warps=shape.warps, num_stages=shape.stages,
+    _decode[(work.planned,)](
+        q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
+        work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
+        HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim),
+        BLOCK_DV=triton.next_power_of_2(v_dim), PRECISION=precision, FIELDS=FIELDS, PDL=work.pdl,
+        num_warps=shape.warps, num_stages=shape.stages, **_overlapped(early),
     )  # fmt: skip
     _merge[(work.rows, group)](
-        out, work.partial, work.weight, resident_heads, compressed_heads, first_item, resident, work.rows,
-        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=64, BLOCK_DV=triton.next_power_of_2(v_dim), num_warps=4,
+        out, work.partial, work.weight, work.heads[index], work.first_item[index],
+        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=64, BLOCK_DV=triton.next_power_of_2(v_dim), PDL=work.pdl, num_warps=4,
+        **_overlapped(work.pdl),
     )  # fmt: skip
     return out
+
+
+def _overlapped(pdl: bool) -> dict[str, bool]:
+    """Launch options: begin while the kernel before ends (programmatic dependent launch)."""
+    return {"launch_pdl": True} if pdl else {}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
+
+from hetero_sglang.memory.layout import LayerLayout
+
+FIELDS = 8  # words of an item's description, five of them used: it fits one sector of memory
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,54 @@ def _plan_work(
     tl.store(first_item + layer * (rows + 1) + rows, tl.sum(pieces))
 
 
+@triton.jit(do_not_specialize=["rows", "items", "caps_per_request"])
+def _describe(
+    length, cap, page_start, starts, counts, heads, first_item, described, rows, items, caps_per_request,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
+    layer = tl.program_id(0)
+    item = tl.program_id(1) * ITEMS + tl.arange(0, ITEMS)
+    firsts = first_item + layer * (rows + 1)
+    every = tl.arange(0, ROWS)
+    begins = tl.load(firsts + every, mask=every < rows, other=2147483647)
+    here = item < tl.load(firsts + rows)
+    row = tl.sum((begins[None, :] <= item[:, None]).to(tl.int32), 1) - 1
+    row = tl.where(here, row, 0)
+    opening = tl.load(firsts + row)
+    pieces = tl.maximum(tl.load(firsts + row + 1) - opening, 1)
+    request, place = row // HEADS, row % HEADS
+    resident, first = tl.load(counts + layer * 3), tl.load(counts + layer * 3 + 2)
+    number = request * caps_per_request + first + place - resident
+    compressed = here & (place >= resident)
+    tokens = tl.load(length + request)
+    tokens = tl.where(compressed, tl.minimum(tl.load(cap + number, mask=compressed, other=0), tokens), tokens)
+    listed = tl.load(page_start + number, mask=compressed, other=0)
+    listed = tl.where(compressed, listed, tl.load(starts + request))
+    size = tl.cdiv(tl.cdiv(tokens, pieces), BLOCK) * BLOCK  # a row's items are alike
+    begin = (item - opening) * size
+    out = described + (layer * items + item) * FIELDS
+    inside = item < items
+    tl.store(out, tl.where(here, row, -1), mask=inside)
+    tl.store(out + 1, tl.load(heads + layer * HEADS + place), mask=inside)
+    tl.store(out + 2, listed, mask=inside)
+    tl.store(out + 3, begin, mask=inside)
+    tl.store(out + 4, tl.minimum(begin + size, tokens), mask=inside)
+
+
 class DecodeBuffers:
     """Item tables and partial results of a decode step; row b * H + j is head j of request b, resident heads first.
 
-    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items; `partial` [items, G, Dv]
-    and `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum of exponents.
+    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items; `described`
+    [layers, items, FIELDS] int32: an item's row (-1: none), KV head, place of its list, and the tokens [begin, end) of
+    it; `partial` [items, G, Dv] and `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum
+    of exponents.
     """
 
     def __init__(
-        self, counts: list[tuple[int, int, int]], batch: int, group: int, v_head_dim: int, device: torch.device,
+        self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, device: torch.device,
         shape: DecodeShape = DecodeShape(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
-        """`counts`: (R, C, compressed heads in earlier layers) of each layer."""
+        counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
         self.shape, self.layers, self.kv_heads = shape, len(counts), sum(counts[0][:2])
         self.processors = 4
         if device.type == "cuda":
@@ -63,7 +104,11 @@ class DecodeBuffers:
         self.partial = torch.empty(items, group, v_head_dim, dtype=torch.float32, device=device)
         self.weight = torch.empty(items, group, dtype=torch.float32, device=device)
         self._counts = torch.tensor(counts, dtype=torch.int32, device=device)  # [layers, 3]
-        self.rows = 0
+        order = torch.stack([torch.cat((x.resident_index, x.compressed_index)) for x in layers])
+        self.heads = order.to(device, torch.int32)  # [layers, H], by place
+        self._described = torch.zeros(self.layers * items * FIELDS, dtype=torch.int32, device=device)
+        self.pdl = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        self.rows = self.planned = 0
 
     def items(self, batch: int) -> int:
         """Programs of a step: enough to fill the device, and twice its rows at least."""
@@ -73,11 +118,23 @@ class DecodeBuffers:
     def first_item(self) -> torch.Tensor:
         return self._first_item[: self.layers * (self.rows + 1)].view(self.layers, self.rows + 1)
 
-    def plan(self, length: torch.Tensor, cap: torch.Tensor) -> None:
-        """Cut this step's rows: length [B] int32, cap [B, Hc] int32."""
-        self.rows = length.numel() * self.kv_heads
+    @property
+    def described(self) -> torch.Tensor:
+        return self._described[: self.layers * self.planned * FIELDS].view(self.layers, self.planned, FIELDS)
+
+    def plan(
+        self, length: torch.Tensor, cap: torch.Tensor, page_start: torch.Tensor, starts: torch.Tensor
+    ) -> None:
+        """Cut this step's rows: length [B], cap and page_start [B, Hc], starts [>= B] of slot lists, all int32."""
+        self.rows, self.planned = length.numel() * self.kv_heads, self.items(length.numel())
         rows = triton.next_power_of_2(self.rows)
         _plan_work[(self.layers,)](
-            length, cap, self._counts, self._first_item, self.rows, self.items(length.numel()),
+            length, cap, self._counts, self._first_item, self.rows, self.planned,
             cap.shape[1], HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, num_warps=8 if rows > 512 else 1,
+        )  # fmt: skip
+        each = 32
+        _describe[(self.layers, triton.cdiv(self.planned, each))](
+            length, cap, page_start, starts, self._counts, self.heads, self._first_item, self._described, self.rows,
+            self.planned, cap.shape[1], HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, ITEMS=each,
+            FIELDS=FIELDS, num_warps=4,
         )  # fmt: skip

@@ -1,0 +1,125 @@
+"""A decode step's new rows, from ring rows of the hot pool to the host store: all layers and requests in one launch.
+
+`locate` runs between two steps, on their stream, while the step's tables are still there; `write_back` beside the
+next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from hetero_sglang.attention.kernels.store import StepTables
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.layout import LayerLayout
+
+
+@dataclass(frozen=True)
+class HostPlaces:
+    """Where every compressed head's rows lie in the host store, in elements from `k` and `v`; [Hc] int64 on the device.
+
+    Row s of head h begins at `k_at[h] + s * k_stride[h]`.
+    """
+
+    k: torch.Tensor  # some layer's [rows, C, D], pinned
+    v: torch.Tensor
+    k_at: torch.Tensor
+    v_at: torch.Tensor
+    k_stride: torch.Tensor
+    v_stride: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, k: Sequence[torch.Tensor], v: Sequence[torch.Tensor], layers: Sequence[LayerLayout], device: torch.device
+    ) -> HostPlaces:
+        """k and v: the host store's tensors, by layer."""
+        pairs = [(layer, c) for layer, x in enumerate(layers) for c in range(len(x.compressed))]
+        first = pairs[0][0]
+
+        def at(stores: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            size, begin = stores[first].element_size(), stores[first].data_ptr()
+            dim = stores[first].shape[-1]
+            places = [(stores[layer].data_ptr() - begin) // size + c * dim for layer, c in pairs]
+            strides = [stores[layer].shape[1] * dim for layer, _ in pairs]
+            return torch.tensor(places, device=device), torch.tensor(strides, device=device)
+
+        (k_at, k_stride), (v_at, v_stride) = at(k), at(v)
+        return cls(k[first], v[first], k_at, v_at, k_stride, v_stride)
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """What a step has written: `row` [B, Hc] int32 flat hot rows, -1 for padding; `slot` [B] int32 token slots."""
+
+    row: torch.Tensor
+    slot: torch.Tensor
+
+
+@triton.jit(do_not_specialize=["heads", "window"])
+def _locate(
+    length, cap, page_start, page_list, slots, starts, row, slot, heads, window, P: tl.constexpr, BLOCK: tl.constexpr
+):
+    request = tl.program_id(0)
+    head = tl.arange(0, BLOCK)
+    here = head < heads
+    last = tl.load(length + request) - 1
+    rows = tl.load(cap + request * heads + head, mask=here, other=1)
+    ring = tl.minimum(rows, window)
+    there = here & (rows > 0) & (last >= 0)
+    wrapped = rows - ring + (last - rows) % tl.maximum(ring, 1)
+    where = tl.where(there, tl.where(last < rows, last, wrapped), 0)
+    page = tl.load(page_list + tl.load(page_start + request * heads + head, mask=here, other=0) + where // P,
+                   mask=there, other=0)  # fmt: skip
+    tl.store(row + request * heads + head, tl.where(there, page * P + where % P, -1), mask=here)
+    mine = tl.load(slots + tl.load(starts + request) + tl.maximum(last, 0))
+    tl.store(slot + request, mine)
+
+
+def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, window: int, page: int) -> NewRows:
+    """Rows and slots of the newest token of each of the step's requests, in tensors of their own.
+
+    slots: the requests' token slots, request b's from starts[b] on.
+    """
+    batch, heads = step.cap.shape
+    row = torch.empty_like(step.cap)
+    slot = torch.empty(batch, dtype=torch.int32, device=row.device)
+    _locate[(batch,)](
+        step.length, step.cap, step.page_start, step.page_list, slots, starts, row, slot, heads, window,
+        P=page, BLOCK=triton.next_power_of_2(heads), num_warps=4,
+    )  # fmt: skip
+    return NewRows(row, slot)
+
+
+@triton.jit(do_not_specialize=["heads"])
+def _write_back(
+    row, slot, hot_k, hot_v, host_k, host_v, k_at, v_at, k_stride, v_stride, heads,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    request, head = tl.program_id(0), tl.program_id(1)
+    flat = tl.load(row + request * heads + head).to(tl.int64)
+    if flat < 0:
+        return
+    to = tl.load(slot + request).to(tl.int64)
+    at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    here, here_v = at < D, at_v < DV
+    key = tl.load(hot_k + flat * D + at, mask=here)
+    value = tl.load(hot_v + flat * DV + at_v, mask=here_v)
+    # Heads begin at multiples of their size: wide stores.
+    k_row = tl.multiple_of(tl.load(k_at + head) + to * tl.load(k_stride + head), 16)
+    v_row = tl.multiple_of(tl.load(v_at + head) + to * tl.load(v_stride + head), 16)
+    tl.store(host_k + k_row + at, key, mask=here)
+    tl.store(host_v + v_row + at_v, value, mask=here_v)
+
+
+def write_back(rows: NewRows, hot: HotPool, host: HostPlaces) -> None:
+    """Copy every row to its slot's place in the host store."""
+    batch, heads = rows.row.shape
+    dim, v_dim = hot.k.shape[-1], hot.v.shape[-1]
+    _write_back[(batch, heads)](
+        rows.row, rows.slot, hot.k, hot.v, host.k, host.v, host.k_at, host.v_at, host.k_stride, host.v_stride, heads,
+        D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), num_warps=1,
+    )  # fmt: skip
