@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, shapes
-from benchmarks.dummy import dummy_server, random_prompt
+from benchmarks import shapes
+from benchmarks.cases import stream
+from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, layout_of, random_prompt
 from benchmarks.launch import Server
-from benchmarks.streams import Stream, peak, run_together, step_seconds
-from hetero_sglang.memory.layout import build_layout
+from benchmarks.run import Run, add_log_option, add_options
+from benchmarks.streams import peak, step_seconds
 from hetero_sglang.memory.sizes import Shape, Sizes, slots_within
-from hetero_sglang.profile.files import load_profile
 from hetero_sglang.settings import HOT_PAGE
 
 
@@ -26,10 +27,8 @@ def token_slots(policy: str, profile: str | None, kv_bytes: int) -> tuple[int, i
     """Token slots that `kv_bytes` of device memory hold, and the host bytes that they need beside them."""
     if policy == "full":
         return kv_bytes // shapes.kv_bytes_per_token(), 0
-    if profile is None:
-        raise SystemExit("heterocache needs --profile, the head profile of Llama-3.1-8B.")
     dim = int(shapes.LLAMA_8B["head_dim"])
-    shape, layout = Shape(dim, dim, 2), build_layout(load_profile(profile), float(policy))
+    shape, layout = Shape(dim, dim, 2), layout_of(policy, profile)
     slots = slots_within([layout], shape, HOT_PAGE, kv_bytes, None, joint=False)
     return slots, slots * Sizes(shape, layout, HOT_PAGE, slots).host_bytes_per_slot
 
@@ -39,22 +38,22 @@ def batches(most: int) -> list[int]:
     return sorted({1 << n for n in range(most.bit_length()) if 1 << n <= most} | ({most} if most else set()))
 
 
-def measure(server: Server, tokens: int, steps: int, fits: int) -> dict[str, Any]:
-    """Decode rates of growing batches, and how many of `fits` + 1 requests ran at once."""
+def measure(server: Server, tokens: int, steps: int, fits: int, told: Callable[[dict[str, Any]], object]) -> None:
+    """Decode rates of growing batches, and how many of `fits` + 1 requests ran at once; each goes to `told`."""
     rng = random.Random(tokens)
     prompts = [random_prompt(rng, tokens) for _ in range(fits + 1)]
     for prompt in prompts[:fits]:
         server.generate(prompt, 1)
     rates: list[dict[str, float]] = []
     for batch in batches(fits):
-        streams = _run(server, prompts[:batch], steps)
+        streams = stream(server, prompts[:batch], steps)
         if peak(streams) < batch:
             break
         seconds = step_seconds(streams)
         rates.append({"batch": batch, "step_seconds": seconds, "tokens_per_second": batch / seconds})
+        told({"batches": rates, "best": best(rates)})
         print(f"  {batch:>3} at once: step {1e3 * seconds:7.2f} ms, {batch / seconds:8.1f} tokens/s", flush=True)
-    concurrent = peak(_run(server, prompts, steps))  # the last one waits, or was not expected to fit
-    return {"concurrent": concurrent, "batches": rates, "best": best(rates)}
+    told({"concurrent": peak(stream(server, prompts, steps))})  # the last one waits, or was not expected to fit
 
 
 def best(rates: list[dict[str, float]]) -> dict[str, float]:
@@ -68,52 +67,58 @@ def main() -> None:
     parser.add_argument("--kv-gb", type=float, default=24, help="device KV bytes of every policy")
     parser.add_argument("--tokens", type=int, default=131072)
     parser.add_argument("--steps", type=int, default=64)
-    parser.add_argument("--policies", nargs="+", default=["full", "0.25"], help="full, or a keep ratio of heterocache")
-    parser.add_argument("--profile", help="head profile of the model (required for heterocache)")
-    parser.add_argument("--name", default="capacity")
-    parser.add_argument("--log-dir", type=Path, default=None)
+    add_policies_option(parser)
+    add_options(parser, "capacity")
+    add_log_option(parser)
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    policies = chosen_policies(given)
+    with Run(given, tokens=given.tokens, kv_gb=given.kv_gb) as run, tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
-        for policy in given.policies:
-            slots, host = token_slots(policy, given.profile, int(given.kv_gb * 1e9))
-            fits = slots // (given.tokens + given.steps + 1)
-            print(f"{policy}: {slots} token slots, {host / 1e9:.1f} GB of host memory, {fits} requests", flush=True)
-            if not fits:
-                raise SystemExit(f"--kv-gb {given.kv_gb:g} holds no request of {given.tokens} tokens; raise it.")
-            log = given.log_dir / f"{given.name}-{policy}.log" if given.log_dir else None
-            with dummy_server(model, policy, given.profile, log, max_total_tokens=slots) as server:
-                row = {"policy": policy, "token_slots": slots, "host_bytes": host}
-                row |= measure(server, given.tokens, given.steps, fits)
-                if policy != "full":
-                    told = server.stats()
-                    row |= {"device_bytes": told["resident_bytes"] + told["hot_bytes"], "integrity": told["integrity"]}
-                rows.append(row)
-            saved = {"tokens": given.tokens, "kv_gb": given.kv_gb, "rows": rows}
-            path = results.save(given.name, saved)
-    print("\n".join(table(rows)))
-    print("saved", path)
+        for policy in policies:
+            _measure(policy, model, given, run)
+    print("\n".join(table(run.rows)))
+    print("saved", run.save())
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Every policy's requests at once and best rate, with ratios to the first."""
+    """Every policy's requests at once and best rate, with ratios to the first; "-" for what was not measured."""
     lines = [f"{'policy':<8}{'slots':>9}{'at once':>9}{'':>7}{'tokens/s':>10}{'at batch':>9}{'':>7}"]
-    first = rows[0]
     for row in rows:
-        rate, base = row["best"]["tokens_per_second"], first["best"]["tokens_per_second"]
-        held = f"{row['concurrent'] / first['concurrent']:6.2f}x" if first["concurrent"] else ""
+        held, rate = row.get("concurrent"), row.get("best", {}).get("tokens_per_second")
+        first_held, first_rate = rows[0].get("concurrent"), rows[0].get("best", {}).get("tokens_per_second")
         lines.append(
-            f"{row['policy']:<8}{row['token_slots']:>9}{row['concurrent']:>9}{held:>7}"
-            f"{rate:>10.1f}{row['best']['batch']:>9}{rate / base:>6.2f}x"
+            f"{row['policy']:<8}{row['token_slots']:>9}{'-' if held is None else held:>9}{_times(held, first_held):>7}"
+            f"{'-' if rate is None else f'{rate:.1f}':>10}{row.get('best', {}).get('batch', '-'):>9}"
+            f"{_times(rate, first_rate):>7}"
         )
     return lines
 
 
-def _run(server: Server, prompts: list[list[int]], steps: int) -> list[Stream]:
-    streams = [Stream(server.url, prompt, steps) for prompt in prompts]
-    run_together(streams)
-    return streams
+def _times(value: float | None, first: float | None) -> str:
+    return f"{value / first:.2f}x" if value and first else ""
+
+
+def _measure(policy: str, model: Path, given: argparse.Namespace, run: Run) -> None:
+    slots, host = token_slots(policy, given.profile, int(given.kv_gb * 1e9))
+    fits = slots // (given.tokens + given.steps + 1)
+    print(f"{policy}: {slots} token slots, {host / 1e9:.1f} GB of host memory, {fits} requests", flush=True)
+    if not fits:
+        raise SystemExit(f"--kv-gb {given.kv_gb:g} holds no request of {given.tokens} tokens; raise it.")
+    row: dict[str, Any] = {"policy": policy, "token_slots": slots, "host_bytes": host}
+
+    def told(more: dict[str, Any]) -> None:
+        row.update(more)
+        run.save()
+
+    run.does(f"{policy}: the server's start")
+    with dummy_server(model, policy, given.profile, run.log(policy), max_total_tokens=slots) as server:
+        run.keep(row)
+        run.does(f"{policy}: {fits} + 1 requests")
+        measure(server, given.tokens, given.steps, fits, told)
+        if policy != "full":
+            counts = server.stats()
+            device = counts["resident_bytes"] + counts["hot_bytes"]
+            told({"device_bytes": device, "integrity": counts["integrity"]})
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from typing import Any
 
 from benchmarks.dummy import random_prompt
 from benchmarks.launch import Server
-from benchmarks.streams import Stream, gaps, run_together, step_seconds
+from benchmarks.streams import Stream, gaps, run_together
 
 COUNTERS = (
-    "drift_checks", "drift_triggers", "fetches", "late_fetches", "fetched_rows", "fetched_bytes", "failed_fetches",
-    "refused_fetches", "dropped_rows",
+    "drift_checks", "drift_triggers", "anchor_refreshes", "fetches", "late_fetches", "fetched_rows", "fetched_bytes",
+    "failed_fetches", "refused_fetches", "dropped_rows",
 )  # fmt: skip
 
 
@@ -21,46 +21,55 @@ def measure(
     server: Server, batch: int, tokens: int, steps: int, rounds: int, rates: Sequence[float | None] = (None,),
     set_rate: Callable[[float | None], None] = lambda rate: None, counters: bool = False,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """`batch` requests of `tokens` tokens: a row per fetch rate.
+    """`batch` requests of `tokens` tokens: a row per fetch rate, as soon as it is known.
 
-    A first round prefills the prompts; the others hit the prefix, `rounds` of them at each rate.
+    A first round prefills the prompts, and compiles what is new; the others hit the prefix with 64 new tokens,
+    `rounds` of them at each rate. Every row's `step_seconds` is the mean.
     """
     rng = random.Random(tokens * 1000 + batch)
     prompts = [random_prompt(rng, tokens) for _ in range(batch)]
-    first = _round(server, prompts, steps)
+    first = stream(server, prompts, steps)
     for rate in rates:
         set_rate(rate)
         before = server.stats() if counters else {}
-        times, hits, waits = [], [], []
+        hits, waits = [], []
         for _ in range(rounds):
             tail = random_prompt(rng, 64)
-            streams = _round(server, [prompt + tail for prompt in prompts], steps)
+            streams = stream(server, [prompt + tail for prompt in prompts], steps)
             hits.append(max(stream.first_token_seconds for stream in streams))
-            times.append(step_seconds(streams))
-            waits += gaps(streams)
+            waits.append(gaps(streams))
         row = {
             "fetch_rate": rate,
             "batch": batch,
             "tokens": tokens,
             "first_token_seconds": max(stream.first_token_seconds for stream in first),
             "first_token_seconds_prefix_hit": statistics.median(hits),
-            "step_seconds": statistics.median(times),
-            "step_seconds_mean": statistics.mean(times),
-            "step_seconds_p50": statistics.median(waits),
-            "step_seconds_p99": statistics.quantiles(waits, n=100)[98],
-            "step_seconds_all": times,
+            **spread(waits),
         }
         if counters:
             after = server.stats()
-            row |= counted(before, after) | {"integrity": after["integrity"]}
+            row |= counted(before, after)
+            row |= {"host_bytes_per_token": after["host_bytes"] / after["token_slots"], "integrity": after["integrity"]}
         yield row
     server.flush()
 
 
-def _round(server: Server, prompts: list[list[int]], steps: int) -> list[Stream]:
-    streams = [Stream(server.url, prompt, steps) for prompt in prompts]
+def stream(server: Server, prompts: list[list[int]], steps: int, every: int = 1) -> list[Stream]:
+    """The prompts' requests of `steps` tokens each, run together; `every`: tokens per message."""
+    streams = [Stream(server.url, prompt, steps, every) for prompt in prompts]
     run_together(streams)
     return streams
+
+
+def spread(waits: list[list[float]]) -> dict[str, Any]:
+    """Mean, P50 and P99 of the steps of all rounds, and each round's mean: seconds from token to token, by round."""
+    every = [wait for own in waits for wait in own]
+    return {
+        "step_seconds": statistics.mean(every),
+        "step_seconds_p50": statistics.median(every),
+        "step_seconds_p99": statistics.quantiles(every, n=100)[98],
+        "step_seconds_all": [statistics.mean(own) for own in waits],
+    }
 
 
 def counted(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Greedy tokens of heterocache on a GPU, eager and with CUDA graphs, against those of its torch engine on a CPU.
 
 Answers to questions, which do not hang on the last bit, with rows fetched as pivots drift; steps wait for them, so
-that every run fetches the same. `--write` collects the CPU's tokens; without it they are compared on a GPU.
+that every run fetches the same. `--write` collects the CPU's tokens; without it they are compared on a GPU, with a
+server of each mode on the same card at the same time. Each gets one request at a time: a batch changes bits.
 """
 
 from __future__ import annotations
@@ -9,31 +10,74 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from pathlib import Path
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from http.client import HTTPException
+from queue import Queue
 from typing import Any
 
 from benchmarks import results
+from benchmarks.answers import Answers, News
 from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
+from benchmarks.run import Run, add_log_option, add_options, named
 
 REFERENCE = results.FOLDER / "device-identity-cpu.json"
 FLAGS = {"hetero_keep_ratio": 0.3, "hetero_dense_below": 1200, "hetero_window": 32}
 MODEL = ROOT / "assets" / "recall-chains-8m"
+WAITS = {"HETERO_WAIT_FOR_FETCH": "1"}
+# Slots enough for all requests and no more: the host tier of a whole card would take minutes to pin.
+ON_GPU: dict[str, Any] = {"max_total_tokens": 262144, "max_running_requests": 4, "cuda_graph_max_bs": 4}
 MODES: dict[str, dict[str, Any]] = {"graph": {}, "eager": {"disable_cuda_graph": True}}
+TOLD = ("compressed_requests", "drift_triggers", "fetched_rows", "integrity")
 
 
-def collect(count: int, flags: dict[str, Any], log: str | None) -> tuple[list[list[int]], dict[str, Any]]:
-    """Output ids of `count` questions about documents of 600 to 3000 tokens, and the server's counters."""
-    language, rng, outputs = Language.load(MODEL), random.Random(0), []
-    waits = {"HETERO_WAIT_FOR_FETCH": "1"}
-    with Server(MODEL, log=log, kv_policy="heterocache", env=waits, **FLAGS, **flags) as server:
-        for number in range(count):
-            tokens = rng.choice((600, 1300, 2000, 3000))
-            document = language.document(number, tokens, tokens // 60)
-            question = language.ask(document, number, rng.randint(1, 8))
-            reply = server.generate(document.ids + question.ids, question.max_answer_tokens, stop=["\n"])
-            outputs.append(reply["output_ids"])
-        return outputs, server.stats()
+@dataclass(frozen=True)
+class Request:
+    """A question about a document, and the most tokens its answer has."""
+
+    ids: list[int]
+    tokens: int
+
+
+def requests(count: int) -> Iterator[Request]:
+    """Questions about documents of 600 to 3000 tokens, always the same ones."""
+    language, rng = Language.load(MODEL), random.Random(0)
+    for number in range(count):
+        tokens = rng.choice((600, 1300, 2000, 3000))
+        document = language.document(number, tokens, tokens // 60)
+        question = language.ask(document, number, rng.randint(1, 8))
+        yield Request(document.ids + question.ids, question.max_answer_tokens)
+
+
+def answer(server: Server, request: Request) -> list[int]:
+    """Output ids, up to the end of the line."""
+    return server.generate(request.ids, request.tokens, stop=["\n"])["output_ids"]
+
+
+def serve(mode: str, server: Server, asked: list[Request], news: Queue[News]) -> None:
+    """Put every answer into `news`, and an end."""
+    try:
+        for request in asked:
+            output, stats = answer(server, request), server.stats()
+            news.put(News(mode, output, {name: stats[name] for name in TOLD}))
+        news.put(News(mode, None))
+    except (HTTPException, OSError) as error:
+        news.put(News(mode, None, error=f"({error})"))
+
+
+def collect(news: Queue[News], answers: dict[str, Answers], run: Run) -> None:
+    """Save every answer as it comes, until each mode has ended."""
+    waited = set(answers)
+    while waited:
+        item = news.get()
+        if item.output is None:
+            waited.discard(item.mode)
+        answers[item.mode].note(item)
+        run.rows = [each.row() for each in answers.values()]
+        run.save()
 
 
 def main() -> None:
@@ -43,27 +87,47 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="collect the reference on a machine without a GPU")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--flags", nargs="*", default=[], help="NAME=VALUE server flags")
-    parser.add_argument("--log-dir", type=Path, default=None)
+    add_options(parser, "device-identity")
+    add_log_option(parser)
     given = parser.parse_args()
-    flags: dict[str, Any] = dict(word.split("=", 1) for word in given.flags)
     if given.write:
-        outputs, stats = collect(given.requests, flags, None)
-        told = {name: stats[name] for name in ("compressed_requests", "drift_triggers", "fetched_rows", "integrity")}
-        print(told, results.save(REFERENCE.stem, {"flags": FLAGS, "told": told, "outputs": outputs}))
+        _write(given)
         return
     wanted = json.loads(REFERENCE.read_text())["outputs"][: given.requests]
-    rows = []
-    for mode in given.modes:
-        log = str(given.log_dir / f"identity-{mode}.log") if given.log_dir else None
-        outputs, stats = collect(len(wanted), {**flags, **MODES[mode]}, log)
-        same = sum(one == other for one, other in zip(wanted, outputs, strict=True))
-        told = {name: stats[name] for name in ("compressed_requests", "drift_triggers", "fetched_rows", "integrity")}
-        rows.append({"mode": mode, "identical": same, "requests": len(wanted), **told})
-        print(f"{mode}: {same} of {len(wanted)} identical, {told}", flush=True)
-        for number, (one, other) in enumerate(zip(wanted, outputs, strict=True)):
-            if one != other:
-                print("  differs:", number, one, other)
-        results.save("device-identity", {"rows": rows})
+    answers = {mode: Answers(mode, wanted) for mode in given.modes}
+    with Run(given) as run:
+        try:
+            _compare(given, list(requests(len(wanted))), answers, run)
+        finally:
+            print("\n".join(mine.line() for mine in answers.values()), flush=True)
+    print("saved", run.save())
+
+
+def _compare(given: argparse.Namespace, asked: list[Request], answers: dict[str, Answers], run: Run) -> None:
+    news: Queue[News] = Queue()
+    try:
+        with ExitStack() as stack:
+            for mode in answers:
+                run.does(f"{mode}: the server's start")
+                flags = {**FLAGS, **ON_GPU, **MODES[mode], **named(given.flags)}
+                server = Server(MODEL, log=run.log(mode), kv_policy="heterocache", env=WAITS, **flags)
+                stack.enter_context(server)
+                threading.Thread(target=serve, args=(mode, server, asked, news), daemon=True).start()
+            run.does("answers")
+            collect(news, answers, run)
+    finally:  # answers that came while a server started
+        while not news.empty():
+            item = news.get()
+            answers[item.mode].note(item)
+        run.rows = [mine.row() for mine in answers.values()]
+
+
+def _write(given: argparse.Namespace) -> None:
+    with Server(MODEL, kv_policy="heterocache", env=WAITS, **FLAGS, **named(given.flags)) as server:
+        outputs = [answer(server, request) for request in requests(given.requests)]
+        stats = server.stats()
+    told = {name: stats[name] for name in TOLD}
+    print(told, results.save(REFERENCE.stem, {"flags": FLAGS, "told": told, "outputs": outputs}))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 from benchmarks.launch import Server
+from hetero_sglang.memory.layout import HeadLayout, build_layout
+from hetero_sglang.profile.files import load_profile
+from hetero_sglang.settings import HOT_PAGE
 
 VOCABULARY = 120000  # ids below the special ones
 FLAGS: dict[str, Any] = {
@@ -17,6 +22,36 @@ FLAGS: dict[str, Any] = {
     "cuda_graph_max_bs": 64,
     "context_length": 262144,
 }
+
+
+def add_profile_option(parser: argparse.ArgumentParser) -> None:
+    """--profile."""
+    parser.add_argument("--profile", help="head profile of Llama-3.1-8B (required for heterocache)")
+
+
+def add_policies_option(parser: argparse.ArgumentParser) -> None:
+    """--policies and --profile."""
+    parser.add_argument("--policies", nargs="+", default=["full", "0.25"], help="full, or a keep ratio of heterocache")
+    add_profile_option(parser)
+
+
+def chosen_policies(given: argparse.Namespace) -> list[str]:
+    """--policies; SystemExit, before any server starts, when one of them lacks its profile."""
+    if any(policy != "full" for policy in given.policies):
+        profile_path(given.profile)
+    return given.policies
+
+
+def profile_path(given: str | None) -> str:
+    """SystemExit when no profile was given."""
+    if given is None:
+        raise SystemExit("heterocache needs --profile, the head profile of Llama-3.1-8B.")
+    return given
+
+
+def layout_of(policy: str, profile: str | None) -> HeadLayout:
+    """Resident and compressed heads at the keep ratio that `policy` is."""
+    return build_layout(load_profile(profile_path(profile)), float(policy))
 
 
 def dummy_server(
@@ -30,8 +65,20 @@ def dummy_server(
     """`policy`: full, or a keep ratio of heterocache, which needs the head `profile` of the shape."""
     chosen: dict[str, Any] = {"kv_policy": "full", "attention_backend": "flashinfer"}
     if policy != "full":
-        chosen = {"kv_policy": "heterocache", "hetero_keep_ratio": policy, "hetero_profile": profile}
+        chosen = {"kv_policy": "heterocache", "hetero_keep_ratio": policy, "hetero_profile": profile_path(profile)}
     return Server(model=model, log=log, env=env, **FLAGS | chosen | flags)
+
+
+def whole_slots(layout: HeadLayout | None, batch: int, tokens: int) -> int:
+    """Token slots of a server that holds `batch` requests of `tokens` tokens with every row in hot pages; None: dense.
+
+    A twentieth more, for what SGLang keeps free.
+    """
+    slots = batch * (tokens + HOT_PAGE)
+    if layout is not None and layout.num_compressed:
+        rows = slots * layout.num_compressed  # each head's last page is half empty
+        slots = max(slots, math.ceil(rows / sum(layout.fractions)))
+    return math.ceil(1.05 * slots)
 
 
 def random_prompt(rng: random.Random, tokens: int) -> list[int]:

@@ -7,6 +7,7 @@ the scheduler's thread per step must be the same for both. HETERO_FETCH_RATE in 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import tempfile
 import threading
@@ -15,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, shapes
-from benchmarks.dummy import dummy_server, random_prompt
+from benchmarks import shapes
+from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, profile_path, random_prompt
 from benchmarks.launch import Server
+from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import Stream, run_together
 from benchmarks.trace import per_step, read
 from hetero_sglang.profile.files import load_profile, save_profile
@@ -31,24 +33,23 @@ def main() -> None:
     """A table, and JSON in results/host_cost.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_cost", description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[32, 16])
-    parser.add_argument("--policies", nargs="+", default=["full", "0.25"], help="full, or a keep ratio of heterocache")
-    parser.add_argument("--profile", help="head profile of the model (required for heterocache)")
+    add_policies_option(parser)
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--name", default="host_cost")
-    parser.add_argument("--log-dir", type=Path, default=None)
+    add_options(parser, "host_cost")
+    add_log_option(parser)
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for policy in given.policies:
-        for layers in given.layers:
+    policies = chosen_policies(given)
+    with Run(given, requests=given.requests, tokens=given.tokens) as run:
+        for policy, layers in itertools.product(policies, given.layers):
+            run.does(f"{policy}: {layers} layers")
             with tempfile.TemporaryDirectory() as scratch:
-                row = _measured(policy, layers, given, Path(scratch))
-            rows.append({"policy": policy, "layers": layers, **row})
-            print(table(rows[-1:])[-1], flush=True)
-            path = results.save(given.name, {"rows": rows, "requests": given.requests, "tokens": given.tokens})
-    print("\n".join(table(rows)))
-    print("saved", path)
+                row = _measured(policy, layers, given, run.log(policy, layers), Path(scratch))
+            run.keep({"policy": policy, "layers": layers, **row})
+            print(table(run.rows[-1:])[-1], flush=True)
+    print("\n".join(table(run.rows)))
+    print("saved", run.save())
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -71,10 +72,9 @@ def _line(policy: str, layers: str, row: dict[str, Any]) -> str:
     return f"{policy:<8}{layers:>10}" + "".join(f"{row[name]:>11.3f}" for name in COLUMNS)
 
 
-def _measured(policy: str, layers: int, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def _measured(policy: str, layers: int, given: argparse.Namespace, log: Path | None, scratch: Path) -> dict[str, Any]:
     model = shapes.write(scratch / "model", {**shapes.LLAMA_8B, "num_hidden_layers": layers})
     profile = cut_profile(given.profile, layers, scratch / "profile.json") if policy != "full" else None
-    log = given.log_dir / f"{given.name}-{policy}-{layers}.log" if given.log_dir else None
     room = 2 * given.requests * (given.tokens + WARM + 3 * given.steps)
     with dummy_server(model, policy, profile, log, max_total_tokens=room) as server:
         return per_step(read(_profiled(server, given, scratch / "trace")))
@@ -82,9 +82,7 @@ def _measured(policy: str, layers: int, given: argparse.Namespace, scratch: Path
 
 def cut_profile(path: str | None, layers: int, out: Path) -> str:
     """The head profile of the model's first `layers` layers."""
-    if path is None:
-        raise SystemExit("heterocache needs --profile, the head profile of Llama-3.1-8B.")
-    whole = load_profile(path)
+    whole = load_profile(profile_path(path))
     kept = scale_weights(whole.layers[:layers])
     save_profile(replace(whole, num_layers=layers, layers=kept, measurements=None), out)
     return str(out)
@@ -98,7 +96,7 @@ def _profiled(server: Server, given: argparse.Namespace, folder: Path) -> Path:
     streams = [
         Stream(server.url, random_prompt(rng, given.tokens), WARM + 3 * given.steps) for _ in range(given.requests)
     ]
-    runner = threading.Thread(target=run_together, args=(streams,))
+    runner = threading.Thread(target=run_together, args=(streams,), daemon=True)
     runner.start()
     while runner.is_alive() and any(len(stream.times) < WARM for stream in streams):
         time.sleep(0.002)

@@ -5,71 +5,78 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.error
 import urllib.request
-from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Any
+from http.client import HTTPException
+from statistics import mean
 
 
 @dataclass
 class Stream:
     """One greedy request; `times` are seconds on the monotonic clock, one per message, `counts` tokens so far then.
 
-    A server that is busy puts several tokens in one message.
+    A server that is busy puts several tokens in one message; `every`: it is asked to put that many in each, so that
+    many streams together do not wait for this process.
     """
 
     url: str
     ids: list[int]
     tokens: int
+    every: int = 1
     sent: float = 0.0
     times: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     error: str = ""
+    lines: list[bytes] = field(default_factory=list)
 
     def run(self) -> None:
-        """Send the request and read it to its end; what went wrong is kept in `error`."""
-        params = {"temperature": 0, "max_new_tokens": self.tokens, "ignore_eos": True}
+        """Send the request and take its messages to the end; what went wrong is kept in `error`."""
+        params = {"temperature": 0, "max_new_tokens": self.tokens, "ignore_eos": True, "stream_interval": self.every}
         body = json.dumps({"input_ids": self.ids, "sampling_params": params, "stream": True}).encode()
         request = urllib.request.Request(self.url + "/generate", body, {"Content-Type": "application/json"})
-        messages: list[bytes] = []
         self.sent = time.monotonic()
         try:
             with urllib.request.urlopen(request, timeout=900) as reply:
                 for line in reply:
                     if line.startswith(b"data:") and b"[DONE]" not in line:
                         self.times.append(time.monotonic())
-                        messages.append(line)
-        except (urllib.error.URLError, OSError) as error:
+                        self.lines.append(line)
+        except (HTTPException, OSError) as error:  # URLError is one
             self.error = str(error)
-        self._read([json.loads(message[5:]) for message in messages])  # only now: reading takes time
 
-    @property
-    def first_token_seconds(self) -> float:
-        return self.times[0] - self.sent
-
-    def tokens_by(self, at: float) -> int:
-        """Tokens that had come by then."""
-        place = bisect_right(self.times, at)
-        return self.counts[place - 1] if place else 0
-
-    def _read(self, messages: list[dict[str, Any]]) -> None:
-        for message in messages:
+    def read(self) -> None:
+        """Find `counts` in the messages; not while any stream runs, as it takes time."""
+        for message in (json.loads(line[5:]) for line in self.lines):
             told = message.get("meta_info", {})
             self.counts.append(told.get("completion_tokens", 0))
             reason = told.get("finish_reason") or {}
             if "error" in message or reason.get("type") == "abort":
                 self.error = str(message.get("error") or reason.get("message"))
+        self.lines.clear()
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self.times[0] - self.sent
+
+    def within(self, begin: float, end: float) -> list[float]:
+        """Seconds from token to token of the messages between two times; those of one message came evenly."""
+        held = [(at, n) for at, n in zip(self.times, self.counts, strict=True) if begin <= at <= end]
+        found: list[float] = []
+        for (before, few), (after, many) in zip(held, held[1:], strict=False):
+            found += [(after - before) / (many - few)] * (many - few) if many > few else []
+        return found
 
 
 def run_together(streams: list[Stream]) -> None:
     """All at once; returns when the last has ended. RuntimeError when the server refused one."""
-    threads = [threading.Thread(target=stream.run) for stream in streams]
+    threads = [threading.Thread(target=stream.run, daemon=True) for stream in streams]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for stream in streams:
+        if not stream.error:
+            stream.read()
         if stream.error:
             raise RuntimeError(f"a request of {len(stream.ids)} tokens failed: {stream.error}")
 
@@ -85,22 +92,16 @@ def window(streams: list[Stream]) -> tuple[float, float]:
 
 def step_seconds(streams: list[Stream]) -> float:
     """Mean seconds per decode step while every stream was in the batch."""
-    begin, end = window(streams)
-    counts = [stream.tokens_by(end) - stream.tokens_by(begin) for stream in streams]
-    if not all(counts):
-        raise ValueError("the requests did not run together; ask for more tokens of each")
-    return (end - begin) * len(streams) / sum(counts)
+    return mean(gaps(streams))
 
 
 def gaps(streams: list[Stream]) -> list[float]:
-    """Seconds from token to token of each stream while every stream was in the batch."""
+    """Seconds from token to token of each stream while every stream was in the batch. ValueError as of `window`."""
     begin, end = window(streams)
-    found: list[float] = []
-    for stream in streams:
-        within = [(at, n) for at, n in zip(stream.times, stream.counts, strict=True) if begin <= at <= end]
-        for (before, few), (after, many) in zip(within, within[1:], strict=False):
-            found += [(after - before) / (many - few)] * (many - few) if many > few else []
-    return found
+    found = [stream.within(begin, end) for stream in streams]
+    if not all(found):
+        raise ValueError("the requests did not run together; ask for more tokens of each")
+    return [gap for own in found for gap in own]
 
 
 def peak(streams: list[Stream]) -> int:

@@ -6,12 +6,14 @@ Everything in one run over a host store of the Llama-3.1-8B shape, as a percent 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from benchmarks import copies, results, shapes
+from benchmarks import copies, shapes
 from benchmarks.copies import Rate
+from benchmarks.run import Run, add_options
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval.client import RetrievalClient
@@ -28,15 +30,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[2048, 16384, 131072], help="of a fetch")
     parser.add_argument("--staging-mb", type=int, default=64)
     parser.add_argument("--plain-mb", type=int, default=1024, help="size of the plain copies")
-    parser.add_argument("--name", default="transfer")
+    add_options(parser, "transfer")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.transfer measures copies between a GPU and its host: PyTorch finds no GPU here.")
-    try:
-        rows = measure(torch.device("cuda", torch.cuda.current_device()), given)
-    except HeteroError as error:
-        raise SystemExit(str(error)) from None
-    print("saved", results.save(given.name, {"options": vars(given), "rows": rows}))
+    options = {name: value for name, value in vars(given).items() if name not in ("name", "limit")}
+    with Run(given, options=options) as run:
+        try:
+            run.does("copies")
+            for row in measure(torch.device("cuda", torch.cuda.current_device()), given):
+                run.keep(row)
+        except HeteroError as error:
+            raise SystemExit(str(error)) from None
+    print("saved", run.save())
 
 
 def layers_within(host_bytes: float, tokens: int, heads: int) -> int:
@@ -45,45 +51,43 @@ def layers_within(host_bytes: float, tokens: int, heads: int) -> int:
     return max(1, min(int(shapes.LLAMA_8B["num_hidden_layers"]), int(host_bytes // layer)))
 
 
-def measure(device: torch.device, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rates, each printed as it is known."""
+def measure(device: torch.device, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rates, each printed and given as it is known."""
     torch.manual_seed(0)
     pin, dim = device.type == "cuda", int(shapes.LLAMA_8B["head_dim"])
     heads = [given.heads] * layers_within(1e9 * given.host_gb, given.tokens, given.heads)
     up, down = copies.plain(device, given.plain_mb << 20)
-    rows = [_row(up, up), _row(down, down)]
+    yield from (_row(up, up), _row(down, down))
     host = HostStore(given.tokens, heads, dim, dim, torch.bfloat16, pin)
     print(f"host store: {given.tokens} tokens, {len(heads)} layers of {given.heads} heads, {host.nbytes / 1e9:.1f} GB")
     for what, slots in copies.patterns(given.tokens).items():
-        rows.append(_row(copies.prefix(host, device, slots, what), up))
+        yield _row(copies.prefix(host, device, slots, what), up)
     for what, slots in copies.patterns(given.tokens).items():
         chunk = slots[: given.chunk]
-        rows.append(_row(copies.write_back(host, device, chunk, f"{len(chunk)} tokens, {what}"), down))
+        yield _row(copies.write_back(host, device, chunk, f"{len(chunk)} tokens, {what}"), down)
     for threads in given.threads:
-        rows += _fetches(host, device, threads, given, up)
+        yield from _fetches(host, device, threads, given, up)
     host.close()
-    return rows
 
 
 def _fetches(
     host: HostStore, device: torch.device, threads: int, given: argparse.Namespace, up: Rate
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     row_bytes = (host.head_dim + host.v_head_dim) * host.dtype.itemsize
     staging_rows = (given.staging_mb << 20) // row_bytes
     client = RetrievalClient(host, staging_rows, threads, timeout_s=60, pin=device.type == "cuda")
     try:
         if not client.wait_up(60):
             raise HeteroError(f"the retrieval worker did not start: {client.stats.last_error or 'it said nothing'}")
-        rows = [_row(copies.touch(client, host), up, threads)]
+        yield _row(copies.touch(client, host), up, threads)
         for count in given.rows:
             rate, done = copies.gather(client, host, min(count, staging_rows))
             copied = copies.staged(done, device)
             client.release(done.ticket)
             both = Rate(f"gather and copy of {len(done.k)} rows", rate.nbytes, rate.seconds + copied.seconds)
-            rows += [_row(rate, up, threads), _row(copied, up, threads), _row(both, up, threads)]
+            yield from (_row(rate, up, threads), _row(copied, up, threads), _row(both, up, threads))
     finally:
         client.close()
-    return rows
 
 
 def _row(rate: Rate, plain: Rate, threads: int | None = None) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=main.__doc__)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the results; finished samples in it are not run again")
+    add("--also", nargs="+", type=Path, default=[], metavar="DIR", help="folders whose finished samples count too")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--reduced", action="store_true", help="the whole matrix, small enough for a CPU")
     size.add_argument("--full-size", action="store_true", help="3K to 32K tokens and three seeds (the default)")

@@ -70,8 +70,8 @@ class Client:
             try:
                 with self._open("/flush_cache", {}):
                     return
-            except HeteroError:
-                if tries == 1:
+            except HeteroError as error:
+                if tries == 1 or not isinstance(error.__cause__, HTTPError):
                     raise
                 time.sleep(_FLUSH_PAUSE)
 

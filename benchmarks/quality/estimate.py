@@ -25,8 +25,8 @@ def seconds_of(item: Item, known: Sequence[Record]) -> float:
     return prompt * (_PER_TOKEN + _PER_SQUARE * prompt) + answer * (_PER_ANSWER + _PER_ANSWER_TOKEN * prompt)
 
 
-def listing(matrix: Matrix) -> str:
-    """The samples, the cells, and what is left to do."""
+def listing(matrix: Matrix, jobs: int = 1) -> str:
+    """The samples, the cells, and what is left to do, `jobs` cells at once."""
     known = list(matrix.store.records.values())
     lines = ["samples of every cell:"]
     width = max(len(item.row["task"]) for item in matrix.items)
@@ -38,12 +38,14 @@ def listing(matrix: Matrix) -> str:
             f"{prompt:>6} prompt {answer:>5} answer tokens  {seconds_of(item, known):6.1f} s"
         )
     lines.append("cells:")
-    left = 0.0
+    times: list[float] = []
     for cell in matrix.cells:
         pending = matrix.pending(cell)
         seconds = sum(seconds_of(item, known) for item in pending) + (_START if pending else 0)
-        left += seconds
+        times.append(seconds)
         done = len(matrix.items) - len(pending)
         lines.append(f"  {cell.label:<44} {done:>4} of {len(matrix.items)} done, {seconds / 60:6.1f} min left")
-    lines.append(f"{len(matrix.cells)} cells, about {left / 60:.0f} minutes left")
+    left = max(sum(times) / jobs, *times, 0)
+    at_once = f", {jobs} cells at once" if jobs > 1 else ""
+    lines.append(f"{len(matrix.cells)} cells{at_once}, about {left / 60:.0f} minutes left")
     return "\n".join(lines)

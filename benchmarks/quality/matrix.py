@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from hetero_sglang.errors import HeteroError
 
 from .cell import Cell
 from .client import Client
 from .host import Host
+from .jobs import Jobs
+from .progress import Progress
 from .store import Record, Store, key_of
 
 _FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "hetero_profile.json")
@@ -66,30 +66,43 @@ class Matrix:
                 if record := self.store.records.get(self.key(cell, item)):
                     yield record
 
-    def run(self, host: Host, commit: str) -> None:
-        """Run what is pending, cell by cell; a cell whose server fails is noted, and the next one's turn comes."""
+    def run(self, host: Host, commit: str, jobs: int = 1) -> None:
+        """Run what is pending, cell by cell, `jobs` cells at once; a cell whose server fails is noted, and the next
+        one's turn comes.
+        """
         todo = {cell: self.pending(cell) for cell in self.cells}
         every = len(self.cells) * len(self.items)
         left = sum(map(len, todo.values()))
-        with tqdm(total=every, initial=every - left, unit="sample", dynamic_ncols=True) as bar:
-            for cell, items in todo.items():
-                bar.set_description(cell.label)
-                try:
-                    if items:
-                        self._run_cell(cell, items, host, commit, bar)
-                except HeteroError as error:
-                    self.failures[cell.label] = str(error)
-                    bar.write(f"{cell.label}: {error}")
-                    bar.update(len(self.pending(cell)))
+        running = Jobs(jobs, host.halt)
+        with Progress(every, every - left) as progress:
 
-    def _run_cell(self, cell: Cell, items: list[Item], host: Host, commit: str, bar: Any) -> None:
-        with host(cell) as client:
+            def measure(cell: Cell) -> None:
+                with progress.cell(cell.label):
+                    try:
+                        self._run_cell(cell, todo[cell], host, commit, progress, running)
+                    except HeteroError as error:
+                        if running.over.is_set():  # its server was ended
+                            return
+                        self.failures[cell.label] = str(error)
+                        progress.say(f"{cell.label}: {error}")
+                        progress.step(len(self.pending(cell)))
+
+            running.run(measure, [cell for cell, items in todo.items() if items])
+        labels = [cell.label for cell in self.cells]
+        self.failures = dict(sorted(self.failures.items(), key=lambda failure: labels.index(failure[0])))
+
+    def _run_cell(
+        self, cell: Cell, items: list[Item], host: Host, commit: str, progress: Progress, running: Jobs
+    ) -> None:
+        with host.serve(cell) as client:
             for item in items:
                 begun = time.strftime("%Y-%m-%dT%H:%M:%S")
                 result = item.run(client)
+                if running.over.is_set():  # a server that is being ended may answer half
+                    return
                 named = {"policy": cell.variant, "ratio": cell.ratio, **item.row, "commit": commit, "begun": begun}
                 self.store.add(self.key(cell, item), {**named, **result})
-                bar.update()
+                progress.step()
 
 
 def model_digest(model: str) -> str:

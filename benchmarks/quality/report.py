@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .aggregate import Row
@@ -13,24 +12,36 @@ from .counters import EVENTS
 def report(result: dict[str, Any], run: dict[str, Any], title: str = "Quality at equal memory") -> str:
     """`result` as from `aggregate`, `run` as from `run_information`."""
     parts = [f"# {title}", _run_line(run)]
+    compared = [cell for cell in result["cells"] if cell["ratio"] is not None and cell["of_full"] is not None]
+    if compared:
+        parts += ["## Summary", _SUMMARY_NOTE, _summary(compared)]
     parts += ["## Cells", _CELLS_NOTE, _table(_cell_header(), map(_cell_row, result["cells"]))]
     tasks = list(dict.fromkeys(row["task"] for row in result["rows"]))
-    parts += ["## Tasks", _TASKS_NOTE, _table(["policy", "keep ratio", *tasks], _task_rows(result["rows"], tasks))]
+    parts += ["## Tasks", _TASKS_NOTE, _across(result["tasks"], ("policy", "ratio"), "task", tasks)]
     lengths = sorted({row["length"] for row in result["rows"]})
-    header = ["policy", "keep ratio", "task", *(f"{length:,}" for length in lengths)]
-    parts += ["## Lengths", _LENGTHS_NOTE, _table(header, _length_rows(result["rows"], lengths))]
+    parts += ["## Lengths", _LENGTHS_NOTE, _across(result["lengths"], ("policy", "ratio"), "length", lengths)]
+    both = _across(result["rows"], ("policy", "ratio", "task"), "length", lengths)
+    parts += ["## Tasks by length", _BOTH_NOTE, both]
     if result["failures"]:
         parts += ["## Not measured", "\n".join(f"- {cell}: {why}" for cell, why in result["failures"].items())]
     return "\n\n".join(parts) + "\n"
 
 
+_SUMMARY_NOTE = (
+    "What each policy keeps of what `full` gets right on the same samples, ± the standard error over seeds, and in "
+    "brackets the points behind the best policy at that keep ratio."
+)
 _CELLS_NOTE = (
     "Score: mean over tasks of the share right, ± the standard deviation between seeds. Of full: the same as a share "
     "of what `full` gets right. Measured: device KV bytes that compressed requests held at the end of their prefill, "
     "over dense."
 )
-_TASKS_NOTE = "Share right, mean over lengths."
-_LENGTHS_NOTE = "Per length in tokens: share right, and in brackets as a share of `full` on the same samples."
+_SHOWN = "± its standard error; in brackets, as a share of `full` on the same samples."
+_TASKS_NOTE = f"Share right, mean over lengths and seeds {_SHOWN}"
+_LENGTHS_NOTE = f"Per length in tokens: share right, mean over the tasks that have this length and over seeds {_SHOWN}"
+_BOTH_NOTE = f"Per length in tokens: share right, mean over seeds {_SHOWN}"
+_HEADINGS = {"ratio": "keep ratio"}
+_TIE = 1e-9  # equal scores, summed in another order
 
 
 def _run_line(run: dict[str, Any]) -> str:
@@ -57,27 +68,38 @@ def _cell_row(cell: Row) -> list[str]:
     ]
 
 
-def _task_rows(rows: Sequence[Row], tasks: Sequence[str]) -> list[list[str]]:
-    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
+def _summary(cells: Sequence[Row]) -> str:
+    ratios = sorted({cell["ratio"] for cell in cells})
+    found: dict[str, dict[float, str]] = {}
+    for cell in cells:
+        error = cell["of_full_error"]
+        spread = "" if error is None else f" ± {100 * error:.1f}"
+        behind = f"{100 * cell['behind']:.1f} behind" if cell["behind"] > _TIE else "best"
+        found.setdefault(cell["policy"], {})[cell["ratio"]] = f"{_percent(cell['of_full'])}{spread} ({behind})"
+    rows = ([policy, *(at.get(ratio, "") for ratio in ratios)] for policy, at in found.items())
+    return _table(["policy", *map(_ratio, ratios)], rows)
+
+
+def _across(rows: Sequence[Row], down: Sequence[str], across: str, columns: Sequence[Any]) -> str:
+    """A table with a line per values of `down` and a column per value of `across`."""
+    found: dict[tuple[Any, ...], dict[Any, str]] = {}
     for row in rows:
-        scores.setdefault((row["policy"], _ratio(row["ratio"])), {}).setdefault(row["task"], []).append(row["score"])
-    return [
-        [*cell, *(f"{fmean(found[task]):.3f}" if task in found else "" for task in tasks)]
-        for cell, found in scores.items()
-    ]
+        spread = "" if row["error"] is None else f" ± {row['error']:.3f}"
+        shown = f"{row['score']:.3f}{spread} ({_percent(row['of_full'])})"
+        found.setdefault(tuple(row[name] for name in down), {})[row[across]] = shown
+    lines = ([*map(_word, names), *(cells.get(column, "") for column in columns)] for names, cells in found.items())
+    header = [*(_HEADINGS.get(name, name) for name in down), *map(_word, columns)]
+    return _table(header, lines)
 
 
-def _length_rows(rows: Sequence[Row], lengths: Sequence[int]) -> list[list[str]]:
-    scores: dict[tuple[str, str, str], dict[int, str]] = {}
-    for row in rows:
-        shown = f"{row['score']:.3f} ({_percent(row['of_full'])})"
-        scores.setdefault((row["policy"], _ratio(row["ratio"]), row["task"]), {})[row["length"]] = shown
-    return [[*names, *(found.get(length, "") for length in lengths)] for names, found in scores.items()]
-
-
-def _table(header: Sequence[str], rows: Any) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _word(value: Any) -> str:
+    """A name, a ratio or a length."""
+    return f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else _ratio(value)
 
 
 def _ratio(ratio: float | None) -> str:

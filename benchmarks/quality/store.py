@@ -6,36 +6,47 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
 
 Record = dict[str, Any]
+NAME = "samples.jsonl"
 
 
 class Store:
-    """`DIR/samples.jsonl` and the files beside it; one benchmark at a time may hold a folder."""
+    """`DIR/samples.jsonl` and the files beside it; one benchmark at a time may hold a folder, with several threads."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Open or make the folder. Raises HeteroError if another run holds it, or a line is no record."""
+    def __init__(self, folder: str | Path, others: Mapping[str, Record] | None = None) -> None:
+        """Open or make the folder; `others` are records from elsewhere, as from `read`, that are finished too.
+
+        Raises HeteroError if another run holds it, or a line is no record.
+        """
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.folder / "samples.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = os.open(self.folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise HeteroError(f"Cannot write into {self.folder} ({error.strerror}): pass another --out.") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise HeteroError(f"Another run writes into {self.folder}: wait for it or pass another --out.") from error
-        self.records = self._load()
+        self._lock = threading.Lock()
+        self.records = {**(others or {}), **self._load()}
 
     def add(self, key: str, record: Record) -> None:
         """Keep a finished sample, on disk before this returns."""
-        self.records[key] = {"key": key, **record}
-        os.write(self._file, (json.dumps(self.records[key]) + "\n").encode())
-        os.fsync(self._file)
+        kept = {"key": key, **record}
+        line = (json.dumps(kept) + "\n").encode()
+        with self._lock:
+            while line:
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+            self.records[key] = kept
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the folder, whole or not at all."""
@@ -50,19 +61,34 @@ class Store:
         os.close(self._file)
 
     def _load(self) -> dict[str, Record]:
-        data = (self.folder / "samples.jsonl").read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):  # a run was killed while it wrote its last line
+        records, whole = _records(self.folder / NAME)
+        if whole < os.fstat(self._file).st_size:  # a run was killed while it wrote its last line
             os.ftruncate(self._file, whole)
-        records: dict[str, Record] = {}
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                records[record["key"]] = record
-            except (ValueError, KeyError, TypeError) as error:
-                path = self.folder / "samples.jsonl"
-                raise HeteroError(f"Line {number} of {path} is no sample: delete it or pass another --out.") from error
         return records
+
+
+def read(folder: Path) -> dict[str, Record]:
+    """Finished samples of another folder, by key; a run may be writing there. Raises HeteroError if it has none, or
+    a line is no record.
+    """
+    try:
+        return _records(folder / NAME)[0]
+    except OSError as error:
+        raise HeteroError(f"Cannot read {folder / NAME} ({error.strerror}): pass folders of other runs.") from error
+
+
+def _records(path: Path) -> tuple[dict[str, Record], int]:
+    """By key, and the bytes of all whole lines."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    records: dict[str, Record] = {}
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records[record["key"]] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise HeteroError(f"Line {number} of {path} is no sample: delete it or pass another folder.") from error
+    return records, whole
 
 
 def key_of(definition: dict[str, Any]) -> str:

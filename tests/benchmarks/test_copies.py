@@ -36,7 +36,7 @@ def test_a_whole_small_measurement(capsys: pytest.CaptureFixture[str]) -> None:
     given = argparse.Namespace(
         host_gb=0.0, tokens=2 * RUN, heads=2, chunk=32, threads=[1, 2], rows=[100, 4096], staging_mb=1, plain_mb=1
     )
-    rows = transfer.measure(CPU, given)
+    rows = list(transfer.measure(CPU, given))
     assert [row["what"] for row in rows if row["threads"] is None][:3] == [
         "plain copy to the device", "plain copy to the host", "prefix, one run",
     ]  # fmt: skip

@@ -15,8 +15,8 @@ from hetero_sglang.profile.files import load_profile
 
 ROW: dict[str, Any] = {
     "policy": "full", "fetch_rate": None, "batch": 1, "tokens": 131072, "first_token_seconds": 10.0,
-    "first_token_seconds_prefix_hit": 0.25, "step_seconds": 0.009, "step_seconds_mean": 0.0091,
-    "step_seconds_p50": 0.0089, "step_seconds_p99": 0.012,
+    "first_token_seconds_prefix_hit": 0.25, "step_seconds": 0.009, "step_seconds_p50": 0.0089,
+    "step_seconds_p99": 0.012,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_rates_share_a_prefill_and_have_rows_of_their_own(monkeypatch: pytest.Mo
 
         def stats(self) -> dict[str, object]:
             self.fetches += 5
-            return {"fetches": self.fetches, "integrity": "ok"}
+            return {"fetches": self.fetches, "integrity": "ok", "host_bytes": 500, "token_slots": 5}
 
         def flush(self) -> None:
             self.flushed += 1
@@ -44,18 +44,28 @@ def test_rates_share_a_prefill_and_have_rows_of_their_own(monkeypatch: pytest.Mo
     rows = list(cases.measure(server, 2, 100, 60, 2, [0.0, 0.05], set_rates.append, counters=True))
     assert set_rates == [r["fetch_rate"] for r in rows] == [0.0, 0.05] and server.flushed == 1
     assert asked == [[100, 100], *[[164, 164]] * 4], "one prefill, then prefix hits"
-    assert all(r["fetches"] == 5 and r["integrity"] == "ok" for r in rows)
+    assert all(r["fetches"] == 5 and r["integrity"] == "ok" and r["host_bytes_per_token"] == 100 for r in rows)
     assert all(r["step_seconds"] == pytest.approx(0.01, rel=0.05) for r in rows)
+
+
+def test_steps_of_all_rounds() -> None:
+    told = cases.spread([[1.0, 1.0, 4.0], [2.0]])
+    assert told["step_seconds"] == 2 and told["step_seconds_p50"] == 1.5
+    assert told["step_seconds_all"] == [2, 2] and told["step_seconds_p99"] >= 4
 
 
 def test_decode_lines() -> None:
     dense = decode.line(ROW)
-    assert "step    9.00 ms (mean 9.10, P50 8.90, P99 12.00)" in dense and "fetch" not in dense
-    judged = {"ratio": 1.5, "ceiling": 1.633, "percent_of_ceiling": 91.9}
-    fetches = {"fetched_rows": 70, "fetches": 7, "late_fetches": 3}
+    assert "step mean    9.00 ms, P50 8.90, P99 12.00" in dense and "fetch" not in dense
+    judged = {
+        "ratio": 1.5, "ceiling": 1.633, "percent_of_ceiling": 91.9, "ratio_p50": 1.6, "percent_of_ceiling_p50": 98.0,
+        "p50_of_rate_0": 1.031, "floor_seconds": 0.2, "hit_of_floor": 1.25,
+    }  # fmt: skip
+    fetches = {"fetched_rows": 70, "fetched_bytes": 35840, "fetches": 7, "late_fetches": 3, "refused_fetches": 2}
     text = decode.line({**ROW, "policy": "0.25", "fetch_rate": 0.05, **judged, **fetches})
     assert text.startswith("0.25   fetch 0.05 ")
-    assert text.endswith("1.50x of 1.63x (92%)  70 rows in 7 fetches, 3 late")
+    assert "1.50x of 1.63x (92%), P50 1.60x (98%), +3.1% of rate 0  prefix hit  0.250 s of 0.200 s copy (1.25x)" in text
+    assert text.endswith("0.0 MB, 70 rows in 7 fetches, 3 late, 2 refused")
 
 
 def test_counters_are_differences() -> None:
@@ -82,6 +92,28 @@ def test_capacity_table_has_ratios_to_the_first() -> None:
     lines = capacity.table([row("full", 1, 100), row("0.25", 5, 450)])
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
     assert "5.00x" in lines[2] and "4.50x" in lines[2]
+
+
+def test_capacity_table_of_a_run_that_was_stopped() -> None:
+    lines = capacity.table([{"policy": "full", "token_slots": 9}, {"policy": "0.25", "token_slots": 40}])
+    assert lines[2].split() == ["0.25", "40", "-", "-", "-"]
+
+
+def test_capacity_is_told_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(server: object, prompts: list[list[int]], steps: int) -> list[Stream]:
+        running = prompts[:2]  # no more fit
+        late = [Stream("", [], 0, times=[9.0, 10.0], counts=[1, 2]) for _ in prompts[2:]]
+        return [Stream("", [], 0, times=[0.0, 1.0, 2.0], counts=[1, 2, 3]) for _ in running] + late
+
+    class Server:
+        def generate(self, prompt: list[int], tokens: int) -> None:
+            pass
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(capacity, "stream", stream)
+    capacity.measure(Server(), 10, 3, 2, lambda more: told.append(dict(more)))
+    assert [sorted(more) for more in told] == [["batches", "best"], ["batches", "best"], ["concurrent"]]
+    assert told[1]["best"] == {"batch": 2, "step_seconds": 1.0, "tokens_per_second": 2.0} and told[2]["concurrent"] == 2
 
 
 def test_host_cost_of_one_more_layer() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.cell import Cell, parse_cells
-from benchmarks.quality.host import last_word, parse_flags
+from benchmarks.quality.host import parse_flags
 from benchmarks.quality.ratios import parse_ratios
+from benchmarks.quality.servers import last_word
 from hetero_sglang.errors import HeteroError
 
 MODEL = str(Path(__file__).parents[2] / "assets" / "recall-8m")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from fake_quality_server import FakePolicyServer, serving
 
 from benchmarks.quality.cell import Cell, parse_cells
 from benchmarks.quality.client import Client
-from benchmarks.quality.host import Host, running
+from benchmarks.quality.host import Host, Running
 from benchmarks.quality.matrix import Matrix, model_digest
 from benchmarks.quality.sample import Sample
 from benchmarks.quality.store import Store
@@ -38,7 +38,7 @@ def measured(store: Store) -> dict[str, dict]:
 def test_a_stopped_run_goes_on_where_it_stopped_and_ends_alike(language: Language, tmp_path: Path) -> None:
     with serving(FakePolicyServer(language)) as fake:
         whole = Store(tmp_path / "whole")
-        Matrix(CELLS, samples(language), whole, "m").run(running(fake.url), "abc")
+        Matrix(CELLS, samples(language), whole, "m").run(Running(fake.url), "abc")
         sent = len(fake.prompts)
 
         parts = Store(tmp_path / "parts")
@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_ends_alike(language: Languag
             file.write(b'{"key": "torn')  # as a kill in the middle of a write leaves it
         parts = Store(tmp_path / "parts")
         assert len(parts.records) == 3
-        Matrix(CELLS, samples(language), parts, "m").run(running(fake.url), "abc")
+        Matrix(CELLS, samples(language), parts, "m").run(Running(fake.url), "abc")
     assert measured(parts) == measured(whole)
     assert len(fake.prompts) == 2 * sent
     lines = (tmp_path / "parts" / "samples.jsonl").read_text().splitlines()
@@ -68,7 +68,11 @@ def stopping(url: str, after: int) -> Host:
             left.pop()
             super().flush()
 
-    return lambda cell: nullcontext(Stopped(url))
+    class Stopping(Host):
+        def serve(self, cell: Cell) -> AbstractContextManager[Client]:
+            return nullcontext(Stopped(url))
+
+    return Stopping()
 
 
 def test_keys_tell_everything_apart_that_may_change_a_result(language: Language, tmp_path: Path) -> None:
@@ -98,14 +102,15 @@ def test_a_cell_that_fails_is_noted_and_the_others_run(language: Language, tmp_p
     store = Store(tmp_path)
     with serving(FakePolicyServer(language)) as fake:
 
-        @contextmanager
-        def host(cell: Cell) -> Iterator[Client]:
-            if cell.ratio == 0.5:
-                raise HeteroError("it does not start")
-            yield Client(fake.url)
+        class Failing(Host):
+            @contextmanager
+            def serve(self, cell: Cell) -> Iterator[Client]:
+                if cell.ratio == 0.5:
+                    raise HeteroError("it does not start")
+                yield Client(fake.url)
 
         matrix = Matrix(CELLS, samples(language), store, "m")
-        matrix.run(host, "abc")
+        matrix.run(Failing(), "abc")
     assert matrix.failures == {"heterocache at 0.5": "it does not start"}
     assert {(r["policy"], r["ratio"]) for r in matrix.finished()} == {("full", None), ("heterocache", 0.3)}
 
@@ -114,7 +119,7 @@ def test_a_server_that_dies_keeps_what_it_finished(language: Language, tmp_path:
     store = Store(tmp_path)
     with serving(FakePolicyServer(language, fail_after=1)) as fake:
         matrix = Matrix(CELLS[:1], samples(language), store, "m")
-        matrix.run(running(fake.url), "abc")
+        matrix.run(Running(fake.url), "abc")
     assert "refused the prompt (500)" in matrix.failures["full"]
     assert len(store.records) == 1
 

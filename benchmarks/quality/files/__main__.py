@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=list(FORMATS), required=True, help="what the files' fields are")
     add("--data", nargs="+", type=Path, required=True, metavar="FILE", help="JSON lines")
     add("--out", type=Path, required=True, help="folder of the results; finished lines in it are not run again")
+    add("--also", nargs="+", type=Path, default=[], metavar="DIR", help="folders whose finished lines count too")
     add("--model", required=True, help="checkpoint, a folder or a name")
     add("--policies", nargs="+", metavar="P", default=["full", "heterocache"], help=f"of {', '.join(POLICIES)}")
     add("--ratios", nargs="+", metavar="R", default=["0.5"], help="keep ratios (default: 0.5)")

@@ -23,7 +23,8 @@ def accuracy(pyplot: Any, cells: Sequence[dict[str, Any]]) -> Any:
         x, y, error = zip(*sorted(points), strict=True)
         axes.errorbar(x, y, error, marker="osD^vP*Xp"[at % 9], capsize=2, label=policy)
     axes.set_xlabel(f"device KV bytes kept ({'measured' if measured else 'keep ratio'}, fraction of dense)")
-    axes.set_ylabel("share right, mean over tasks")
+    spread = any(error for points in lines.values() for *_, error in points)
+    axes.set_ylabel("share right, mean over tasks" + (" ± deviation between seeds" if spread else ""))
     axes.set_title("Accuracy against kept bytes")
     axes.set_xlim(0, 1)
     scores = [cell["score"] for cell in cells]
