@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from hetero_sglang.attention.kernels.overlap import early
 from hetero_sglang.attention.kernels.store import LayerBuffers
 from hetero_sglang.attention.kernels.work import FIELDS, DecodeBuffers, DecodeShape
 
@@ -99,6 +100,7 @@ def _merge(
     head = tl.load(heads + row % HEADS)
     begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
     if PDL:
+        gdc_launch_dependents()
         gdc_wait()
     at, within = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK)
     best = float("-inf")
@@ -135,7 +137,7 @@ def decode_attention(
     batch, query_heads, dim = q.shape
     heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
     group, shape = query_heads // heads, work.shape
-    early = work.pdl and index > 0  # nothing but the plan may have come before layer 0
+    not_first = work.pdl and index > 0  # nothing but the plan may have come before layer 0
     out = q.new_empty(batch, query_heads, v_dim)
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     _decode[(work.planned,)](
@@ -143,16 +145,13 @@ def decode_attention(
         work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim),
         BLOCK_DV=triton.next_power_of_2(v_dim), PRECISION=precision, FIELDS=FIELDS, PDL=work.pdl,
-        num_warps=shape.warps, num_stages=shape.stages, **_overlapped(early),
+        num_warps=shape.warps, num_stages=shape.stages, **early(not_first),
     )  # fmt: skip
+    few = work.rows * group <= work.processors  # then a program has many items, and the device to itself
     _merge[(work.rows, group)](
         out, work.partial, work.weight, work.heads[index], work.first_item[index],
-        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=64, BLOCK_DV=triton.next_power_of_2(v_dim), PDL=work.pdl, num_warps=4,
-        **_overlapped(work.pdl),
+        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=128 if few else 64, BLOCK_DV=triton.next_power_of_2(v_dim),
+        PDL=work.pdl, num_warps=8 if few else 4, **early(work.pdl),
     )  # fmt: skip
     return out
 
-
-def _overlapped(pdl: bool) -> dict[str, bool]:
-    """Launch options: begin while the kernel before ends (programmatic dependent launch)."""
-    return {"launch_pdl": True} if pdl else {}

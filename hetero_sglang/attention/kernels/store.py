@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
+
+from hetero_sglang.attention.kernels.overlap import overlaps
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ def _store(
     k_stride, v_stride, q_stride,
     HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
     RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
@@ -127,5 +132,6 @@ def store(
         HEADS=heads, D=dim, DV=v_dim, P=page, GROUP=group,
         RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host_k.shape[1] > 0,
         HOT=step is not None, SAVE=saved is not None, BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_DV=triton.next_power_of_2(v_dim), BLOCK_G=triton.next_power_of_2(group), num_warps=1,
+        BLOCK_DV=triton.next_power_of_2(v_dim), BLOCK_G=triton.next_power_of_2(group),
+        PDL=step is not None and overlaps(k.device), num_warps=1,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hetero_sglang.attention.kernels.overlap import overlaps
 from hetero_sglang.memory.layout import LayerLayout
 
 FIELDS = 8  # words of an item's description, five of them used: it fits one sector of memory
@@ -107,7 +108,7 @@ class DecodeBuffers:
         order = torch.stack([torch.cat((x.resident_index, x.compressed_index)) for x in layers])
         self.heads = order.to(device, torch.int32)  # [layers, H], by place
         self._described = torch.zeros(self.layers * items * FIELDS, dtype=torch.int32, device=device)
-        self.pdl = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        self.pdl = overlaps(device)
         self.rows = self.planned = 0
 
     def items(self, batch: int) -> int:
