@@ -38,7 +38,8 @@ def _attend(
 
 @triton.jit(do_not_specialize=["resident"])
 def _decode(
-    q, resident_k, resident_v, hot_k, hot_v, slots, page_list, described, partial, weight, scale, resident, q_stride,
+    q, resident_k, resident_v, hot_k, hot_v, slots, page_list, described, result, partial, weight, scale, resident,
+    q_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
     FIELDS: tl.constexpr, PDL: tl.constexpr,
@@ -46,7 +47,7 @@ def _decode(
     item = tl.program_id(0)
     mine = described + item * FIELDS
     row, head, opening = tl.load(mine), tl.load(mine + 1), tl.load(mine + 2)
-    begin, end = tl.load(mine + 3), tl.load(mine + 4)
+    begin, end, alone = tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()  # the plan is older than what ran just before: the step's new rows and queries are not
@@ -84,9 +85,14 @@ def _decode(
                 D, DV, BLOCK_D, BLOCK_DV, PRECISION,
             )  # fmt: skip
     there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
-    where = (item * GROUP + member).to(tl.int64)
-    tl.store(partial + where[:, None] * DV + at_v[None, :], out / total[:, None], mask=there)
-    tl.store(weight + where, best + tl.log2(total), mask=member < GROUP)
+    out = out / total[:, None]
+    if alone != 0:
+        place_out = result + ((request * HEADS + head) * GROUP + member).to(tl.int64)[:, None] * DV
+        tl.store(place_out + at_v[None, :], out.to(result.dtype.element_ty), mask=there)
+    else:
+        where = (item * GROUP + member).to(tl.int64)
+        tl.store(partial + where[:, None] * DV + at_v[None, :], out, mask=there)
+        tl.store(weight + where, best + tl.log2(total), mask=member < GROUP)
 
 
 @triton.jit
@@ -100,8 +106,10 @@ def _merge(
     head = tl.load(heads + row % HEADS)
     begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
     if PDL:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
+    if end - begin == 1:  # written already
+        return
     at, within = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK)
     best = float("-inf")
     total = 0.0
@@ -142,16 +150,16 @@ def decode_attention(
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     _decode[(work.planned,)](
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
-        work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
+        out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim),
         BLOCK_DV=triton.next_power_of_2(v_dim), PRECISION=precision, FIELDS=FIELDS, PDL=work.pdl,
         num_warps=shape.warps, num_stages=shape.stages, **early(not_first),
     )  # fmt: skip
-    few = work.rows * group <= work.processors  # then a program has many items, and the device to itself
+    items = min(64, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     _merge[(work.rows, group)](
         out, work.partial, work.weight, work.heads[index], work.first_item[index],
-        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=128 if few else 64, BLOCK_DV=triton.next_power_of_2(v_dim),
-        PDL=work.pdl, num_warps=8 if few else 4, **early(work.pdl),
+        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, BLOCK_DV=triton.next_power_of_2(v_dim),
+        PDL=work.pdl, num_warps=max(1, items // 16), **early(work.pdl),
     )  # fmt: skip
     return out
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from hetero_sglang.attention.kernels.overlap import overlaps
 from hetero_sglang.memory.layout import LayerLayout
 
-FIELDS = 8  # words of an item's description, five of them used: it fits one sector of memory
+FIELDS = 8  # words of an item's description, six of them used: it fits one sector of memory
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,16 @@ def _describe(
     tl.store(out + 2, listed, mask=inside)
     tl.store(out + 3, begin, mask=inside)
     tl.store(out + 4, tl.minimum(begin + size, tokens), mask=inside)
+    tl.store(out + 5, (pieces == 1).to(tl.int32), mask=inside)
 
 
 class DecodeBuffers:
     """Item tables and partial results of a decode step; row b * H + j is head j of request b, resident heads first.
 
-    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items; `described`
-    [layers, items, FIELDS] int32: an item's row (-1: none), KV head, place of its list, and the tokens [begin, end) of
-    it; `partial` [items, G, Dv] and `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum
-    of exponents.
+    `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items. `described`
+    [layers, items, FIELDS] int32: an item's row (-1: none), KV head, place of its list, the tokens [begin, end) of it,
+    and whether it is its row's only one. `partial` [items, G, Dv] and `weight` [items, G] float32: an item's output and
+    the base-2 logarithm of its sum of exponents.
     """
 
     def __init__(

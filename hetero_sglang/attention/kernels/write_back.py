@@ -17,6 +17,9 @@ from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import LayerLayout
 
+_PROGRAMS = 16  # enough for the link to the host; more would hold the next step's programs up
+_ROWS = 16
+
 
 @dataclass(frozen=True)
 class HostPlaces:
@@ -94,32 +97,36 @@ def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, window: 
     return NewRows(row, slot)
 
 
-@triton.jit(do_not_specialize=["heads"])
+@triton.jit(do_not_specialize=["heads", "total"])
 def _write_back(
-    row, slot, hot_k, hot_v, host_k, host_v, k_at, v_at, k_stride, v_stride, heads,
-    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    row, slot, hot_k, hot_v, host_k, host_v, k_at, v_at, k_stride, v_stride, heads, total,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    request, head = tl.program_id(0), tl.program_id(1)
-    flat = tl.load(row + request * heads + head).to(tl.int64)
-    if flat < 0:
-        return
-    to = tl.load(slot + request).to(tl.int64)
     at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
-    here, here_v = at < D, at_v < DV
-    key = tl.load(hot_k + flat * D + at, mask=here)
-    value = tl.load(hot_v + flat * DV + at_v, mask=here_v)
-    # Heads begin at multiples of their size: wide stores.
-    k_row = tl.multiple_of(tl.load(k_at + head) + to * tl.load(k_stride + head), 16)
-    v_row = tl.multiple_of(tl.load(v_at + head) + to * tl.load(v_stride + head), 16)
-    tl.store(host_k + k_row + at, key, mask=here)
-    tl.store(host_v + v_row + at_v, value, mask=here_v)
+    for start in range(tl.program_id(0) * ROWS, total, tl.num_programs(0) * ROWS):
+        number = start + tl.arange(0, ROWS)
+        flat = tl.load(row + number, mask=number < total, other=-1).to(tl.int64)
+        there = flat >= 0
+        head = number % heads
+        to = tl.load(slot + number // heads, mask=there, other=0).to(tl.int64)
+        # Heads begin at multiples of their size: wide stores.
+        k_row = tl.load(k_at + head, mask=there, other=0) + to * tl.load(k_stride + head, mask=there, other=0)
+        v_row = tl.load(v_at + head, mask=there, other=0) + to * tl.load(v_stride + head, mask=there, other=0)
+        k_row, v_row = tl.multiple_of(k_row, 16), tl.multiple_of(v_row, 16)
+        here, here_v = there[:, None] & (at < D)[None, :], there[:, None] & (at_v < DV)[None, :]
+        key = tl.load(hot_k + flat[:, None] * D + at[None, :], mask=here)
+        tl.store(host_k + k_row[:, None] + at[None, :], key, mask=here)
+        value = tl.load(hot_v + flat[:, None] * DV + at_v[None, :], mask=here_v)
+        tl.store(host_v + v_row[:, None] + at_v[None, :], value, mask=here_v)
 
 
 def write_back(rows: NewRows, hot: HotPool, host: HostPlaces) -> None:
     """Copy every row to its slot's place in the host store."""
     batch, heads = rows.row.shape
     dim, v_dim = hot.k.shape[-1], hot.v.shape[-1]
-    _write_back[(batch, heads)](
+    programs = min(_PROGRAMS, triton.cdiv(batch * heads, _ROWS))
+    _write_back[(programs,)](
         rows.row, rows.slot, hot.k, hot.v, host.k, host.v, host.k_at, host.v_at, host.k_stride, host.v_stride, heads,
-        D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), num_warps=1,
+        batch * heads, D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+        ROWS=_ROWS, num_warps=4,
     )  # fmt: skip
