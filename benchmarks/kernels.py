@@ -37,7 +37,7 @@ HEADS, GROUP, DIM, DTYPE, DEVICE = 8, 4, 128, torch.bfloat16, "cuda"
 ROW = 2 * DIM * DTYPE.itemsize  # bytes of a token's K and V in one head
 UNEVEN = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.0)  # weights of compressed heads, in turn
 LAYERS = 8  # where no profile says
-LISTS = ((1, 32768), (8, 32768))  # cases of compressed heads alone: 64 Ki rows per layer, and 512 Ki
+LISTS = ((1, 32768), (2, 32768), (8, 32768))  # cases of compressed heads alone: 64, 128 and 512 Ki rows per layer
 COPIED = 4 << 30  # bytes read, and as many written
 
 

@@ -107,7 +107,6 @@ def _merge(
     begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
     if PDL:
         gdc_wait()
-        gdc_launch_dependents()
     if end - begin == 1:  # written already
         return
     at, within = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK)
