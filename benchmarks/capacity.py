@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import shapes
 from benchmarks.cases import stream
-from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, layout_of, random_prompt
+from benchmarks.dummy import FETCH_RATE, add_policies_option, chosen_policies, dummy_server, layout_of, random_prompt
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import peak, step_seconds
@@ -67,12 +67,17 @@ def main() -> None:
     parser.add_argument("--kv-gb", type=float, default=24, help="device KV bytes of every policy")
     parser.add_argument("--tokens", type=int, default=131072)
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument(
+        "--fetch-rate", type=float, default=0.01, help="share of the satellites that each look refills: random weights "
+        "would drift all the time",
+    )  # fmt: skip
     add_policies_option(parser)
     add_options(parser, "capacity")
     add_log_option(parser)
     given = parser.parse_args()
     policies = chosen_policies(given)
-    with Run(given, tokens=given.tokens, kv_gb=given.kv_gb) as run, tempfile.TemporaryDirectory() as scratch:
+    told = {"tokens": given.tokens, "kv_gb": given.kv_gb, "fetch_rate": given.fetch_rate}
+    with Run(given, **told) as run, tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
         for policy in policies:
             _measure(policy, model, given, run)
@@ -111,7 +116,8 @@ def _measure(policy: str, model: Path, given: argparse.Namespace, run: Run) -> N
         run.save()
 
     run.does(f"{policy}: the server's start")
-    with dummy_server(model, policy, given.profile, run.log(policy), max_total_tokens=slots) as server:
+    env = {FETCH_RATE: str(given.fetch_rate)}
+    with dummy_server(model, policy, given.profile, run.log(policy), env, max_total_tokens=slots) as server:
         run.keep(row)
         run.does(f"{policy}: {fits} + 1 requests")
         measure(server, given.tokens, given.steps, fits, told)

@@ -24,18 +24,23 @@ def measure(
     """`batch` requests of `tokens` tokens: a row per fetch rate, as soon as it is known.
 
     A first round prefills the prompts, and compiles what is new; the others hit the prefix with 64 new tokens,
-    `rounds` of them at each rate. Every row's `step_seconds` is the mean.
+    `rounds` of them at each rate, after one that is not counted. Every row's `step_seconds` is the mean.
     """
     rng = random.Random(tokens * 1000 + batch)
     prompts = [random_prompt(rng, tokens) for _ in range(batch)]
     first = stream(server, prompts, steps)
+
+    def hit() -> list[Stream]:
+        tail = random_prompt(rng, 64)
+        return stream(server, [prompt + tail for prompt in prompts], steps)
+
+    hit()  # buffers of that size are allocated
     for rate in rates:
         set_rate(rate)
         before = server.stats() if counters else {}
         hits, waits = [], []
         for _ in range(rounds):
-            tail = random_prompt(rng, 64)
-            streams = stream(server, [prompt + tail for prompt in prompts], steps)
+            streams = hit()
             hits.append(max(stream.first_token_seconds for stream in streams))
             waits.append(gaps(streams))
         row = {

@@ -16,11 +16,9 @@ from typing import Any
 from benchmarks import shapes
 from benchmarks.bandwidth import copied
 from benchmarks.cases import measure
-from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server
+from benchmarks.dummy import FETCH_RATE, add_policies_option, chosen_policies, dummy_server
 from benchmarks.run import Run, add_log_option, add_options, named
 from benchmarks.verdict import verdict
-
-FETCH_RATE = "HETERO_FETCH_RATE"  # a file with the share of the satellites that every look refills, whatever they hold
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from hetero_sglang.memory.layout import HeadLayout, build_layout
 from hetero_sglang.profile.files import load_profile
 from hetero_sglang.settings import HOT_PAGE
 
+FETCH_RATE = "HETERO_FETCH_RATE"  # share of the satellites that every look refills, whatever they hold; or a file of it
 VOCABULARY = 120000  # ids below the special ones
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from hetero_sglang.attention.kernels.look import look
 from hetero_sglang.attention.write_back import WriteBack
@@ -74,13 +75,16 @@ class History:
 
 @dataclass(frozen=True)
 class Choice:
-    """One head to be refilled by `scores` [length]: on the host, or where they begin in the workspace."""
+    """One head to be refilled by `scores` [length]: on the host, or where they begin in the workspace.
+
+    None: by any; the rate is forced, and the rows' number counts alone.
+    """
 
     ws: WorkingSet
     number: int
     length: int
     fading: float  # of the held rows' scores
-    scores: torch.Tensor | int
+    scores: torch.Tensor | int | None
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ class DeviceMonitor:
         if self.looking and self.looking.ready.passed:
             looking, self.looking = self.looking, None
             self._choose(self._decide(looking))
-        if self.fetcher.ranked:
+        if self.fetcher.ranked and not self.fetcher.scores:  # together, once the worker has ranked them all
             ranked, self.fetcher.ranked = self.fetcher.ranked, []
             self._choose(
                 [
@@ -239,8 +243,9 @@ class DeviceMonitor:
                 drifted = self.random.random(numbers.size) < rate
             for number, start_of in zip(numbers[drifted].tolist(), scores[drifted].tolist(), strict=True):
                 if number not in view.ws.busy:
-                    fading = self._fading(history.forget(number)) if rate is None else 0.0
-                    choices.append(Choice(view.ws, number, view.length, fading, start_of))
+                    age = history.forget(number)
+                    by = (self._fading(age), start_of) if rate is None else (0.0, None)
+                    choices.append(Choice(view.ws, number, view.length, *by))
         self.counters.drift_triggers += len(choices)
         return choices
 
@@ -316,18 +321,16 @@ class DeviceMonitor:
             choice.ws.busy.add(choice.number)
 
     def _scores(self, choices: list[Choice], length: torch.Tensor) -> torch.Tensor:
-        """What decides over each head's tokens: [W, L] float32, 0 beyond its length."""
-        longest = max(c.length for c in choices)
+        """What decides over each head's tokens: [W, L] float32, 0 beyond its length. All choices are of one kind."""
+        given, longest = [c.scores for c in choices], max(c.length for c in choices)
+        if isinstance(given[0], torch.Tensor):
+            return upload(pad_sequence(given, batch_first=True), self.device)
         at = torch.arange(longest, device=self.device)
-        starts = torch.tensor([c.scores if isinstance(c.scores, int) else 0 for c in choices])
-        where = upload(starts, self.device)[:, None] + at
         within = at < length[:, None]
-        scores = self.workspace[torch.where(within, where, 0)] if self.workspace.numel() else at.float()
-        scores = torch.where(within, scores, 0.0)
-        for index, choice in enumerate(choices):
-            if not isinstance(choice.scores, int):
-                scores[index, : choice.length] = upload(choice.scores, self.device)
-        return scores
+        if given[0] is None:
+            return torch.rand(len(choices), longest, device=self.device).masked_fill(~within, 0.0)
+        where = upload(torch.tensor(given), self.device)[:, None] + at
+        return torch.where(within, self.workspace[torch.where(within, where, 0)], 0.0)
 
     def _fetch(self, chosen: Choosing) -> None:
         """Ask the worker for what was chosen, request by request."""

@@ -43,7 +43,7 @@ def test_rates_share_a_prefill_and_have_rows_of_their_own(monkeypatch: pytest.Mo
     server, set_rates = Told(), []
     rows = list(cases.measure(server, 2, 100, 60, 2, [0.0, 0.05], set_rates.append, counters=True))
     assert set_rates == [r["fetch_rate"] for r in rows] == [0.0, 0.05] and server.flushed == 1
-    assert asked == [[100, 100], *[[164, 164]] * 4], "one prefill, then prefix hits"
+    assert asked == [[100, 100], *[[164, 164]] * 5], "one prefill, a prefix hit that does not count, then those that do"
     assert all(r["fetches"] == 5 and r["integrity"] == "ok" and r["host_bytes_per_token"] == 100 for r in rows)
     assert all(r["step_seconds"] == pytest.approx(0.01, rel=0.05) for r in rows)
 

@@ -147,6 +147,7 @@ def test_a_forced_rate_refills_that_share_of_satellites(rate: float, monkeypatch
     extend(engine, given, [(0, p) for p in PROMPTS])
     for extra in range(1, 12):
         step(engine, given, [p + extra for p in PROMPTS], 3)
+    assert (ours.counters.fetched_rows > 100 * rate) == (rate > 0)
     share = ours.counters.drift_triggers / ours.counters.drift_checks
     assert abs(share - rate) < 0.15 and (rate not in (0.0, 1.0) or share == rate)
     ours.close()
