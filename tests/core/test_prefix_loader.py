@@ -1,0 +1,45 @@
+"""Prefix rows on their way back: whole and in order, and never read by the host before they are written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.lanes import Mark
+from hetero_sglang.memory.prefix_loader import PrefixLoader
+
+
+class Written(Mark):
+    """A point that the device reaches only when it is waited for: then the rows are there."""
+
+    def __init__(self, host: HostStore, k: list[torch.Tensor]) -> None:
+        super().__init__(None)
+        self.host, self.k, self.waited = host, k, 0
+
+    def wait(self) -> None:
+        self.waited += 1
+        for store, values in zip(self.host.k, self.k, strict=True):
+            store.copy_(values)
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+def test_rows_come_in_the_order_of_their_slots(scattered: bool) -> None:
+    host = HostStore(200, [2, 0, 3], 8, 8, torch.float32, False)
+    k = [torch.randn_like(store) for store in host.k]
+    for store in (*host.k, *host.v):
+        store.normal_()
+    slots = torch.randperm(200)[:90] if scattered else torch.arange(30, 120)
+    after = Written(host, k)
+    if not scattered:  # a copy of the device's own: its lane waits, the host does not
+        after.wait()
+        after.waited = 0
+    loader = PrefixLoader(host, torch.device("cpu"))
+    loader.begin(slots, after)
+    for layer in (0, 2):
+        got_k, got_v = loader.take(layer)
+        assert torch.equal(got_k, k[layer][slots]) and torch.equal(got_v, host.v[layer][slots])
+        loader.done(layer)
+    loader.end()
+    assert bool(after.waited) == scattered
+    host.close()
