@@ -41,6 +41,14 @@ class StepTables:
     page_list: torch.Tensor  # [n]
 
 
+@triton.jit
+def ring_row(token, rows, window):
+    """Row of `token` in a head of `rows` rows: twin of memory/working_set.py's."""
+    ring = tl.minimum(rows, window)
+    wrapped = rows - ring + (token - rows) % tl.maximum(ring, 1)
+    return tl.where(token < rows, token, wrapped)
+
+
 @triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "window"])
 def _store(
     k, v, slots, role, resident_k, resident_v, host_k, host_v, hot_k, hot_v, position, score,
@@ -82,9 +90,7 @@ def _store(
             rows = tl.load(cap + number)
             last = tl.load(length + token) - 1
             if (rows > 0) & (last >= 0):
-                ring = tl.minimum(rows, window)
-                wrapped = rows - ring + (last - rows) % ring
-                where = tl.where(last < rows, last, wrapped)
+                where = ring_row(last, rows, window)
                 page = tl.load(page_list + tl.load(page_start + number) + where // P).to(tl.int64)
                 row = page * P + where % P
                 tl.store(hot_k + row * D + at, key, mask=here)

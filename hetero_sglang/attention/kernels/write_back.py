@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.attention.kernels.store import StepTables
+from hetero_sglang.attention.kernels.store import StepTables, ring_row
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import LayerLayout
 
@@ -71,10 +71,8 @@ def _locate(
     here = head < heads
     last = tl.load(length + request) - 1
     rows = tl.load(cap + request * heads + head, mask=here, other=1)
-    ring = tl.minimum(rows, window)
     there = here & (rows > 0) & (last >= 0)
-    wrapped = rows - ring + (last - rows) % tl.maximum(ring, 1)
-    where = tl.where(there, tl.where(last < rows, last, wrapped), 0)
+    where = tl.where(there, ring_row(last, rows, window), 0)
     page = tl.load(page_list + tl.load(page_start + request * heads + head, mask=here, other=0) + where // P,
                    mask=there, other=0)  # fmt: skip
     tl.store(row + request * heads + head, tl.where(there, page * P + where % P, -1), mask=here)
