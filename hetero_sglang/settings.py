@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from hetero_sglang.errors import HeteroError
@@ -124,7 +125,7 @@ def resolve(
         waits=waits,
         reassign=reassign,
         staging_mb=64,
-        worker_threads=2,
+        worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // 4)),
         decode_kernel=decode_kernel,
     )
 

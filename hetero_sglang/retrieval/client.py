@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
+import numpy as np
+import torch
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval import items, process, protocol
@@ -99,13 +101,13 @@ class RetrievalClient:
         self._stats.fetches += ticket is not None
         return ticket
 
-    def score(self, wanted: Sequence[ScoreItem]) -> int | None:
-        """Ticket of a search for each item's best rows; None (counted) when the worker is not up."""
+    def score(self, slots: np.ndarray | torch.Tensor, wanted: Sequence[ScoreItem]) -> int | None:
+        """Ticket of a search for each item's best rows among slots [L]; None (counted): the worker is not up."""
         if not self._supervisor.up:
             self._stats.refused += 1
             return None
-        asked = [(len(item.slots), item.topk) for item in wanted]
-        frames = items.pack_score(self._tickets, wanted)
+        asked = [(len(slots), item.topk) for item in wanted]
+        frames = items.pack_score(self._tickets, slots, wanted)
         ticket = self._submit(frames, _Pending(0, None, asked, protocol.checksum(frames), self._clock()))
         self._stats.scores += ticket is not None
         return ticket

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hetero_sglang.memory.lanes import Lane, Mark, mark
+from hetero_sglang.attention.kernels.publish import publish
+from hetero_sglang.memory.lanes import Lane, Mark, mark, upload
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.retrieval.client import Fetched
-from hetero_sglang.retrieval.fetcher import Fetcher, PendingFetch, Want
+from hetero_sglang.retrieval.fetcher import Anchor, Fetcher, PendingFetch
 
 
 @dataclass
@@ -25,11 +26,13 @@ class Landing:
 
 @dataclass(frozen=True)
 class Ranked:
-    """What the worker found out about an anchor: it is to be refilled by these scores."""
+    """What the worker found out about an anchor: of `length` tokens, it is to be refilled by these."""
 
     ws: WorkingSet
-    layer: int
-    want: Want
+    number: int
+    positions: torch.Tensor  # [k] int32, ascending
+    scores: torch.Tensor  # [k]
+    length: int
 
 
 @dataclass
@@ -49,9 +52,11 @@ class DeviceFetcher(Fetcher):
     def under_way(self) -> int:
         return super().under_way + len(self.landings)
 
-    def want(self, ws: WorkingSet, layer: int, wants: list[Want]) -> None:
+    def _ranked(
+        self, ws: WorkingSet, anchor: Anchor, positions: torch.Tensor, found: torch.Tensor, length: int
+    ) -> None:
         """Leave it to the device's monitor which rows go."""
-        self.ranked += [Ranked(ws, layer, want) for want in wants]
+        self.ranked.append(Ranked(ws, anchor.number, positions, found, length))
 
     def _poll(self) -> None:
         flying, self.landings = self.landings, []
@@ -79,3 +84,10 @@ class DeviceFetcher(Fetcher):
         k, v = target[:half].view(done.k.dtype), target[half:].view(done.v.dtype)
         landing = Landing(pending, done.ticket, k.view(done.k.shape), v.view(done.v.shape), self.lane.mark())
         self.landings.append(landing)
+
+    def _put(
+        self, rows: torch.Tensor, positions: torch.Tensor, scores: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """One copy of where they go, one launch."""
+        places = torch.stack((rows.int(), positions.int(), scores.view(torch.int32)))  # [3, n]
+        publish(upload(places, self.device), k, v, self.hot)

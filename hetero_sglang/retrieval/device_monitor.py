@@ -28,12 +28,13 @@ from hetero_sglang.metrics import Counters
 from hetero_sglang.policy.batched import refill
 from hetero_sglang.retrieval import fetcher
 from hetero_sglang.retrieval.device_fetcher import DeviceFetcher
-from hetero_sglang.retrieval.fetcher import Swap
+from hetero_sglang.retrieval.fetcher import Anchor, Swap
 from hetero_sglang.retrieval.glances import Crowd, Subject, View
 from hetero_sglang.settings import Settings
 
 WORKSPACE = 64 << 20  # floats, for the logits of one glance
-_AT_ONCE = 128  # heads whose rows are chosen in one go
+_AT_ONCE = 64  # heads whose rows are chosen in one go
+_ROWS_AT_ONCE = 8192  # of a fetch: more would make the first heads wait for the last
 _PATIENCE = 30.0  # seconds for all that was asked for, where a step waits
 
 
@@ -60,11 +61,13 @@ class History:
         return cls(np.full((looks, heads), np.nan), np.zeros(heads, dtype=np.int64))
 
     def note(self, numbers: np.ndarray, overlaps: np.ndarray) -> np.ndarray:
-        """One more look; the median overlap of each head since its last refill."""
-        self.overlaps[:, numbers] = np.roll(self.overlaps[:, numbers], 1, 0)
-        self.overlaps[0, numbers] = overlaps
+        """One more look; the median overlap of each head in its latest looks since its last refill."""
+        looks = len(self.overlaps)
+        self.overlaps[self.age[numbers] % looks, numbers] = overlaps
         self.age[numbers] += 1
-        return np.nanmedian(self.overlaps[:, numbers], axis=0)
+        known = np.sort(self.overlaps[:, numbers], axis=0)  # NaN last
+        count, at = np.minimum(self.age[numbers], looks), np.arange(numbers.size)
+        return (known[(count - 1) // 2, at] + known[count // 2, at]) / 2
 
     def forget(self, number: int) -> int:
         """The head is refilled: looks since the last time."""
@@ -75,7 +78,8 @@ class History:
 
 @dataclass(frozen=True)
 class Choice:
-    """One head to be refilled by `scores` [length]: on the host, or where they begin in the workspace.
+    """One head to be refilled by `scores` [length]: where they begin in the workspace, or positions [k] and scores [k]
+    of those above 0, on the host.
 
     None: by any; the rate is forced, and the rows' number counts alone.
     """
@@ -84,7 +88,7 @@ class Choice:
     number: int
     length: int
     fading: float  # of the held rows' scores
-    scores: torch.Tensor | int | None
+    scores: int | tuple[torch.Tensor, torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,12 @@ class Choosing:
 
 @dataclass(frozen=True)
 class Asking:
-    """Anchors' queries [A, G, D] and token slots on their way to the worker."""
+    """A request's token slots [L], and the queries [A, G, D] of its anchors, on their way to the worker."""
 
-    subjects: list[Subject]
-    heads: list[tuple[int, int]]  # index of the subject, compressed head of the rank
+    ws: WorkingSet
+    numbers: list[int]  # [A] compressed heads of the rank
     queries: torch.Tensor
-    slots: list[torch.Tensor]
+    slots: torch.Tensor
     ready: Mark
 
 
@@ -125,7 +129,7 @@ class DeviceMonitor:
         counters: Counters, host_rows: WriteBack, context: int, group: int, floats: int = WORKSPACE,
     ) -> None:  # fmt: skip
         """`context`: the longest request, in tokens; `group`: query heads of a KV head."""
-        self.host_rows = host_rows
+        self.host_rows, self.context = host_rows, context
         self.settings, self.hot, self.tables, self.fetcher, self.counters = settings, hot, tables, rows, counters
         self.group, self.device = group, hot.k.device
         self.crowd = Crowd(settings.layout, resident)
@@ -170,31 +174,33 @@ class DeviceMonitor:
         """Before the next step: go on with whatever has come out of the device or the worker."""
         self.fetcher.publish()
         self.queue = [subject for subject in self.queue if subject.ws.alive]
-        self._advance()
+        self.advance()
         if self.settings.waits or fetcher.WAIT:
             deadline = time.monotonic() + _PATIENCE
-            while self._under_way() and time.monotonic() < deadline:
+            while self.under_way() and time.monotonic() < deadline:
                 self.fetcher.settle()
-                self._advance()
+                self.advance()
 
-    def _under_way(self) -> bool:
-        return bool(self.queue or self.looking or self.choosing or self.asking or self.fetcher.under_way)
+    def under_way(self) -> bool:
+        ours = self.queue or self.looking or self.choosing or self.asking
+        return bool(ours or self.fetcher.ranked or self.fetcher.under_way)
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         if self.looking and self.looking.ready.passed:
             looking, self.looking = self.looking, None
-            self._choose(self._decide(looking))
-        if self.fetcher.ranked and not self.fetcher.scores:  # together, once the worker has ranked them all
-            ranked, self.fetcher.ranked = self.fetcher.ranked, []
-            self._choose(
+            self.choose(self._decide(looking))
+        if len(self.fetcher.ranked) >= _AT_ONCE or not self.fetcher.scores:  # many together, as the worker goes on
+            ranked, self.fetcher.ranked = self.fetcher.ranked[:_AT_ONCE], self.fetcher.ranked[_AT_ONCE:]
+            self.choose(
                 [
-                    Choice(r.ws, r.want.number, r.want.scores.numel(), self._fading(r.want.age), r.want.scores)
+                    Choice(r.ws, r.number, r.length, self._fading(1), (r.positions, r.scores))
                     for r in ranked
                     if r.ws.alive
                 ]
             )
         self.choosing = self._finish(self.choosing, self._fetch)
-        self.asking = self._finish(self.asking, self._refresh)
+        if self.asking and self.asking[0].ready.passed:  # one at a time: a step has room for the work of one
+            self._refresh(self.asking.pop(0))
         if self.queue and self.looking is None:
             self._look()
 
@@ -231,7 +237,7 @@ class DeviceMonitor:
             start += view.numbers.size
             if not view.ws.alive or not view.numbers.size:
                 continue
-            open_ = self._has_choice(view.ws, view.length)[view.numbers]
+            open_ = self.has_choice(view.ws, view.length)[view.numbers]
             numbers, scores = view.numbers[open_], view.scores[open_]
             history = view.ws.history
             if history is None:
@@ -252,7 +258,7 @@ class DeviceMonitor:
     def _fading(self, age: int) -> float:
         return 0.0 if self.settings.retrieval == "replace" else self.settings.decay**age
 
-    def _has_choice(self, ws: WorkingSet, length: int) -> np.ndarray:
+    def has_choice(self, ws: WorkingSet, length: int) -> np.ndarray:
         """Bool [Hc]: heads that are full and have rows to give, as WorkingSet.has_choice."""
         cap, ring = ws.cap.numpy(), ws.ring.numpy()
         return (cap < length) & (cap > self.settings.rule.sink + ring)
@@ -261,36 +267,39 @@ class DeviceMonitor:
 
     def _ask_anchors(self, subjects: list[Subject]) -> None:
         every = self.settings.monitor_interval * self.settings.anchor_interval
-        subjects = [s for s in subjects if every and (s.length - s.ws.prompt) % every == 0]
-        heads = [
-            (index, number)
-            for index, s in enumerate(subjects)
-            for number in self.anchors[self._has_choice(s.ws, s.length)[self.anchors]].tolist()
+        asked = [
+            (s, self.anchors[self.has_choice(s.ws, s.length)[self.anchors]].tolist())
+            for s in subjects
+            if every and (s.length - s.ws.prompt) % every == 0
         ]
-        if not heads:
+        asked = [(s, numbers) for s, numbers in asked if numbers]
+        if not asked:
             return
-        places = [self.crowd.place[number] for _, number in heads]
         layers = self.settings.layout.layers
-        index = [
-            (layer, subjects[subject].row, layers[layer].compressed[head])
-            for (subject, _), (layer, head) in zip(heads, places, strict=True)
-        ]
+        places = [(s.row, self.crowd.place[number]) for s, numbers in asked for number in numbers]
+        index = [(layer, row, layers[layer].compressed[head]) for row, (layer, head) in places]
         layer, row, head = upload(torch.tensor(index), self.device).T
-        queries = self.queries.unflatten(2, (-1, self.group))[layer, row, head].float() * self.scale  # [A, G, D]
-        slots = [download(self.req_to_token[s.ws.slot, : s.length]) for s in subjects]
+        queries = self.queries.unflatten(2, (-1, self.group))[layer, row, head].float() * self.scale  # [sum A, G, D]
+        queries = download(queries).split([len(numbers) for _, numbers in asked])
+        slots = [download(self.req_to_token[s.ws.slot, : s.length]) for s, _ in asked]
         self.host_rows.hold()  # the worker scores every token
-        self.asking.append(Asking(subjects, heads, download(queries), slots, mark(self.device)))
+        ready = mark(self.device)
+        self.asking += [
+            Asking(s.ws, numbers, q, own, ready) for (s, numbers), q, own in zip(asked, queries, slots, strict=True)
+        ]
 
     def _refresh(self, asking: Asking) -> None:
-        for subject, slots in zip(asking.subjects, asking.slots, strict=True):
-            subject.ws.slots = slots.long()
-        for (index, number), query in zip(asking.heads, asking.queries, strict=True):
-            if asking.subjects[index].ws.alive:
-                self.fetcher.refresh(asking.subjects[index].ws, *self.crowd.place[number], number, query)
+        if not asking.ws.alive:
+            return
+        asking.ws.slots = asking.slots.long()
+        self.fetcher.refresh(
+            asking.ws,
+            [Anchor(*self.crowd.place[n], n, query) for n, query in zip(asking.numbers, asking.queries, strict=True)],
+        )
 
     # ---- rows that come
 
-    def _choose(self, choices: list[Choice]) -> None:
+    def choose(self, choices: list[Choice]) -> None:
         for start in range(0, len(choices), _AT_ONCE):
             self._choose_some(choices[start : start + _AT_ONCE])
 
@@ -323,8 +332,13 @@ class DeviceMonitor:
     def _scores(self, choices: list[Choice], length: torch.Tensor) -> torch.Tensor:
         """What decides over each head's tokens: [W, L] float32, 0 beyond its length. All choices are of one kind."""
         given, longest = [c.scores for c in choices], max(c.length for c in choices)
-        if isinstance(given[0], torch.Tensor):
-            return upload(pad_sequence(given, batch_first=True), self.device)
+        if isinstance(given[0], tuple):
+            at, values = (
+                upload(pad_sequence([one[i] for one in given], batch_first=True, padding_value=beyond), self.device)
+                for i, beyond in enumerate((longest, 0.0))
+            )
+            scores = torch.zeros(len(choices), longest + 1, device=self.device)  # the last column takes the padding
+            return scores.scatter_(1, at.long(), values)[:, :longest]
         at = torch.arange(longest, device=self.device)
         within = at < length[:, None]
         if given[0] is None:
@@ -333,16 +347,18 @@ class DeviceMonitor:
         return torch.where(within, self.workspace[torch.where(within, where, 0)], 0.0)
 
     def _fetch(self, chosen: Choosing) -> None:
-        """Ask the worker for what was chosen, request by request."""
-        swaps: dict[WorkingSet, list[Swap]] = {}
-        comes = chosen.places[1] >= 0  # [W, M]
-        rows, positions, slots = chosen.places[:, comes]
-        counts = comes.sum(1).tolist()
-        parts = zip(*(values.split(counts) for values in (rows, positions, chosen.scores[comes], slots)), strict=True)
-        for choice, part in zip(chosen.choices, parts, strict=True):
+        """Ask the worker for what was chosen, some thousands of rows at once."""
+        counts = (chosen.places[1] >= 0).sum(1).tolist()  # those that come are each head's first, best first
+        swaps: list[Swap] = []
+        for index, (choice, count) in enumerate(zip(chosen.choices, counts, strict=True)):
             choice.ws.busy.discard(choice.number)
             if choice.ws.alive:
-                swap = Swap(*self.crowd.place[choice.number], choice.number, *part)
-                swaps.setdefault(choice.ws, []).append(swap)
-        for ws, mine in swaps.items():
-            self.fetcher.ask(ws, mine)
+                rows, positions, slots = chosen.places[:, index, :count]
+                place = self.crowd.place[choice.number]
+                swaps.append(
+                    Swap(choice.ws, *place, choice.number, rows, positions, chosen.scores[index, :count], slots)
+                )
+            if sum(swap.rows.numel() for swap in swaps) >= _ROWS_AT_ONCE:
+                self.fetcher.ask(swaps)
+                swaps = []
+        self.fetcher.ask(swaps)

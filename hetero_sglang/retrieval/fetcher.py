@@ -11,7 +11,6 @@ import torch
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.lanes import upload
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
 from hetero_sglang.policy.accumulate import Refill, accumulate, replace
@@ -28,6 +27,7 @@ WAIT = os.environ.get("HETERO_WAIT_FOR_FETCH") == "1"
 class Swap:
     """Tokens that one compressed head is to take in: hot row `rows[i]` gets the token at `positions[i]`. All [n]."""
 
+    ws: WorkingSet
     layer: int
     head: int  # among the layer's compressed heads
     number: int  # among the rank's
@@ -39,26 +39,45 @@ class Swap:
 
 @dataclass
 class PendingFetch:
-    """Rows on their way: staging row i goes to hot row `rows[i]` and holds the token at `positions[i]`."""
+    """Rows on their way, head by head in this order."""
 
-    working_set: WorkingSet
-    rows: torch.Tensor  # [n] flat hot rows
-    positions: torch.Tensor  # [n]
-    scores: torch.Tensor  # [n]
-    slots: torch.Tensor  # [n]
+    swaps: list[Swap]
+    slots: torch.Tensor  # [n] of all
     generations: torch.Tensor  # [n], of the slots when asked
-    numbers: set[int]  # heads being refilled
     late: bool = False
+
+    def let_go(self) -> None:
+        """The heads may be refilled again."""
+        for swap in self.swaps:
+            swap.ws.busy.discard(swap.number)
+
+    def joined(self, name: str) -> torch.Tensor:
+        """What the swaps hold under this name: [n]."""
+        return torch.cat([getattr(swap, name) for swap in self.swaps])
+
+    @property
+    def alive(self) -> torch.Tensor:
+        """Bool [n]: whether the row's request still runs."""
+        counts = torch.tensor([swap.rows.numel() for swap in self.swaps])
+        return torch.tensor([swap.ws.alive for swap in self.swaps]).repeat_interleave(counts)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A head without a pivot: `head` among its layer's compressed heads, `number` among the rank's."""
+
+    layer: int
+    head: int
+    number: int
+    query: torch.Tensor  # [G, D] float32, already scaled
 
 
 @dataclass
 class PendingScore:
-    """An anchor's refresh: the worker is looking for its best tokens."""
+    """The worker is looking for the best tokens of a request's anchors."""
 
     working_set: WorkingSet
-    layer: int
-    head: int
-    number: int
+    anchors: list[Anchor]
     slots: torch.Tensor  # [L] when asked
     generations: torch.Tensor  # [L]
 
@@ -107,14 +126,12 @@ class Fetcher:
                 continue
             refill, rows = self._refill(ws, want)
             picked = ws.slots[refill.positions]
-            swap = Swap(
-                layer, want.head, want.number, rows[refill.victims], refill.positions, refill.scores, picked
-            )
-            swaps.append(swap)
-        return self.ask(ws, swaps)
+            went = rows[refill.victims]
+            swaps.append(Swap(ws, layer, want.head, want.number, went, refill.positions, refill.scores, picked))
+        return self.ask(swaps)
 
-    def ask(self, ws: WorkingSet, swaps: list[Swap]) -> int | None:
-        """Ask the worker for these tokens of a request; their heads are busy until it has answered.
+    def ask(self, swaps: list[Swap]) -> int | None:
+        """Ask the worker for these tokens; their heads are busy until it has answered.
 
         Returns the fetch's ticket, None where none was made.
         """
@@ -127,16 +144,9 @@ class Fetcher:
             return None
         self.counters.fetches += 1
         slots = torch.cat([s.slots for s in swaps])
-        self.fetches[ticket] = PendingFetch(
-            ws,
-            rows=torch.cat([s.rows for s in swaps]),
-            positions=torch.cat([s.positions for s in swaps]),
-            scores=torch.cat([s.scores for s in swaps]),
-            slots=slots,
-            generations=self.host.stamp(slots),
-            numbers={s.number for s in swaps},
-        )
-        ws.busy |= self.fetches[ticket].numbers
+        self.fetches[ticket] = PendingFetch(swaps, slots, self.host.stamp(slots))
+        for swap in swaps:
+            swap.ws.busy.add(swap.number)
         return ticket
 
     def settle(self, seconds: float = 30.0) -> None:
@@ -171,18 +181,21 @@ class Fetcher:
         self.hot.score.view(-1)[rows] = refill.held_scores
         return refill, rows
 
-    def refresh(self, ws: WorkingSet, layer: int, head: int, number: int, query: torch.Tensor) -> None:
-        """Ask the worker which tokens an anchor looks at now; query [G, D] float32, already scaled."""
-        if self.client is None or number in ws.busy:
+    def refresh(self, ws: WorkingSet, anchors: list[Anchor]) -> None:
+        """Ask the worker which tokens these heads look at now."""
+        anchors = [anchor for anchor in anchors if anchor.number not in ws.busy]
+        if self.client is None or not anchors:
             return
-        topk = ws.selected_rows(number).numel()
-        ticket = self.client.score([ScoreItem(layer, head, ws.slots.numpy(), query.numpy(), topk, POOL)])
+        wanted = [
+            ScoreItem(a.layer, a.head, a.query.numpy(), ws.selected_rows(a.number).numel(), POOL) for a in anchors
+        ]
+        ticket = self.client.score(ws.slots.numpy(), wanted)
         if ticket is None:
             self.counters.refused_fetches += 1
             return
-        self.counters.anchor_refreshes += 1
-        self.scores[ticket] = PendingScore(ws, layer, head, number, ws.slots, self.host.stamp(ws.slots))
-        ws.busy.add(number)
+        self.counters.anchor_refreshes += len(anchors)
+        self.scores[ticket] = PendingScore(ws, anchors, ws.slots, self.host.stamp(ws.slots))
+        ws.busy |= {anchor.number for anchor in anchors}
 
     @property
     def under_way(self) -> int:
@@ -208,11 +221,11 @@ class Fetcher:
             if isinstance(done, Fetched):
                 self._arrived(pending, done)
             else:
-                pending.working_set.busy -= pending.numbers
+                pending.let_go()
                 self.counters.failed_fetches += 1
         elif done.ticket in self.scores:
             asked = self.scores.pop(done.ticket)
-            asked.working_set.busy.discard(asked.number)
+            asked.working_set.busy -= {anchor.number for anchor in asked.anchors}
             if isinstance(done, Scored):
                 self._rank(asked, done)
             else:
@@ -222,39 +235,46 @@ class Fetcher:
         self._land(pending, done.ticket, done.k, done.v)
 
     def _land(self, pending: PendingFetch, ticket: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        pending.working_set.busy -= pending.numbers
+        pending.let_go()
         self._scatter(pending, k, v)
         self.client.release(ticket)
 
     def _scatter(self, pending: PendingFetch, k: torch.Tensor, v: torch.Tensor) -> None:
         """Rows into the hot pool, but for those whose slot was freed meanwhile: k [n, D], v [n, Dv], any device."""
-        valid = self.host.unchanged(pending.slots, pending.generations)
-        if not pending.working_set.alive:
-            valid = torch.zeros_like(valid)
-        self.counters.dropped_rows += int((~valid).sum())
-        if not bool(valid.any()):
+        valid = self.host.unchanged(pending.slots, pending.generations) & pending.alive
+        fresh = int(valid.sum())
+        self.counters.dropped_rows += valid.numel() - fresh
+        if not fresh:
             return
-        device = self.hot.k.device
-        rows, positions, scores = pending.rows, pending.positions.to(torch.int32), pending.scores
-        if not bool(valid.all()):
-            picked = valid.nonzero()[:, 0]
-            rows, positions, scores = rows[picked], positions[picked], scores[picked]
-            picked = upload(picked, k.device)
-            k, v = k[picked], v[picked]
-        rows = upload(rows, device)
-        self.hot.write(rows, k.to(device), v.to(device))
-        self.hot.position.view(-1)[rows] = upload(positions, device)
-        self.hot.score.view(-1)[rows] = upload(scores, device)
-        self.counters.fetched_rows += rows.numel()
-        self.counters.fetched_bytes += k.numel() * k.element_size() + v.numel() * v.element_size()
+        rows = torch.where(valid, pending.joined("rows"), -1)
+        self._put(rows, pending.joined("positions"), pending.joined("scores"), k, v)
+        self.counters.fetched_rows += fresh
+        self.counters.fetched_bytes += fresh * (k.shape[1] * k.element_size() + v.shape[1] * v.element_size())
+
+    def _put(
+        self, rows: torch.Tensor, positions: torch.Tensor, scores: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """All [n]; row -1 goes nowhere."""
+        there = rows >= 0
+        rows = rows[there]
+        self.hot.write(rows, k[there], v[there])
+        self.hot.position.view(-1)[rows] = positions[there].to(torch.int32)
+        self.hot.score.view(-1)[rows] = scores[there]
 
     def _rank(self, asked: PendingScore, done: Scored) -> None:
         ws = asked.working_set
         if not ws.alive or not bool(self.host.unchanged(asked.slots, asked.generations).all()):
             return
-        scores = torch.zeros(asked.slots.numel(), dtype=torch.float32)
-        scores[torch.as_tensor(done.positions[0]).long()] = torch.as_tensor(done.scores[0])
-        self.want(ws, asked.layer, [Want(asked.head, asked.number, scores)])
+        for anchor, positions, found in zip(asked.anchors, done.positions, done.scores, strict=True):
+            self._ranked(ws, anchor, positions, found, asked.slots.numel())
+
+    def _ranked(
+        self, ws: WorkingSet, anchor: Anchor, positions: torch.Tensor, found: torch.Tensor, length: int
+    ) -> None:
+        """The best tokens of an anchor, positions [k] of `length`, and their scores [k]."""
+        scores = torch.zeros(length, dtype=torch.float32)
+        scores[positions.long()] = found
+        self.want(ws, anchor.layer, [Want(anchor.head, anchor.number, scores)])
 
     def stats(self) -> dict[str, int | bool]:
         return {
@@ -265,7 +285,8 @@ class Fetcher:
 
     def check_integrity(self, idle: bool) -> None:
         """When idle, what is still under way must belong to requests that have ended."""
-        if idle and any(p.working_set.alive for p in (*self.fetches.values(), *self.scores.values())):
+        alive = any(swap.ws.alive for pending in self.fetches.values() for swap in pending.swaps)
+        if idle and (alive or any(pending.working_set.alive for pending in self.scores.values())):
             raise RuntimeError(f"{len(self.fetches)} fetches are under way for requests although none is live")
 
     def close(self) -> None:

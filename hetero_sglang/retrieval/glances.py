@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +60,9 @@ class Crowd:
         self.pivots = Pivots(upload(table[0], device), *(upload(row.int(), device) for row in table[1:]), base)
         self.layers, self.device = len(layout.layers), device
 
-    def floats(self, layer: int, length: int, group: int) -> int:
-        """Workspace that a layer's pivots take for a request of `length` tokens."""
-        return (self._first_pivot[layer + 1] - self._first_pivot[layer]) * (group + 1) * length
-
     def most_floats(self, length: int, group: int) -> int:
-        """The most that any layer takes."""
-        return max((self.floats(layer, length, group) for layer in range(self.layers)), default=0)
+        """Workspace that a layer's pivots take at most for a request of `length` tokens."""
+        return int(np.diff(self._first_pivot).max(initial=0)) * (group + 1) * length
 
     def glance(self, queue: list[Subject], space: int, group: int) -> tuple[Glance, list[View]]:
         """As many layers of the queue's subjects as fit `space` floats; what is left stays in the queue."""
@@ -74,10 +71,10 @@ class Crowd:
         while queue:
             subject, stride = queue[0], (group + 1) * queue[0].length
             first = subject.layer
-            while subject.layer < self.layers and used + self.floats(subject.layer, subject.length, group) <= space:
-                used += self.floats(subject.layer, subject.length, group)
-                subject.layer += 1
+            reach = self._first_pivot[first] + (space - used) // stride  # pivots below it fit
+            subject.layer = bisect_right(self._first_pivot, reach) - 1
             if subject.layer > first:
+                used += (self._first_pivot[subject.layer] - self._first_pivot[first]) * stride
                 chosen = np.arange(self._first_pivot[first], self._first_pivot[subject.layer])
                 begin = used - chosen.size * stride
                 mine = slice(self._first_satellite[first], self._first_satellite[subject.layer])

@@ -23,14 +23,13 @@ class FetchItem:
 
 @dataclass(frozen=True)
 class ScoreItem:
-    """The best rows of one head among slots [L], for queries [G, D] float32 already times the softmax scale.
+    """The best rows of one head, for queries [G, D] float32 already times the softmax scale.
 
     `pool` is the (odd) width of the average over neighbouring slots; min(topk, L) rows come back.
     """
 
     layer: int
     head: int
-    slots: np.ndarray | torch.Tensor
     query: np.ndarray | torch.Tensor
     topk: int
     pool: int
@@ -51,7 +50,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Scored:
-    """Per item: positions [k] int32 into its slots, best first, and their scores [k] float32."""
+    """Per item: positions [k] int32 into the slots, ascending, and their scores [k] float32."""
 
     ticket: int
     positions: list[torch.Tensor]
@@ -90,16 +89,12 @@ def pack_fetch(ticket: int, start: int, items: Sequence[FetchItem]) -> list[byte
     return protocol.pack(protocol.Fetch(ticket, start, headers), _slots(items))
 
 
-def pack_score(ticket: int, items: Sequence[ScoreItem]) -> list[bytes]:
-    """Frames of a score request."""
-    headers = [
-        protocol.Query(item.layer, item.head, len(item.slots), len(item.query), item.topk, item.pool)
-        for item in items
-    ]
+def pack_score(ticket: int, slots: np.ndarray | torch.Tensor, items: Sequence[ScoreItem]) -> list[bytes]:
+    """Frames of a score request over slots [L]."""
+    headers = [protocol.Query(item.layer, item.head, len(item.query), item.topk, item.pool) for item in items]
     queries = [np.asarray(item.query, np.float32).ravel() for item in items]
-    return protocol.pack(
-        protocol.Score(ticket, headers), _slots(items), np.concatenate([np.empty(0, np.float32), *queries])
-    )
+    header = protocol.Score(ticket, len(slots), headers)
+    return protocol.pack(header, np.asarray(slots, np.int32), np.concatenate([np.empty(0, np.float32), *queries]))
 
 
 def read_scores(
@@ -115,12 +110,12 @@ def read_scores(
     ends = np.cumsum(reply.counts, dtype=np.int64)
     own = np.split(positions, ends)[:-1]  # what follows the last end is empty
     for part, (length, _) in zip(own, asked, strict=True):
-        if part.size and (part.min() < 0 or part.max() >= length or len(np.unique(part)) < part.size):
-            raise protocol.ProtocolError("its positions are out of range or come twice")
+        if part.size and (part[0] < 0 or part[-1] >= length or (part[1:] <= part[:-1]).any()):
+            raise protocol.ProtocolError("its positions are out of range or not ascending")
     return _tensors(own), _tensors(np.split(scores, ends)[:-1])
 
 
-def _slots(items: Sequence[FetchItem | ScoreItem]) -> np.ndarray:
+def _slots(items: Sequence[FetchItem]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *(np.asarray(item.slots, np.int64) for item in items)])
 
 

@@ -13,7 +13,7 @@ from hetero_sglang.memory.layout import LayerLayout
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
 from hetero_sglang.policy.scores import observed_weights, overlap, pool_average
-from hetero_sglang.retrieval.fetcher import Fetcher, Want
+from hetero_sglang.retrieval.fetcher import Anchor, Fetcher, Want
 from hetero_sglang.retrieval.reassign import EVERY, OWN, Reassigner
 from hetero_sglang.settings import Settings
 
@@ -53,8 +53,6 @@ class DriftMonitor:
             return
         pivots = list(spec.pivots)
         weights = observed_weights(q[None, pivots], k[:, pivots], scale, "max").cpu()  # [clusters, G, L]
-        if self.settings.reassign and self._looks(ws) % EVERY == 0:
-            self.clusters.check(ws, spec, others, weights.amax(1), scale)
         seen, scores = weights.amax(1), pool_average(weights).amax(1)  # [clusters, L]
         tickets: list[int] = []
         for index in range(len(spec.clusters)):
@@ -68,6 +66,8 @@ class DriftMonitor:
                 tickets.append(ticket)
         if self.settings.waits:
             self.fetcher.wait(tickets)
+        if self.settings.reassign and self._looks(ws) % EVERY == 0:
+            self.clusters.check(ws, spec, others, seen, scale, self.settings.drift_threshold)
 
     def _watch(
         self, ws: WorkingSet, spec: LayerLayout, satellite: int, seen: torch.Tensor, scores: torch.Tensor
@@ -97,7 +97,11 @@ class DriftMonitor:
         every = self.settings.monitor_interval * self.settings.anchor_interval
         if not every or (ws.slots.numel() - ws.prompt) % every:
             return
-        for head in range(len(spec.compressed)):
-            number = spec.first + head
-            if self.clusters.leader(ws, spec, head) == OWN and ws.has_choice(number):
-                self.fetcher.refresh(ws, layer, head, number, (q[head].float() * scale).cpu())
+        heads = [
+            head
+            for head in range(len(spec.compressed))
+            if self.clusters.leader(ws, spec, head) == OWN and ws.has_choice(spec.first + head)
+        ]
+        queries = [(q[head].float() * scale).cpu() for head in heads]
+        anchors = [Anchor(layer, head, spec.first + head, query) for head, query in zip(heads, queries, strict=True)]
+        self.fetcher.refresh(ws, anchors)

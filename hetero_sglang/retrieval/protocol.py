@@ -30,11 +30,10 @@ class Gather(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Query(msgspec.Struct, frozen=True, array_like=True):
-    """Score `rows` slots of one head with `group` queries; keep the best `topk` after pooling over `pool`."""
+    """Score one head with `group` queries; keep the best `topk` after pooling over `pool`."""
 
     layer: Count
     head: Count
-    rows: Count
     group: Count
     topk: Count
     pool: Count
@@ -49,9 +48,10 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):
-    """Frames: slots int64, queries float32, both item after item."""
+    """Score all items over the same `rows` slots. Frames: slots int32, queries float32 item after item."""
 
     ticket: Count
+    rows: Count
     items: list[Query]
 
 
@@ -77,7 +77,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
-    """`counts` positions per item. Frames: positions int32, scores float32, both item after item."""
+    """`counts` positions per item. Frames: positions int32, ascending, and scores float32, both item after item."""
 
     incarnation: Count
     ticket: Count

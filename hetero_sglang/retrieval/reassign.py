@@ -15,6 +15,7 @@ from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import OWN, LayerLayout
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
+from hetero_sglang.policy.scores import overlap
 
 EVERY = 2  # looks between two checks
 CHECKS = 3  # whose median decides
@@ -46,21 +47,29 @@ class Reassigner:
         """Compressed heads of the layer that follow this cluster's pivot now."""
         return [i for i in range(len(spec.compressed)) if self.leader(ws, spec, i) == cluster]
 
-    def check(self, ws: WorkingSet, spec: LayerLayout, q: torch.Tensor, seen: torch.Tensor, scale: float) -> None:
+    def check(
+        self, ws: WorkingSet, spec: LayerLayout, q: torch.Tensor, seen: torch.Tensor, scale: float, covered: float
+    ) -> None:
         """Compare every head that had or has a pivot with all of them.
 
-        q [C, G, D]: the step's queries of the layer's compressed heads; seen [clusters, L]: the pivots' attention.
+        q [C, G, D]: the step's queries of the layer's compressed heads; seen [clusters, L]: the pivots' attention, of
+        which a head must hold this share, `covered`, before the two can be told apart.
         """
         for cluster in spec.clusters:
             for satellite in cluster.satellites:
                 number = spec.first + satellite
                 if not ws.has_choice(number):
                     continue
-                rows = ws.flat(number, ws.selected_rows(number))
+                rows = ws.flat(number, torch.arange(ws.caps[number]))  # sinks and ring too: they may be all it needs
                 held = self.hot.position.view(-1)[rows].long()
                 keys = self.hot.k.view(-1, self.hot.k.shape[-1])[rows]
                 own = (q[satellite].float() @ keys.float().T * scale).softmax(-1).amax(0).cpu()  # [n]
-                self._decide(ws, spec, satellite, agreement(own, seen[:, held.cpu()]))
+                held = held.cpu()
+                known = torch.tensor([overlap(each, held) >= covered for each in seen])  # [clusters]
+                now = self.leader(ws, spec, satellite)
+                if now == OWN or known[now]:
+                    agreed = agreement(own, seen[:, held])
+                    self._decide(ws, spec, satellite, torch.where(known, agreed, 0.0))
 
     def _decide(self, ws: WorkingSet, spec: LayerLayout, satellite: int, agreed: torch.Tensor) -> None:
         number = spec.first + satellite

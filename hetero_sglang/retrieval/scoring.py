@@ -12,7 +12,7 @@ _CHUNK = 8192  # rows decoded at a time, which bounds the memory a request takes
 def score(
     keys: np.ndarray, dtype: str, index: np.ndarray, query: np.ndarray, item: Query
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [k] int32 into `index` of the best rows, best first, and their scores [k] float32.
+    """Positions [k] int32 into `index` of the best rows, ascending, and their scores [k] float32.
 
     keys: [rows * C, words]; index: [L] rows of one head; query: [G, D] float32, already times the softmax
     scale. A row's score is max over G of avg_pool(softmax over L), SnapKV's rule; k = min(topk, L).
@@ -62,12 +62,11 @@ def average(weights: np.ndarray, pool: int) -> np.ndarray:
 
 
 def best(scores: np.ndarray, topk: int) -> np.ndarray:
-    """Positions [min(topk, L)] of the highest scores, best first; equal ones by position."""
+    """Positions [min(topk, L)] of the highest scores, ascending; of equal ones the first."""
     count = min(topk, len(scores))
     if count == 0:
         return np.empty(0, np.int64)
     least = np.partition(scores, len(scores) - count)[len(scores) - count]
     above = np.flatnonzero(scores > least)
     tied = np.flatnonzero(scores == least)[: count - len(above)]
-    chosen = np.concatenate([above, tied])
-    return chosen[np.argsort(-scores[chosen], kind="stable")]
+    return np.sort(np.concatenate([above, tied]))

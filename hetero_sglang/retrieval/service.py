@@ -87,16 +87,15 @@ class Service:
 
     async def _score(self, request: protocol.Score, frames: list[bytes]) -> list[bytes]:
         dim = self._spec.layout.head_dim
-        rows = sum(item.rows for item in request.items)
         slots, queries = protocol.arrays(
-            frames, (np.int64, rows), (np.float32, sum(item.group for item in request.items) * dim)
+            frames, (np.int32, request.rows), (np.float32, sum(item.group for item in request.items) * dim)
         )
+        slots = slots.astype(np.int64)
         self._rows.check(request.items, slots)
         chosen: list[tuple[np.ndarray, np.ndarray]] = []
         for item in request.items:
-            own, slots = np.split(slots, [item.rows])
             query, queries = np.split(queries, [item.group * dim])
-            index = self._rows.index(item.layer, item.head, own)
+            index = self._rows.index(item.layer, item.head, slots)
             chosen.append(
                 await asyncio.get_running_loop().run_in_executor(
                     self._scorer,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +14,11 @@ from hetero_sglang.attention.decode_step import DecodeStep
 from hetero_sglang.attention.device_engine import DeviceEngine
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.attention.plan import plan_extend
+from hetero_sglang.retrieval.rehearsal import rehearse
 from hetero_sglang.sglang.pool import token_slots
 from hetero_sglang.sglang.runtime import runtime
+
+logger = logging.getLogger("hetero_sglang")
 
 
 class DeviceAttnBackend(AttentionBackend):
@@ -31,6 +36,18 @@ class DeviceAttnBackend(AttentionBackend):
         self.step: DecodeStep | None = None
         self.tables: StepTables | None = None
         self.known = True  # this prefill's requests are the cache's
+        runtime().when_built = self.rehearse
+
+    def rehearse(self) -> None:
+        """Before the first request: what is slow the first time happens now."""
+        engine, table = self.engine, self.req_to_token_pool.req_to_token
+        if engine.monitor is None:
+            return
+        step = engine.graph_step or engine.eager(1, 1)
+        if not rehearse(self.cache, engine.monitor, step.queries, table):
+            logger.warning("The retrieval worker was not up in time to rehearse a fetch: the first ones may be slow.")
+        gc.collect()
+        gc.freeze()  # what start-up has made stays: collections during steps need not look at it
 
     # ---- the contract's five methods
 

@@ -13,7 +13,10 @@ logger = logging.getLogger("hetero_sglang")
 
 def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER Scheduler.__init__."""
-    runtime().scheduler = scheduler
+    state = runtime()
+    state.scheduler = scheduler
+    if state.when_built is not None:
+        state.when_built()
 
 
 def stats(scheduler: Any) -> dict[str, Any]:

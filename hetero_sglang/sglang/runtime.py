@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class Runtime:
     size: int  # tensor-parallel ranks
     on_device: bool  # DeviceEngine runs the steps, not TorchEngine
     cache: HeteroCache | None = None
+    when_built: Callable[[], None] | None = None  # called once, when the scheduler is
     scheduler: Any = None
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     checked_after: int = 0  # requests served when the idle integrity check last ran
@@ -55,9 +57,7 @@ class Runtime:
         resident = ResidentStore(
             rows, [len(x.resident) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, device
         )
-        host = HostStore(
-            rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin
-        )
+        host = HostStore(rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin)
         hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
         self.cache = HeteroCache(self.settings, resident, host, hot, self.counters, self.on_device)
         if pin and self.settings.retrieves and not self.on_device:

@@ -12,7 +12,7 @@ from test_engine import expect, scattered_slots
 from hetero_sglang.cache import HeteroCache
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
-from hetero_sglang.retrieval.reassign import OWN, agreement
+from hetero_sglang.retrieval.reassign import CHECKS, OWN, agreement
 
 PROMPT, TOTAL = 200, 240
 HEADS = 5
@@ -108,3 +108,25 @@ def test_agreement_is_bounded_and_one_only_for_the_same_attention(rows: int, hea
     assert value.shape == (heads,) and bool((value >= 0).all()) and bool((value <= 1 + 1e-5).all())
     assert abs(float(agreement(own, 3 * own[None])[0]) - 1) < 1e-5
     assert float(agreement(torch.zeros(rows), others).max()) == 0.0
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_a_satellite_is_judged_only_while_it_holds_what_its_pivot_looks_at(covered: bool) -> None:
+    cache = cache_of(reassign=True)
+    try:
+        request = planted(cache)
+        request.start()
+        prefill([request], [(0, PROMPT)])
+        request.ws.slots = request.token_slots[:PROMPT]
+        held = held_positions(request, 0, PROMPT).tolist()
+        mine = held[4]
+        elsewhere = next(t for t in range(20, PROMPT - 20) if (t in held) == covered and t != mine)
+        seen = torch.zeros(2, PROMPT)
+        seen[:, elsewhere] = 1.0
+        q = (40 * request.k[0][mine, 2] / request.k[0][mine, 2].norm()).expand(3, GROUP, DIM)
+        spec = cache.settings.layout.layers[0]
+        for _ in range(CHECKS):
+            cache.monitor.clusters.check(request.ws, spec, q, seen, DIM**-0.5, 0.9)
+        assert (request.ws.leaders.get(0) == OWN) == covered
+    finally:
+        cache.close()

@@ -99,7 +99,7 @@ def test_rows_of_freed_slots_are_dropped_not_published(busy_cache: HeteroCache) 
     busy_cache.release_slots(victim)
     settle(busy_cache)
     assert busy_cache.counters.dropped_rows >= 1
-    row = int(pending.rows[0])
+    row = int(pending.swaps[0].rows[0])
     assert busy_cache.hot.position.view(-1)[row] == before.view(-1)[row]
 
 

@@ -128,9 +128,9 @@ def test_what_comes_for_a_request_that_has_ended_is_dropped() -> None:
         ours.finish(request.slot)
     torch.cuda.synchronize() if DEVICE.type == "cuda" else None
     deadline = time.monotonic() + 20
-    while engine.monitor._under_way() and time.monotonic() < deadline:
+    while engine.monitor.under_way() and time.monotonic() < deadline:
         engine.monitor.tick()
-    assert not engine.monitor._under_way() and ours.counters.fetched_rows == before
+    assert not engine.monitor.under_way() and ours.counters.fetched_rows == before
     ours.check_integrity()
     ours.close()
 

@@ -20,7 +20,7 @@ def lie(mode: str, frames: list[bytes], own: int) -> list[bytes]:
     if isinstance(request, protocol.Ping):
         return pack(Pong(own, request.number + 1))
     ticket, echo = request.ticket, protocol.checksum(frames)
-    rows = sum(item.rows for item in request.items)
+    rows = sum(item.rows for item in request.items) if isinstance(request, Fetch) else request.rows
     count = min(rows, request.items[0].topk) if isinstance(request, protocol.Score) else 0
     positions = np.arange(count, dtype=np.int32)
     scores = np.ones(count, np.float32)

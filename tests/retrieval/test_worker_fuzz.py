@@ -78,8 +78,9 @@ def valid_fetch() -> list[bytes]:
 
 
 def valid_score() -> list[bytes]:
-    items = [protocol.Query(0, 1, 3, 2, 2, 1), protocol.Query(2, 0, 2, 1, 5, 3)]
-    return protocol.pack(protocol.Score(8, items), np.array([1, 2, 3, 49, 0]), np.ones((3, 4), np.float32))
+    items = [protocol.Query(0, 1, 2, 2, 1), protocol.Query(2, 0, 1, 8, 3)]
+    slots = np.array([1, 2, 3, 49, 0], np.int32)
+    return protocol.pack(protocol.Score(8, 5, items), slots, np.ones((3, 4), np.float32))
 
 
 def still_works(bench: Bench) -> bool:
@@ -104,7 +105,7 @@ WRONG = {
     "layer": protocol.pack(protocol.Fetch(1, 0, [protocol.Gather(3, 0, 1)]), np.array([0])),
     "short query": [*valid_score()[:2], valid_score()[2][:-4]],
     "even pool": protocol.pack(
-        protocol.Score(1, [protocol.Query(0, 0, 1, 1, 1, 2)]), np.array([0]), np.ones(4, np.float32)
+        protocol.Score(1, 1, [protocol.Query(0, 0, 1, 1, 2)]), np.array([0], np.int32), np.ones(4, np.float32)
     ),
 }
 
@@ -119,7 +120,7 @@ def test_a_wrong_request_is_answered_with_an_error(name: str, bench: Bench) -> N
 def test_valid_requests_are_served(bench: Bench) -> None:
     assert still_works(bench)
     scored = bench.answer(valid_score())
-    assert isinstance(scored, protocol.Scored) and scored.counts == [2, 2]
+    assert isinstance(scored, protocol.Scored) and scored.counts == [2, 5]
     assert scored.echo == protocol.checksum(valid_score())
     assert bench.answer(protocol.pack(protocol.Ping(9))) == protocol.Pong(3, 9)
 

@@ -63,7 +63,7 @@ def test_a_lie_fails_its_tickets_and_replaces_the_worker(
     if mode in ABOUT_FETCHES:
         ticket = client.fetch([FetchItem(layer, 0, slots)])
     else:
-        ticket = client.score([ScoreItem(layer, 0, slots, torch.ones(1, store.head_dim), 4, 1)])
+        ticket = client.score(slots, [ScoreItem(layer, 0, torch.ones(1, store.head_dim), 4, 1)])
     assert ticket is not None
     monkeypatch.setattr(client, "_command", process.COMMAND)
     done = wait_all(client, [ticket])[ticket]

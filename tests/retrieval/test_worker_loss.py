@@ -185,7 +185,7 @@ def test_without_a_worker_requests_are_refused_and_counted(
     client = connect(store, up=False, command=command)
     assert not client.wait_up(1.0)
     assert client.fetch([FetchItem(0, 0, torch.arange(3))]) is None
-    assert client.score([]) is None
+    assert client.score(torch.arange(0), []) is None
     assert client.poll() == []
     stats = client.stats
     assert stats.refused == 2 and not stats.worker_up

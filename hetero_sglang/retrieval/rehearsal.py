@@ -1,0 +1,85 @@
+"""A made-up request is looked at, chosen for and fetched for before any real one comes.
+
+The first of everything is slow on a device: kernels are loaded, pinned buffers made, the staging ring mirrored. No
+user's step should pay for that.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+
+import torch
+
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.hot_pool import EMPTY
+from hetero_sglang.retrieval.device_monitor import Choice, DeviceMonitor
+from hetero_sglang.retrieval.glances import Subject
+
+_SLOT = 0  # of a request; none is live yet
+_HEADS = (1, 8, 64)  # refilled at once
+_PINNED = range(9, 24)  # powers of two, in bytes, of buffers to have at hand
+_PATIENCE = 30.0  # seconds for the worker to come up, and for its answers
+
+
+def rehearse(cache: HeteroCache, monitor: DeviceMonitor, queries: torch.Tensor, req_to_token: torch.Tensor) -> bool:
+    """Go through it with a short request and the longest; False: not to the end, which costs speed alone.
+
+    queries [layers, batch, Hq, D] and req_to_token [requests, context] as steps have them. Nothing stays behind: no
+    page, no row, no count.
+    """
+    client = cache.fetcher.client
+    if client is None or cache.requests or not client.wait_up(_PATIENCE):
+        return False
+    counted = {field.name: getattr(cache.counters, field.name) for field in fields(cache.counters)}
+    if monitor.device.type == "cuda":
+        held = [torch.empty(1 << bits, dtype=torch.uint8, pin_memory=True) for bits in _PINNED for _ in range(2)]
+        del held  # to the allocator's lists
+    try:
+        return all([_rehearse(cache, monitor, queries, req_to_token, length) for length in _lengths(cache, monitor)])
+    finally:
+        for name, value in counted.items():
+            setattr(cache.counters, name, value)
+
+
+def _lengths(cache: HeteroCache, monitor: DeviceMonitor) -> list[int]:
+    """Of prompts that are compressed, and fit."""
+    longest = monitor.context - 1
+    while longest > 1 and cache.demand(longest, 1) > cache.hot.available:
+        longest //= 2
+    return [n for n in dict.fromkeys((cache.settings.rule.dense_below, longest)) if _fits(cache, n, longest)]
+
+
+def _fits(cache: HeteroCache, length: int, longest: int) -> bool:
+    caps = cache.settings.rule.caps(length, length + 1)
+    return length <= longest and min(caps, default=length) < length and cache.demand(length, 1) <= cache.hot.available
+
+
+def _rehearse(
+    cache: HeteroCache, monitor: DeviceMonitor, queries: torch.Tensor, req_to_token: torch.Tensor, length: int
+) -> bool:
+    ws = cache.start(_SLOT, length, 1)
+    pages = ws.pages.to(monitor.device)
+    try:
+        monitor.tables.put(_SLOT, ws)
+        cache.hot.position[pages] = 0
+        monitor.queries, monitor.req_to_token = queries, req_to_token
+        monitor.queue.append(Subject(ws, 0, length))
+        done = _finish(monitor)
+        open_ = monitor.crowd.numbers[monitor.has_choice(ws, length)[monitor.crowd.numbers]]
+        for count in _HEADS:
+            monitor.choose([Choice(ws, number, length, 0.0, None) for number in open_[:count].tolist()])
+            done = _finish(monitor) and done
+        return done
+    finally:
+        cache.finish(_SLOT)
+        cache.hot.position[pages] = EMPTY
+
+
+def _finish(monitor: DeviceMonitor) -> bool:
+    """Until nothing is under way."""
+    deadline = time.monotonic() + _PATIENCE
+    while monitor.under_way() and time.monotonic() < deadline:
+        monitor.fetcher.settle(0.1)
+        monitor.advance()
+    return not monitor.under_way()
