@@ -46,7 +46,7 @@ class Servers(Host):
                 ranks = [int(self.flags[name]) for name in _RANKS if str(self.flags.get(name)).isdecimal()]
                 self._shares = core_shares(self.jobs, max([1, *ranks]))
             share = self._shares.pop(0)
-            server = self._new(log, share, {**engine_flags(cell), **self.flags, **cell.flags})
+            server = self._new(log, share, {**self.flags, **engine_flags(cell), **cell.flags})
             self._up.append(server)
         try:
             try:

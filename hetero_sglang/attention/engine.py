@@ -111,7 +111,7 @@ class TorchEngine:
 
     def _place(self, flat: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         self.cache.hot.write(flat, k[positions], v[positions])
-        self.cache.hot.position.view(-1)[flat] = positions.to(torch.int32)
+        self.cache.hot.position.view(-1)[flat] = positions.to(k.device, torch.int32)
         self.cache.hot.score.view(-1)[flat] = 0.0
 
     def decode(

@@ -85,7 +85,8 @@ class HotPool:
         if first_page >= 0:
             k, v = self.k[first_page : first_page + pages], self.v[first_page : first_page + pages]
         else:
-            k, v = self.k.index_select(0, table[:pages]), self.v.index_select(0, table[:pages])
+            listed = table[:pages].to(self.k.device)
+            k, v = self.k.index_select(0, listed), self.v.index_select(0, listed)
         return k.reshape(-1, k.shape[-1])[:count], v.reshape(-1, v.shape[-1])[:count]
 
     def check_integrity(self, owned: torch.Tensor) -> None:

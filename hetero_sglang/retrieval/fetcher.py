@@ -169,16 +169,16 @@ class Fetcher:
 
     def _refill(self, ws: WorkingSet, want: Want) -> tuple[Refill, torch.Tensor]:
         rows = ws.flat(want.number, ws.selected_rows(want.number))  # [n] flat
-        held = self.hot.position.view(-1)[rows].long()
+        held = self.hot.position.view(-1)[rows].long().cpu()
         low = self.settings.rule.sink
         high = min(want.scores.numel(), ws.slots.numel() - self.settings.rule.window)  # older than the ring
         if self.settings.retrieval == "replace":
             refill = replace(held, want.scores, low, high, self.settings.refill_rows)
         else:
-            held_scores = self.hot.score.view(-1)[rows]
+            held_scores = self.hot.score.view(-1)[rows].cpu()
             decay = self.settings.decay**want.age
             refill = accumulate(held, held_scores, want.scores, low, high, decay, self.settings.refill_rows)
-        self.hot.score.view(-1)[rows] = refill.held_scores
+        self.hot.score.view(-1)[rows] = refill.held_scores.to(self.hot.score.device)
         return refill, rows
 
     def refresh(self, ws: WorkingSet, anchors: list[Anchor]) -> None:
@@ -256,10 +256,10 @@ class Fetcher:
     ) -> None:
         """All [n]; row -1 goes nowhere."""
         there = rows >= 0
-        rows = rows[there]
-        self.hot.write(rows, k[there], v[there])
-        self.hot.position.view(-1)[rows] = positions[there].to(torch.int32)
-        self.hot.score.view(-1)[rows] = scores[there]
+        rows, device = rows[there], self.hot.k.device
+        self.hot.write(rows, k[there].to(device), v[there].to(device))
+        self.hot.position.view(-1)[rows] = positions[there].to(device, torch.int32)
+        self.hot.score.view(-1)[rows] = scores[there].to(device)
 
     def _rank(self, asked: PendingScore, done: Scored) -> None:
         ws = asked.working_set

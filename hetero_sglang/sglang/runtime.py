@@ -60,13 +60,7 @@ class Runtime:
         host = HostStore(rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin)
         hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
         self.cache = HeteroCache(self.settings, resident, host, hot, self.counters, self.on_device)
-        if pin and self.settings.retrieves and not self.on_device:
-            logger.warning(
-                "The torch engine does not watch drift on a GPU: working sets stay as they were chosen at prefill end. "
-                "--hetero-drift-threshold 0 says the same and is quiet."
-            )
-        else:
-            self.cache.fetcher.start_worker(pin)
+        self.cache.fetcher.start_worker(pin)
         logger.info("%s", table(sizes, rule, self.settings.keep_ratio, self.settings.floor))
         longest = rule.dense_below - 1
         if rule.demand(longest, 1) > sizes.hot_pages:

@@ -114,7 +114,7 @@ def table_of(requests: list[Request], width: int = 2048) -> torch.Tensor:
 def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[torch.Tensor]]:
     """Run one prefill batch over tokens [a, b) of each request; returns outputs [layer][request]."""
     cache = requests[0].cache
-    engine = TorchEngine(cache)
+    device, engine = cache.hot.k.device, TorchEngine(cache)
     plan = plan_extend(
         cache,
         [r.slot for r in requests],
@@ -125,30 +125,30 @@ def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[
     outputs = []
     for layer in range(len(cache.settings.layout.layers)):
         q, k, v = (
-            torch.cat([getattr(r, name)[layer][a:b] for r, (a, b) in zip(requests, spans, strict=True)])
+            torch.cat([getattr(r, name)[layer][a:b] for r, (a, b) in zip(requests, spans, strict=True)]).to(device)
             for name in "qkv"
         )
-        slots = torch.cat([r.token_slots[a:b] for r, (a, b) in zip(requests, spans, strict=True)])
+        slots = torch.cat([r.token_slots[a:b] for r, (a, b) in zip(requests, spans, strict=True)]).to(device)
         engine.write(layer, slots, k, v)
         out = engine.extend(layer, plan, q, k, v, DIM**-0.5)
-        outputs.append(list(out.split([b - a for a, b in spans])))
+        outputs.append(list(out.cpu().split([b - a for a, b in spans])))
     return outputs
 
 
 def decode(requests: list[Request], lengths: list[int]) -> torch.Tensor:
     """One decode step: request i has `lengths[i]` tokens after it; returns [layer, request, Hq, D]."""
     cache = requests[0].cache
-    engine = TorchEngine(cache)
+    device, engine = cache.hot.k.device, TorchEngine(cache)
     plan = plan_decode(cache, [r.slot for r in requests], lengths, table_of(requests))
     outputs = []
     for layer in range(len(cache.settings.layout.layers)):
         q, k, v = (
-            torch.stack([getattr(r, name)[layer][n - 1] for r, n in zip(requests, lengths, strict=True)])
+            torch.stack([getattr(r, name)[layer][n - 1] for r, n in zip(requests, lengths, strict=True)]).to(device)
             for name in "qkv"
         )
-        slots = torch.stack([r.token_slots[n - 1] for r, n in zip(requests, lengths, strict=True)])
+        slots = torch.stack([r.token_slots[n - 1] for r, n in zip(requests, lengths, strict=True)]).to(device)
         engine.write(layer, slots, k, v)
-        outputs.append(engine.decode(layer, plan, q, k, v, DIM**-0.5))
+        outputs.append(engine.decode(layer, plan, q, k, v, DIM**-0.5).cpu())
     return torch.stack(outputs)
 
 
@@ -162,4 +162,4 @@ def held_positions(request: Request, number: int, length: int) -> torch.Tensor:
     """Positions of a compressed head's rows, read back from the pool."""
     ws = request.ws
     count = min(ws.caps[number], length)
-    return request.cache.hot.position.view(-1)[ws.flat(number, torch.arange(count))].long()
+    return request.cache.hot.position.view(-1)[ws.flat(number, torch.arange(count))].long().cpu()
