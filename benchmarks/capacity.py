@@ -11,6 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from benchmarks import shapes
@@ -18,7 +19,7 @@ from benchmarks.cases import stream
 from benchmarks.dummy import FETCH_RATE, add_policies_option, chosen_policies, dummy_server, layout_of, random_prompt
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
-from benchmarks.streams import peak, step_seconds
+from benchmarks.streams import gaps, peak
 from hetero_sglang.memory.sizes import Shape, Sizes, slots_within
 from hetero_sglang.settings import HOT_PAGE
 
@@ -49,10 +50,13 @@ def measure(server: Server, tokens: int, steps: int, fits: int, told: Callable[[
         streams = stream(server, prompts[:batch], steps)
         if peak(streams) < batch:
             break
-        seconds = step_seconds(streams)
-        rates.append({"batch": batch, "step_seconds": seconds, "tokens_per_second": batch / seconds})
+        every = gaps(streams)
+        seconds, typical = mean(every), median(every)
+        rate = {"batch": batch, "step_seconds": seconds, "step_seconds_p50": typical}
+        rates.append({**rate, "tokens_per_second": batch / seconds})
         told({"batches": rates, "best": best(rates)})
-        print(f"  {batch:>3} at once: step {1e3 * seconds:7.2f} ms, {batch / seconds:8.1f} tokens/s", flush=True)
+        times = f"step {1e3 * seconds:7.2f} ms, P50 {1e3 * typical:7.2f}"
+        print(f"  {batch:>3} at once: {times}, {batch / seconds:8.1f} tokens/s", flush=True)
     told({"concurrent": peak(stream(server, prompts, steps))})  # the last one waits, or was not expected to fit
 
 

@@ -29,6 +29,8 @@ from hetero_sglang.retrieval.spec import HostLayout, WorkerSpec
 from hetero_sglang.retrieval.staging import Segment, StagingRing
 from hetero_sglang.retrieval.supervisor import Supervisor
 
+_ROUNDS = 12  # timeouts that a request may take of a worker which gives signs of life
+
 
 @dataclass
 class _Pending:
@@ -241,18 +243,24 @@ class RetrievalClient:
         return Fetched(reply.ticket, *self.ring.views(segment), segment.start)
 
     def _stall(self, now: float) -> str | None:
-        """Why the worker counts as stalled; asks for a sign of life when it had nothing to do for a while."""
+        """Why the worker counts as stalled: silent although something was asked, or too long about one request.
+
+        Asks for a sign of life in time: the worker's loop answers that, whatever its threads are busy with.
+        """
         worker = self._supervisor.worker
         if worker is None or not worker.up:
             return None
         oldest = next((pending.since for pending in self._pending.values()), now)
-        if self._pinged_at is not None:
-            oldest = min(oldest, self._pinged_at)
-        elif now - self._heard_at > self._timeout / 2:
+        if self._pinged_at is None and now - self._heard_at > self._timeout / 2:
             self._pings += 1
             if worker.send(protocol.pack(protocol.Ping(self._pings))):
                 self._pinged_at = now
-        return f"did not answer for {self._timeout:g} s" if now - oldest > self._timeout else None
+        asked = oldest if self._pinged_at is None else min(oldest, self._pinged_at)
+        if now - max(asked, self._heard_at) > self._timeout:
+            return f"did not answer for {self._timeout:g} s"
+        if now - oldest > _ROUNDS * self._timeout:
+            return f"was at one request for {_ROUNDS * self._timeout:g} s"
+        return None
 
     def _lose(self, reason: str) -> list[Completion]:
         """Have the worker replaced; all its tickets fail, and their staging rows wait for its end."""

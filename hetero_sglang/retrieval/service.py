@@ -29,7 +29,8 @@ class Service:
         self._staging = mmap.mmap(spec.staging_fd, max(1, spec.staging_rows * layout.row_bytes))
         self._rows = HostRows(host, layout)
         self._gatherers = ThreadPoolExecutor(spec.threads, "gather")
-        self._scorer = ThreadPoolExecutor(1, "score")  # its own thread: a fetch never waits for a refresh
+        # Threads of their own: a fetch never waits for a refresh.
+        self._scorers = ThreadPoolExecutor(max(1, spec.threads // 2), "score")
 
     async def run(self) -> None:
         """Connect, say hello, answer until killed."""
@@ -92,21 +93,14 @@ class Service:
         )
         slots = slots.astype(np.int64)
         self._rows.check(request.items, slots)
-        chosen: list[tuple[np.ndarray, np.ndarray]] = []
+        loop, layout = asyncio.get_running_loop(), self._spec.layout
+        searches = []
         for item in request.items:
             query, queries = np.split(queries, [item.group * dim])
-            index = self._rows.index(item.layer, item.head, slots)
-            chosen.append(
-                await asyncio.get_running_loop().run_in_executor(
-                    self._scorer,
-                    scoring.score,
-                    self._rows.k[item.layer],
-                    self._spec.layout.dtype,
-                    index,
-                    query.reshape(item.group, dim),
-                    item,
-                )
-            )
+            index, query = self._rows.index(item.layer, item.head, slots), query.reshape(item.group, dim)
+            args = (self._rows.k[item.layer], layout.dtype, index, query, item)
+            searches.append(loop.run_in_executor(self._scorers, scoring.score, *args))
+        chosen = await asyncio.gather(*searches)
         scored = protocol.Scored(
             self._spec.incarnation,
             request.ticket,

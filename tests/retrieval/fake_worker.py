@@ -63,7 +63,13 @@ def main() -> None:
         hello = msgspec.structs.replace(hello, incarnation=spec.incarnation + 1)
     socket.send_multipart(pack(hello))
     while True:
-        socket.send_multipart(lie(mode, socket.recv_multipart(), spec.incarnation))
+        frames = socket.recv_multipart()
+        if mode == "slow":  # gives signs of life, and nothing else
+            request = protocol.read_request(frames)
+            if isinstance(request, protocol.Ping):
+                socket.send_multipart(pack(Pong(spec.incarnation, request.number)))
+            continue
+        socket.send_multipart(lie(mode, frames, spec.incarnation))
 
 
 if __name__ == "__main__":

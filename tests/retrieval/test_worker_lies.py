@@ -96,6 +96,23 @@ def test_a_wrong_pong_replaces_the_worker(store: HostStore, connect: Connect) ->
     assert "pong" in client.stats.last_error
 
 
+def test_a_worker_that_is_long_about_a_request_keeps_it_while_it_gives_signs_of_life(
+    store: HostStore, connect: Connect
+) -> None:
+    skew = [0.0]
+    client = connect(store, command=[*FAKE, "slow"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
+    slow = client.pid
+    ticket = client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))])
+    assert ticket is not None
+    for asked in range(1, 20):  # 60 s each: silent for more than half its time, it is asked, and answers
+        skew[0] += 60
+        assert client.poll() == [] and client.pid == slow
+        poll_until(client, lambda _, asked=asked: client._pings == asked and client._pinged_at is None)
+    skew[0] += 60  # 12 times 100 s
+    (failed,) = client.poll()
+    assert isinstance(failed, Failed) and failed.ticket == ticket and "at one request for 1200 s" in failed.reason
+
+
 def test_strangers_on_the_socket_are_not_listened_to(store: HostStore, connect: Connect) -> None:
     client = connect(store, up=False)
     names = Path("/proc/net/unix").read_text().split()
