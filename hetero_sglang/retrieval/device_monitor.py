@@ -189,7 +189,8 @@ class DeviceMonitor:
         if self.looking and self.looking.ready.passed:
             looking, self.looking = self.looking, None
             self.choose(self._decide(looking))
-        if len(self.fetcher.ranked) >= _AT_ONCE or not self.fetcher.scores:  # many together, as the worker goes on
+        # Many together: all of a round, or as many as the worker has got through.
+        if len(self.fetcher.ranked) >= _AT_ONCE or not (self.asking or self.fetcher.scores):
             ranked, self.fetcher.ranked = self.fetcher.ranked[:_AT_ONCE], self.fetcher.ranked[_AT_ONCE:]
             self.choose(
                 [

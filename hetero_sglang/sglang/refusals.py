@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.memory.limits import free_host_bytes
+from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.settings import resolve
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -49,6 +51,28 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )  # fmt: skip
 
 
+# field of ours, whether a policy reads it, and why one that does not has no use for it
+OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
+    ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
+    ("hetero_fetch", lambda policy: policy.refresh is Refresh.DRIFT, "no pivot of its asks for rows"),
+    ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
+    ("hetero_monitor_interval", lambda policy: policy.refresh is not Refresh.NEVER, "it chooses once"),
+)
+
+
+def check_options(args: Any, policy: Policy) -> None:
+    """Raises HeteroError for an option that was given although the policy does not read it."""
+    for name, reads, why in OPTIONS:
+        value = getattr(args, name)
+        if value != type(args).__dataclass_fields__[name].default and not reads(policy):
+            flag = name.replace("_", "-")
+            raise HeteroError(f"--{flag} {value} is not read by --kv-policy {policy.name} ({why}); drop it.")
+    if args.hetero_retrieval == "replace" and policy.refresh is not Refresh.DRIFT:
+        raise HeteroError(
+            f"--hetero-retrieval replace is a rule for drift, and --kv-policy {policy.name} watches none; drop it."
+        )
+
+
 def check_flags(args: Any) -> None:
     """Raises HeteroError for the first flag the design cannot serve."""
     for name, fine, reason in FLAGS:
@@ -69,6 +93,7 @@ def check_policy(args: Any) -> None:
             f"engine; drop it."
         )
     policy = args.hetero_policy()
+    check_options(args, policy)
     if args.attention_backend != "flashinfer":
         return
     if args.hetero_reassign:

@@ -31,6 +31,15 @@ from benchmarks.quality.tasks import TASKS
 from benchmarks.recall import Language
 from hetero_sglang.errors import HeteroError
 
+
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """A shell's background jobs, and what they start, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 CELLS = parse_cells(["full", "heterocache", "snapkv", "quest"], [0.5, 0.3])
 SMALL = ["--reduced", "--tasks", "needle", "names", "--lengths", "2048", "--no-plots"]
 

@@ -171,6 +171,11 @@ def test_heterocache_decides_roles_reassigns_and_waits(prompts: Prompts) -> None
         ({"kv_policy": "fier", "hetero_window": 31}, "fier .* 32 tokens: .* --hetero-window 31"),
         ({"kv_policy": "kvcluster", "hetero_keep_ratio": 0.09}, r"kvcluster .* 0\.0938 "),
         ({"kv_policy": "heterocache", "hetero_roles": "ratio", "hetero_keep_ratio": 0.01}, "keep ratio 0.01"),
+        ({"kv_policy": "quest", "hetero_roles": "ratio"}, "--hetero-roles ratio is not read by .* quest"),
+        ({"kv_policy": "quest", "hetero_fetch": "wait"}, "--hetero-fetch wait is not read by .* quest"),
+        ({"kv_policy": "snapkv", "hetero_drift_threshold": 0.5}, "--hetero-drift-threshold 0.5 is not read"),
+        ({"kv_policy": "snapkv", "hetero_monitor_interval": 2}, "--hetero-monitor-interval 2 .* chooses once"),
+        ({"kv_policy": "rocketkv", "hetero_retrieval": "replace"}, "--hetero-retrieval replace .* rocketkv watches none"),
     ],
 )
 def test_what_a_policy_cannot_do_is_refused_in_one_sentence(flags: dict[str, Any], words: str) -> None:
