@@ -175,7 +175,7 @@ def test_heterocache_decides_roles_reassigns_and_waits(prompts: Prompts) -> None
         ({"kv_policy": "quest", "hetero_fetch": "wait"}, "--hetero-fetch wait is not read by .* quest"),
         ({"kv_policy": "snapkv", "hetero_drift_threshold": 0.5}, "--hetero-drift-threshold 0.5 is not read"),
         ({"kv_policy": "snapkv", "hetero_monitor_interval": 2}, "--hetero-monitor-interval 2 .* chooses once"),
-        ({"kv_policy": "rocketkv", "hetero_retrieval": "replace"}, "--hetero-retrieval replace .* rocketkv watches none"),
+        ({"kv_policy": "rocketkv", "hetero_retrieval": "replace"}, "replace .* rocketkv watches none"),
     ],
 )
 def test_what_a_policy_cannot_do_is_refused_in_one_sentence(flags: dict[str, Any], words: str) -> None:
