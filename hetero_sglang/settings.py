@@ -125,7 +125,7 @@ def resolve(
         waits=waits,
         reassign=reassign,
         staging_mb=64,
-        worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // 4)),
+        worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
     )
 

@@ -46,7 +46,7 @@ class Servers(Host):
                 ranks = [int(self.flags[name]) for name in _RANKS if str(self.flags.get(name)).isdecimal()]
                 self._shares = core_shares(self.jobs, max([1, *ranks]))
             share = self._shares.pop(0)
-            server = self._new(log, share, {**self.flags, **engine_flags(cell), **cell.flags})
+            server = self._new(log, share, {**self.flags, **cell.flags, **engine_flags(cell, self.flags)})
             self._up.append(server)
         try:
             try:
@@ -78,11 +78,11 @@ class Servers(Host):
         return server
 
 
-def engine_flags(cell: Cell) -> dict[str, Any]:
-    """On a GPU, what its own engine does not run is run by the torch engine there."""
+def engine_flags(cell: Cell, common: dict[str, Any]) -> dict[str, Any]:
+    """On a GPU, what its own engine does not run is run by the torch engine there; `common`: every cell's flags."""
     if cell.policy == "full" or not accelerator_present() or cpu_engine():
         return {}
-    own = make_policy(cell.policy).on_device and "reassign" not in dict(cell.options)
+    own = make_policy(cell.policy).on_device and "hetero_reassign" not in {**common, **cell.flags}
     return {} if own else {"attention_backend": "torch_native"}
 
 

@@ -72,7 +72,7 @@ class RetrievalClient:
         self._pending: dict[int, _Pending] = {}  # oldest first
         self._held: dict[int, Segment] = {}  # fetched, until release
         self._quarantine: list[tuple[WorkerProcess, Segment]] = []  # a killed worker may still write there
-        self._heard_at = self._clock()
+        self._heard_at = self._completed_at = self._clock()
         self._pinged_at: float | None = None
         self._pings = 0
         self._stats = ClientStats()
@@ -214,6 +214,7 @@ class RetrievalClient:
             raise ProtocolError(f"ticket {reply.ticket}: {reason}")
         completion = self._complete(reply, frames, pending)
         del self._pending[reply.ticket]
+        self._completed_at = self._clock()
         if pending.segment is not None:
             if isinstance(completion, Fetched) and not pending.abandoned:
                 self._held[reply.ticket] = pending.segment
@@ -255,10 +256,11 @@ class RetrievalClient:
             self._pings += 1
             if worker.send(protocol.pack(protocol.Ping(self._pings))):
                 self._pinged_at = now
-        asked = oldest if self._pinged_at is None else min(oldest, self._pinged_at)
+        # A scheduler that was busy for long asks first, too.
+        asked = oldest if self._pinged_at is None else self._pinged_at
         if now - max(asked, self._heard_at) > self._timeout:
             return f"did not answer for {self._timeout:g} s"
-        if now - oldest > _ROUNDS * self._timeout:
+        if now - max(oldest, self._completed_at) > _ROUNDS * self._timeout:
             return f"was at one request for {_ROUNDS * self._timeout:g} s"
         return None
 

@@ -57,6 +57,7 @@ class DeviceFetcher(Fetcher):
     ) -> None:
         """Leave it to the device's monitor which rows go."""
         self.ranked.append(Ranked(ws, anchor.number, positions, found, length))
+        ws.busy.add(anchor.number)  # until its rows are chosen: another ranking now would choose them twice
 
     def _poll(self) -> None:
         flying, self.landings = self.landings, []

@@ -216,13 +216,11 @@ class DeviceMonitor:
     # ---- what happened to satellites
 
     def _look(self) -> None:
-        self._ask_anchors([s for s in self.queue if s.layer == 0])
+        self._ask_anchors([s for s in self.queue if not s.asked])
         if not self.crowd.numbers.size:
             self.queue.clear()
             return
         glance, views = self.crowd.glance(self.queue, self.workspace.numel(), self.group)
-        if not views:
-            return
         widest = max(max(view.ws.caps) for view in views)
         overlaps = look(
             glance, self.crowd.pivots, self.queries, self.req_to_token, self.tables, self.hot.position,
@@ -268,6 +266,8 @@ class DeviceMonitor:
 
     def _ask_anchors(self, subjects: list[Subject]) -> None:
         every = self.settings.monitor_interval * self.settings.anchor_interval
+        for subject in subjects:
+            subject.asked = True
         asked = [
             (s, self.anchors[self.has_choice(s.ws, s.length)[self.anchors]].tolist())
             for s in subjects

@@ -23,6 +23,7 @@ class Subject:
     row: int
     length: int
     layer: int = 0
+    asked: bool = False  # its anchors' queries are on their way
 
 
 @dataclass(frozen=True)

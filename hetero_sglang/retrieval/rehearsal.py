@@ -36,7 +36,7 @@ def rehearse(cache: HeteroCache, monitor: DeviceMonitor, queries: torch.Tensor, 
         held = [torch.empty(1 << bits, dtype=torch.uint8, pin_memory=True) for bits in _PINNED for _ in range(2)]
         del held  # to the allocator's lists
     try:
-        return all([_rehearse(cache, monitor, queries, req_to_token, length) for length in _lengths(cache, monitor)])
+        return all(_rehearse(cache, monitor, queries, req_to_token, length) for length in _lengths(cache, monitor))
     finally:
         for name, value in counted.items():
             setattr(cache.counters, name, value)
@@ -65,12 +65,12 @@ def _rehearse(
         cache.hot.position[pages] = 0
         monitor.queries, monitor.req_to_token = queries, req_to_token
         monitor.queue.append(Subject(ws, 0, length))
-        done = _finish(monitor)
         open_ = monitor.crowd.numbers[monitor.has_choice(ws, length)[monitor.crowd.numbers]]
-        for count in _HEADS:
+        for count in (0, *_HEADS):
             monitor.choose([Choice(ws, number, length, 0.0, None) for number in open_[:count].tolist()])
-            done = _finish(monitor) and done
-        return done
+            if not _finish(monitor):
+                return False
+        return True
     finally:
         cache.finish(_SLOT)
         cache.hot.position[pages] = EMPTY

@@ -93,13 +93,10 @@ class Service:
         )
         slots = slots.astype(np.int64)
         self._rows.check(request.items, slots)
-        loop, layout = asyncio.get_running_loop(), self._spec.layout
-        searches = []
+        loop, searches = asyncio.get_running_loop(), []
         for item in request.items:
             query, queries = np.split(queries, [item.group * dim])
-            index, query = self._rows.index(item.layer, item.head, slots), query.reshape(item.group, dim)
-            args = (self._rows.k[item.layer], layout.dtype, index, query, item)
-            searches.append(loop.run_in_executor(self._scorers, scoring.score, *args))
+            searches.append(loop.run_in_executor(self._scorers, self._search, item, slots, query.reshape(-1, dim)))
         chosen = await asyncio.gather(*searches)
         scored = protocol.Scored(
             self._spec.incarnation,
@@ -109,6 +106,10 @@ class Service:
         )
         positions = _join([pair[0] for pair in chosen], np.int32)
         return protocol.pack(scored, positions, _join([pair[1] for pair in chosen], np.float32))
+
+    def _search(self, item: protocol.Query, slots: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index = self._rows.index(item.layer, item.head, slots)
+        return scoring.score(self._rows.k[item.layer], self._spec.layout.dtype, index, query, item)
 
 
 def _join(parts: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:

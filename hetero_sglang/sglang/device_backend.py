@@ -44,8 +44,10 @@ class DeviceAttnBackend(AttentionBackend):
         if engine.monitor is None:
             return
         step = engine.graph_step or engine.eager(1, 1)
+        torch.cuda.synchronize()
         if not rehearse(self.cache, engine.monitor, step.queries, table):
-            logger.warning("The retrieval worker was not up in time to rehearse a fetch: the first ones may be slow.")
+            logger.warning("The retrieval worker was not through with a rehearsal in time: first fetches may be slow.")
+        torch.cuda.synchronize()
         gc.collect()
         gc.freeze()  # what start-up has made stays: collections during steps need not look at it
 

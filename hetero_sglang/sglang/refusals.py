@@ -56,6 +56,7 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
     ("hetero_fetch", lambda policy: policy.refresh is Refresh.DRIFT, "no pivot of its asks for rows"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
+    ("hetero_retrieval", lambda policy: policy.refresh is not Refresh.NEVER, "it fetches nothing"),
     ("hetero_monitor_interval", lambda policy: policy.refresh is not Refresh.NEVER, "it chooses once"),
 )
 

@@ -16,7 +16,8 @@ def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> 
     state = runtime()
     state.scheduler = scheduler
     if state.when_built is not None:
-        state.when_built()
+        with scheduler.forward_stream_ctx:  # where steps run: memory that is cached for it is theirs
+            state.when_built()
 
 
 def stats(scheduler: Any) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def test_what_comes_for_a_request_that_has_ended_is_dropped() -> None:
     for extra in range(1, 4):
         step(engine, given, [p + extra for p in PROMPTS], 3)
     before = ours.counters.fetched_rows
+    assert engine.monitor.under_way()
     for request in given:
         ours.finish(request.slot)
     torch.cuda.synchronize() if DEVICE.type == "cuda" else None

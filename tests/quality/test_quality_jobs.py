@@ -317,4 +317,6 @@ def test_what_the_cuda_engine_does_not_run_is_run_by_the_torch_engine(
     monkeypatch.setattr(servers, "cpu_engine", lambda: False)
     for present in (False, True):
         monkeypatch.setattr(servers, "accelerator_present", lambda present=present: present)
-        assert bool(servers.engine_flags(cell)) == (present and torch_engine)
+        assert bool(servers.engine_flags(cell, {})) == (present and torch_engine)
+        reassigns = bool(servers.engine_flags(cell, {"hetero_reassign": True}))
+        assert reassigns == (present and variant != "full")

@@ -113,6 +113,17 @@ def test_a_worker_that_is_long_about_a_request_keeps_it_while_it_gives_signs_of_
     assert isinstance(failed, Failed) and failed.ticket == ticket and "at one request for 1200 s" in failed.reason
 
 
+def test_a_scheduler_that_was_away_asks_before_it_judges(store: HostStore, connect: Connect) -> None:
+    skew = [0.0]
+    client = connect(store, command=[*FAKE, "slow"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
+    slow = client.pid
+    assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is not None
+    skew[0] += 500  # nobody polled meanwhile
+    assert client.poll() == [] and client.pid == slow
+    poll_until(client, lambda _: client._pinged_at is None)
+    assert client.stats.restarts == 0 and client.pid == slow
+
+
 def test_strangers_on_the_socket_are_not_listened_to(store: HostStore, connect: Connect) -> None:
     client = connect(store, up=False)
     names = Path("/proc/net/unix").read_text().split()
