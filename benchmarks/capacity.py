@@ -11,7 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from benchmarks import shapes
@@ -19,7 +19,7 @@ from benchmarks.cases import stream
 from benchmarks.dummy import FETCH_RATE, add_policies_option, chosen_policies, dummy_server, layout_of, random_prompt
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
-from benchmarks.streams import gaps, peak
+from benchmarks.streams import gaps, peak, step_seconds
 from hetero_sglang.memory.sizes import Shape, Sizes, slots_within
 from hetero_sglang.settings import HOT_PAGE
 
@@ -50,8 +50,7 @@ def measure(server: Server, tokens: int, steps: int, fits: int, told: Callable[[
         streams = stream(server, prompts[:batch], steps)
         if peak(streams) < batch:
             break
-        every = gaps(streams)
-        seconds, typical = mean(every), median(every)
+        seconds, typical = step_seconds(streams), median(gaps(streams))
         rate = {"batch": batch, "step_seconds": seconds, "step_seconds_p50": typical}
         rates.append({**rate, "tokens_per_second": batch / seconds})
         told({"batches": rates, "best": best(rates)})

@@ -190,12 +190,13 @@ class DeviceMonitor:
             looking, self.looking = self.looking, None
             self.choose(self._decide(looking))
         # Many together: all of a round, or as many as the worker has got through.
-        if len(self.fetcher.ranked) >= _AT_ONCE or not (self.asking or self.fetcher.scores):
-            ranked, self.fetcher.ranked = self.fetcher.ranked[:_AT_ONCE], self.fetcher.ranked[_AT_ONCE:]
+        ranked, whole = self.fetcher.ranked, not (self.asking or self.fetcher.scores)
+        if ranked and (whole or len(ranked) >= _AT_ONCE):
+            self.fetcher.ranked = ranked[_AT_ONCE:]
             self.choose(
                 [
                     Choice(r.ws, r.number, r.length, self._fading(1), (r.positions, r.scores))
-                    for r in ranked
+                    for r in ranked[:_AT_ONCE]
                     if r.ws.alive
                 ]
             )
@@ -351,6 +352,7 @@ class DeviceMonitor:
         """Ask the worker for what was chosen, some thousands of rows at once."""
         counts = (chosen.places[1] >= 0).sum(1).tolist()  # those that come are each head's first, best first
         swaps: list[Swap] = []
+        waiting = 0  # rows of `swaps`
         for index, (choice, count) in enumerate(zip(chosen.choices, counts, strict=True)):
             choice.ws.busy.discard(choice.number)
             if choice.ws.alive:
@@ -359,7 +361,8 @@ class DeviceMonitor:
                 swaps.append(
                     Swap(choice.ws, *place, choice.number, rows, positions, chosen.scores[index, :count], slots)
                 )
-            if sum(swap.rows.numel() for swap in swaps) >= _ROWS_AT_ONCE:
+                waiting += count
+            if waiting >= _ROWS_AT_ONCE:
                 self.fetcher.ask(swaps)
-                swaps = []
+                swaps, waiting = [], 0
         self.fetcher.ask(swaps)

@@ -97,11 +97,9 @@ class DriftMonitor:
         every = self.settings.monitor_interval * self.settings.anchor_interval
         if not every or (ws.slots.numel() - ws.prompt) % every:
             return
-        heads = [
-            head
+        anchors = [
+            Anchor(layer, head, spec.first + head, (q[head].float() * scale).cpu())
             for head in range(len(spec.compressed))
             if self.clusters.leader(ws, spec, head) == OWN and ws.has_choice(spec.first + head)
         ]
-        queries = [(q[head].float() * scale).cpu() for head in heads]
-        anchors = [Anchor(layer, head, spec.first + head, query) for head, query in zip(heads, queries, strict=True)]
         self.fetcher.refresh(ws, anchors)

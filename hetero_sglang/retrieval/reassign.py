@@ -61,10 +61,9 @@ class Reassigner:
                 if not ws.has_choice(number):
                     continue
                 rows = ws.flat(number, torch.arange(ws.caps[number]))  # sinks and ring too: they may be all it needs
-                held = self.hot.position.view(-1)[rows].long()
+                held = self.hot.position.view(-1)[rows].long().cpu()
                 keys = self.hot.k.view(-1, self.hot.k.shape[-1])[rows]
                 own = (q[satellite].float() @ keys.float().T * scale).softmax(-1).amax(0).cpu()  # [n]
-                held = held.cpu()
                 known = torch.tensor([overlap(each, held) >= covered for each in seen])  # [clusters]
                 now = self.leader(ws, spec, satellite)
                 if now == OWN or known[now]:

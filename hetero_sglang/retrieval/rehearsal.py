@@ -7,7 +7,6 @@ user's step should pay for that.
 from __future__ import annotations
 
 import time
-from dataclasses import fields
 
 import torch
 
@@ -31,7 +30,7 @@ def rehearse(cache: HeteroCache, monitor: DeviceMonitor, queries: torch.Tensor, 
     client = cache.fetcher.client
     if client is None or cache.requests or not client.wait_up(_PATIENCE):
         return False
-    counted = {field.name: getattr(cache.counters, field.name) for field in fields(cache.counters)}
+    counted = cache.counters.as_dict()
     if monitor.device.type == "cuda":
         held = [torch.empty(1 << bits, dtype=torch.uint8, pin_memory=True) for bits in _PINNED for _ in range(2)]
         del held  # to the allocator's lists

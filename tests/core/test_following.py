@@ -42,13 +42,19 @@ def planted(cache: HeteroCache, seed: int = 3) -> Request:
     return request
 
 
+def begun(cache: HeteroCache) -> Request:
+    """A planted request whose prompt is run."""
+    request = planted(cache)
+    request.start()
+    prefill([request], [(0, PROMPT)])
+    return request
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_step_that_waits_attends_to_what_its_pivot_asks_for(waits: bool) -> None:
     cache = cache_of(waits=waits)
     try:
-        request = planted(cache)
-        request.start()
-        prefill([request], [(0, PROMPT)])
+        request = begun(cache)
         held = set(held_positions(request, 0, PROMPT).tolist())
         token = next(t for t in range(20, PROMPT - 20) if t not in held)
         for head in (0, 2, 3):
@@ -114,9 +120,7 @@ def test_agreement_is_bounded_and_one_only_for_the_same_attention(rows: int, hea
 def test_a_satellite_is_judged_only_while_it_holds_what_its_pivot_looks_at(covered: bool) -> None:
     cache = cache_of(reassign=True)
     try:
-        request = planted(cache)
-        request.start()
-        prefill([request], [(0, PROMPT)])
+        request = begun(cache)
         request.ws.slots = request.token_slots[:PROMPT]
         held = held_positions(request, 0, PROMPT).tolist()
         mine = held[4]
