@@ -93,6 +93,16 @@ class Crowd:
         rows = [[s.ws.slot for s in requests], [s.length for s in requests], [s.row for s in requests]]
         numbers = [v.numbers for v in views]
         parts = [np.array(row) for row in rows] + [np.concatenate(x) for x in (items, pivots, starts, pairs, numbers)]
-        packed = upload(torch.from_numpy(np.concatenate(parts).astype(np.int64)), self.device)
-        taken = packed.split([part.size for part in parts])
-        return Glance(*taken, longest=max(rows[1])), views
+        return Glance(*_uploaded(parts, self.device), longest=max(rows[1])), views
+
+
+def _uploaded(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Each of these as int64 on the device, by one copy.
+
+    All begin at 16 bytes: for a pointer that does not, Triton compiles its kernels anew, while everybody waits.
+    """
+    room = [part.size + part.size % 2 for part in parts]
+    packed = torch.zeros(sum(room), dtype=torch.int64)
+    for part, place in zip(parts, packed.split(room), strict=True):
+        place[: part.size] = torch.from_numpy(part)
+    return [place[: part.size] for part, place in zip(parts, upload(packed, device).split(room), strict=True)]
