@@ -1,13 +1,13 @@
 """Host work per decode step on a GPU, from SGLang's profiler: nothing may cost more with every layer.
 
 Random weights of the Llama-3.1-8B shape with all of its layers and with half of them: launches, copies and waits of
-the scheduler's thread per step must be the same for both. HETERO_FETCH_RATE in the environment reaches the servers.
+the scheduler's thread per step must be the same for both. What fetches cost grows with the heads refilled, of which
+more layers have more: `--layers 32 16 16 --fetch-rates 0.05 0.05 0.1` tells one from the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import tempfile
 import threading
@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import shapes
-from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, profile_path, random_prompt
+from benchmarks.dummy import (
+    FETCH_RATE,
+    add_policies_option,
+    chosen_policies,
+    dummy_server,
+    profile_path,
+    random_prompt,
+)
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import Stream, run_together
@@ -26,13 +33,19 @@ from hetero_sglang.profile.files import load_profile, save_profile
 from hetero_sglang.profile.head_profile import scale_weights
 
 WARM = 20  # tokens of each request before the profiler starts
-COLUMNS = ("wall_ms", "host_ms", "waiting_ms", "api_ms", "launches", "graphs", "copies", "syncs", "torch_ops")
+COLUMNS = (
+    "wall_ms", "host_ms", "waiting_ms", "api_ms", "launches", "graphs", "copies", "syncs", "torch_ops", "refilled",
+)  # fmt: skip
 
 
 def main() -> None:
     """A table, and JSON in results/host_cost.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_cost", description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[32, 16])
+    parser.add_argument(
+        "--fetch-rates", type=float, nargs="+", metavar="RATE", default=[0.0],
+        help="share of the satellites that each look refills, one for each of --layers or one for all (0)",
+    )  # fmt: skip
     add_policies_option(parser)
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=8192)
@@ -41,25 +54,29 @@ def main() -> None:
     add_log_option(parser)
     given = parser.parse_args()
     policies = chosen_policies(given)
+    if len(given.fetch_rates) not in (1, len(given.layers)):
+        parser.error(f"{len(given.fetch_rates)} --fetch-rates for {len(given.layers)} --layers: give one or as many.")
+    rates = given.fetch_rates if len(given.fetch_rates) > 1 else given.fetch_rates * len(given.layers)
     with Run(given, requests=given.requests, tokens=given.tokens) as run:
-        for policy, layers in itertools.product(policies, given.layers):
-            run.does(f"{policy}: {layers} layers")
-            with tempfile.TemporaryDirectory() as scratch:
-                row = _measured(policy, layers, given, run.log(policy, layers), Path(scratch))
-            run.keep({"policy": policy, "layers": layers, **row})
-            print(table(run.rows[-1:])[-1], flush=True)
+        for policy in policies:
+            for layers, rate in zip(given.layers, rates, strict=True):
+                run.does(f"{policy}: {layers} layers, fetch rate {rate:g}")
+                with tempfile.TemporaryDirectory() as scratch:
+                    row = _measured(policy, layers, rate, given, run.log(policy, layers, rate), Path(scratch))
+                run.keep({"policy": policy, "layers": layers, "fetch_rate": rate, **row})
+                print(table(run.rows[-1:])[-1], flush=True)
     print("\n".join(table(run.rows)))
     print("saved", run.save())
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Means per step; below the rows of a policy, what one more layer adds."""
-    lines = [f"{'policy':<8}{'layers':>10}" + "".join(f"{name:>11}" for name in COLUMNS)]
-    for policy in dict.fromkeys(row["policy"] for row in rows):
-        own = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row["layers"])
-        lines += [_line(policy, str(row["layers"]), row) for row in own]
+    """Means per step; below the rows of a policy and fetch rate, what one more layer adds."""
+    lines = [f"{'policy':<8}{'rate':>6}{'layers':>10}" + "".join(f"{name:>11}" for name in COLUMNS)]
+    for kind in dict.fromkeys((row["policy"], row["fetch_rate"]) for row in rows):
+        own = sorted((r for r in rows if (r["policy"], r["fetch_rate"]) == kind), key=lambda row: row["layers"])
+        lines += [_line(kind, str(row["layers"]), row) for row in own]
         if own[-1]["layers"] > own[0]["layers"]:
-            lines.append(_line(policy, "each more", per_layer(own[0], own[-1])))
+            lines.append(_line(kind, "each more", per_layer(own[0], own[-1])))
     return lines
 
 
@@ -68,16 +85,22 @@ def per_layer(few: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
     return {name: (many[name] - few[name]) / (many["layers"] - few["layers"]) for name in COLUMNS}
 
 
-def _line(policy: str, layers: str, row: dict[str, Any]) -> str:
-    return f"{policy:<8}{layers:>10}" + "".join(f"{row[name]:>11.3f}" for name in COLUMNS)
+def _line(kind: tuple[str, float], layers: str, row: dict[str, Any]) -> str:
+    policy, rate = kind
+    return f"{policy:<8}{rate:>6g}{layers:>10}" + "".join(f"{row[name]:>11.3f}" for name in COLUMNS)
 
 
-def _measured(policy: str, layers: int, given: argparse.Namespace, log: Path | None, scratch: Path) -> dict[str, Any]:
+def _measured(
+    policy: str, layers: int, rate: float, given: argparse.Namespace, log: Path | None, scratch: Path
+) -> dict[str, Any]:
     model = shapes.write(scratch / "model", {**shapes.LLAMA_8B, "num_hidden_layers": layers})
     profile = cut_profile(given.profile, layers, scratch / "profile.json") if policy != "full" else None
     room = 2 * given.requests * (given.tokens + WARM + 3 * given.steps)
-    with dummy_server(model, policy, profile, log, max_total_tokens=room) as server:
-        return per_step(read(_profiled(server, given, scratch / "trace")))
+    env = {FETCH_RATE: str(rate)}
+    with dummy_server(model, policy, profile, log, env, max_total_tokens=room) as server:
+        row = per_step(read(_profiled(server, given, scratch / "trace")))
+        refilled = server.stats()["drift_triggers"] if policy != "full" else 0
+        return {**row, "refilled": refilled / (WARM + 3 * given.steps)}
 
 
 def cut_profile(path: str | None, layers: int, out: Path) -> str:

@@ -120,12 +120,14 @@ def test_capacity_is_told_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_host_cost_of_one_more_layer() -> None:
-    few = {"policy": "0.25", "layers": 16, **dict.fromkeys(host_cost.COLUMNS, 4.0)}
-    many = {"policy": "0.25", "layers": 32, **dict.fromkeys(host_cost.COLUMNS, 4.0), "launches": 20.0}
+    few = {"policy": "0.25", "layers": 16, "fetch_rate": 0.05, **dict.fromkeys(host_cost.COLUMNS, 4.0)}
+    many = {**few, "layers": 32, "launches": 20.0}
     added = host_cost.per_layer(few, many)
     assert added["launches"] == 1 and added["syncs"] == 0
-    lines = host_cost.table([many, few])
-    assert [line.split()[1] for line in lines] == ["layers", "16", "32", "each"]
+    lines = host_cost.table([many, few, {**few, "fetch_rate": 0.1}])
+    assert [line.split()[1:3] for line in lines] == [
+        ["rate", "layers"], ["0.05", "16"], ["0.05", "32"], ["0.05", "each"], ["0.1", "16"],
+    ]  # fmt: skip
 
 
 def test_a_profile_of_fewer_layers(tmp_path: Path) -> None:
