@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from hetero_sglang.memory.budget import CapRule
@@ -100,6 +101,13 @@ class WorkingSet:
         """Whether a head is full at the present length and has rows that a fetch may overwrite."""
         cap = self.caps[head]
         return cap < self.slots.numel() and cap > self.rule.sink + self.rule.ring(cap)
+
+    def refillable(self, length: int) -> np.ndarray:
+        """Bool [heads]: full at `length`, with as many rows to choose as there are sinks and ring.
+
+        What is seen while decoding would push what the prompt found out of fewer (docs/quality.md).
+        """
+        return ((self.cap < length) & (self.cap >= 2 * (self.rule.sink + self.ring))).numpy()
 
     def grow(self) -> bool:
         """Size the working set for twice the length: heads that still hold every token get more rows.

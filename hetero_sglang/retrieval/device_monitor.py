@@ -237,7 +237,7 @@ class DeviceMonitor:
             start += view.numbers.size
             if not view.ws.alive or not view.numbers.size:
                 continue
-            open_ = self.has_choice(view.ws, view.length)[view.numbers]
+            open_ = view.ws.refillable(view.length)[view.numbers]
             numbers, scores = view.numbers[open_], view.scores[open_]
             history = view.ws.history
             if history is None:
@@ -258,11 +258,6 @@ class DeviceMonitor:
     def _fading(self, age: int) -> float:
         return 0.0 if self.settings.retrieval == "replace" else self.settings.decay**age
 
-    def has_choice(self, ws: WorkingSet, length: int) -> np.ndarray:
-        """Bool [Hc]: heads that are full and have rows to give, as WorkingSet.has_choice."""
-        cap, ring = ws.cap.numpy(), ws.ring.numpy()
-        return (cap < length) & (cap > self.settings.rule.sink + ring)
-
     # ---- anchors, which the worker scores
 
     def _ask_anchors(self, subjects: list[Subject]) -> None:
@@ -270,7 +265,7 @@ class DeviceMonitor:
         for subject in subjects:
             subject.asked = True
         asked = [
-            (s, self.anchors[self.has_choice(s.ws, s.length)[self.anchors]].tolist())
+            (s, self.anchors[s.ws.refillable(s.length)[self.anchors]].tolist())
             for s in subjects
             if every and (s.length - s.ws.prompt) % every == 0
         ]

@@ -55,11 +55,11 @@ class DriftMonitor:
         weights = observed_weights(q[None, pivots], k[:, pivots], scale, "max").cpu()  # [clusters, G, L]
         seen, scores = weights.amax(1), pool_average(weights).amax(1)  # [clusters, L]
         tickets: list[int] = []
+        open_ = ws.refillable(ws.slots.numel())
         for index in range(len(spec.clusters)):
+            members = [i for i in self.clusters.members(ws, spec, index) if open_[spec.first + i]]
             wants = [
-                want
-                for satellite in self.clusters.members(ws, spec, index)
-                if (want := self._watch(ws, spec, satellite, seen[index], scores[index]))
+                want for satellite in members if (want := self._watch(ws, spec, satellite, seen[index], scores[index]))
             ]
             self.counters.drift_triggers += len(wants)
             if wants and (ticket := self.fetcher.want(ws, layer, wants)) is not None:
@@ -74,8 +74,6 @@ class DriftMonitor:
     ) -> Want | None:
         """What a satellite wants, by its pivot's `scores` [L], if the pivot's attention `seen` [L] lies elsewhere."""
         number = spec.first + satellite
-        if not ws.has_choice(number):
-            return None
         watch = ws.drift.get(number)
         if watch is None:
             watch = ws.drift[number] = Watch(deque(maxlen=self.settings.history))
@@ -97,9 +95,10 @@ class DriftMonitor:
         every = self.settings.monitor_interval * self.settings.anchor_interval
         if not every or (ws.slots.numel() - ws.prompt) % every:
             return
+        open_ = ws.refillable(ws.slots.numel())
         anchors = [
             Anchor(layer, head, spec.first + head, (q[head].float() * scale).cpu())
             for head in range(len(spec.compressed))
-            if self.clusters.leader(ws, spec, head) == OWN and ws.has_choice(spec.first + head)
+            if self.clusters.leader(ws, spec, head) == OWN and open_[spec.first + head]
         ]
         self.fetcher.refresh(ws, anchors)

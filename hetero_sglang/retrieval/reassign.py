@@ -55,10 +55,11 @@ class Reassigner:
         q [C, G, D]: the step's queries of the layer's compressed heads; seen [clusters, L]: the pivots' attention, of
         which a head must hold this share, `covered`, before the two can be told apart.
         """
+        open_ = ws.refillable(ws.slots.numel())
         for cluster in spec.clusters:
             for satellite in cluster.satellites:
                 number = spec.first + satellite
-                if not ws.has_choice(number):
+                if not open_[number]:
                     continue
                 rows = ws.flat(number, torch.arange(ws.caps[number]))  # sinks and ring too: they may be all it needs
                 held = self.hot.position.view(-1)[rows].long().cpu()

@@ -64,7 +64,7 @@ def _rehearse(
         cache.hot.position[pages] = 0
         monitor.queries, monitor.req_to_token = queries, req_to_token
         monitor.queue.append(Subject(ws, 0, length))
-        open_ = monitor.crowd.numbers[monitor.has_choice(ws, length)[monitor.crowd.numbers]]
+        open_ = monitor.crowd.numbers[ws.refillable(length)[monitor.crowd.numbers]]
         for count in (0, *_HEADS):
             monitor.choose([Choice(ws, number, length, 0.0, None) for number in open_[:count].tolist()])
             if not _finish(monitor):

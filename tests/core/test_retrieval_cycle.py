@@ -118,6 +118,34 @@ def test_a_fetch_for_an_ended_request_touches_nothing(busy_cache: HeteroCache) -
     assert busy_cache.counters.fetched_rows == 0 and busy_cache.counters.dropped_rows > 0
 
 
+@pytest.mark.parametrize("window", [6, 30, 46])
+def test_heads_with_few_rows_to_choose_keep_what_the_prompt_found(window: int) -> None:
+    options = {"window": window, "drift_threshold": 1.0, "monitor_interval": 1, "anchor_interval": 1}
+    cache = make_cache(make_settings(random_profile(4), dense_below=140, **options))
+    cache.fetcher.start_worker()
+    assert cache.fetcher.client.wait_up(10)
+    request = Request(cache, 1, 150, 170, scattered_slots(600, 1)[:170], 1)
+    request.start()
+    prefill([request], [(0, 150)])
+    ws, steps = request.ws, range(151, 160)
+    layers = cache.settings.layout.layers
+    watched = {x.first + i for x in layers for i, leader in enumerate(x.leader) if leader >= 0}
+    few = [n for n, cap in enumerate(ws.caps) if 2 * (2 + window) > cap > 2 + window and cap < 150]
+
+    def selected(number: int) -> torch.Tensor:
+        return cache.hot.position.view(-1)[ws.flat(number, ws.selected_rows(number))]
+
+    before, checks = {number: selected(number) for number in few}, 0
+    for length in steps:
+        decode([request], [length])
+        settle(cache)
+        checks += sum(ws.caps[n] < length and ws.caps[n] >= 2 * (2 + window) for n in watched)
+    assert cache.counters.drift_checks == checks
+    assert all(torch.equal(selected(number), before[number]) for number in few)
+    assert cache.counters.fetched_rows > 0 and bool(few) == (window > 6)
+    cache.close()
+
+
 def test_retrieval_off_never_starts_a_worker() -> None:
     cache = make_cache(make_settings(random_profile(4), drift_threshold=0.0))
     cache.fetcher.start_worker()

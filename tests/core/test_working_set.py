@@ -61,3 +61,16 @@ def test_filling_places_sinks_selection_and_ring_once_each(seed: int, length: in
         assert positions.unique().numel() == cap
         newest = dict(zip(rows.tolist(), positions.tolist(), strict=True))[int(ring_row(length - 1, cap, rule.window))]
         assert newest == length - 1
+
+
+@given(seed=st.integers(0, 30), length=st.integers(64, 400), more=st.integers(0, 40))
+def test_a_head_is_refilled_if_it_chooses_as_many_rows_as_it_always_holds(seed: int, length: int, more: int) -> None:
+    settings = make_settings(random_profile(seed))
+    pool = HotPool(4000, settings.rule.page_size, 4, 4, torch.float32, "cpu")
+    ws = WorkingSet(pool, settings.rule, length, more)
+    for now in (length, length + more):
+        open_ = ws.refillable(now)
+        assert open_.shape == (len(ws.caps),)
+        for head, cap in enumerate(ws.caps):
+            always = cap - ws.selected_rows(head).numel()
+            assert open_[head] == (cap < now and cap - always >= always)
