@@ -168,7 +168,7 @@ class DeviceMonitor:
         ]
 
     def _due(self, ws: WorkingSet, length: int) -> bool:
-        return not ws.exact(length) and (length - ws.prompt) % self.settings.monitor_interval == 0
+        return (length - ws.prompt) % self.settings.monitor_interval == 0 and bool(ws.refillable(length).any())
 
     def tick(self) -> None:
         """Before the next step: go on with whatever has come out of the device or the worker."""

@@ -38,8 +38,9 @@ class DriftMonitor:
 
     def due(self, ws: WorkingSet, length: int) -> bool:
         """Whether this decode step is one at which pivots look."""
-        step = length - ws.prompt
-        return self.settings.retrieves and not ws.exact(length) and step % self.settings.monitor_interval == 0
+        if not self.settings.retrieves or (length - ws.prompt) % self.settings.monitor_interval:
+            return False
+        return bool(ws.refillable(length).any())
 
     def look(
         self, ws: WorkingSet, layer: int, q: torch.Tensor, k: torch.Tensor, others: torch.Tensor, scale: float
