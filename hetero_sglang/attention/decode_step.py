@@ -24,7 +24,7 @@ class DecodeStep:
         """`queries` [layers, batch, Hq, D]: where a step sets its queries aside, if anybody reads them."""
         self.layout, device = settings.layout, tables.device
         self.tables, self.batch, self.context, self.queries = tables, batch, context, queries
-        self.group, self.v_dim = group, v_dim
+        self.group, self.v_dim, self.window = group, v_dim, settings.rule.window
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
         self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
         self.inputs = torch.zeros(2, batch, dtype=torch.int32, device=device)  # lengths, request slots

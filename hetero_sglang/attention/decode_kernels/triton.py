@@ -19,7 +19,7 @@ class TritonDecode(DecodeKernel):
 
     def __init__(self, step: DecodeStep, shape: DecodeShape = DecodeShape()) -> None:  # noqa: B008 - frozen
         layers, device = step.layout.layers, step.tables.device
-        self.work = DecodeBuffers(layers, step.batch, step.group, step.v_dim, device, shape)
+        self.work = DecodeBuffers(layers, step.batch, step.group, step.v_dim, step.window, device, shape)
         self.slots, self.starts = step.slots, step.starts
 
     def plan(self, tables: StepTables) -> None:

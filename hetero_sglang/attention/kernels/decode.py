@@ -1,7 +1,8 @@
 """Decode attention over both device tiers: one launch for a layer's resident and compressed heads, one to merge.
 
 Lengths, caps and lists are read on the device and the grid is fixed, so a captured graph serves every step.
-Items of a row are merged as in flash-decoding.
+Items of a row are merged as in flash-decoding. An item's first blocks are read while the kernel before it still runs:
+the pipeliner moves the loop's first reads in front of the wait in its body.
 """
 
 from __future__ import annotations
@@ -19,19 +20,42 @@ __all__ = ["DecodeBuffers", "DecodeShape", "decode_attention"]
 
 
 @triton.jit
-def _attend(
-    query, k, v, row, seen, best, total, out, scale,
-    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One block of tokens whose K/V are at rows `row` [N] of k and v; updates the running softmax."""
+def _read(k, v, row, seen, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """Keys [N, D] and values [N, Dv] at rows [N] of k and v; zeros where not seen."""
     at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     keys = tl.load(k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
+    values = tl.load(v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0)
+    return keys, values
+
+
+@triton.jit
+def _begin(
+    q, k, v, row, own, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """The head's queries [16, D] at q, and the running softmax with this step's token in it, where it is the item's."""
+    at, at_v, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, 16)
+    if PDL:
+        gdc_wait()  # nothing read before is of this step: the query and its token's row are
+    there = (member < GROUP)[:, None] & (at < D)[None, :]
+    query = tl.load(q + member[:, None] * D + at[None, :], mask=there, other=0.0)
+    key = tl.load(k + row * D + at, mask=own & (at < D), other=0.0)
+    value = tl.load(v + row * DV + at_v, mask=own & (at_v < DV), other=0.0)
+    logits = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
+    best = tl.where(own, logits, float("-inf"))
+    total = tl.where(own, tl.full([16], 1.0, tl.float32), 0.0)
+    return query, best, total, tl.zeros([16, BLOCK_DV], tl.float32) + value.to(tl.float32)[None, :]
+
+
+@triton.jit
+def _attend(query, keys, values, seen, best, total, out, scale, PRECISION: tl.constexpr):
+    """One block of tokens, keys [N, D] and values [N, Dv]; updates the running softmax."""
     logits = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale  # [16, N]
     logits = tl.where(seen[None, :], logits, float("-inf"))
     highest = tl.maximum(best, tl.max(logits, 1))
     shrink = tl.exp2(best - highest)
     weights = tl.exp2(logits - highest[:, None])
-    values = tl.load(v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0)
     out = out * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
     return highest, total * shrink + tl.sum(weights, 1), out
 
@@ -47,43 +71,48 @@ def _decode(
     item = tl.program_id(0)
     mine = described + item * FIELDS
     row, head, opening = tl.load(mine), tl.load(mine + 1), tl.load(mine + 2)
-    begin, end, alone = tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5)
+    begin, end, alone, fresh = tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5), tl.load(mine + 6)
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()  # the plan is older than what ran just before: the step's new rows and queries are not
     if row < 0:
+        if PDL:
+            gdc_wait()
         return
     request, place = row // HEADS, row % HEADS
-    at, at_v, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, 16)
-    within = tl.arange(0, BLOCK)
+    at_v, member, within = tl.arange(0, BLOCK_DV), tl.arange(0, 16), tl.arange(0, BLOCK)
+    own = fresh >= 0
+    queries = q + request.to(tl.int64) * q_stride + head * GROUP * D
+    query = tl.zeros([16, BLOCK_D], q.dtype.element_ty)
     best = tl.full([16], float("-inf"), tl.float32)
     total = tl.zeros([16], tl.float32)
     out = tl.zeros([16, BLOCK_DV], tl.float32)
-    query = tl.load(
-        q + request.to(tl.int64) * q_stride + head * GROUP * D + member[:, None] * D + at[None, :],
-        mask=(member < GROUP)[:, None] & (at < D)[None, :],
-        other=0.0,
-    )
+    # All rows but this step's are older than the kernel just before, so the first blocks are under way when it ends.
     if place < resident:
         listed = slots + opening.to(tl.int64)
+        newest = tl.load(listed + fresh, mask=own, other=0).to(tl.int64) * resident + place
         for start in range(begin, end, BLOCK):
             token = start + within
-            seen = token < end
+            seen = (token < end) & (token != fresh)
             slot = tl.load(listed + token, mask=seen, other=0).to(tl.int64)
-            best, total, out = _attend(
-                query, resident_k, resident_v, slot * resident + place, seen, best, total, out, scale,
-                D, DV, BLOCK_D, BLOCK_DV, PRECISION,
-            )  # fmt: skip
+            keys, values = _read(resident_k, resident_v, slot * resident + place, seen, D, DV, BLOCK_D, BLOCK_DV)
+            if start == begin:
+                query, best, total, out = _begin(
+                    queries, resident_k, resident_v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
+                )
+            best, total, out = _attend(query, keys, values, seen, best, total, out, scale, PRECISION)
     else:
         listed = page_list + opening
+        newest = tl.load(listed + fresh // P, mask=own, other=0).to(tl.int64) * P + fresh % P
         for start in range(begin, end, BLOCK):
             token = start + within
-            seen = token < end
+            seen = (token < end) & (token != fresh)
             page = tl.load(listed + token // P, mask=seen, other=0).to(tl.int64)
-            best, total, out = _attend(
-                query, hot_k, hot_v, page * P + token % P, seen, best, total, out, scale,
-                D, DV, BLOCK_D, BLOCK_DV, PRECISION,
-            )  # fmt: skip
+            keys, values = _read(hot_k, hot_v, page * P + token % P, seen, D, DV, BLOCK_D, BLOCK_DV)
+            if start == begin:
+                query, best, total, out = _begin(
+                    queries, hot_k, hot_v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
+                )
+            best, total, out = _attend(query, keys, values, seen, best, total, out, scale, PRECISION)
     there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
     out = out / total[:, None]
     if alone != 0:
@@ -98,21 +127,22 @@ def _decode(
 @triton.jit
 def _merge(
     out, partial, weight, heads, first_item,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BLOCK_DV: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     row, member = tl.program_id(0), tl.program_id(1)
+    at, within = tl.program_id(2) * PART + tl.arange(0, PART), tl.arange(0, BLOCK)
     request = row // HEADS
     head = tl.load(heads + row % HEADS)
     begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
     if PDL:
+        gdc_launch_dependents()
         gdc_wait()
     if end - begin == 1:  # written already
         return
-    at, within = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK)
     best = float("-inf")
     total = 0.0
-    result = tl.zeros([BLOCK_DV], tl.float32)
+    result = tl.zeros([PART], tl.float32)
     for start in range(begin, end, BLOCK):
         item = start + within
         seen = item < end
@@ -139,26 +169,28 @@ def decode_attention(
     """One token per request: q [B, Hq, D] (rows may lie apart) -> [B, Hq, Dv]. Requests of length 0 give zeros.
 
     Resident heads attend to the slots that `slots` lists for their request, compressed ones to the rows of their pages
-    in `page_list`: as `work.plan` was told for this step. `index`: of the layer.
+    in `page_list`: as `work.plan` was told for this step. `index`: of the layer. Of what is read here the kernel just
+    before may have written the queries and this step's rows, nothing else.
     """
     batch, query_heads, dim = q.shape
     heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
     group, shape = query_heads // heads, work.shape
+    block_d, block_dv = triton.next_power_of_2(dim), triton.next_power_of_2(v_dim)
     not_first = work.pdl and index > 0  # nothing but the plan may have come before layer 0
     out = q.new_empty(batch, query_heads, v_dim)
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     _decode[(work.planned,)](
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
-        HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_DV=triton.next_power_of_2(v_dim), PRECISION=precision, FIELDS=FIELDS, PDL=work.pdl,
-        num_warps=shape.warps, num_stages=shape.stages, **early(not_first),
+        HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
+        PRECISION=precision, FIELDS=FIELDS, PDL=work.pdl, num_warps=shape.warps, num_stages=shape.stages,
+        maxnreg=shape.registers(max(block_d, block_dv) * q.element_size()), **early(not_first),
     )  # fmt: skip
-    items = min(64, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
-    _merge[(work.rows, group)](
+    items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
+    part = min(32, block_dv)  # of a head's output: more programs, each of fewer reads
+    _merge[(work.rows, group, triton.cdiv(v_dim, part))](
         out, work.partial, work.weight, work.heads[index], work.first_item[index],
-        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, BLOCK_DV=triton.next_power_of_2(v_dim),
-        PDL=work.pdl, num_warps=max(1, items // 16), **early(work.pdl),
+        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=work.pdl, num_warps=max(1, items // 64),
+        **early(work.pdl),
     )  # fmt: skip
     return out
-

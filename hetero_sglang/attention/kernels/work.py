@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 
 from hetero_sglang.attention.kernels.overlap import overlaps
+from hetero_sglang.attention.kernels.store import ring_row
 from hetero_sglang.memory.layout import LayerLayout
 
-FIELDS = 8  # words of an item's description, six of them used: it fits one sector of memory
+FIELDS = 8  # words of an item's description, seven of them used: it fits one sector of memory
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,12 @@ class DecodeShape:
 
     block: int = 32  # tokens a program reads at a time
     warps: int = 4
-    stages: int = 3
+    stages: int = 4
     items_per_processor: int = 4
+
+    def registers(self, row: int) -> int | None:
+        """The most a thread may have, so that a processor runs its items at once; None for rows of too many bytes."""
+        return 65536 // (32 * self.warps * self.items_per_processor) if row <= 256 else None
 
 
 @triton.jit(do_not_specialize=["rows", "items", "caps_per_request"])
@@ -48,9 +53,9 @@ def _plan_work(
     tl.store(first_item + layer * (rows + 1) + rows, tl.sum(pieces))
 
 
-@triton.jit(do_not_specialize=["rows", "items", "caps_per_request"])
+@triton.jit(do_not_specialize=["rows", "items", "caps_per_request", "window"])
 def _describe(
-    length, cap, page_start, starts, counts, heads, first_item, described, rows, items, caps_per_request,
+    length, cap, page_start, starts, counts, heads, first_item, described, rows, items, caps_per_request, window,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, FIELDS: tl.constexpr,
 ):  # fmt: skip
     layer = tl.program_id(0)
@@ -68,19 +73,23 @@ def _describe(
     number = request * caps_per_request + first + place - resident
     compressed = here & (place >= resident)
     tokens = tl.load(length + request)
-    tokens = tl.where(compressed, tl.minimum(tl.load(cap + number, mask=compressed, other=0), tokens), tokens)
+    kept = tl.load(cap + number, mask=compressed, other=2147483647)
+    fresh = ring_row(tokens - 1, kept, window)
+    tokens = tl.minimum(kept, tokens)
     listed = tl.load(page_start + number, mask=compressed, other=0)
     listed = tl.where(compressed, listed, tl.load(starts + request))
     size = tl.cdiv(tl.cdiv(tokens, pieces), BLOCK) * BLOCK  # a row's items are alike
     begin = (item - opening) * size
+    end = tl.minimum(begin + size, tokens)
     out = described + (layer * items + item) * FIELDS
     inside = item < items
     tl.store(out, tl.where(here, row, -1), mask=inside)
     tl.store(out + 1, tl.load(heads + layer * HEADS + place), mask=inside)
     tl.store(out + 2, listed, mask=inside)
     tl.store(out + 3, begin, mask=inside)
-    tl.store(out + 4, tl.minimum(begin + size, tokens), mask=inside)
+    tl.store(out + 4, end, mask=inside)
     tl.store(out + 5, (pieces == 1).to(tl.int32), mask=inside)
+    tl.store(out + 6, tl.where((begin <= fresh) & (fresh < end), fresh, -1), mask=inside)
 
 
 class DecodeBuffers:
@@ -88,16 +97,17 @@ class DecodeBuffers:
 
     `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items. `described`
     [layers, items, FIELDS] int32: an item's row (-1: none), KV head, place of its list, the tokens [begin, end) of it,
-    and whether it is its row's only one. `partial` [items, G, Dv] and `weight` [items, G] float32: an item's output and
-    the base-2 logarithm of its sum of exponents.
+    whether it is its row's only one, and which of its tokens is this step's (-1: none). `partial` [items, G, Dv] and
+    `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum of exponents.
     """
 
     def __init__(
-        self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, device: torch.device,
+        self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, window: int, device: torch.device,
         shape: DecodeShape = DecodeShape(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
-        self.shape, self.layers, self.kv_heads = shape, len(counts), sum(counts[0][:2])
+        self.shape, self.window = shape, window
+        self.layers, self.kv_heads = len(counts), sum(counts[0][:2])
         self.processors = 4
         if device.type == "cuda":
             self.processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -137,6 +147,6 @@ class DecodeBuffers:
         each = 32
         _describe[(self.layers, triton.cdiv(self.planned, each))](
             length, cap, page_start, starts, self._counts, self.heads, self._first_item, self._described, self.rows,
-            self.planned, cap.shape[1], HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, ITEMS=each,
+            self.planned, cap.shape[1], self.window, HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, ITEMS=each,
             FIELDS=FIELDS, num_warps=4,
         )  # fmt: skip
