@@ -112,10 +112,12 @@ class Server:
         with urllib.request.urlopen(request, timeout=timeout) as reply:
             return _parse(reply.read())
 
-    def generate(self, input_ids: list[int], max_new_tokens: int = 32, **sampling: Any) -> dict[str, Any]:
-        """Greedy generation from token ids, with the reply's `output_ids` and `meta_info`."""
+    def generate(
+        self, input_ids: list[int], max_new_tokens: int = 32, request: dict[str, Any] | None = None, **sampling: Any
+    ) -> dict[str, Any]:
+        """Greedy generation from token ids, with the reply's `output_ids` and `meta_info`; `request`: more of it."""
         params = {"temperature": 0, "max_new_tokens": max_new_tokens, **sampling}
-        return self.post("/generate", {"input_ids": input_ids, "sampling_params": params})
+        return self.post("/generate", {"input_ids": input_ids, "sampling_params": params, **(request or {})})
 
     def stats(self) -> dict[str, Any]:
         """The first rank's /hetero/stats."""

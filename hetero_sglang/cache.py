@@ -93,13 +93,19 @@ class HeteroCache:
             kept = int(self.written[free_slots].sum())
             raise RuntimeError(f"{kept} of {free_slots.numel()} free token slots still count as holding a token")
 
-    def stats(self) -> dict[str, float | int | str | bool]:
-        """Counters and pool levels, for /hetero/stats and /server_info."""
+    def levels(self) -> dict[str, int]:
+        """Counters and what is in use, told in microseconds."""
         return {
             **self.counters.as_dict(),
             "live_requests": len(self.requests),
             "hot_pages": self.hot.pages,
             "hot_pages_free": self.hot.available,
+        }
+
+    def stats(self) -> dict[str, float | int | str | bool]:
+        """Levels and sizes, for /hetero/stats and /server_info."""
+        return {
+            **self.levels(),
             "token_slots_written": int(self.written.sum()),
             "resident_bytes": self.resident.nbytes,
             "hot_bytes": self.hot.nbytes,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from hetero_sglang.memory.layout import HeadLayout
 from hetero_sglang.policy.base import Policy
 
+ROOMY = 2  # times its sinks and ring: a head of as many rows has as many to choose as it always holds
+
 
 @dataclass(frozen=True)
 class CapRule:
@@ -72,9 +74,9 @@ class CapRule:
 
 
 def default_dense_below(fractions: tuple[float, ...], sink: int, window: int) -> int:
-    """Smallest power of two (at least 512) at which every head's cap is twice its sinks and window."""
+    """Smallest power of two (at least 512) at which every head is roomy."""
     length = 512
     poorest = min(fractions, default=1.0)
-    while poorest * length < 2 * (sink + window) and length < 1 << 20:
+    while poorest * length < ROOMY * (sink + window) and length < 1 << 20:
         length *= 2
     return length

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hetero_sglang.memory.budget import CapRule
+from hetero_sglang.memory.budget import ROOMY, CapRule
 from hetero_sglang.memory.hot_pool import HotPool
 
 
@@ -107,7 +107,7 @@ class WorkingSet:
 
         What is seen while decoding would push what the prompt found out of fewer (docs/quality.md).
         """
-        return ((self.cap < length) & (self.cap >= 2 * (self.rule.sink + self.ring))).numpy()
+        return ((self.cap < length) & (self.cap >= ROOMY * (self.rule.sink + self.ring))).numpy()
 
     def grow(self) -> bool:
         """Size the working set for twice the length: heads that still hold every token get more rows.

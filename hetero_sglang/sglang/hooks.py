@@ -13,7 +13,7 @@ from hetero_sglang.sglang.runtime import start_runtime
 
 def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
     """Hooks of a scheduler process that runs a policy; a process of `--kv-policy full` has none of them."""
-    from hetero_sglang.sglang import backend, lifecycle, pool, reporting
+    from hetero_sglang.sglang import backend, gauges, lifecycle, pool, reporting
 
     around, after = HookType.AROUND, HookType.AFTER
     memory, managers = "sglang.srt.mem_cache", "sglang.srt.managers"
@@ -38,6 +38,7 @@ def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
         (f"{managers}.scheduler.Scheduler.__init__", reporting.scheduler_built, after),
         (f"{managers}.scheduler.Scheduler.get_internal_state", reporting.internal_state, after),
         (f"{managers}.scheduler.Scheduler.on_idle", reporting.idle, after),
+        ("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats", gauges.logged, after),
         (f"{managers}.scheduler.Scheduler.release_host_resources", reporting.host_released, after),
     ]
 

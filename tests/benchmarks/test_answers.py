@@ -67,3 +67,13 @@ def test_requests_are_always_the_same() -> None:
     first, again = (list(device_identity.requests(2)) for _ in range(2))
     assert first == again and first == list(device_identity.requests(3))[:2]
     assert all(request.tokens > 0 for request in first)
+    assert list(device_identity.requests(2, passed_over={0})) == list(device_identity.requests(3))[1:]
+
+
+def test_an_answer_s_margin_is_that_of_its_closest_token() -> None:
+    class Near:
+        def generate(self, ids: list[int], tokens: int, **asked: object) -> dict[str, object]:
+            tops = [[[-0.1, 5, None], [-3.1, 6, None]], [[-0.5, 7, None], [-0.625, 8, None]]]
+            return {"output_ids": [5, 7], "meta_info": {"output_top_logprobs": tops}}
+
+    assert device_identity.least_margin(Near(), Request([1], 2)) == ([5, 7], 0.125)

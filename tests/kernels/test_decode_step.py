@@ -16,6 +16,7 @@ from core_helpers import DIM, GROUP, Request, decode, make_cache, make_settings,
 
 from hetero_sglang.attention.decode_step import DecodeStep
 from hetero_sglang.attention.kernels.store import LayerBuffers, store
+from hetero_sglang.attention.kernels.work import DecodeBuffers
 from hetero_sglang.memory.device_tables import DeviceTables
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,8 +50,9 @@ def tensors(cache) -> list[torch.Tensor]:
     return [t.cpu() for t in (*stores, cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_step_equals_the_torch_engine(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "early"), [(0, True), (1, False), (2, True), (3, False)])
+def test_a_step_equals_the_torch_engine(seed: int, early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecodeBuffers, "one_wave", early)
     rng = random.Random(seed)
     settings = make_settings(random_profile(seed, layers=2, heads=4))
     cache = make_cache(settings)

@@ -28,5 +28,5 @@ def small_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The default policy at keep ratio 0.5."""
-    with Server(kv_policy="heterocache", max_total_tokens=60000) as started:
+    with Server(kv_policy="heterocache", max_total_tokens=60000, enable_metrics=True) as started:
         yield started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -32,6 +33,17 @@ def check_empty_handed(stats: dict[str, Any]) -> None:
     assert stats["hot_pages_free"] == stats["hot_pages"]
     cached = stats["token_slots"] - stats["token_slots_free"]
     assert 0 <= stats["token_slots_written"] <= cached == stats["token_slots_cached"]
+
+
+def test_prometheus_is_told_what_the_statistics_say(server: Server, language: Language) -> None:
+    server.generate(language.document(4, 3000, 30).ids, 8)
+    counted = settled(server)
+    assert counted["compressed_requests"] > 0
+    server.generate([5, 6, 7], 2)  # SGLang sets its gauges, and ours with them, at prefill
+    told = dict(re.findall(r"^sglang:hetero_(\w+)\{.*\} (\S+)$", server.get("/metrics"), re.MULTILINE))
+    for name in ("compressed_requests", "fetched_rows", "hot_pages", "kept_bytes"):
+        assert float(told[name]) == counted[name]
+    assert int(float(told["requests"])) in (counted["requests"], counted["requests"] + 1)
 
 
 def test_sixteen_users_of_one_document_hold_its_slots_once(server: Server, language: Language) -> None:

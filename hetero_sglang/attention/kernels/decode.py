@@ -34,10 +34,10 @@ def _begin(
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """The head's queries [16, D] at q, and the running softmax with this step's token in it, where it is the item's."""
+    """The head's queries [16, D] at q, and the running softmax: with this step's token in it, at `row`, where `own`."""
     at, at_v, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, 16)
     if PDL:
-        gdc_wait()  # nothing read before is of this step: the query and its token's row are
+        gdc_wait()
     there = (member < GROUP)[:, None] & (at < D)[None, :]
     query = tl.load(q + member[:, None] * D + at[None, :], mask=there, other=0.0)
     key = tl.load(k + row * D + at, mask=own & (at < D), other=0.0)
@@ -66,12 +66,15 @@ def _decode(
     q_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
-    FIELDS: tl.constexpr, PDL: tl.constexpr,
+    FIELDS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     mine = described + item * FIELDS
     row, head, opening = tl.load(mine), tl.load(mine + 1), tl.load(mine + 2)
-    begin, end, alone, fresh = tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5), tl.load(mine + 6)
+    begin, end, alone = tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5)
+    fresh = -1
+    if EARLY:
+        fresh = tl.load(mine + 6)
     if PDL:
         gdc_launch_dependents()
     if row < 0:
@@ -80,13 +83,19 @@ def _decode(
         return
     request, place = row // HEADS, row % HEADS
     at_v, member, within = tl.arange(0, BLOCK_DV), tl.arange(0, 16), tl.arange(0, BLOCK)
-    own = fresh >= 0
     queries = q + request.to(tl.int64) * q_stride + head * GROUP * D
-    query = tl.zeros([16, BLOCK_D], q.dtype.element_ty)
-    best = tl.full([16], float("-inf"), tl.float32)
-    total = tl.zeros([16], tl.float32)
-    out = tl.zeros([16, BLOCK_DV], tl.float32)
-    # All rows but this step's are older than the kernel just before, so the first blocks are under way when it ends.
+    # Where EARLY, the loops' first blocks are under way before the kernel ahead has ended. Only this step's queries and
+    # rows are younger than that kernel's begin: they are read after the wait, and a row of this step in no block.
+    own = fresh >= 0
+    if EARLY:
+        query = tl.zeros([16, BLOCK_D], q.dtype.element_ty)
+        best = tl.full([16], float("-inf"), tl.float32)
+        total = tl.zeros([16], tl.float32)
+        out = tl.zeros([16, BLOCK_DV], tl.float32)
+    else:
+        query, best, total, out = _begin(
+            queries, hot_k, hot_v, 0, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
+        )
     if place < resident:
         listed = slots + opening.to(tl.int64)
         newest = tl.load(listed + fresh, mask=own, other=0).to(tl.int64) * resident + place
@@ -95,7 +104,7 @@ def _decode(
             seen = (token < end) & (token != fresh)
             slot = tl.load(listed + token, mask=seen, other=0).to(tl.int64)
             keys, values = _read(resident_k, resident_v, slot * resident + place, seen, D, DV, BLOCK_D, BLOCK_DV)
-            if start == begin:
+            if EARLY and start == begin:
                 query, best, total, out = _begin(
                     queries, resident_k, resident_v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
                 )
@@ -108,7 +117,7 @@ def _decode(
             seen = (token < end) & (token != fresh)
             page = tl.load(listed + token // P, mask=seen, other=0).to(tl.int64)
             keys, values = _read(hot_k, hot_v, page * P + token % P, seen, D, DV, BLOCK_D, BLOCK_DV)
-            if start == begin:
+            if EARLY and start == begin:
                 query, best, total, out = _begin(
                     queries, hot_k, hot_v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
                 )
@@ -179,12 +188,13 @@ def decode_attention(
     not_first = work.pdl and index > 0  # nothing but the plan may have come before layer 0
     out = q.new_empty(batch, query_heads, v_dim)
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    registers = shape.registers(max(block_d, block_dv) * q.element_size()) if work.one_wave else None
     _decode[(work.planned,)](
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
-        PRECISION=precision, FIELDS=FIELDS, PDL=work.pdl, num_warps=shape.warps, num_stages=shape.stages,
-        maxnreg=shape.registers(max(block_d, block_dv) * q.element_size()), **early(not_first),
+        PRECISION=precision, FIELDS=FIELDS, EARLY=work.one_wave, PDL=work.pdl, num_warps=shape.warps,
+        num_stages=shape.stages, maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     part = min(32, block_dv)  # of a head's output: more programs, each of fewer reads

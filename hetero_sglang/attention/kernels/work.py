@@ -127,6 +127,11 @@ class DecodeBuffers:
         return max(self.shape.items_per_processor * self.processors, 2 * batch * self.kv_heads)
 
     @property
+    def one_wave(self) -> bool:
+        """Whether all of the step's programs run at once: what they read early is then not waited for twice."""
+        return self.planned <= self.shape.items_per_processor * self.processors
+
+    @property
     def first_item(self) -> torch.Tensor:
         return self._first_item[: self.layers * (self.rows + 1)].view(self.layers, self.rows + 1)
 
