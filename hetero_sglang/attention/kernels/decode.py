@@ -197,10 +197,10 @@ def decode_attention(
         num_stages=shape.stages, maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
-    part = min(32, block_dv)  # of a head's output: more programs, each of fewer reads
+    part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each
     _merge[(work.rows, group, triton.cdiv(v_dim, part))](
         out, work.partial, work.weight, work.heads[index], work.first_item[index],
-        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=work.pdl, num_warps=max(1, items // 64),
+        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=work.pdl, num_warps=max(1, items * part // 2048),
         **early(work.pdl),
     )  # fmt: skip
     return out
