@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import lzma
 import os
 import threading
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ class Store:
         except OSError as error:
             raise HeteroError(f"Another run writes into {self.folder}: wait for it or pass another --out.") from error
         self._lock = threading.Lock()
-        self.records = {**(others or {}), **self._load()}
+        self.records = {**(others or {}), **_packed(self.folder), **self._load()}
 
     def add(self, key: str, record: Record) -> None:
         """Keep a finished sample, on disk before this returns."""
@@ -61,7 +62,7 @@ class Store:
         os.close(self._file)
 
     def _load(self) -> dict[str, Record]:
-        records, whole = _records(self.folder / NAME)
+        records, whole = _records((self.folder / NAME).read_bytes(), self.folder)
         if whole < os.fstat(self._file).st_size:  # a run was killed while it wrote its last line
             os.ftruncate(self._file, whole)
         return records
@@ -72,14 +73,25 @@ def read(folder: Path) -> dict[str, Record]:
     a line is no record.
     """
     try:
-        return _records(folder / NAME)[0]
+        packed = _packed(folder)
+        if packed and not (folder / NAME).exists():
+            return packed
+        return packed | _records((folder / NAME).read_bytes(), folder)[0]
     except OSError as error:
         raise HeteroError(f"Cannot read {folder / NAME} ({error.strerror}): pass folders of other runs.") from error
 
 
-def _records(path: Path) -> tuple[dict[str, Record], int]:
+def _packed(folder: Path) -> dict[str, Record]:
+    """What `samples.jsonl.xz` has, as the folders of published results do."""
+    path = folder / f"{NAME}.xz"
+    try:
+        return _records(lzma.decompress(path.read_bytes()), folder)[0] if path.exists() else {}
+    except lzma.LZMAError as error:
+        raise HeteroError(f"{path} is damaged ({error}): delete it or pass another folder.") from error
+
+
+def _records(data: bytes, folder: Path) -> tuple[dict[str, Record], int]:
     """By key, and the bytes of all whole lines."""
-    data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     records: dict[str, Record] = {}
     for number, line in enumerate(data[:whole].splitlines(), start=1):
@@ -87,7 +99,8 @@ def _records(path: Path) -> tuple[dict[str, Record], int]:
             record = json.loads(line)
             records[record["key"]] = record
         except (ValueError, KeyError, TypeError) as error:
-            raise HeteroError(f"Line {number} of {path} is no sample: delete it or pass another folder.") from error
+            where = f"Line {number} of {folder / NAME}"
+            raise HeteroError(f"{where} is no sample: delete it or pass another folder.") from error
     return records, whole
 
 

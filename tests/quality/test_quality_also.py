@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fake_quality_server import FakePolicyServer, serving
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.store import Store, read
 from benchmarks.recall import Language
+from hetero_sglang.errors import HeteroError
 
 SMALL = ["--reduced", "--lengths", "2048", "--no-plots", "--tasks"]
 
@@ -72,6 +74,21 @@ def test_a_folder_may_be_read_while_a_run_writes_there(tmp_path: Path) -> None:
         file.write(b'{"key": "b", "sco')
     assert list(read(tmp_path)) == ["a"]
     assert (tmp_path / "samples.jsonl").read_bytes().endswith(b'"sco')
+
+
+def test_packed_samples_count_as_those_of_the_folder(language: Language, tmp_path: Path) -> None:
+    measure(language, tmp_path, "quest")
+    plain = tmp_path / "samples.jsonl"
+    whole = read(tmp_path)
+    (tmp_path / "samples.jsonl.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    plain.unlink()
+    assert read(tmp_path) == whole
+    assert measure(language, tmp_path, "quest") == 0
+    assert plain.read_bytes() == b""
+    assert read(tmp_path) == whole
+    (tmp_path / "samples.jsonl.xz").write_bytes(b"nonsense")
+    with pytest.raises(HeteroError, match=r"samples\.jsonl\.xz is damaged"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ __all__ = ["DecodeBuffers", "DecodeShape", "decode_attention"]
 
 
 @triton.jit
-def _read(k, v, row, seen, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr):
-    """Keys [N, D] and values [N, Dv] at rows [N] of k and v; zeros where not seen."""
-    at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
-    keys = tl.load(k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
-    values = tl.load(v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0)
-    return keys, values
+def _rows(listed, token, seen, place, resident, P: tl.constexpr, RESIDENT: tl.constexpr):
+    """Rows of a head's tokens: of their slots in the resident store, or of its pages in the hot pool."""
+    if RESIDENT:
+        return tl.load(listed + token, mask=seen, other=0).to(tl.int64) * resident + place
+    else:
+        return tl.load(listed + token // P, mask=seen, other=0).to(tl.int64) * P + token % P
 
 
 @triton.jit
@@ -49,15 +49,37 @@ def _begin(
 
 
 @triton.jit
-def _attend(query, keys, values, seen, best, total, out, scale, PRECISION: tl.constexpr):
-    """One block of tokens, keys [N, D] and values [N, Dv]; updates the running softmax."""
-    logits = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale  # [16, N]
-    logits = tl.where(seen[None, :], logits, float("-inf"))
-    highest = tl.maximum(best, tl.max(logits, 1))
-    shrink = tl.exp2(best - highest)
-    weights = tl.exp2(logits - highest[:, None])
-    out = out * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
-    return highest, total * shrink + tl.sum(weights, 1), out
+def _attend(
+    query, best, total, out, q, k, v, listed, begin, end, fresh, place, resident, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The running softmax over an item's tokens: highest logit [16], sum of exponents [16], weighted values [16, Dv].
+
+    Where EARLY, the loop's first blocks are under way before the kernel ahead has ended. Only this step's queries and
+    rows are younger than that kernel's begin: they are read after the wait, and this step's row (`fresh`) in no block.
+    """
+    at, at_v, within = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK)
+    own = fresh >= 0
+    newest = _rows(listed, fresh, own, place, resident, P, RESIDENT)
+    for start in range(begin, end, BLOCK):
+        token = start + within
+        seen = (token < end) & (token != fresh)
+        row = _rows(listed, token, seen, place, resident, P, RESIDENT)
+        keys = tl.load(k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
+        values = tl.load(v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0)
+        if EARLY and start == begin:
+            query, best, total, out = _begin(q, k, v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
+        logits = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale  # [16, BLOCK]
+        logits = tl.where(seen[None, :], logits, float("-inf"))
+        highest = tl.maximum(best, tl.max(logits, 1))
+        shrink = tl.exp2(best - highest)
+        weights = tl.exp2(logits - highest[:, None])
+        out = out * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        total = total * shrink + tl.sum(weights, 1)
+        best = highest
+    return best, total, out
 
 
 @triton.jit(do_not_specialize=["resident"])
@@ -82,11 +104,8 @@ def _decode(
             gdc_wait()
         return
     request, place = row // HEADS, row % HEADS
-    at_v, member, within = tl.arange(0, BLOCK_DV), tl.arange(0, 16), tl.arange(0, BLOCK)
+    at_v, member = tl.arange(0, BLOCK_DV), tl.arange(0, 16)
     queries = q + request.to(tl.int64) * q_stride + head * GROUP * D
-    # Where EARLY, the loops' first blocks are under way before the kernel ahead has ended. Only this step's queries and
-    # rows are younger than that kernel's begin: they are read after the wait, and a row of this step in no block.
-    own = fresh >= 0
     if EARLY:
         query = tl.zeros([16, BLOCK_D], q.dtype.element_ty)
         best = tl.full([16], float("-inf"), tl.float32)
@@ -94,34 +113,18 @@ def _decode(
         out = tl.zeros([16, BLOCK_DV], tl.float32)
     else:
         query, best, total, out = _begin(
-            queries, hot_k, hot_v, 0, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
+            queries, hot_k, hot_v, 0, False, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
         )
     if place < resident:
-        listed = slots + opening.to(tl.int64)
-        newest = tl.load(listed + fresh, mask=own, other=0).to(tl.int64) * resident + place
-        for start in range(begin, end, BLOCK):
-            token = start + within
-            seen = (token < end) & (token != fresh)
-            slot = tl.load(listed + token, mask=seen, other=0).to(tl.int64)
-            keys, values = _read(resident_k, resident_v, slot * resident + place, seen, D, DV, BLOCK_D, BLOCK_DV)
-            if EARLY and start == begin:
-                query, best, total, out = _begin(
-                    queries, resident_k, resident_v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
-                )
-            best, total, out = _attend(query, keys, values, seen, best, total, out, scale, PRECISION)
+        best, total, out = _attend(
+            query, best, total, out, queries, resident_k, resident_v, slots + opening.to(tl.int64), begin, end, fresh,
+            place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, True, EARLY, PDL,
+        )  # fmt: skip
     else:
-        listed = page_list + opening
-        newest = tl.load(listed + fresh // P, mask=own, other=0).to(tl.int64) * P + fresh % P
-        for start in range(begin, end, BLOCK):
-            token = start + within
-            seen = (token < end) & (token != fresh)
-            page = tl.load(listed + token // P, mask=seen, other=0).to(tl.int64)
-            keys, values = _read(hot_k, hot_v, page * P + token % P, seen, D, DV, BLOCK_D, BLOCK_DV)
-            if EARLY and start == begin:
-                query, best, total, out = _begin(
-                    queries, hot_k, hot_v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
-                )
-            best, total, out = _attend(query, keys, values, seen, best, total, out, scale, PRECISION)
+        best, total, out = _attend(
+            query, best, total, out, queries, hot_k, hot_v, page_list + opening, begin, end, fresh, place, resident,
+            scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, False, EARLY, PDL,
+        )  # fmt: skip
     there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
     out = out / total[:, None]
     if alone != 0:
@@ -193,14 +196,14 @@ def decode_attention(
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
-        PRECISION=precision, FIELDS=FIELDS, EARLY=work.one_wave, PDL=work.pdl, num_warps=shape.warps,
+        PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None, PDL=work.pdl, num_warps=shape.warps,
         num_stages=shape.stages, maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each
     _merge[(work.rows, group, triton.cdiv(v_dim, part))](
         out, work.partial, work.weight, work.heads[index], work.first_item[index],
-        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=work.pdl, num_warps=max(1, items * part // 2048),
-        **early(work.pdl),
+        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=work.pdl,
+        num_warps=max(1, items * part // 2048), **early(work.pdl),
     )  # fmt: skip
     return out
