@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import random
-import sys
 import threading
 from collections.abc import Container, Iterator
 from contextlib import ExitStack
@@ -46,18 +45,20 @@ class Request:
     tokens: int
 
 
-def requests(count: int, passed_over: Container[int] = ()) -> Iterator[Request]:
-    """Questions about documents of 600 to 3000 tokens, always the same ones, without those whose number is named."""
+def candidates() -> Iterator[Request]:
+    """Questions about documents of 600 to 3000 tokens, without end and always the same ones."""
     language, rng = Language.load(MODEL), random.Random(0)
-    numbers = itertools.count()
-    while count:
-        number = next(numbers)
+    for number in itertools.count():
         tokens = rng.choice((600, 1300, 2000, 3000))
         document = language.document(number, tokens, tokens // 60)
         question = language.ask(document, number, rng.randint(1, 8))
-        if number not in passed_over:
-            count -= 1
-            yield Request(document.ids + question.ids, question.max_answer_tokens)
+        yield Request(document.ids + question.ids, question.max_answer_tokens)
+
+
+def requests(count: int, passed_over: Container[int] = ()) -> Iterator[Request]:
+    """The first `count` candidates whose number is not named."""
+    taken = (request for number, request in enumerate(candidates()) if number not in passed_over)
+    return itertools.islice(taken, count)
 
 
 def answer(server: Server, request: Request) -> list[int]:
@@ -144,7 +145,7 @@ def _write(given: argparse.Namespace) -> None:
     outputs: list[list[int]] = []
     passed_over: dict[int, float] = {}  # margins by number
     with Server(MODEL, kv_policy="heterocache", env=WAITS, **FLAGS, **named(given.flags)) as server:
-        for number, request in enumerate(requests(sys.maxsize)):
+        for number, request in enumerate(candidates()):
             output, margin = least_margin(server, request)
             if margin < LEAST_MARGIN:
                 passed_over[number] = margin

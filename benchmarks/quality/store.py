@@ -62,7 +62,8 @@ class Store:
         os.close(self._file)
 
     def _load(self) -> dict[str, Record]:
-        records, whole = _records((self.folder / NAME).read_bytes(), self.folder)
+        path = self.folder / NAME
+        records, whole = _records(path.read_bytes(), path)
         if whole < os.fstat(self._file).st_size:  # a run was killed while it wrote its last line
             os.ftruncate(self._file, whole)
         return records
@@ -72,26 +73,27 @@ def read(folder: Path) -> dict[str, Record]:
     """Finished samples of another folder, by key; a run may be writing there. Raises HeteroError if it has none, or
     a line is no record.
     """
+    path = folder / NAME
     try:
         packed = _packed(folder)
-        if packed and not (folder / NAME).exists():
+        if packed and not path.exists():
             return packed
-        return packed | _records((folder / NAME).read_bytes(), folder)[0]
+        return packed | _records(path.read_bytes(), path)[0]
     except OSError as error:
-        raise HeteroError(f"Cannot read {folder / NAME} ({error.strerror}): pass folders of other runs.") from error
+        raise HeteroError(f"Cannot read {path} ({error.strerror}): pass folders of other runs.") from error
 
 
 def _packed(folder: Path) -> dict[str, Record]:
     """What `samples.jsonl.xz` has, as the folders of published results do."""
     path = folder / f"{NAME}.xz"
     try:
-        return _records(lzma.decompress(path.read_bytes()), folder)[0] if path.exists() else {}
+        return _records(lzma.decompress(path.read_bytes()), path)[0] if path.exists() else {}
     except lzma.LZMAError as error:
         raise HeteroError(f"{path} is damaged ({error}): delete it or pass another folder.") from error
 
 
-def _records(data: bytes, folder: Path) -> tuple[dict[str, Record], int]:
-    """By key, and the bytes of all whole lines."""
+def _records(data: bytes, path: Path) -> tuple[dict[str, Record], int]:
+    """By key, and the bytes of all whole lines; `path`: where the data is from."""
     whole = data.rfind(b"\n") + 1
     records: dict[str, Record] = {}
     for number, line in enumerate(data[:whole].splitlines(), start=1):
@@ -99,8 +101,7 @@ def _records(data: bytes, folder: Path) -> tuple[dict[str, Record], int]:
             record = json.loads(line)
             records[record["key"]] = record
         except (ValueError, KeyError, TypeError) as error:
-            where = f"Line {number} of {folder / NAME}"
-            raise HeteroError(f"{where} is no sample: delete it or pass another folder.") from error
+            raise HeteroError(f"Line {number} of {path} is no sample: delete it or pass another folder.") from error
     return records, whole
 
 
