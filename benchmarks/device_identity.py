@@ -1,9 +1,10 @@
 """Greedy tokens of heterocache on a GPU, eager and with CUDA graphs, against those of its torch engine on a CPU.
 
 Answers to questions, with rows fetched as pivots drift; steps wait for them, so that every run fetches the same. An
-answer that hangs on the last bit of a logit is no reference and is passed over. `--write` collects the CPU's tokens;
-without it they are compared on a GPU, with a server of each mode on the same card at the same time. Each gets one
-request at a time: a batch changes bits.
+answer that hangs on the last bit of a logit is no reference and is passed over (`--least-margin 0`: none is). `--write`
+collects the CPU's tokens; without it they are compared on a GPU, with a server of each mode on the same card at the
+same time. Each gets one request at a time: a batch changes bits. Float16 has its own reference:
+`--flags dtype=float16 --reference device-identity-cpu-float16`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
 from benchmarks.run import Run, add_log_option, add_options, named
 
-REFERENCE = results.FOLDER / "device-identity-cpu.json"
+REFERENCE = "device-identity-cpu"
 FLAGS = {"hetero_keep_ratio": 0.3, "hetero_dense_below": 1200, "hetero_window": 32}
 MODEL = ROOT / "assets" / "recall-chains-8m"
 WAITS = {"HETERO_WAIT_FOR_FETCH": "1"}
@@ -102,6 +103,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device_identity", description=__doc__)
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--write", action="store_true", help="collect the reference on a machine without a GPU")
+    parser.add_argument("--reference", default=REFERENCE, help=f"name of the CPU's tokens ({REFERENCE})")
+    parser.add_argument(
+        "--least-margin", type=float, default=LEAST_MARGIN, help=f"with --write: pass over less ({LEAST_MARGIN})"
+    )
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--flags", nargs="*", default=[], help="NAME=VALUE server flags")
     add_options(parser, "device-identity")
@@ -110,7 +115,7 @@ def main() -> None:
     if given.write:
         _write(given)
         return
-    reference = json.loads(REFERENCE.read_text())
+    reference = json.loads((results.FOLDER / f"{given.reference}.json").read_text())
     wanted = reference["outputs"][: given.requests]
     asked = list(requests(len(wanted), {int(number) for number in reference["passed_over"]}))
     answers = {mode: Answers(mode, wanted) for mode in given.modes}
@@ -144,19 +149,21 @@ def _compare(given: argparse.Namespace, asked: list[Request], answers: dict[str,
 def _write(given: argparse.Namespace) -> None:
     outputs: list[list[int]] = []
     passed_over: dict[int, float] = {}  # margins by number
+    margins: list[float] = []  # of the others
     with Server(MODEL, kv_policy="heterocache", env=WAITS, **FLAGS, **named(given.flags)) as server:
         for number, request in enumerate(candidates()):
             output, margin = least_margin(server, request)
-            if margin < LEAST_MARGIN:
+            if margin < given.least_margin:
                 passed_over[number] = margin
             else:
                 outputs.append(output)
+                margins.append(round(margin, 4))
             if len(outputs) == given.requests:
                 break
         stats = server.stats()
     told = {name: stats[name] for name in TOLD}
-    result = {"flags": FLAGS, "told": told, "passed_over": passed_over, "outputs": outputs}
-    print(told, f"passed over: {passed_over}", results.save(REFERENCE.stem, result))
+    result = {"flags": FLAGS, "told": told, "passed_over": passed_over, "margins": margins, "outputs": outputs}
+    print(told, f"passed over: {passed_over}", f"margins from {min(margins)}", results.save(given.reference, result))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,8 @@ class DeviceEngine:
         self.prefixes.begin(slots, mark(self.device))
         for seq in plan.sequences:
             self.cache.written[seq.slots[seq.prefix :]] = True
+            if seq.prefix:  # before more rows move: small copies queue behind large ones
+                seq.device_slots = upload(seq.slots[: seq.prefix], self.device)
 
     def extend(
         self, layer: int, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -105,11 +107,11 @@ class DeviceEngine:
         if plan is None:
             self.prefill.plan(self.unknown, self.unknown, *shape, scale, q.dtype)
             return self.prefill.run(q, k, v)
-        self._write(layer, slots, k, v)
-        keys, values = self._whole(layer, plan, k, v)
-        if layer == 0:
+        if layer == 0:  # before `_whole`: the plan's copy too would queue behind the next layer's rows
             counts, lengths = [s.count for s in plan.sequences], [s.length for s in plan.sequences]
             self.prefill.plan(counts, lengths, *shape, scale, q.dtype)
+        self._write(layer, slots, k, v)
+        keys, values = self._whole(layer, plan, k, v)
         out = self.prefill.run(q, keys, values)
         start = 0
         for seq in plan.sequences:
@@ -144,7 +146,7 @@ class DeviceEngine:
             keys[start + prefix : start + seq.length] = k[fresh]
             values[start + prefix : start + seq.length] = v[fresh]
             if prefix and resident:
-                picked = self._device_slots(seq)
+                picked = seq.device_slots
                 keys[rows].index_copy_(1, heads.resident, buffers.resident_k.index_select(0, picked))
                 values[rows].index_copy_(1, heads.resident, buffers.resident_v.index_select(0, picked))
             if prefix and compressed:
@@ -154,11 +156,6 @@ class DeviceEngine:
         if compressed:
             self.prefixes.done(layer)
         return keys, values
-
-    def _device_slots(self, seq: Sequence) -> torch.Tensor:
-        if seq.device_slots is None:
-            seq.device_slots = upload(seq.slots[: seq.prefix], self.device)
-        return seq.device_slots
 
     def _settle(
         self, layer: int, seq: Sequence, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float

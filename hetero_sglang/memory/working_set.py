@@ -59,14 +59,35 @@ class WorkingSet:
 
     def _tabulate(self, tables: list[torch.Tensor]) -> None:
         self.tables = tables  # per head [pages of the head]
-        widest = max((t.numel() for t in tables), default=0)
-        self.table = torch.zeros(len(tables), widest, dtype=torch.int64)  # [heads, widest], padded with 0
-        for head, pages in enumerate(tables):
-            self.table[head, : pages.numel()] = pages
-        self.runs = [int(t[0]) if _is_run(t) else -1 for t in tables]
+        self._table: torch.Tensor | None = None
+        self._runs: list[int] | None = None
         self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
         self.ring = torch.tensor([self.rule.ring(cap) for cap in self.caps], dtype=torch.int64)  # [heads]
         self.smallest_cap = min(self.caps, default=self.max_length)
+
+    @property
+    def table(self) -> torch.Tensor:
+        """Pages by head, [heads, widest] int64, padded with 0; made when first asked for, as a device never does."""
+        if self._table is None:
+            there = np.arange(self._counts.max(initial=0)) < self._counts[:, None]
+            self._table = torch.zeros(there.shape, dtype=torch.int64)
+            self._table.numpy()[there] = self._flat
+        return self._table
+
+    @property
+    def runs(self) -> list[int]:
+        """Each head's first page where its pages are consecutive, else -1."""
+        if self._runs is None:
+            self._runs = _runs(self._flat, self._counts)
+        return self._runs
+
+    @property
+    def _counts(self) -> np.ndarray:
+        return np.array([t.numel() for t in self.tables], dtype=np.int64)  # [heads]
+
+    @property
+    def _flat(self) -> np.ndarray:
+        return torch.cat(self.tables).numpy() if self.tables else np.empty(0, dtype=np.int64)  # all pages in turn
 
     @property
     def pages(self) -> torch.Tensor:
@@ -152,5 +173,10 @@ class WorkingSet:
         self.pool.free(self.pages)
 
 
-def _is_run(pages: torch.Tensor) -> bool:
-    return pages.numel() > 0 and bool((pages[1:] - pages[:-1] == 1).all())
+def _runs(pages: np.ndarray, counts: np.ndarray) -> list[int]:
+    """The first of each head's pages where they are consecutive, else -1; counts[h] of `pages` in turn are head h's."""
+    starts = counts.cumsum() - counts
+    broken = np.zeros(pages.size + 1, dtype=np.int64)  # up to each page, how many do not follow the one before
+    broken[2:] = (np.diff(pages) != 1).cumsum()
+    whole = (counts > 0) & (broken[starts + counts] == broken[np.minimum(starts + 1, pages.size)])
+    return np.where(whole, pages[np.minimum(starts, pages.size - 1)] if pages.size else -1, -1).tolist()

@@ -46,6 +46,23 @@ def test_rows_of_a_request_are_distinct_and_its_own(seed: int, prompt: int, max_
     pool.check_integrity(other)
 
 
+@given(seed=st.integers(0, 50), prompt=st.integers(1, 300), scattered=st.booleans())
+def test_the_table_and_the_runs_say_what_the_lists_say(seed: int, prompt: int, scattered: bool) -> None:
+    settings = make_settings(random_profile(seed))
+    pool = HotPool(3000, settings.rule.page_size, 4, 4, torch.float32, "cpu")
+    if scattered:  # pages come back in another order than they went
+        pool.free(pool.alloc(3000)[torch.randperm(3000, generator=torch.Generator().manual_seed(seed))])
+    ws = WorkingSet(pool, settings.rule, prompt, 5000)
+    for grown in (False, True):
+        if grown:
+            assert ws.grow()
+        for head, pages in enumerate(ws.tables):
+            assert torch.equal(ws.table[head, : pages.numel()], pages)
+            whole = pages.numel() > 0 and bool((pages.diff() == 1).all())
+            assert ws.runs[head] == (int(pages[0]) if whole else -1)
+        assert grown or scattered or min(ws.runs, default=0) >= 0
+
+
 @given(seed=st.integers(0, 30), length=st.integers(64, 400))
 def test_filling_places_sinks_selection_and_ring_once_each(seed: int, length: int) -> None:
     settings = make_settings(random_profile(seed))
