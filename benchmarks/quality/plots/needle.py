@@ -37,7 +37,8 @@ def needle(pyplot: Any, records: Sequence[Record]) -> Any:
             mean = means[depth][length]
             colour = "black" if 0.2 < mean < 0.8 else "white"
             axes.text(length, depth, f"{mean:.2g}", ha="center", va="center", fontsize=9, color=colour)
-        axes.set_title(policy if ratio is None else f"{policy}\nkeep ratio {ratio:g}", fontsize=9)
+        title = policy.replace(":", "\n")  # a variant's options would run into the next panel's
+        axes.set_title(title if ratio is None else f"{title}\nkeep ratio {ratio:g}", fontsize=9)
         axes.set_xticks(range(len(lengths)), [f"{length / 1024:g}K" for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
         axes.grid(False)
