@@ -18,7 +18,7 @@ demo: $(STAMP)
 # The tests' processes outnumber a small machine's cores: threads that wait must not spin.
 test: export OMP_WAIT_POLICY := PASSIVE
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest tests -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest tests
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -10,8 +10,6 @@ from lockfile import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
-TESTS = "-m pytest tests -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder"
-
 # Stands for the interpreter of the system and of the environment: notes how it was called.
 FAKE_PYTHON = """#!/bin/sh
 echo "$@" >> "$CALLS"
@@ -65,7 +63,7 @@ def installs(calls: list[str]) -> list[str]:
     return [call for call in calls if " install " in call]
 
 
-@pytest.mark.parametrize("goal, last", [("test", TESTS), ("demo", "-m benchmarks.demo")])
+@pytest.mark.parametrize("goal, last", [("test", "-m pytest tests"), ("demo", "-m benchmarks.demo")])
 def test_first_run_makes_the_environment_then_installs_lock_and_package_then_runs(
     checkout: Checkout, goal: str, last: str
 ) -> None:
@@ -83,7 +81,7 @@ def test_second_run_only_runs(checkout: Checkout) -> None:
     checkout.make("test")
     for name in ("requirements.lock", "pyproject.toml"):
         checkout.age(name, -60)
-    assert checkout.make("test")[1] == [TESTS]
+    assert checkout.make("test")[1] == ["-m pytest tests"]
 
 
 @pytest.mark.parametrize("changed", ["requirements.lock", "pyproject.toml"])
