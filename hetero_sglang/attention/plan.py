@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hetero_sglang.cache import HeteroCache
-from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.memory.working_set import WorkingSet, run_start
 
 
 @dataclass
@@ -39,12 +39,6 @@ class Plan:
     rows: torch.Tensor | None = None
 
 
-def _run(slots: torch.Tensor) -> int:
-    first, count = int(slots[0]), slots.numel()
-    whole = int(slots[-1]) == first + count - 1 and bool((slots[1:] - slots[:-1] == 1).all())
-    return first if whole else -1
-
-
 def plan_extend(
     cache: HeteroCache, requests: list[int], lengths: list[int], counts: list[int], req_to_token: torch.Tensor
 ) -> Plan:
@@ -53,7 +47,7 @@ def plan_extend(
     for request, length, count in zip(requests, lengths, counts, strict=True):
         ws = cache.requests[request]
         ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
-        run, exact, last = _run(ws.slots), ws.exact(length), length >= ws.prompt
+        run, exact, last = run_start(ws.slots), ws.exact(length), length >= ws.prompt
         sequences.append(Sequence(ws, length, start, count, ws.slots, run, exact, last, slot=request))
         if last and not exact:
             cache.compressed(ws)
@@ -71,7 +65,7 @@ def plan_decode(cache: HeteroCache, requests: list[int], lengths: list[int], req
         ws.slots = req_to_token[request, :length].to("cpu", torch.int64)
         cache.make_room(ws, length)
         rows.append(ws.rows_of_token(length - 1))
-        run, exact, looks = _run(ws.slots), ws.exact(length), cache.monitor.due(ws, length)
+        run, exact, looks = run_start(ws.slots), ws.exact(length), cache.monitor.due(ws, length)
         sequences.append(Sequence(ws, length, index, 1, ws.slots, run, exact, last=False, looks=looks))
     plan = Plan(sequences, torch.stack(rows))
     for sequence, where in zip(sequences, rows, strict=True):

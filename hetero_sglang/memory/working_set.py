@@ -69,25 +69,18 @@ class WorkingSet:
     def table(self) -> torch.Tensor:
         """Pages by head, [heads, widest] int64, padded with 0; made when first asked for, as a device never does."""
         if self._table is None:
-            there = np.arange(self._counts.max(initial=0)) < self._counts[:, None]
-            self._table = torch.zeros(there.shape, dtype=torch.int64)
-            self._table.numpy()[there] = self._flat
+            widest = max((t.numel() for t in self.tables), default=0)
+            self._table = torch.zeros(len(self.tables), widest, dtype=torch.int64)
+            for head, pages in enumerate(self.tables):
+                self._table[head, : pages.numel()] = pages
         return self._table
 
     @property
     def runs(self) -> list[int]:
         """Each head's first page where its pages are consecutive, else -1."""
         if self._runs is None:
-            self._runs = _runs(self._flat, self._counts)
+            self._runs = [run_start(pages) for pages in self.tables]
         return self._runs
-
-    @property
-    def _counts(self) -> np.ndarray:
-        return np.array([t.numel() for t in self.tables], dtype=np.int64)  # [heads]
-
-    @property
-    def _flat(self) -> np.ndarray:
-        return torch.cat(self.tables).numpy() if self.tables else np.empty(0, dtype=np.int64)  # all pages in turn
 
     @property
     def pages(self) -> torch.Tensor:
@@ -173,10 +166,8 @@ class WorkingSet:
         self.pool.free(self.pages)
 
 
-def _runs(pages: np.ndarray, counts: np.ndarray) -> list[int]:
-    """The first of each head's pages where they are consecutive, else -1; counts[h] of `pages` in turn are head h's."""
-    starts = counts.cumsum() - counts
-    broken = np.zeros(pages.size + 1, dtype=np.int64)  # up to each page, how many do not follow the one before
-    broken[2:] = (np.diff(pages) != 1).cumsum()
-    whole = (counts > 0) & (broken[starts + counts] == broken[np.minimum(starts + 1, pages.size)])
-    return np.where(whole, pages[np.minimum(starts, pages.size - 1)] if pages.size else -1, -1).tolist()
+def run_start(ids: torch.Tensor) -> int:
+    """The first of `ids` [n] where they are consecutive, else -1."""
+    if not ids.numel() or int(ids[-1]) != int(ids[0]) + ids.numel() - 1:
+        return -1
+    return int(ids[0]) if bool((ids[1:] - ids[:-1] == 1).all()) else -1

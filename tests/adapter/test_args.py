@@ -132,7 +132,7 @@ def test_a_malformed_profile_is_refused_naming_the_file(tmp_path: Path) -> None:
 
 def launch(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(RECALL), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_line_refuses_with_one_sentence_and_exit_code_two() -> None:

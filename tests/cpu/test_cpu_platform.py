@@ -142,7 +142,7 @@ def test_activation_imports_nothing_of_sglang_and_initialises_no_cuda() -> None:
         "import sys; from hetero_sglang.cpu.platform import activate; activate(); import torch; "
         "print([m for m in sys.modules if m.partition('.')[0] == 'sglang'], torch.cuda.is_initialized())"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert out.stdout.split() == ["[]", "False"]
 
 
@@ -155,7 +155,7 @@ def test_sglang_calls_it_before_it_looks_for_a_device() -> None:
         env={**env, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=180,
         check=True,
     )
     assert out.stdout.split() == ["True", "1"]

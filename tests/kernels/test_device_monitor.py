@@ -49,7 +49,8 @@ def begin(caches: tuple[HeteroCache, ...], seed: int) -> list[list[Request]]:
     return [list(column) for column in zip(*made, strict=True)]
 
 
-@pytest.mark.parametrize(("seed", "retrieval"), [(1, "accumulate"), (5, "replace")])
+@pytest.mark.parametrize("retrieval", ["accumulate", "replace"])
+@pytest.mark.parametrize("seed", [1, 5])
 def test_the_same_heads_drift_and_take_in_the_same_rows(
     seed: int, retrieval: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_forced_rate_refills_that_share_of_satellites(monkeypatch: pytest.Monk
             extra += 1
             step(engine, given, [p + extra for p in PROMPTS], 3)
         engine.monitor.tick()  # what the last step's look leads to
-        assert (counters.fetched_rows - rows > 20 * rate) == (rate > 0)
+        assert (counters.fetched_rows - rows > 100 / 11 * steps * rate) == (rate > 0)
         share = (counters.drift_triggers - triggers) / (counters.drift_checks - checks)
         assert abs(share - rate) < 0.15 and (rate not in (0.0, 1.0) or share == rate)
     ours.close()

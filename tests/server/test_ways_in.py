@@ -37,7 +37,7 @@ def test_the_engine_takes_the_policy_as_a_keyword(language: Language, tmp_path: 
     (tmp_path / "job.json").write_text(json.dumps([document.ids + question.ids, question.max_answer_tokens + 2]))
     (tmp_path / "run.py").write_text(ENGINE)
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "job.json"), str(RECALL)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, done.stderr[-3000:]
     result = json.loads(lines[0].removeprefix("RESULT"))
