@@ -28,9 +28,7 @@ class HeteroServerArgs(ServerArgs):
         Arg(help="Head profile (JSON); default: hetero_profile.json beside the checkpoint, else a shipped one."),
         NS("memory"),
     ] = None
-    hetero_keep_ratio: A[
-        float, Arg(help="Device KV bytes kept per token, as a fraction of dense."), NS("memory")
-    ] = 0.5
+    hetero_keep_ratio: A[float, Arg(help="Device KV bytes kept per token, as a fraction of dense."), NS("memory")] = 0.5
     hetero_host_size: A[
         float | None,
         Arg(help="Host memory for the compressed heads, in GB per rank; default: what the token slots need."),

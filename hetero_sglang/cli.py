@@ -35,9 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             print(_usage())
             return 0 if arguments else 2
         if arguments[0] not in COMMANDS:
-            raise HeteroError(
-                f"there is no sub-command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}."
-            )
+            raise HeteroError(f"there is no sub-command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}.")
         module = importlib.import_module(COMMANDS[arguments[0]][0])
         return module.run(arguments[1:])
     except HeteroError as error:
@@ -53,11 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _usage() -> str:
     lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
-    return (
-        "usage: hetero-sglang COMMAND ...\n\n"
-        + "\n".join(lines)
-        + "\n\nhetero-sglang COMMAND --help says more."
-    )
+    return "usage: hetero-sglang COMMAND ...\n\n" + "\n".join(lines) + "\n\nhetero-sglang COMMAND --help says more."
 
 
 if __name__ == "__main__":

@@ -60,9 +60,7 @@ class Sampler:
         page.fill(rest)
         while len(page.ids) <= length:
             page.ask(entries, int(rng.integers(1, MAX_NAMES + 1)))
-        return Sample(
-            np.array(page.ids[:length], dtype=np.int64), np.array(page.weights[:length], dtype=np.float32)
-        )
+        return Sample(np.array(page.ids[:length], dtype=np.int64), np.array(page.weights[:length], dtype=np.float32))
 
 
 @dataclass

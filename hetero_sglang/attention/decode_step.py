@@ -46,9 +46,7 @@ class DecodeStep:
 
     def tables_of(self, width: int) -> StepTables:
         """What the step reads of its first `width` requests."""
-        return StepTables(
-            self.inputs[0, :width], self.cap[:width], self.page_start[:width], self.tables.page_list
-        )
+        return StepTables(self.inputs[0, :width], self.cap[:width], self.page_start[:width], self.tables.page_list)
 
     def plan(self, width: int) -> StepTables:
         """Recorded in the graph: the requests' caps and page lists, and every layer's work cut into equal items."""

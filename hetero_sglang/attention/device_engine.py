@@ -128,9 +128,7 @@ class DeviceEngine:
         if self.counts[layer][1]:
             self.write_back.chunk(self.layers[layer], slots, k, v)
 
-    def _whole(
-        self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _whole(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """K [sum L, H, D] and V [sum L, H, Dv] of all requests in turn: prefix from both tiers, then the new tokens."""
         if not any(s.prefix for s in plan.sequences):
             return k, v

@@ -43,9 +43,7 @@ class TorchEngine:
             self._settle(layer, seq, q[rows], keys, values, scale)
         return out
 
-    def _whole(
-        self, layer: int, seq: Sequence, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _whole(self, layer: int, seq: Sequence, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """K [L, H, D] and V [L, H, Dv] of every head: the prefix from both tiers, then the new tokens."""
         if seq.prefix == 0:
             return k, v

@@ -8,9 +8,7 @@ from pathlib import Path
 import psutil
 
 
-def free_host_bytes(
-    cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> int:
+def free_host_bytes(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes that can be allocated now: the available memory, less where a cgroup (v1 or v2) caps it."""
     free = psutil.virtual_memory().available
     for folder in _own_groups(cgroups, membership):

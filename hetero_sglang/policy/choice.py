@@ -56,6 +56,4 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
     if args.hetero_profile is not None:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
     config = args.get_model_config()
-    return alike(
-        config.num_hidden_layers, config.get_total_num_kv_heads(), config.num_attention_heads, config.head_dim
-    )
+    return alike(config.num_hidden_layers, config.get_total_num_kv_heads(), config.num_attention_heads, config.head_dim)

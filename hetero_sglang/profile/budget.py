@@ -16,9 +16,7 @@ def base_fraction(profile: HeadProfile, keep_ratio: float) -> float:
     if heads == resident and keep_ratio == 1.0:
         return 1.0
     if not profile.floor < keep_ratio <= 1.0:
-        allowed = (
-            "it can only be 1" if heads == resident else f"it must be above {profile.floor:.4f} and at most 1"
-        )
+        allowed = "it can only be 1" if heads == resident else f"it must be above {profile.floor:.4f} and at most 1"
         raise HeteroError(
             f"a keep ratio of {keep_ratio:g} is not possible: {resident} of {heads} heads stay resident, "
             f"so {allowed}; choose such a ratio, or profile again with `--target-keep-ratio`."

@@ -34,9 +34,7 @@ class TopK:
         if self.count is not None and self.count < 1:
             raise HeteroError(f"`--topk` is {self.count}; choose at least 1 key.")
         if not 0.0 < self.share < 1.0:
-            raise HeteroError(
-                f"`--topk-share` is {self.share:g}; choose a share between 0 and 1, both excluded."
-            )
+            raise HeteroError(f"`--topk-share` is {self.share:g}; choose a share between 0 and 1, both excluded.")
 
     def of(self, document: Document) -> int:
         """Raises HeteroError when the document is too short for its sets to differ."""
@@ -88,14 +86,10 @@ def calibrate(
                 f"{window}; give longer text."
             )
     try:
-        return combine(
-            [measure(checkpoint, d, k, plan, advance) for d, k in zip(documents, sizes, strict=True)]
-        )
+        return combine([measure(checkpoint, d, k, plan, advance) for d, k in zip(documents, sizes, strict=True)])
     except torch.OutOfMemoryError:
         longest = max(len(d.tokens) for d in documents)
-        raise HeteroError(
-            f"{longest} tokens do not fit on {checkpoint.device}; choose a smaller `--length`."
-        ) from None
+        raise HeteroError(f"{longest} tokens do not fit on {checkpoint.device}; choose a smaller `--length`.") from None
 
 
 @torch.inference_mode()

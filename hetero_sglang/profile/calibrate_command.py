@@ -42,9 +42,7 @@ def run(argv: list[str], verbs: str) -> int:
     documents = source.documents(checkpoint, shape, plan.steps)
     about = provenance.of_measurement(args.model, checkpoint, documents, plan)
     if not args.text:
-        warning = (
-            "warning: calibrating on built-in text; text of your own fits your use better (--text FILE)."
-        )
+        warning = "warning: calibrating on built-in text; text of your own fits your use better (--text FILE)."
         print(warning, file=sys.stderr)
     peak = PeakMemory(checkpoint.device)
     bar_format = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
@@ -96,9 +94,7 @@ def _parser(verbs: str) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed of the first built-in document (default %(default)s)")
     add("--steps", type=int, default=64, help="decode steps per document (default %(default)s)")
     add("--topk", type=int, metavar="N", help="keys in a head's set (default: --topk-share)")
-    add(
-        "--topk-share", type=float, default=0.2, help="a share of the prompt, at most 1024 keys (default 0.2)"
-    )
+    add("--topk-share", type=float, default=0.2, help="a share of the prompt, at most 1024 keys (default 0.2)")
     add("--window", type=int, default=16, help="last prompt queries that choose the prefill set (default 16)")
     add("--smoothing", type=int, default=16, help="decode steps averaged into a step's set (default 16)")
     add(

@@ -35,14 +35,10 @@ def read_shape(model_path: str | Path) -> Shape:
     config = read_config(model_path)
     family = config.get("model_type")
     if family not in SUPPORTED:
-        raise HeteroError(
-            f"{model_path} is a {family!r} model; profiles can be made of {', '.join(SUPPORTED)} models."
-        )
+        raise HeteroError(f"{model_path} is a {family!r} model; profiles can be made of {', '.join(SUPPORTED)} models.")
     sliding = config.get("use_sliding_window", family == "mistral") and config.get("sliding_window")
     if sliding or "sliding_attention" in (config.get("layer_types") or ()):
-        raise HeteroError(
-            f"{model_path} has sliding-window layers; only models with full attention are supported."
-        )
+        raise HeteroError(f"{model_path} has sliding-window layers; only models with full attention are supported.")
     try:
         query_heads = int(config["num_attention_heads"])
         return Shape(
@@ -53,9 +49,7 @@ def read_shape(model_path: str | Path) -> Shape:
             max_length=int(config["max_position_embeddings"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise HeteroError(
-            f"{model_path}/config.json lacks a usable {error}; download the checkpoint again."
-        ) from None
+        raise HeteroError(f"{model_path}/config.json lacks a usable {error}; download the checkpoint again.") from None
 
 
 @dataclass(frozen=True)
@@ -93,9 +87,7 @@ def open_checkpoint(model_path: str | Path, device: str = "auto") -> Checkpoint:
         model = AutoModelForCausalLM.from_pretrained(str(model_path), local_files_only=True, dtype=dtype)
         model = model.to(target).eval()
     except torch.OutOfMemoryError:
-        raise HeteroError(
-            f"the weights of {model_path} do not fit on {target}; choose another `--device`."
-        ) from None
+        raise HeteroError(f"the weights of {model_path} do not fit on {target}; choose another `--device`.") from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HeteroError(f"{model_path} cannot be loaded: {reason.rstrip('.')}.") from None
@@ -125,7 +117,5 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise HeteroError(
-            f"`--device {name}` cannot be used here ({reason}); choose auto, cpu or cuda."
-        ) from None
+        raise HeteroError(f"`--device {name}` cannot be used here ({reason}); choose auto, cpu or cuda.") from None
     return device

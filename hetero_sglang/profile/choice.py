@@ -55,9 +55,7 @@ def choices(measured: Measurements, least_base: float, per_rank: int | None = No
             anchors = alone & (stability >= stable)
             resident = pivots + int((alone & ~anchors).sum())
             loss = (satellite_loss + float((1.0 - stability[anchors]).sum())) / heads
-            found.setdefault(
-                (loss, resident), Choice(Thresholds(stable, similar), resident, heads, loss, least_base)
-            )
+            found.setdefault((loss, resident), Choice(Thresholds(stable, similar), resident, heads, loss, least_base))
     return sorted(found.values(), key=lambda c: (c.resident, c.loss))
 
 

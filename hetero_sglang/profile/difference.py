@@ -55,9 +55,7 @@ def describe(found: Difference, one: HeadProfile, other: HeadProfile) -> str:
     kinds = Counter((a, b) for _, _, a, b in found.changed)
     lines += [f"  {n} from {a.value} to {b.value}" for (a, b), n in kinds.most_common()]
     for layer, head, a, b in found.changed[:_SHOWN]:
-        lines.append(
-            f"  layer {layer} head {head}: {a.value} -> {b.value}{_stability(one, other, layer, head)}"
-        )
+        lines.append(f"  layer {layer} head {head}: {a.value} -> {b.value}{_stability(one, other, layer, head)}")
     if len(found.changed) > _SHOWN:
         lines.append(f"  and {len(found.changed) - _SHOWN} more")
     a, b = one.measurements, other.measurements
@@ -66,9 +64,7 @@ def describe(found: Difference, one: HeadProfile, other: HeadProfile) -> str:
             ("stability", a.stability - b.stability),
             ("similarity", a.similarity - b.similarity),
         ):
-            lines.append(
-                f"{noun} differs by {np.abs(gap).mean():.3f} on average, {np.abs(gap).max():.3f} at most"
-            )
+            lines.append(f"{noun} differs by {np.abs(gap).mean():.3f} on average, {np.abs(gap).max():.3f} at most")
     return "\n".join(lines)
 
 

@@ -57,9 +57,7 @@ def from_file(path: str | Path, lengths: list[int], encode: Encode, start: list[
     except OSError as error:
         raise HeteroError(f"the text {path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
-        raise HeteroError(
-            f"the text {path} is not UTF-8 (byte {error.start}); give plain text files."
-        ) from None
+        raise HeteroError(f"the text {path} is not UTF-8 (byte {error.start}); give plain text files.") from None
     if not text.strip():
         raise HeteroError(f"the text {path} is empty; give files with some thousand tokens of text.")
     if "\0" in text:

@@ -76,16 +76,12 @@ def check_writable(path: str | Path) -> None:
     """Raises HeteroError unless a file can be put at `path`; leaves nothing there."""
     target = Path(path)
     if target.exists() and not target.is_file():
-        raise HeteroError(
-            f"{target} is no regular file, so nothing can be written there; choose another path."
-        )
+        raise HeteroError(f"{target} is no regular file, so nothing can be written there; choose another path.")
     try:
         with tempfile.TemporaryFile(dir=target.parent) as file:
             file.write(b" " * 4096)
     except OSError as error:
-        raise HeteroError(
-            f"{target} cannot be written: {error.strerror or error}; choose another path."
-        ) from None
+        raise HeteroError(f"{target} cannot be written: {error.strerror or error}; choose another path.") from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -104,9 +100,7 @@ def write_text(path: str | Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise HeteroError(
-            f"{target} cannot be written: {error.strerror or error}; nothing was left behind."
-        ) from None
+        raise HeteroError(f"{target} cannot be written: {error.strerror or error}; nothing was left behind.") from None
 
 
 def find_profile(model_path: str | Path, explicit: str | None = None) -> Path:

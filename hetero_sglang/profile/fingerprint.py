@@ -61,6 +61,4 @@ def _add_weights(digest: hashlib._Hash, path: Path) -> None:
                 file.seek(start + (size - start) * sample // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
     except (OSError, ValueError, struct.error) as error:
-        raise HeteroError(
-            f"{path} is not a whole safetensors file ({error}); download the checkpoint again."
-        ) from None
+        raise HeteroError(f"{path} is not a whole safetensors file ({error}); download the checkpoint again.") from None

@@ -33,9 +33,7 @@ class LayerRoles:
             )
         for head, (role, weight, pivot) in enumerate(zip(self.roles, self.weights, self.pivots, strict=True)):
             if role.resident and weight != 0.0:
-                raise HeteroError(
-                    f"head {head} ({role.value}) is resident but has weight {weight:g}; it must be 0."
-                )
+                raise HeteroError(f"head {head} ({role.value}) is resident but has weight {weight:g}; it must be 0.")
             if not role.resident and not (math.isfinite(weight) and weight > 0.0):
                 raise HeteroError(f"head {head} ({role.value}) is compressed but has weight {weight:g}; "
                                   "it must be a positive number.")  # fmt: skip
@@ -90,9 +88,7 @@ class HeadProfile:
 
     def __post_init__(self) -> None:
         if len(self.layers) != self.num_layers or not self.layers:
-            raise HeteroError(
-                f"{len(self.layers)} layers are listed for a model of {self.num_layers}; list each once."
-            )
+            raise HeteroError(f"{len(self.layers)} layers are listed for a model of {self.num_layers}; list each once.")
         for index, layer in enumerate(self.layers):
             if len(layer.roles) != self.num_kv_heads or not layer.roles:
                 raise HeteroError(

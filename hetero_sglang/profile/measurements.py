@@ -29,9 +29,7 @@ class Measurements:
     def decode(cls, data: Any, num_layers: int, num_kv_heads: int) -> Measurements:
         """Raises HeteroError naming the table that is absent, misshapen or out of [0, 1]."""
         if not isinstance(data, Mapping):
-            raise HeteroError(
-                f"`measurements` is {type(data).__name__}; it must be an object or be left out."
-            )
+            raise HeteroError(f"`measurements` is {type(data).__name__}; it must be an object or be left out.")
         square = (num_layers, num_kv_heads, num_kv_heads)
         shapes = {
             "stability": square[:2],
@@ -50,9 +48,7 @@ def _array(data: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) ->
         raise HeteroError(f"`measurements.{name}` is missing or not a table of numbers.") from None
     wanted = tuple(n if s is None else s for n, s in zip(array.shape, shape, strict=False))
     if array.ndim != len(shape) or array.shape != wanted:
-        raise HeteroError(
-            f"`measurements.{name}` has shape {array.shape}; it must be {shape} for this model."
-        )
+        raise HeteroError(f"`measurements.{name}` has shape {array.shape}; it must be {shape} for this model.")
     if not ((array >= 0.0) & (array <= 1.0)).all():
         raise HeteroError(f"`measurements.{name}` holds a number outside [0, 1].")
     return array

@@ -23,9 +23,7 @@ Watcher = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.
 class Observation:
     """How attention becomes a score per key: which queries, pooling width, and reduction over query heads."""
 
-    window: int = (
-        16  # last prompt queries, for the prefill top-k; 1 = the last query only, as in the reference
-    )
+    window: int = 16  # last prompt queries, for the prefill top-k; 1 = the last query only, as in the reference
     pooling: int = 5
     reduction: str = "mean"
 

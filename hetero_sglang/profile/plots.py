@@ -138,9 +138,7 @@ def _typical_heads(profile: HeadProfile) -> list[tuple[int, int]]:
     """Two of each role, from the first and the last layer that has one."""
     found = []
     for role in _ORDER:
-        of_role = [
-            (i, h) for i, layer in enumerate(profile.layers) for h, r in enumerate(layer.roles) if r is role
-        ]
+        of_role = [(i, h) for i, layer in enumerate(profile.layers) for h, r in enumerate(layer.roles) if r is role]
         found += sorted({of_role[0], of_role[-1]}) if of_role else []
     return found
 
@@ -160,9 +158,7 @@ def _read_heads(profile: HeadProfile, heads: Sequence[str]) -> list[tuple[int, i
 
 
 def _table_figure(layers: int, heads: int, cell: float = 0.42) -> tuple[Figure, Axes]:
-    figure = _figure_type()(
-        figsize=(max(4.0, cell * heads) + 3.0, max(3.0, 0.24 * layers) + 1.0), layout="constrained"
-    )
+    figure = _figure_type()(figsize=(max(4.0, cell * heads) + 3.0, max(3.0, 0.24 * layers) + 1.0), layout="constrained")
     return figure, figure.subplots()
 
 

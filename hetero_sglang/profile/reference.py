@@ -18,9 +18,7 @@ _ROLES = {role.value: role for role in Role} | {
 }
 _CODES = {Role.ANCHOR: 1, Role.VOLATILE: 2, Role.PIVOT: 3, Role.SATELLITE: 4}
 _KEYS = ("classification_matrix", "allocation_matrix", "leader_member_relations")
-_FILE_NAME = re.compile(
-    r"topk(?P<topk>\d+)_th(?P<tau_stable>[\d.]+)_sim(?P<tau_sim>[\d.]+)_step(?P<steps>\d+)"
-)
+_FILE_NAME = re.compile(r"topk(?P<topk>\d+)_th(?P<tau_stable>[\d.]+)_sim(?P<tau_sim>[\d.]+)_step(?P<steps>\d+)")
 
 MISSING = (
     "the number of query heads",
@@ -105,13 +103,9 @@ def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
 
 def _layer(codes: Mapping[int, Role], types: Any, weights: Any, clusters: Any) -> LayerRoles:
     if not (isinstance(types, list) and isinstance(weights, list) and isinstance(clusters, Mapping)):
-        raise HeteroError(
-            "the three entries must be a list of types, a list of weights and an object of clusters."
-        )
+        raise HeteroError("the three entries must be a list of types, a list of weights and an object of clusters.")
     if len(types) != len(weights):
-        raise HeteroError(
-            f"{len(types)} types and {len(weights)} weights are listed; every head needs one of each."
-        )
+        raise HeteroError(f"{len(types)} types and {len(weights)} weights are listed; every head needs one of each.")
     for head, code in enumerate(types):
         if not isinstance(code, int) or code not in codes:
             raise HeteroError(f"head {head} has type {code!r}, which `meta.type_map` does not name.")
@@ -130,13 +124,9 @@ def _join(roles: Sequence[Role], pivots: list[int], leader: str, members: Any) -
         raise HeteroError(f"the cluster {leader!r} must be a head index with a list of head indices.")
     for head in members:
         if not isinstance(head, int) or not 0 <= head < len(roles) or roles[head] is not Role.SATELLITE:
-            raise HeteroError(
-                f"the cluster of head {leader} lists {head!r}, which is not a satellite of this layer."
-            )
+            raise HeteroError(f"the cluster of head {leader} lists {head!r}, which is not a satellite of this layer.")
         if pivots[head] != NO_PIVOT:
-            raise HeteroError(
-                f"head {head} is in the clusters of heads {pivots[head]} and {leader}; one must go."
-            )
+            raise HeteroError(f"head {head} is in the clusters of heads {pivots[head]} and {leader}; one must go.")
         pivots[head] = int(leader)
 
 

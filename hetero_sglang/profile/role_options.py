@@ -55,9 +55,7 @@ def read_role_options(args: argparse.Namespace, num_kv_heads: int) -> RoleOption
             "`--target-keep-ratio` chooses the thresholds itself; leave `--tau-stable` and `--tau-sim` out."
         )
     if target is not None and not 0.0 < target < 1.0:
-        raise HeteroError(
-            f"`--target-keep-ratio` is {target:g}; choose a share between 0 and 1, both excluded."
-        )
+        raise HeteroError(f"`--target-keep-ratio` is {target:g}; choose a share between 0 and 1, both excluded.")
     heads_per_rank(num_kv_heads, args.per_rank)
     stable, similar = (0.5 if value is None else value for value in fixed)
     return RoleOptions(Thresholds(stable, similar), target, args.per_rank)

@@ -44,9 +44,7 @@ def decode(data: Mapping[str, Any]) -> HeadProfile:
         )
     model = data.get("model")
     if not isinstance(model, Mapping):
-        raise HeteroError(
-            "`model` is missing; it must hold num_layers, num_kv_heads, num_query_heads, head_dim."
-        )
+        raise HeteroError("`model` is missing; it must hold num_layers, num_kv_heads, num_query_heads, head_dim.")
     sizes = [_size(model, name, optional=name in ("num_query_heads", "head_dim")) for name in (
         "num_layers", "num_kv_heads", "num_query_heads", "head_dim")]  # fmt: skip
     num_layers, num_kv_heads = sizes[0], sizes[1]
@@ -67,9 +65,7 @@ def decode(data: Mapping[str, Any]) -> HeadProfile:
         raise HeteroError(f"`provenance` is {type(provenance).__name__}; it must be an object.")
     measured = data.get("measurements")
     measurements = None if measured is None else Measurements.decode(measured, num_layers, num_kv_heads)
-    profile = HeadProfile(
-        num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements
-    )
+    profile = HeadProfile(num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements)
     check_weights(profile)
     return profile
 

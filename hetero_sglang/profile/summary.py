@@ -68,8 +68,7 @@ def _layers(profile: HeadProfile) -> str:
 def _members(layer: LayerRoles) -> str:
     pivots = [h for h, role in enumerate(layer.roles) if role is Role.PIVOT]
     return "; ".join(
-        f"{p} <- {' '.join(str(h) for h, of in enumerate(layer.pivots) if of == p and h != p)}"
-        for p in pivots
+        f"{p} <- {' '.join(str(h) for h, of in enumerate(layer.pivots) if of == p and h != p)}" for p in pivots
     )
 
 
@@ -86,9 +85,7 @@ def _clusters(profile: HeadProfile) -> str:
     )
     if not sizes:
         return "no clusters"
-    return "clusters by size, pivot included: " + ", ".join(
-        f"{n} of {size}" for size, n in sorted(sizes.items())
-    )
+    return "clusters by size, pivot included: " + ", ".join(f"{n} of {size}" for size, n in sorted(sizes.items()))
 
 
 def _budgets(profile: HeadProfile, keep_ratios: tuple[float, ...], strict: bool) -> str:
@@ -103,7 +100,5 @@ def _budgets(profile: HeadProfile, keep_ratios: tuple[float, ...], strict: bool)
             continue
         caps = [cap for layer in cap_fractions(profile, ratio) for cap in layer]
         full = sum(cap == 1.0 for cap in caps)
-        lines.append(
-            f"{ratio:10.3f}   {base:.4f}  {_range(caps)}" + (f", {full} heads whole" if full else "")
-        )
+        lines.append(f"{ratio:10.3f}   {base:.4f}  {_range(caps)}" + (f", {full} heads whole" if full else ""))
     return "\n".join(lines)

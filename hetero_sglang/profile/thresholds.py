@@ -24,14 +24,10 @@ class Thresholds:
     def __post_init__(self) -> None:
         for option, value in (("--tau-stable", self.stable), ("--tau-sim", self.similar)):
             if not 0.0 < value < 1.0:
-                raise HeteroError(
-                    f"`{option}` is {value:g}; choose a threshold between 0 and 1, both excluded."
-                )
+                raise HeteroError(f"`{option}` is {value:g}; choose a threshold between 0 and 1, both excluded.")
 
 
-def classify(
-    measured: Measurements, thresholds: Thresholds, per_rank: int | None = None
-) -> tuple[LayerRoles, ...]:
+def classify(measured: Measurements, thresholds: Thresholds, per_rank: int | None = None) -> tuple[LayerRoles, ...]:
     """Roles, pivots and weights of every layer; weights have mean 1 over all compressed heads.
 
     Clustered heads are pivot or satellite. Of the others, those whose stability reaches the threshold are
@@ -50,6 +46,5 @@ def classify(
     weights = np.zeros(measured.stability.shape)
     weights[compressed] = stability_weights(measured.stability[compressed])
     return tuple(
-        LayerRoles(r, tuple(np.round(w, 6).tolist()), p)
-        for r, w, p in zip(roles, weights, pivots, strict=True)
+        LayerRoles(r, tuple(np.round(w, 6).tolist()), p) for r, w, p in zip(roles, weights, pivots, strict=True)
     )

@@ -52,9 +52,7 @@ class Tracker:
     def finish(self) -> DocumentStatistics:
         """Medians over the steps seen (at least one)."""
         steps = torch.stack([torch.stack(layer) for layer in self.overlaps]).double().cpu().numpy()
-        pairs = np.stack(
-            [np.median(torch.stack(layer).double().cpu().numpy(), axis=0) for layer in self.pairs]
-        )
+        pairs = np.stack([np.median(torch.stack(layer).double().cpu().numpy(), axis=0) for layer in self.pairs])
         return DocumentStatistics(np.median(steps, axis=1), pairs, steps.transpose(0, 2, 1))
 
 

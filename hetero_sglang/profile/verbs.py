@@ -52,9 +52,7 @@ def assign(argv: list[str]) -> int:
     """Decides roles anew from the measurements in a profile; the model is not run."""
     from hetero_sglang.profile.role_options import add_role_options, read_role_options
 
-    parser = Parser(
-        "hetero-sglang profile assign", "Decide roles anew at other thresholds, without the model."
-    )
+    parser = Parser("hetero-sglang profile assign", "Decide roles anew at other thresholds, without the model.")
     parser.add_argument("file")
     parser.add_argument("--out", required=True)
     add_role_options(parser)
@@ -69,9 +67,7 @@ def assign(argv: list[str]) -> int:
         raise HeteroError(f"{args.file} holds no measurements; profile the model to decide roles anew.")
     thresholds, table = options.decide(profile.measurements, topk_share(profile.provenance))
     layers = classify(profile.measurements, thresholds, heads_per_rank(profile.num_kv_heads, options.ranks))
-    profile = replace(
-        profile, layers=layers, provenance={**profile.provenance, **of_decision(thresholds, options)}
-    )
+    profile = replace(profile, layers=layers, provenance={**profile.provenance, **of_decision(thresholds, options)})
     save_profile(profile, args.out)
     print(table)
     _wrote(profile, args.out)
@@ -90,9 +86,7 @@ def import_(argv: list[str]) -> int:
     if not is_reference(read_object(args.file)):
         raise HeteroError(f"{args.file} is in our schema already; there is nothing to import.")
     # Not with_suffix: their names hold dots of their own.
-    target = args.out or str(
-        Path(args.file).parent / (Path(args.file).name.removesuffix(".json") + ".hetero.json")
-    )
+    target = args.out or str(Path(args.file).parent / (Path(args.file).name.removesuffix(".json") + ".hetero.json"))
     save_profile(profile, target)
     _wrote(profile, target)
     print(f"warning: the file lacks {', '.join(MISSING)}; these cannot be checked or shown.", file=sys.stderr)
@@ -115,9 +109,7 @@ def export(argv: list[str]) -> int:
 
 def validate(argv: list[str]) -> int:
     """Reads a profile; with --model compares shape and fingerprint."""
-    parser = Parser(
-        "hetero-sglang profile validate", "Check a profile, and with --model that it is of that model."
-    )
+    parser = Parser("hetero-sglang profile validate", "Check a profile, and with --model that it is of that model.")
     parser.add_argument("file")
     parser.add_argument("--model", help="local checkpoint")
     args = parser.parse_args(argv)
@@ -129,9 +121,7 @@ def validate(argv: list[str]) -> int:
         shape = read_shape(args.model)
         profile.check_model(shape.num_layers, shape.num_query_heads, shape.num_kv_heads, shape.head_dim)
         if profile.provenance.get("fingerprint") not in (None, fingerprint(args.model)):
-            raise HeteroError(
-                f"{args.file} was made from other weights than {args.model}; profile this model."
-            )
+            raise HeteroError(f"{args.file} was made from other weights than {args.model}; profile this model.")
     print(f"{args.file} is valid: {_counts(profile)}")
     return 0
 

@@ -27,9 +27,7 @@ class StagingRing:
     A row is one token's K and V of one head; a segment of n rows holds K [n, D], then V [n, Dv].
     """
 
-    def __init__(
-        self, rows: int, head_dim: int, v_head_dim: int, dtype: torch.dtype, pin: bool = False
-    ) -> None:
+    def __init__(self, rows: int, head_dim: int, v_head_dim: int, dtype: torch.dtype, pin: bool = False) -> None:
         """HeteroError when the memory cannot be had or pinned."""
         self.rows = rows
         self.head_dim, self.v_head_dim, self.dtype = head_dim, v_head_dim, dtype

@@ -57,9 +57,7 @@ class FakeWrapper:
     def _words(self, place: int, count: int) -> list[int]:
         return self.ints[place : place + 4 * count].view(torch.int32).tolist()
 
-    def run(
-        self, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], *, q_scale: float, out: torch.Tensor
-    ) -> None:
+    def run(self, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], *, q_scale: float, out: torch.Tensor) -> None:
         """q [rows, kv_heads * G, D]; K, V [pages, page, kv_heads, D]."""
         info: list[Any] = self._plan_info
         items, rows = info[0], q.shape[0]

@@ -89,8 +89,16 @@ def test_rows_come_while_steps_go_on_and_each_token_is_held_once() -> None:
     assert ours.fetcher.client.wait_up(20)
     engine = DeviceEngine(ours, 8, 2048, 5 * GROUP)
     engine.monitor = DeviceMonitor(  # room for a layer or two: looks take turns
-        settings, ours.resident, ours.hot, engine.tables, ours.fetcher, ours.counters, engine.write_back, 400,
-        GROUP, floats=2000,
+        settings,
+        ours.resident,
+        ours.hot,
+        engine.tables,
+        ours.fetcher,
+        ours.counters,
+        engine.write_back,
+        400,
+        GROUP,
+        floats=2000,
     )
     (given,) = begin((ours,), 4)
     extend(engine, given, [(0, p) for p in PROMPTS])

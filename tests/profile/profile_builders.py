@@ -21,9 +21,7 @@ def layer_of(letters: str, weight: float = 1.0) -> LayerRoles:
     """`"Psa"`: every satellite follows the layer's first pivot; all weights alike."""
     roles = tuple(ROLE_LETTERS[letter] for letter in letters)
     first = letters.find("P")
-    pivots = tuple(
-        h if r is Role.PIVOT else first if r is Role.SATELLITE else NO_PIVOT for h, r in enumerate(roles)
-    )
+    pivots = tuple(h if r is Role.PIVOT else first if r is Role.SATELLITE else NO_PIVOT for h, r in enumerate(roles))
     return LayerRoles(roles, tuple(0.0 if r.resident else weight for r in roles), pivots)
 
 

@@ -96,9 +96,7 @@ def test_no_compressed_heads_have_no_weights():
     assert stability_weights(np.array([])).shape == (0,)
 
 
-@pytest.mark.parametrize(
-    ("heads", "ranks", "wanted"), [(8, None, None), (8, 1, None), (8, 2, 4), (8, 8, 1), (4, 8, 1)]
-)
+@pytest.mark.parametrize(("heads", "ranks", "wanted"), [(8, None, None), (8, 1, None), (8, 2, 4), (8, 8, 1), (4, 8, 1)])
 def test_heads_per_rank(heads, ranks, wanted):
     assert heads_per_rank(heads, ranks) == wanted
 

@@ -58,8 +58,7 @@ def test_the_callers_scores_are_not_kept():
 
 def test_documents_are_combined_to_mean_and_standard_deviation():
     documents = [
-        DocumentStatistics(np.full((1, 2), s), np.full((1, 2, 2), s / 2), np.full((1, 2, 3), s))
-        for s in (0.2, 0.6)
+        DocumentStatistics(np.full((1, 2), s), np.full((1, 2, 2), s / 2), np.full((1, 2, 3), s)) for s in (0.2, 0.6)
     ]
     found = combine(documents)
     assert found.stability == pytest.approx(0.4) and found.stability_spread == pytest.approx(0.2)

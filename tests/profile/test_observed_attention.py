@@ -32,9 +32,7 @@ def document(seed: int, length: int) -> Document:
 
 def eager(path, tokens: list[int]) -> torch.Tensor:
     """Attention of a whole sequence [layers, Hq, L, L], from the model's own eager code."""
-    model = AutoModelForCausalLM.from_pretrained(
-        path, attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
     with torch.inference_mode():
         return torch.cat(model(torch.tensor([tokens]), output_attentions=True).attentions)
 
@@ -61,9 +59,7 @@ def scores_of(attention: torch.Tensor, rows: slice, prompt: int, plan: Plan) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("window", "reduction"), [(1, "mean"), (8, "max")])
-def test_overlaps_equal_those_of_the_models_full_attention(
-    checkpoints, family, window, reduction, monkeypatch
-):
+def test_overlaps_equal_those_of_the_models_full_attention(checkpoints, family, window, reduction, monkeypatch):
     monkeypatch.setattr(calibration, "PREFILL_CHUNK", 17)  # several chunks, none of them the whole prompt
     plan = Plan(5, TopK(count=12), Observation(window, 5, reduction), smoothing=1)
     prompt = document(window, 60)

@@ -19,6 +19,4 @@ def test_planted_roles_are_recovered_for_every_seed(heads):
             tracker.add(0, planted.step())
         (layer,) = classify(combine([tracker.finish()]), Thresholds())
         assert list(layer.roles) == planted.roles, f"seed {seed}"
-        assert {p for p, r in zip(layer.pivots, layer.roles, strict=True) if r is Role.SATELLITE} == {
-            planted.centre
-        }
+        assert {p for p, r in zip(layer.pivots, layer.roles, strict=True) if r is Role.SATELLITE} == {planted.centre}

@@ -84,18 +84,10 @@ def test_a_target_keep_ratio_is_possible_with_the_profile_made_for_it(made, tmp_
 
 def test_clusters_of_a_per_rank_profile_stay_on_their_rank(made, tmp_path):
     out = tmp_path / "ranks.json"
-    assert (
-        main(["profile", "assign", str(made), "--tau-sim", "0.01", "--per-rank", "2", "--out", str(out)]) == 0
-    )
-    assert all(
-        pivot in (-1, head) for layer in load_profile(out).layers for head, pivot in enumerate(layer.pivots)
-    )
+    assert main(["profile", "assign", str(made), "--tau-sim", "0.01", "--per-rank", "2", "--out", str(out)]) == 0
+    assert all(pivot in (-1, head) for layer in load_profile(out).layers for head, pivot in enumerate(layer.pivots))
     assert main(["profile", "assign", str(made), "--tau-sim", "0.01", "--out", str(out)]) == 0
-    assert any(
-        pivot not in (-1, head)
-        for layer in load_profile(out).layers
-        for head, pivot in enumerate(layer.pivots)
-    )
+    assert any(pivot not in (-1, head) for layer in load_profile(out).layers for head, pivot in enumerate(layer.pivots))
 
 
 def test_show_diff_and_validate_say_what_a_person_needs(made, model, tmp_path, capsys):
@@ -158,9 +150,7 @@ def test_bad_options_are_refused_and_nothing_is_written(model, tmp_path, capsys,
 
 def test_a_target_below_every_clustering_is_refused_with_the_least_ratio(made, tmp_path, capsys):
     out = tmp_path / "out.json"
-    sentence = refused(
-        capsys, "profile", "assign", str(made), "--target-keep-ratio", "0.001", "--out", str(out)
-    )
+    sentence = refused(capsys, "profile", "assign", str(made), "--target-keep-ratio", "0.001", "--out", str(out))
     assert "allows keep ratio 0.001; choose at least" in sentence and not out.exists()
 
 
@@ -181,9 +171,7 @@ def test_unusable_checkpoints_are_refused(model, tmp_path, capsys):
     assert not Path(out).exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
-    model, tmp_path, capsys, monkeypatch
-):
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration, "measure", None)
     sentence = refused(capsys, "profile", str(model), "--out", str(tmp_path / "absent" / "p.json"), *FAST)
     assert "p.json cannot be written: No such file or directory" in sentence

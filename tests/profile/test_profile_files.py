@@ -110,9 +110,7 @@ def test_a_downloaded_model_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
     save_profile(profile_of("Psaa"), tmp_path / PROFILE_NAME)
     assert find_profile("some/model") == tmp_path / PROFILE_NAME
-    with pytest.raises(
-        HeteroError, match="`hetero-sglang profile other/model --out hetero_profile.json` and give it"
-    ):
+    with pytest.raises(HeteroError, match="`hetero-sglang profile other/model --out hetero_profile.json` and give it"):
         find_profile("other/model")
 
 

@@ -24,10 +24,7 @@ COUNTS = {  # anchor, volatile, pivot, satellite as published
 def test_published_counts_and_unit_mean_weights_are_recovered(published, model):
     profile = load_profile(published[model])
     roles = [role for layer in profile.layers for role in layer.roles]
-    assert (
-        tuple(roles.count(r) for r in (Role.ANCHOR, Role.VOLATILE, Role.PIVOT, Role.SATELLITE))
-        == COUNTS[model]
-    )
+    assert tuple(roles.count(r) for r in (Role.ANCHOR, Role.VOLATILE, Role.PIVOT, Role.SATELLITE)) == COUNTS[model]
     weights = [w for layer in profile.layers for w in layer.weights if w > 0]
     assert len(weights) == profile.num_heads - profile.num_resident
     assert sum(weights) / len(weights) == pytest.approx(1.0, abs=1e-9)

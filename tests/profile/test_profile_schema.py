@@ -35,16 +35,12 @@ def test_a_profile_survives_the_text_of_its_file(profile):
 
 
 def test_measurements_and_provenance_survive_a_file(tmp_path):
-    profile = profile_of(
-        "Psaa", "VVaa", provenance={"seed": 3, "texts": [{"tokens": 9}]}, measurements=measured(2, 4)
-    )
+    profile = profile_of("Psaa", "VVaa", provenance={"seed": 3, "texts": [{"tokens": 9}]}, measurements=measured(2, 4))
     save_profile(profile, tmp_path / "p.json")
     loaded = load_profile(tmp_path / "p.json")
     assert loaded == profile and loaded.provenance == profile.provenance
     for name in ("stability", "stability_spread", "similarity", "similarity_spread", "overlap"):
-        np.testing.assert_allclose(
-            getattr(loaded.measurements, name), getattr(profile.measurements, name), atol=5e-5
-        )
+        np.testing.assert_allclose(getattr(loaded.measurements, name), getattr(profile.measurements, name), atol=5e-5)
 
 
 def test_equal_profiles_make_equal_files(tmp_path):

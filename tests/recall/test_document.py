@@ -36,9 +36,7 @@ def test_a_document_has_exactly_its_tokens_and_its_text_tells_its_entries(
 
 
 @given(st.integers(0, 2**32), sizes())
-def test_dense_entries_stand_in_one_short_stretch(
-    language: Language, seed: int, size: tuple[int, int]
-) -> None:
+def test_dense_entries_stand_in_one_short_stretch(language: Language, seed: int, size: tuple[int, int]) -> None:
     ids = language.document(seed, *size, dense=True).ids
     places = [at for at, id_ in enumerate(ids) if id_ == language.token[" Entry"]]
     assert places[-1] + 5 - places[0] <= 13 * size[1]
@@ -54,10 +52,7 @@ def test_a_dense_stretch_may_stand_anywhere(language: Language) -> None:
 def test_spread_entries_reach_every_part_of_the_document(language: Language) -> None:
     entry = language.token[" Entry"]
     places = [
-        at / 1000
-        for seed in range(40)
-        for at, id_ in enumerate(language.document(seed, 1000, 20).ids)
-        if id_ == entry
+        at / 1000 for seed in range(40) for at, id_ in enumerate(language.document(seed, 1000, 20).ids) if id_ == entry
     ]
     for decile in range(10):
         share = sum(decile <= 10 * place < decile + 1 for place in places) / len(places)

@@ -52,9 +52,7 @@ def test_filler_starts_at_a_sentence_and_has_any_length_asked_for(language: Lang
 
 
 @given(names_lists)
-def test_a_question_reads_as_documented_and_its_ids_encode_its_text(
-    language: Language, names: list[str]
-) -> None:
+def test_a_question_reads_as_documented_and_its_ids_encode_its_text(language: Language, names: list[str]) -> None:
     question = language.question(names)
     assert question.text == "\nQuestion: " + ", ".join(names) + "?\nAnswer:"
     assert question.ids == language.encode(question.text)

@@ -30,9 +30,7 @@ def greedy(model, prompt: list[int], question: Question) -> list[int]:
 
 
 @pytest.mark.parametrize(("tokens", "entries", "turns"), [(1024, 21, 3), (2048, 42, 1)])
-def test_it_answers_every_entry_of_every_turn(
-    language: Language, model, tokens: int, entries: int, turns: int
-) -> None:
+def test_it_answers_every_entry_of_every_turn(language: Language, model, tokens: int, entries: int, turns: int) -> None:
     session, total = Session(language.document(11, tokens, entries)), Score(0, 0)
     for turn in range(turns):
         question = language.ask(session.document, turn)

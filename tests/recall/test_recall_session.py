@@ -47,9 +47,7 @@ def test_the_chat_template_turns_the_messages_into_the_prompt(language: Language
     session = Session(document)
     for turn in range(3):
         question = language.ask(document, turn, 3)
-        text = tokenizer.apply_chat_template(
-            session.messages(question), tokenize=False, add_generation_prompt=True
-        )
+        text = tokenizer.apply_chat_template(session.messages(question), tokenize=False, add_generation_prompt=True)
         assert tokenizer.encode(text, add_special_tokens=False) == session.prompt_ids(question)
         ids = language.answer_ids(document, question.names)
         session.add(question, language.decode(ids), ids)

@@ -31,9 +31,7 @@ def answer_flags(words: list[str]) -> list[bool]:
 
 
 @given(seeds, lengths)
-def test_weight_is_one_exactly_on_answers_and_zero_only_on_bos(
-    language: Language, seed: int, length: int
-) -> None:
+def test_weight_is_one_exactly_on_answers_and_zero_only_on_bos(language: Language, seed: int, length: int) -> None:
     sample = Sampler(language).sample(np.random.default_rng(seed), length)
     assert sample.ids.shape == sample.weights.shape == (length,)
     assert (sample.ids.dtype, sample.weights.dtype) == (np.int64, np.float32)
@@ -53,9 +51,7 @@ def test_every_answer_repeats_entries_told_before_it_in_the_order_asked(
     answers = list(re.finditer(r"\nQuestion:([^?]*)\?\nAnswer:([^\n]*\n)", text))
     assert answers or length < 128
     for match in answers:
-        entries = {
-            n: (n, a, b) for n, a, b in re.findall(r" Entry (\w+) (\d+) (\d+)\.", text[: match.start()])
-        }
+        entries = {n: (n, a, b) for n, a, b in re.findall(r" Entry (\w+) (\d+) (\d+)\.", text[: match.start()])}
         asked = [name.strip() for name in match[1].split(",")]
         assert 1 <= len(asked) <= 8
         assert len(set(asked)) == len(asked)

@@ -44,9 +44,7 @@ def test_the_tightest_group_on_the_way_up_counts(cgroups: tuple[Path, Path], tig
 def test_idle_file_pages_are_free(cgroups: tuple[Path, Path]) -> None:
     root, membership = cgroups
     membership.write_text("0::/\n")
-    make_group(
-        root, memory__max=90 * MB, memory__current=80 * MB, memory__stat=f"anon 5\ninactive_file {30 * MB}"
-    )
+    make_group(root, memory__max=90 * MB, memory__current=80 * MB, memory__stat=f"anon 5\ninactive_file {30 * MB}")
     assert free_host_bytes(root, membership) == 40 * MB
 
 

@@ -27,9 +27,7 @@ from hetero_sglang.retrieval.protocol import Gather
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_rows_equal_the_oracle(
-    dtype: torch.dtype, threads: int, rng: random.Random, connect: Connect
-) -> None:
+def test_rows_equal_the_oracle(dtype: torch.dtype, threads: int, rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, dtype)
     client = connect(store, staging_rows=3000, threads=threads)
     for _ in range(40):

@@ -54,8 +54,7 @@ def serves(client: RetrievalClient, store: HostStore, rng: random.Random) -> boo
     fetched = fetch_one(client, items)
     assert isinstance(fetched, Fetched), fetched
     right = all(
-        torch.equal(found, wanted)
-        for found, wanted in zip((fetched.k, fetched.v), oracle(store, items), strict=True)
+        torch.equal(found, wanted) for found, wanted in zip((fetched.k, fetched.v), oracle(store, items), strict=True)
     )
     client.release(fetched.ticket)
     return right
@@ -87,9 +86,7 @@ def test_a_worker_killed_mid_fetch_fails_its_tickets_and_is_back(
     assert min(took) < 5.0  # the promise; the best of three, for machines that are busy with other tests
 
 
-def test_kills_at_any_moment_give_right_rows_or_none(
-    store: HostStore, connect: Connect, rng: random.Random
-) -> None:
+def test_kills_at_any_moment_give_right_rows_or_none(store: HostStore, connect: Connect, rng: random.Random) -> None:
     client = connect(store)
     for _ in range(4):
         assert client.wait_up(PATIENCE_S)
@@ -110,9 +107,7 @@ def test_kills_at_any_moment_give_right_rows_or_none(
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_stalled_worker_is_replaced(
-    busy: bool, store: HostStore, connect: Connect, rng: random.Random
-) -> None:
+def test_a_stalled_worker_is_replaced(busy: bool, store: HostStore, connect: Connect, rng: random.Random) -> None:
     skew = [0.0]
     client = connect(store, timeout_s=100, clock=lambda: time.monotonic() + skew[0])
     stalled = client.pid
@@ -130,9 +125,7 @@ def test_a_stalled_worker_is_replaced(
     assert ended(stalled or 0) and serves(client, store, rng)
 
 
-def test_a_busy_scheduler_does_not_blame_the_worker(
-    store: HostStore, connect: Connect, rng: random.Random
-) -> None:
+def test_a_busy_scheduler_does_not_blame_the_worker(store: HostStore, connect: Connect, rng: random.Random) -> None:
     skew = [0.0]
     client = connect(store, clock=lambda: time.monotonic() + skew[0])
     ticket = client.fetch(random_items(rng, store, 5))

@@ -68,10 +68,7 @@ def test_scores_that_are_no_numbers_fail(poison: float, rng: random.Random, conn
     store.k[layer][17] = poison
     client = connect(store, staging_rows=10)
     query = torch.ones(1, store.head_dim)
-    tickets = [
-        client.score(torch.tensor(slots), [ScoreItem(layer, 0, query, 2, 1)])
-        for slots in ([16, 17], [16, 18])
-    ]
+    tickets = [client.score(torch.tensor(slots), [ScoreItem(layer, 0, query, 2, 1)]) for slots in ([16, 17], [16, 18])]
     assert None not in tickets
     done = wait_all(client, tickets)
     assert isinstance(done[tickets[0]], Failed) and isinstance(done[tickets[1]], Scored)

@@ -112,9 +112,7 @@ def _decode(
         total = tl.zeros([16], tl.float32)
         out = tl.zeros([16, BLOCK_DV], tl.float32)
     else:
-        query, best, total, out = _begin(
-            queries, hot_k, hot_v, 0, False, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL
-        )
+        query, best, total, out = _begin(queries, hot_k, hot_v, 0, False, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
     if place < resident:
         best, total, out = _attend(
             query, best, total, out, queries, resident_k, resident_v, slots + opening.to(tl.int64), begin, end, fresh,
@@ -160,9 +158,7 @@ def _merge(
         seen = item < end
         where = item.to(tl.int64) * GROUP + member
         logs = tl.load(weight + where, mask=seen, other=float("-inf"))
-        parts = tl.load(
-            partial + where[:, None] * DV + at[None, :], mask=seen[:, None] & (at < DV)[None, :], other=0.0
-        )
+        parts = tl.load(partial + where[:, None] * DV + at[None, :], mask=seen[:, None] & (at < DV)[None, :], other=0.0)
         highest = tl.maximum(best, tl.max(logs, 0))
         shrink = tl.exp2(best - highest)
         shares = tl.exp2(logs - highest)

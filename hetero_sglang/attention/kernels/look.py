@@ -72,9 +72,7 @@ def _score(
         first = (which // HEADS).to(tl.int64) * layer_stride
         first += (tl.load(row + request).to(tl.int64) * HEADS + which % HEADS) * GROUP * D
         real = (member < GROUP)[:, None]
-        query = tl.load(
-            queries + first + member[:, None] * D + at[None, :], mask=real & (at < D)[None, :], other=0.0
-        )
+        query = tl.load(queries + first + member[:, None] * D + at[None, :], mask=real & (at < D)[None, :], other=0.0)
         out = workspace + tl.load(start + item) + member[:, None].to(tl.int64) * tokens
         for opening in range(begin, tl.minimum(begin + SPAN, tokens), BLOCK):
             token = opening + within

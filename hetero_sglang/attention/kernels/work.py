@@ -139,9 +139,7 @@ class DecodeBuffers:
     def described(self) -> torch.Tensor:
         return self._described[: self.layers * self.planned * FIELDS].view(self.layers, self.planned, FIELDS)
 
-    def plan(
-        self, length: torch.Tensor, cap: torch.Tensor, page_start: torch.Tensor, starts: torch.Tensor
-    ) -> None:
+    def plan(self, length: torch.Tensor, cap: torch.Tensor, page_start: torch.Tensor, starts: torch.Tensor) -> None:
         """Cut this step's rows: length [B], cap and page_start [B, Hc], starts [>= B] of slot lists, all int32."""
         self.rows, self.planned = length.numel() * self.kv_heads, self.items(length.numel())
         rows = triton.next_power_of_2(self.rows)
