@@ -71,7 +71,8 @@ class Setup:
         self.settings, self.batch, self.tokens = case.settings, case.batch, case.tokens
         layout, rule = case.settings.layout, case.settings.rule
         rows = case.batch * case.tokens
-        pages = case.batch * rule.demand(case.tokens - 1, 1)
+        grant = rule.grant(case.tokens - 1, 1)
+        pages = case.batch * rule.demand(grant)
         pool = HotPool(pages, rule.page_size, DIM, DIM, DTYPE, DEVICE)
         pool.k.normal_()
         pool.v.normal_()
@@ -84,11 +85,11 @@ class Setup:
                                              spec.first))  # fmt: skip
         self.tables = DeviceTables(case.batch, layout.num_compressed, pages, DEVICE)
         for slot in range(case.batch):
-            self.tables.put(slot, WorkingSet(pool, rule, case.tokens - 1, 1))
+            self.tables.put(slot, WorkingSet(pool, rule, grant))
         self.req_to_token = torch.arange(rows, dtype=torch.int32, device=DEVICE).view(case.batch, case.tokens)
         shape = (len(layout.layers), case.batch, HEADS * GROUP, DIM)
         self.q = torch.randn(shape, device=DEVICE).to(DTYPE)
-        caps = rule.caps(case.tokens - 1, case.tokens)
+        caps = rule.rows(grant).caps.tolist()
         self.kept = case.batch * sum(caps)  # rows of compressed heads, all layers
         self.rows = self.kept + rows * layout.num_resident
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from hetero_sglang.memory.admission import Admission
+from hetero_sglang.memory.budget import Grant
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.resident_store import ResidentStore
@@ -27,35 +31,40 @@ class HeteroCache:
         hot: HotPool,
         counters: Counters,
         on_device: bool = False,
+        pages: Sequence[int] | None = None,
     ) -> None:
-        """`on_device`: DeviceEngine runs the steps, which nothing may hold up; else TorchEngine."""
+        """`on_device`: DeviceEngine runs the steps, which nothing may hold up; else TorchEngine. `pages`: hot pages of
+        every rank; None: all have as many as this one."""
         self.settings = settings
         self.resident = resident
         self.host = host
         self.hot = hot
         self.counters = counters
+        ranks = [layout.fractions for layout in settings.ranks]
+        self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks))
         self.requests: dict[int, WorkingSet] = {}  # by request slot
-        self.written = torch.zeros(host.rows, dtype=torch.bool)  # token slots that hold a token, in both tiers
+        # token slots [rows] that hold a token, in both tiers; where SGLang's slots are, so that nothing waits for them
+        self.written = torch.zeros(host.rows, dtype=torch.bool, device=hot.k.device)
         self.fetcher = (DeviceFetcher if on_device else Fetcher)(settings, host, hot, counters)
         self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
         self.chooser = StepChooser(settings, host, hot, counters)
 
-    def demand(self, prompt: int, max_new: int) -> int:
-        """Hot pages a request would hold."""
-        return self.settings.rule.demand(prompt, max_new)
-
-    def start(self, slot: int, prompt: int, max_new: int) -> WorkingSet:
-        """A request got request slot `slot`: reserve its working set."""
-        if slot in self.requests:
-            raise RuntimeError(f"request slot {slot} already has a working set")
-        ws = self.requests[slot] = WorkingSet(self.hot, self.settings.rule, prompt, max_new)
+    def start(self, slot: int, grant: Grant) -> WorkingSet:
+        """A request got request slot `slot`: it gets the working set it was granted."""
+        self.admission.open(slot, grant)
+        ws = self.requests[slot] = WorkingSet(self.hot, self.settings.rule, grant)
         ws.slot = slot
         self.counters.requests += 1
         return ws
 
     def make_room(self, ws: WorkingSet, length: int) -> None:
         """Before a decode step: let a request that outgrows its reserve keep what its budget allows."""
-        if ws.final < length <= ws.max_length and not ws.grow():
+        if ws.outgrown or not ws.final < length <= ws.grant.limit:
+            return
+        if self.admission.grow(ws.slot):
+            ws.grow()
+        else:
+            ws.outgrown = True
             self.counters.refused_growth += 1
 
     def compressed(self, ws: WorkingSet) -> None:
@@ -69,11 +78,19 @@ class HeteroCache:
     def finish(self, slot: int) -> None:
         """The request of this slot ended, was aborted or retracted: its pages are free at once."""
         self.requests.pop(slot).release()
+        self.admission.close(slot)
+
+    def slots_taken(self, slots: torch.Tensor) -> None:
+        """A step is about to write tokens at `slots` [n], on the device; nothing waits for it."""
+        self.written.index_fill_(0, slots.long(), True)
 
     def release_slots(self, slots: torch.Tensor) -> None:
-        """Token slots were freed in SGLang's allocator: free in both tiers, fetches from them are void."""
+        """Token slots [n] were freed in SGLang's allocator: free in both tiers, fetches from them are void.
+
+        On the device or the host; nothing waits for them.
+        """
         self.host.release(slots)
-        self.written[slots] = False
+        self.written.index_fill_(0, slots.to(self.written.device), False)
 
     def reset(self) -> None:
         """Cache flush: every request, page and row is forgotten."""
@@ -84,29 +101,30 @@ class HeteroCache:
     def check_integrity(self, free_slots: torch.Tensor | None = None) -> None:
         """Conservation in every tier; `free_slots` [n] are the token slots free in SGLang's allocator.
 
-        Raises RuntimeError with the counts when a page or row is lost, owned twice, or kept for a free slot.
+        Waits for the device. Raises RuntimeError with the counts when a page or row is lost, owned twice, or kept for a
+        free slot.
         """
         empty = torch.empty(0, dtype=torch.int64)
         self.hot.check_integrity(torch.cat([empty, *(w.pages for w in self.requests.values())]))
+        self.admission.check_integrity(self.settings.rank, self.hot.available)
         self.fetcher.check_integrity(idle=not self.requests)
         if free_slots is not None and bool(self.written[free_slots].any()):
             kept = int(self.written[free_slots].sum())
             raise RuntimeError(f"{kept} of {free_slots.numel()} free token slots still count as holding a token")
 
     def levels(self) -> dict[str, int]:
-        """Counters and what is in use, told in microseconds."""
+        """What is in use, told in microseconds."""
         return {
-            **self.counters.as_dict(),
             "live_requests": len(self.requests),
             "hot_pages": self.hot.pages,
             "hot_pages_free": self.hot.available,
         }
 
     def stats(self) -> dict[str, float | int | str | bool]:
-        """Levels and sizes, for /hetero/stats and /server_info."""
+        """Counters, levels and sizes, for /hetero/stats and /server_info; waits for nothing."""
         return {
+            **self.counters.as_dict(),
             **self.levels(),
-            "token_slots_written": int(self.written.sum()),
             "resident_bytes": self.resident.nbytes,
             "hot_bytes": self.hot.nbytes,
             "host_bytes": self.host.nbytes,

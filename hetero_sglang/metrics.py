@@ -26,7 +26,6 @@ class Counters:
     failed_fetches: int = 0  # the worker died, stalled or answered nonsense
     refused_fetches: int = 0  # staging ring full or worker down
     refused_growth: int = 0  # a long generation found the hot pool full and began to compress
-    refused_requests: int = 0  # could never fit: answered with a 400
     waiting_for_hot_pages: int = 0  # admission attempts put off because the hot pool was full
     worker_restarts: int = 0
 

@@ -22,6 +22,8 @@ class Settings:
 
     policy: Policy
     layout: HeadLayout
+    ranks: tuple[HeadLayout, ...]  # every rank's, `layout` among them
+    rank: int
     rule: CapRule
     keep_ratio: float
     floor: float
@@ -98,8 +100,9 @@ def resolve(
     rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
     if dense_below is None:
         dense_below = default_dense_below(rows, sink, window)
-    layout = build_layout(profile, keep_ratio, rank, size)
-    rule = CapRule(policy, layout, HOT_PAGE, sink, window, dense_below, reserve)
+    ranks = tuple(build_layout(profile, keep_ratio, other, size) for other in range(size))
+    layout = ranks[rank]
+    rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve)
     poorest = min(rows, default=1.0)
     if poorest * dense_below < sink + window + 1 and poorest < 1:
         needed = int((sink + window + 1) / poorest) + 1
@@ -111,6 +114,8 @@ def resolve(
     return Settings(
         policy=policy,
         layout=layout,
+        ranks=ranks,
+        rank=rank,
         rule=rule,
         keep_ratio=keep_ratio,
         floor=profile.floor,

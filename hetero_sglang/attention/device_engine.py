@@ -93,7 +93,6 @@ class DeviceEngine:
         slots = torch.cat(prefixes) if prefixes and self.cache.host.nbytes else torch.empty(0, dtype=torch.int64)
         self.prefixes.begin(slots, mark(self.device))
         for seq in plan.sequences:
-            self.cache.written[seq.slots[seq.prefix :]] = True
             if seq.prefix:  # before more rows move: small copies queue behind large ones
                 seq.device_slots = upload(seq.slots[: seq.prefix], self.device)
 

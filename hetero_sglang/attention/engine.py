@@ -21,8 +21,6 @@ class TorchEngine:
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store new tokens in both tiers: k [n, H, D], v [n, H, Dv] at token slots [n]."""
         spec = self.settings.layout.layers[layer]
-        if layer == 0:
-            self.cache.written[slots.cpu()] = True
         if spec.resident:
             self.cache.resident.write(layer, slots, k[:, spec.resident_index], v[:, spec.resident_index])
         if spec.compressed:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from hetero_sglang.attention.reference import prefill_attention
+from hetero_sglang.memory.sizes import PREFILL_WORKSPACE
 
-_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
 
 
 class RaggedPrefill:
@@ -20,7 +20,7 @@ class RaggedPrefill:
         if device.type == "cuda":
             from flashinfer import BatchPrefillWithRaggedKVCacheWrapper
 
-            workspace = torch.empty(_WORKSPACE, dtype=torch.uint8, device=device)
+            workspace = torch.empty(PREFILL_WORKSPACE, dtype=torch.uint8, device=device)
             self.wrapper = BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD", backend="auto")
 
     def plan(

@@ -2,75 +2,112 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from hetero_sglang.memory.layout import HeadLayout
+import numpy as np
+
 from hetero_sglang.policy.base import Policy
 
 ROOMY = 2  # times its sinks and ring: a head of as many rows has as many to choose as it always holds
 
 
 @dataclass(frozen=True)
-class CapRule:
-    """Caps of a request from its prompt length and the length it may grow to.
+class Grant:
+    """What a request may hold."""
 
-    A prompt shorter than `dense_below` tokens keeps every row until it has that many, so requests that stay
-    shorter are exact; a longer one keeps `fraction * final` rows per head. `reserve` bounds how much of
-    max_new_tokens is reserved ahead (SGLang's own clip, managers/schedule_policy.py). What a policy's index takes
-    comes out of a head's rows.
+    prompt: int  # tokens to prefill
+    final: int  # tokens its working set is made for; more than the prompt
+    limit: int  # tokens it may reach
+    whole: bool  # every row is kept up to `dense_below` tokens; else it is compressed as its prompt ends
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Hot rows by compressed head, each [heads] int64: of tokens (`caps`) and of the policy's index."""
+
+    caps: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class CapRule:
+    """Rows of a request's heads from its lengths; pure, so that every rank can tell what any rank's heads take.
+
+    `fractions` [heads]: the share of its tokens each compressed head may keep. A prompt shorter than `dense_below`
+    tokens keeps every row until it has that many, so requests that stay shorter are exact; a longer one keeps
+    `fraction * final` rows per head. `reserve` bounds how much of max_new_tokens is reserved ahead (SGLang's own
+    clip, managers/schedule_policy.py). What a policy's index takes comes out of a head's rows.
     """
 
     policy: Policy
-    layout: HeadLayout
+    fractions: tuple[float, ...]
     page_size: int
     sink: int
     window: int
     dense_below: int
     reserve: int = 4096
 
-    def final_length(self, prompt: int, max_new: int) -> int:
-        """Tokens a request is expected to reach: what its working set is sized for.
+    @cached_property
+    def _fractions(self) -> np.ndarray:
+        return np.array(self.fractions, dtype=np.float64)  # [heads]
 
-        One more than the prompt at least: with overlap scheduling a finished request still runs one step.
+    @cached_property
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.unique(self._fractions, return_inverse=True)
+
+    def grant(self, prompt: int, max_new: int, done: int = 0) -> Grant:
+        """For a request of `prompt` tokens that may generate `max_new`, of which it had `done` when it was retracted.
+
+        What it asks for does not depend on where it was retracted, so it can always come back. It is made for one
+        token more than it prefills at least: with overlap scheduling a finished request still runs one step.
         """
-        return prompt + max(1, min(max_new, self.reserve))
+        length = prompt + done
+        limit = max(prompt + max(1, max_new), length + 1)
+        final = prompt + max(1, min(max_new, self.reserve))
+        while final <= length:
+            final = min(limit, 2 * final)
+        return Grant(length, final, limit, prompt < self.dense_below)
 
-    def caps(self, prompt: int, final: int) -> list[int]:
-        """Rows per compressed head of the rank, in head-number order."""
-        dense = min(final, self.dense_below) if prompt < self.dense_below else 0
-        least = max(dense, min(final, self.sink + self.window + 1))
-        return [
-            min(final, max(least, math.ceil(f * final - 1e-9) - self._index(prompt, final, f)))
-            for f in self.layout.fractions
+    def rows(self, grant: Grant) -> Rows:
+        """Of every head, for a request that begins."""
+        listed = self._listed(grant)
+        least = min(grant.final, max(self.dense_below if grant.whole else 0, self.sink + self.window + 1))
+        share = np.ceil(self._fractions * grant.final - 1e-9).astype(np.int64) - listed
+        caps = np.minimum(grant.final, np.maximum(least, share))
+        return Rows(caps, np.where(caps < grant.final, listed, 0))  # a head that keeps every token needs no index
+
+    def grown(self, old: Grant, held: Rows) -> tuple[Grant, Rows]:
+        """For twice the length: heads that still hold every token get more rows, the others stay as they are.
+
+        A head that no longer keeps every token starts no index now: what came before is not at hand.
+        """
+        grant = replace(old, final=min(old.limit, 2 * old.final))
+        caps = np.where(held.caps == old.final, np.maximum(held.caps, self.rows(grant).caps), held.caps)
+        listed = np.where((caps < grant.final) & (held.index > 0), self._listed(grant), held.index)
+        return grant, Rows(caps, np.maximum(listed, held.index))
+
+    def _listed(self, grant: Grant) -> np.ndarray:
+        """Rows [heads] of each head's index over the request's tokens."""
+        if self.policy.index is None:
+            return np.zeros(len(self.fractions), dtype=np.int64)
+        kinds, kind = self._kinds
+        rows = [
+            self.policy.index_rows(grant.prompt, grant.final, f, self.window) if f < 1 else 0 for f in kinds.tolist()
         ]
+        return np.array(rows, dtype=np.int64)[kind]
 
-    def index_rows(self, prompt: int, final: int, caps: list[int]) -> list[int]:
-        """Rows of each head's index; a head that keeps every token needs none."""
-        return [
-            self._index(prompt, final, f) if cap < final else 0
-            for f, cap in zip(self.layout.fractions, caps, strict=True)
-        ]
+    def pages(self, rows: Rows) -> np.ndarray:
+        """Hot pages [2, heads] of each head's tokens and of its index."""
+        return -(-np.stack((rows.caps, rows.index)) // self.page_size)
 
-    def _index(self, prompt: int, final: int, fraction: float) -> int:
-        return self.policy.index_rows(prompt, final, fraction, self.window) if fraction < 1 else 0
+    def demand(self, grant: Grant) -> int:
+        """Hot pages of all these heads for a request that begins."""
+        return int(self.pages(self.rows(grant)).sum())
 
     def ring(self, cap: int) -> int:
         """How many of a head's `cap` rows hold its most recent tokens once it is full."""
         return cap - self.sink if self.policy.recent_only else min(cap, self.window)
-
-    def pages(self, rows: list[int]) -> list[int]:
-        """Hot pages that hold each head's rows."""
-        return [-(-count // self.page_size) for count in rows]
-
-    def held(self, prompt: int, final: int) -> int:
-        """Hot pages of a working set made for `final` tokens, index included."""
-        caps = self.caps(prompt, final)
-        return sum(self.pages(caps)) + sum(self.pages(self.index_rows(prompt, final, caps)))
-
-    def demand(self, prompt: int, max_new: int) -> int:
-        """Hot pages a request holds from its start to its end."""
-        return self.held(prompt, self.final_length(prompt, max_new))
 
 
 def default_dense_below(fractions: tuple[float, ...], sink: int, window: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.memory.lanes import Mark, download, mark
 from hetero_sglang.memory.limits import free_host_bytes
 from hetero_sglang.memory.shared_memory import SharedMemory
 
@@ -51,6 +53,7 @@ class HostStore:
             for count, at in zip(self.heads, self._v_offsets, strict=True)
         ]
         self.generation = torch.zeros(rows, dtype=torch.int32)  # [rows]
+        self._released: deque[tuple[torch.Tensor, Mark]] = deque()  # slots on their way from the device
 
     @property
     def bytes_per_row(self) -> int:
@@ -75,13 +78,21 @@ class HostStore:
         return k, v
 
     def release(self, slots: torch.Tensor) -> None:
-        """The slots were freed: what was stamped before is stale from now on."""
-        index = self._index(slots)
-        self.generation.numpy()[index] += 1
+        """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing."""
+        self._released.append((download(slots), mark(slots.device)))
+        while self._released and self._released[0][1].passed:
+            self._age()
 
     def stamp(self, slots: torch.Tensor) -> torch.Tensor:
-        """Generations [n] int32 of `slots` [n] now."""
+        """Generations [n] int32 of `slots` [n] now; waits for slots that are still on their way from the device."""
+        while self._released:
+            self._age()
         return torch.from_numpy(self.generation.numpy()[self._index(slots)])
+
+    def _age(self) -> None:
+        slots, arrived = self._released.popleft()
+        arrived.wait()
+        self.generation.numpy()[self._index(slots)] += 1
 
     def unchanged(self, slots: torch.Tensor, generations: torch.Tensor) -> torch.Tensor:
         """Bool [n]: which `slots` were not released since `generations` was stamped."""
@@ -107,7 +118,9 @@ class HostStore:
         self.memory.close()
 
     def _place(self) -> tuple[list[int], list[int], int]:
-        k_offsets, v_offsets, end = [], [], 0
+        k_offsets: list[int] = []
+        v_offsets: list[int] = []
+        end = 0
         for count in self.heads:
             for offsets, dim in ((k_offsets, self.head_dim), (v_offsets, self.v_head_dim)):
                 offsets.append(end)

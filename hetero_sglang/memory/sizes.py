@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hetero_sglang.memory.budget import CapRule
+from hetero_sglang.memory.admission import Admission
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import HeadLayout
 
+PREFILL_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
+LOOK_WORKSPACE = 256 << 20  # bytes; logits of one glance
 ROUNDING_REQUESTS = 16  # requests whose half-empty last pages the hot pool has room for
 
 
@@ -64,6 +66,30 @@ class Sizes:
         return self.slots * self.resident_bytes_per_slot + self.hot_pages * self.page_size * self.shape.hot_row
 
 
+@dataclass(frozen=True)
+class Workspaces:
+    """Device bytes beside the stores that a rank with compressed heads uses at most, all at once."""
+
+    prefill: int  # FlashInfer's partial results
+    looks: int  # logits of pivots that watch for drift
+    staging: int  # the device's mirror of fetched rows
+    prefix: int  # a prefix on its way back from the host: two layers' rows, and one layer put together
+
+    @classmethod
+    def of(cls, shape: Shape, layout: HeadLayout, longest: int, staging: int) -> Workspaces:
+        """`longest`: tokens of the longest request; `staging`: bytes of the ring, 0 where nothing is fetched."""
+        if not layout.num_compressed:
+            return cls(PREFILL_WORKSPACE, 0, 0, 0)
+        heads = max(len(x.resident) + len(x.compressed) for x in layout.layers)
+        widest = max(len(x.compressed) for x in layout.layers)
+        looks = LOOK_WORKSPACE if staging else 0
+        return cls(PREFILL_WORKSPACE, looks, staging, longest * (2 * widest + heads) * shape.row)
+
+    @property
+    def total(self) -> int:
+        return self.prefill + self.looks + self.staging + self.prefix
+
+
 def slots_within(
     layouts: Sequence[HeadLayout], shape: Shape, page_size: int, device_bytes: int, host_bytes: int | None, joint: bool
 ) -> int:
@@ -85,33 +111,37 @@ def slots_within(
     return max(0, min(slots))
 
 
-def concurrent(sizes: Sizes, rule: CapRule, length: int) -> int:
-    """Unshared requests of `length` tokens that fit at once, by slots and by hot pages."""
-    pages = rule.held(length, length)
-    by_pages = sizes.hot_pages // pages if pages else sizes.slots
-    return min(sizes.slots // length, by_pages)
-
-
-def table(sizes: Sizes, rule: CapRule, keep_ratio: float, floor: float) -> str:
-    """The start-up log: what goes where."""
+def table(sizes: Sizes, admission: Admission, longest: int, workspaces: Workspaces | None) -> str:
+    """The start-up log: what goes where on this rank, and how many requests of which lengths fit at once."""
     dense = sizes.device_bytes // sizes.dense_bytes_per_slot
     hot = sizes.device_bytes - sizes.slots * sizes.resident_bytes_per_slot
-    lines = [
-        f"heterocache: keep ratio {keep_ratio:g} (floor {floor:.3f}), "
-        f"{sizes.layout.num_resident} resident + {sizes.layout.num_compressed} compressed KV heads on this rank",
-        f"  {'tier':<16}{'bytes/token':>12}{'total':>12}",
-        f"  {'resident store':<16}{sizes.resident_bytes_per_slot:>12}"
-        f"{_size(sizes.slots * sizes.resident_bytes_per_slot):>12}  device",
-        f"  {'hot pool':<16}{hot / max(sizes.slots, 1):>12.0f}{_size(hot):>12}  device, "
-        f"{sizes.hot_pages} pages of {sizes.page_size} rows",
-        f"  {'host store':<16}{sizes.host_bytes_per_slot:>12}"
-        f"{_size(sizes.slots * sizes.host_bytes_per_slot):>12}  host",
-        f"  token slots {sizes.slots}; dense KV in the same device bytes: {dense} ({sizes.slots / max(dense, 1):.2f}x)",
-        "  concurrent requests: "
-        + ", ".join(f"{concurrent(sizes, rule, n << 10)} of {n}K" for n in (4, 32, 128))
-        + f"; prompts under {rule.dense_below} tokens are kept whole",
+    lengths = [n << 10 for n in (4, 32, 128) if n << 10 < longest]
+    rows = [
+        ("resident store", sizes.resident_bytes_per_slot, sizes.slots * sizes.resident_bytes_per_slot, "device"),
+        (
+            "hot pool",
+            round(hot / max(sizes.slots, 1)),
+            hot,
+            f"device, {sizes.hot_pages} pages of {sizes.page_size} rows",
+        ),
+        ("host store", sizes.host_bytes_per_slot, sizes.slots * sizes.host_bytes_per_slot, "host"),
     ]
-    return "\n".join(lines)
+    if workspaces is not None:
+        parts = ", ".join(f"{name} {_size(count)}" for name, count in vars(workspaces).items() if count)
+        rows.append(("workspaces", 0, workspaces.total, f"device, at most: {parts}"))
+    lines = [f"  {'tier':<16}{'bytes/token':>12}{'total':>12}"]
+    lines += [f"  {name:<16}{cell or '':>12}{_size(total):>12}  {where}" for name, cell, total, where in rows]
+    fits = [f"{min(sizes.slots // n, admission.concurrent(n))} of {n >> 10}K" for n in lengths]
+    fits.append(f"{min(sizes.slots // longest, admission.concurrent(longest))} of the longest, {longest} tokens")
+    whole = f"prompts under {admission.rule.dense_below} tokens are kept whole where that fits the hot pool"
+    return "\n".join(
+        [
+            *lines,
+            f"  token slots {sizes.slots}; dense KV in the same device bytes: {dense} "
+            f"({sizes.slots / max(dense, 1):.2f}x)",
+            f"  concurrent requests: {', '.join(fits)}; {whole}",
+        ]
+    )
 
 
 def _size(count: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hetero_sglang.memory.budget import ROOMY, CapRule
+from hetero_sglang.memory.budget import ROOMY, CapRule, Grant
 from hetero_sglang.memory.hot_pool import HotPool
 
 
@@ -28,11 +28,12 @@ def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, ring: torch.Ten
 class WorkingSet:
     """Pages and caps of one request; owns its pages until `release`."""
 
-    def __init__(self, pool: HotPool, rule: CapRule, prompt: int, max_new: int) -> None:
+    def __init__(self, pool: HotPool, rule: CapRule, grant: Grant) -> None:
+        """RuntimeError when the pool has fewer pages than `grant` promises: whoever promised it has miscounted."""
         self.pool = pool
         self.rule = rule
-        self.prompt = prompt
-        self.max_length = prompt + max(1, max_new)
+        self.grant = grant
+        self.outgrown = False  # it wanted to grow and could not: full heads have begun to turn over
         self.alive = True
         self.slot = -1  # request slot, once it has one
         self.drift: dict[int, Any] = {}  # the monitor's state, by head
@@ -42,28 +43,43 @@ class WorkingSet:
         self.busy: set[int] = set()  # heads with a fetch under way
         self.slots = torch.empty(0, dtype=torch.int64)  # token slots [L] at the present step
         self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
-        self.final = rule.final_length(prompt, max_new)  # length the caps are made for
-        self.caps = rule.caps(prompt, self.final)
-        counts = rule.pages(self.caps)
-        listed = rule.pages(rule.index_rows(prompt, self.final, self.caps))
-        taken = pool.alloc(sum(counts) + sum(listed))
+        self.units: dict[int, Any] = {}  # per layer, what its index covers
+        self.rows = rule.rows(grant)
+        nothing = torch.empty(0, dtype=torch.int64)
+        self._take([nothing] * len(self.rows.caps), [nothing] * len(self.rows.caps))
+
+    @property
+    def prompt(self) -> int:
+        """Tokens to prefill."""
+        return self.grant.prompt
+
+    @property
+    def final(self) -> int:
+        """Tokens the caps are made for."""
+        return self.grant.final
+
+    def _take(self, tables: list[torch.Tensor], index: list[torch.Tensor]) -> None:
+        """Pages that `rows` need beyond these, head by head."""
+        held = [*tables, *index]
+        wanted = self.rule.pages(self.rows).ravel().tolist()
+        extra = [count - pages.numel() for count, pages in zip(wanted, held, strict=True)]
+        taken = self.pool.alloc(sum(extra))
         if taken is None:
             raise RuntimeError(
-                f"hot pool: {sum(counts) + sum(listed)} pages wanted, {pool.available} free: "
-                "admission let through too much"
+                f"hot pool: {sum(extra)} pages wanted, {self.pool.available} free: admission let through too much"
             )
-        parts = taken.split(counts + listed)
-        self.index = list(parts[len(counts) :])  # per head [pages of its index]
-        self.units: dict[int, Any] = {}  # per layer, what its index covers
-        self._tabulate(list(parts[: len(counts)]))
+        parts = [torch.cat(pair) for pair in zip(held, taken.split(extra), strict=True)]
+        self.index = parts[len(tables) :]  # per head [pages of its index]
+        self._tabulate(parts[: len(tables)])
 
     def _tabulate(self, tables: list[torch.Tensor]) -> None:
         self.tables = tables  # per head [pages of the head]
         self._table: torch.Tensor | None = None
         self._runs: list[int] | None = None
+        self.caps: list[int] = self.rows.caps.tolist()
         self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
         self.ring = torch.tensor([self.rule.ring(cap) for cap in self.caps], dtype=torch.int64)  # [heads]
-        self.smallest_cap = min(self.caps, default=self.max_length)
+        self.smallest_cap = min(self.caps, default=self.grant.limit)
 
     @property
     def table(self) -> torch.Tensor:
@@ -123,30 +139,10 @@ class WorkingSet:
         """
         return ((self.cap < length) & (self.cap >= ROOMY * (self.rule.sink + self.ring))).numpy()
 
-    def grow(self) -> bool:
-        """Size the working set for twice the length: heads that still hold every token get more rows.
-
-        Happens to requests that generate more than the reserve. False when the pool is full; the heads then
-        begin to wrap.
-        """
-        full, self.final = self.final, min(self.max_length, 2 * self.final)
-        wanted = self.rule.caps(self.prompt, self.final)
-        caps = [max(cap, want) if cap == full else cap for cap, want in zip(self.caps, wanted, strict=True)]
-        held = [*self.tables, *self.index]
-        listed = self.rule.index_rows(self.prompt, self.final, caps)
-        # A head that no longer keeps every token starts no index now: what came before is not at hand.
-        listed = [rows if pages.numel() else 0 for rows, pages in zip(listed, self.index, strict=True)]
-        wanted = self.rule.pages(caps) + self.rule.pages(listed)
-        extra = [max(0, n - t.numel()) for n, t in zip(wanted, held, strict=True)]
-        taken = self.pool.alloc(sum(extra))
-        if taken is None:
-            self.final = self.max_length
-            return False
-        self.caps = caps
-        grown = [torch.cat(pair) for pair in zip(held, taken.split(extra), strict=True)]
-        self.index = grown[len(caps) :]
-        self._tabulate(grown[: len(caps)])
-        return True
+    def grow(self) -> None:
+        """Become what the rule makes of twice the length. RuntimeError when the pool has not so many pages."""
+        self.grant, self.rows = self.rule.grown(self.grant, self.rows)
+        self._take(self.tables, self.index)
 
     def layout_of(self, head: int, length: int, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and positions of a head filled at prefill end with `length` > cap tokens.

@@ -23,6 +23,7 @@ from hetero_sglang.memory.device_tables import DeviceTables
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.lanes import Mark, download, mark, upload
 from hetero_sglang.memory.resident_store import ResidentStore
+from hetero_sglang.memory.sizes import LOOK_WORKSPACE
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
 from hetero_sglang.policy.batched import refill
@@ -32,7 +33,6 @@ from hetero_sglang.retrieval.fetcher import Anchor, Swap
 from hetero_sglang.retrieval.glances import Crowd, Subject, View
 from hetero_sglang.settings import Settings
 
-WORKSPACE = 64 << 20  # floats, for the logits of one glance
 _AT_ONCE = 64  # heads whose rows are chosen in one go
 _ROWS_AT_ONCE = 8192  # of a fetch: more would make the first heads wait for the last
 _PATIENCE = 30.0  # seconds for all that was asked for, where a step waits
@@ -126,7 +126,7 @@ class DeviceMonitor:
 
     def __init__(
         self, settings: Settings, resident: ResidentStore, hot: HotPool, tables: DeviceTables, rows: DeviceFetcher,
-        counters: Counters, host_rows: WriteBack, context: int, group: int, floats: int = WORKSPACE,
+        counters: Counters, host_rows: WriteBack, context: int, group: int, floats: int = LOOK_WORKSPACE // 4,
     ) -> None:  # fmt: skip
         """`context`: the longest request, in tokens; `group`: query heads of a KV head."""
         self.host_rows, self.context = host_rows, context

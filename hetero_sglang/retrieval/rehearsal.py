@@ -44,20 +44,20 @@ def rehearse(cache: HeteroCache, monitor: DeviceMonitor, queries: torch.Tensor, 
 def _lengths(cache: HeteroCache, monitor: DeviceMonitor) -> list[int]:
     """Of prompts that are compressed, and fit."""
     longest = monitor.context - 1
-    while longest > 1 and cache.demand(longest, 1) > cache.hot.available:
+    while longest > 1 and not cache.admission.fits(cache.admission.grant(longest, 1)):
         longest //= 2
     return [n for n in dict.fromkeys((cache.settings.rule.dense_below, longest)) if _fits(cache, n, longest)]
 
 
 def _fits(cache: HeteroCache, length: int, longest: int) -> bool:
-    caps = cache.settings.rule.caps(length, length + 1)
-    return length <= longest and min(caps, default=length) < length and cache.demand(length, 1) <= cache.hot.available
+    grant = cache.admission.grant(length, 1)
+    return length <= longest and not cache.admission.exact(grant, length) and cache.admission.fits(grant)
 
 
 def _rehearse(
     cache: HeteroCache, monitor: DeviceMonitor, queries: torch.Tensor, req_to_token: torch.Tensor, length: int
 ) -> bool:
-    ws = cache.start(_SLOT, length, 1)
+    ws = cache.start(_SLOT, cache.admission.grant(length, 1))
     pages = ws.pages.to(monitor.device)
     try:
         monitor.tables.put(_SLOT, ws)

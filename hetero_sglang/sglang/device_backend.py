@@ -65,10 +65,11 @@ class DeviceAttnBackend(AttentionBackend):
         if not forward_batch.forward_mode.is_decode_or_idle():
             self._begin_extend(forward_batch)
             return
-        requests = [] if in_capture else runtime().batch
         width = forward_batch.batch_size
-        requests = [slot for slot in requests if slot in self.cache.requests][:width]
-        lengths = [] if in_capture or not requests else forward_batch.seq_lens_cpu[: len(requests)].tolist()
+        requests = [] if in_capture else runtime().batch[:width]
+        if not all(slot in self.cache.requests for slot in requests):  # SGLang's own, to warm its kernels
+            requests = []
+        lengths = forward_batch.seq_lens_cpu[: len(requests)].tolist() if requests else []
         if in_capture or isinstance(forward_batch, SimpleNamespace):
             self.step = self.engine.graph_step
         else:

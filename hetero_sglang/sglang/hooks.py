@@ -13,7 +13,7 @@ from hetero_sglang.sglang.runtime import start_runtime
 
 def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
     """Hooks of a scheduler process that runs a policy; a process of `--kv-policy full` has none of them."""
-    from hetero_sglang.sglang import backend, gauges, lifecycle, pool, reporting
+    from hetero_sglang.sglang import admit, backend, gauges, lifecycle, pool, reporting
 
     around, after = HookType.AROUND, HookType.AFTER
     memory, managers = "sglang.srt.mem_cache", "sglang.srt.managers"
@@ -31,13 +31,14 @@ def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
         (f"{memory}.memory_pool.ReqToTokenPool.clear", lifecycle.request_slots_cleared, after),
         (f"{memory}.allocator.token.TokenToKVPoolAllocator.free", lifecycle.slots_freed, around),
         (f"{memory}.allocator.paged.PagedTokenToKVPoolAllocator._release_page_ids", lifecycle.pages_freed, around),
-        (f"{managers}.schedule_policy.PrefillAdder.add_one_req", lifecycle.admit, around),
-        (f"{managers}.utils.validate_input_length", lifecycle.refuse_what_never_fits, around),
+        (f"{managers}.schedule_policy.PrefillAdder.add_one_req", admit.admit, around),
+        (f"{managers}.schedule_policy.PrefillAdder.preempt_to_schedule", admit.preempt, around),
+        (f"{managers}.scheduler.Scheduler._get_new_batch_prefill_raw", admit.choose_batch, around),
         (f"{managers}.schedule_batch.Req._compute_max_prefix_len", lifecycle.leave_observed_queries, after),
         (f"{managers}.scheduler.Scheduler.run_batch", lifecycle.batch_runs, around),
         (f"{managers}.scheduler.Scheduler.__init__", reporting.scheduler_built, after),
         (f"{managers}.scheduler.Scheduler.get_internal_state", reporting.internal_state, after),
-        (f"{managers}.scheduler.Scheduler.on_idle", reporting.idle, after),
+        (f"{managers}.scheduler.Scheduler.on_idle", reporting.idle, HookType.BEFORE),
         ("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats", gauges.logged, after),
         (f"{managers}.scheduler.Scheduler.release_host_resources", reporting.host_released, after),
     ]

@@ -1,23 +1,15 @@
-"""Where requests and token slots begin and end in SGLang, and how many requests may begin."""
+"""Where requests and token slots begin and end in SGLang."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from sglang.srt.managers.schedule_batch import FINISH_ABORT
-from sglang.srt.managers.schedule_policy import AddReqResult
 
+from hetero_sglang.sglang.admit import grant_of
 from hetero_sglang.sglang.runtime import runtime
-
-
-def lengths_of(req: Any) -> tuple[int, int]:
-    """Tokens to prefill and tokens that may follow; a retracted request prefills its own output again."""
-    done = len(req.output_ids)
-    # a refused request passes through with a prompt of one token, to carry its message
-    left = 0 if isinstance(req.to_finish, FINISH_ABORT) else max(req.sampling_params.max_new_tokens - done, 0)
-    return len(req.origin_input_ids) + done, left
 
 
 def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) -> None:
@@ -25,13 +17,17 @@ def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) ->
     cache = runtime().cache
     for slot, req in zip(result or (), reqs, strict=True) if result else ():
         if slot not in cache.requests:
-            cache.start(slot, *lengths_of(req))
+            cache.start(slot, grant_of(req))
 
 
 def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND Scheduler.run_batch: the request slots of the batch, which the device alone would know otherwise."""
     state = runtime()
+    state.touched()
+    state.step_at = time.monotonic()
     state.batch = [req.req_pool_idx for req in batch.reqs]
+    if batch.out_cache_loc is not None:
+        state.cache.slots_taken(batch.out_cache_loc)
     try:
         return original(scheduler, batch, *args, **kwargs)
     finally:
@@ -43,6 +39,7 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
     slot = req.req_pool_idx
     original(pool, req)
     state = runtime()
+    state.touched()
     if slot in state.cache.requests:
         state.cache.finish(slot)
     if state.scheduler is not None:
@@ -51,67 +48,42 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
 
 def request_slots_cleared(result: None, pool: Any) -> None:
     """AFTER ReqToTokenPool.clear (cache flush)."""
-    if runtime().cache is not None:
+    if runtime().built:
+        runtime().touched()
         runtime().cache.reset()
 
 
 def slots_freed(original: Callable[..., None], allocator: Any, free_index: torch.Tensor) -> None:
     """AROUND TokenToKVPoolAllocator.free (page size 1): deferred frees come again when their group ends."""
     if allocator.is_not_in_free_group and free_index.numel():
-        runtime().cache.release_slots(free_index.cpu())
+        runtime().touched()
+        runtime().cache.release_slots(free_index)
     original(allocator, free_index)
 
 
 def pages_freed(original: Callable[..., None], allocator: Any, *page_ids: torch.Tensor) -> None:
     """AROUND PagedTokenToKVPoolAllocator._release_page_ids: the one way pages of several slots are freed."""
-    size = allocator.page_size
-    pages = torch.cat([p.cpu() for p in page_ids]).long()
-    slots = (pages[:, None] * size + torch.arange(size)).reshape(-1)
-    runtime().cache.release_slots(slots)
+    runtime().touched()
+    runtime().cache.release_slots(_slots_of(torch.cat(page_ids), allocator.page_size))
     original(allocator, *page_ids)
 
 
 def free_slots(allocator: Any) -> torch.Tensor:
-    """Token slots that SGLang's allocator holds free now."""
-    pages = torch.cat((allocator.free_pages, allocator.release_pages)).cpu().long()
-    size = allocator.page_size
-    return pages if size == 1 else (pages[:, None] * size + torch.arange(size)).reshape(-1)
+    """Token slots [n] that SGLang's allocator holds free now, on its device."""
+    return _slots_of(torch.cat((allocator.free_pages, allocator.release_pages)), allocator.page_size)
 
 
-def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
-    """AROUND PrefillAdder.add_one_req: a request waits until the hot pool can hold its working set."""
-    state = runtime()
-    promised = sum(state.cache.demand(*lengths_of(r)) for r in adder.can_run_list if r.req_pool_idx is None)
-    if promised + state.cache.demand(*lengths_of(req)) > state.cache.hot.available:
-        state.counters.waiting_for_hot_pages += 1
-        return AddReqResult.NO_TOKEN
-    return original(adder, req, *args, **kwargs)
-
-
-def refuse_what_never_fits(original: Callable[..., str | None], req: Any, *args: Any, **kwargs: Any) -> str | None:
-    """AROUND validate_input_length: a request larger than the whole hot pool gets a 400 with the numbers."""
-    message = original(req, *args, **kwargs)
-    if message is not None:
-        return message
-    state = runtime()
-    prompt, max_new = lengths_of(req)
-    wanted, have = state.cache.demand(prompt, max_new), state.cache.hot.pages
-    if wanted <= have:
-        return None
-    state.counters.refused_requests += 1
-    return (
-        f"The request's working set ({wanted} hot pages for {prompt} prompt tokens and up to {max_new} new ones) "
-        f"exceeds the hot pool ({have} pages); shorten the prompt, lower max_new_tokens, or start the server with more "
-        f"device memory or a smaller --hetero-dense-below (now {state.settings.rule.dense_below})."
-    )
+def _slots_of(pages: torch.Tensor, size: int) -> torch.Tensor:
+    pages = pages.long()
+    return pages if size == 1 else (pages[:, None] * size + torch.arange(size, device=pages.device)).reshape(-1)
 
 
 def leave_observed_queries(result: int, req: Any, input_len: int) -> int:
-    """AFTER Req._compute_max_prefix_len: a prompt that will be compressed recomputes its last queries.
+    """AFTER Req._compute_max_prefix_len: a prompt that will be compressed on any rank recomputes its last queries.
 
     They choose the rows its heads keep; a full prefix hit would leave one query to choose by.
     """
-    settings = runtime().settings
-    if input_len < settings.rule.dense_below or min(settings.layout.fractions, default=1.0) == 1.0:
+    state = runtime()
+    if state.cache.admission.exact(grant_of(req), input_len):
         return result
-    return max(0, min(result, input_len - settings.observe))
+    return max(0, min(result, input_len - state.settings.observe))

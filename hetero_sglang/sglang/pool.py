@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.distributed import get_tp_group
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator, MemoryPoolConfig
 
@@ -25,7 +26,7 @@ class HeteroKVPool(MHATokenToKVPool):
         cache = runtime().build_cache(self.size, self.page_size, shape, self.store_dtype, self.device)
         self.cache = cache
         self.k_buffer, self.v_buffer = cache.resident.k, cache.resident.v
-        self._kv_buffer_descs = []
+        self._kv_buffer_descs: list[Any] = []
 
     def get_kv_size_bytes(self) -> tuple[int, int]:
         """Device bytes of K and V in both device stores; feeds SGLang's log and metrics."""
@@ -77,8 +78,18 @@ class HeteroPoolConfigurator(DefaultPoolConfigurator):
         self._joint = kvc.device == "cpu"
 
     def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
-        slots = runtime().slots(self._shape, available_bytes, self._joint)
+        slots = least_of_ranks(runtime().slots(self._shape, available_bytes, self._joint))
         return self.calculate_pool_sizes_from_max_tokens(slots, page_size)
+
+
+def least_of_ranks(count: int) -> int:
+    """The least that any tensor-parallel rank has; all of them must ask."""
+    group = get_tp_group()
+    if group.world_size == 1:
+        return count
+    found = torch.tensor(count, dtype=torch.int64)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN, group.cpu_group)
+    return int(found)
 
 
 def configurator(original: Callable[[Any], Any], kvc: Any) -> Any:

@@ -163,11 +163,11 @@ def check_memory(args: Any) -> None:
     """Raises HeteroError when the host tier cannot be had or cannot hold the token slots that were asked for."""
     if args.hetero_host_size is None:
         return
-    wanted, free = args.hetero_host_size * 1e9, free_host_bytes()
+    wanted, free = args.hetero_host_size * 1e9, free_host_bytes() / args.tp_size
     if wanted <= 0 or wanted > free:
         raise HeteroError(
-            f"--hetero-host-size {args.hetero_host_size:g} GB is not within (0, {free / 1e9:.1f}] GB of free host "
-            f"memory; choose a size within it."
+            f"--hetero-host-size {args.hetero_host_size:g} GB is not within (0, {free / 1e9:.1f}] GB, the free host "
+            f"memory of each of {args.tp_size} ranks; choose a size within it."
         )
     if args.max_total_tokens is None:
         return

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
+from hetero_sglang.sglang import gauges
 from hetero_sglang.sglang.lifecycle import free_slots
-from hetero_sglang.sglang.runtime import runtime
+from hetero_sglang.sglang.runtime import Check, runtime
 
 logger = logging.getLogger("hetero_sglang")
+
+_LONG = 10.0  # seconds that a queue may wait while nothing runs
+_QUEUE = "the queue did not move"
 
 
 def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
@@ -21,47 +26,60 @@ def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> 
 
 
 def stats(scheduler: Any) -> dict[str, Any]:
-    """Counters and levels, with the verdict of the integrity check."""
+    """Counters and levels, with the latest verdict of the integrity check; nothing here waits for a step."""
     state = runtime()
-    try:
-        state.cache.check_integrity(free_slots(scheduler.token_to_kv_pool_allocator))
-        integrity = "ok"
-    except RuntimeError as error:
-        integrity = str(error)
     return {
         **state.cache.stats(),
-        "integrity": integrity,
+        "integrity": _stuck(scheduler) or state.last_check.verdict,
+        "integrity_age_s": round(time.monotonic() - state.last_check.at, 3),
+        "integrity_current": state.check is not None,  # no batch has run since
         "keep_ratio": state.settings.keep_ratio,
         "floor": state.settings.floor,
         "dense_below": state.settings.rule.dense_below,
         "token_slots": scheduler.max_total_num_tokens,
         "token_slots_free": scheduler.token_to_kv_pool_allocator.available_size(),
         "token_slots_cached": scheduler.tree_cache.total_size() if hasattr(scheduler.tree_cache, "total_size") else 0,
+        "token_slots_written": state.last_check.written,
     }
 
 
+def _stuck(scheduler: Any) -> str | None:
+    """What is wrong where requests wait and nothing has run for long."""
+    waits = time.monotonic() - runtime().step_at
+    queue = scheduler.waiting_queue
+    if not queue or waits < _LONG or scheduler._engine_paused or not scheduler.running_batch.is_empty():
+        return None
+    return f"{len(queue)} requests wait although nothing has run for {waits:.0f} s"
+
+
 def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
-    """AFTER Scheduler.get_internal_state: /server_info carries `hetero`."""
+    """AFTER Scheduler.get_internal_state: /server_info carries `hetero` in its internal states."""
     result.internal_state["hetero"] = stats(scheduler)
     return result
 
 
-def idle(result: None, scheduler: Any) -> None:
-    """AFTER Scheduler.on_idle: once after every busy spell, nothing may be lost; a loss is said loudly."""
+def idle(scheduler: Any) -> None:
+    """BEFORE Scheduler.on_idle, which may sleep: once after every busy spell, nothing may be lost, or it is said."""
     state = runtime()
     state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
-    if state.checked_after == state.counters.requests or not scheduler.is_fully_idle():
+    if (trouble := _stuck(scheduler)) and state.last_check.verdict != _QUEUE:
+        state.last_check = Check(_QUEUE, time.monotonic(), state.last_check.written)
+        logger.error("heterocache: %s", trouble)
+    if state.check is not None or not scheduler.is_fully_idle():
         return
-    state.checked_after = state.counters.requests
+    verdict = "ok"
     try:
         state.cache.check_integrity(free_slots(scheduler.token_to_kv_pool_allocator))
     except RuntimeError as error:
         logger.error("heterocache lost track of memory: %s", error)
+        verdict = str(error)
+    state.check = state.last_check = Check(verdict, time.monotonic(), int(state.cache.written.sum()))
+    gauges.tell()
 
 
 def host_released(result: None, scheduler: Any) -> None:
     """AFTER Scheduler.release_host_resources (graceful exit)."""
-    if runtime().cache is not None:
+    if runtime().built:
         runtime().cache.close()
 
 

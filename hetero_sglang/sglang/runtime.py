@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import torch
 
 from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.admission import Admission
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.layout import HeadLayout, build_layout
 from hetero_sglang.memory.limits import free_host_bytes
 from hetero_sglang.memory.resident_store import ResidentStore
-from hetero_sglang.memory.sizes import Shape, Sizes, slots_within, table
+from hetero_sglang.memory.sizes import Shape, Sizes, Workspaces, slots_within, table
 from hetero_sglang.metrics import Counters
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.settings import Settings, resolve
@@ -24,34 +25,81 @@ logger = logging.getLogger("hetero_sglang")
 
 
 @dataclass
+class Check:
+    """The verdict of the integrity check, when it was reached, and how many token slots then held a token."""
+
+    verdict: str
+    at: float
+    written: int
+
+
+@dataclass
 class Runtime:
     """Built once per scheduler process, before SGLang sizes its pools."""
 
     profile: HeadProfile
     settings: Settings
+    policy: str  # --kv-policy
     host_bytes: int | None  # --hetero-host-size
-    size: int  # tensor-parallel ranks
+    context: int  # tokens of the longest request the model takes
     on_device: bool  # DeviceEngine runs the steps, not TorchEngine
-    cache: HeteroCache | None = None
     when_built: Callable[[], None] | None = None  # called once, when the scheduler is
     scheduler: Any = None
+    exporter: Any = None  # of metrics, where they are on
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
-    checked_after: int = 0  # requests served when the idle integrity check last ran
+    preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
+    check: Check | None = None  # the latest; None: something has happened since
+    last_check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))
+    step_at: float = field(default_factory=time.monotonic)  # when a batch ran last
     counters: Counters = field(default_factory=Counters)
+    _cache: HeteroCache | None = None
 
-    def layouts(self) -> list[HeadLayout]:
-        """Every rank's layout: capacities must agree although ranks own different numbers of resident heads."""
-        return [build_layout(self.profile, self.settings.keep_ratio, rank, self.size) for rank in range(self.size)]
+    @property
+    def cache(self) -> HeteroCache:
+        """The two-tier cache, once SGLang has built its pool."""
+        assert self._cache is not None, "the pool is not built yet"
+        return self._cache
+
+    @property
+    def built(self) -> bool:
+        return self._cache is not None
+
+    @property
+    def size(self) -> int:
+        """Tensor-parallel ranks."""
+        return len(self.settings.ranks)
+
+    def touched(self) -> None:
+        """Requests or token slots came or went: what the integrity check found is history."""
+        self.check = None
 
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
-        """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory."""
+        """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.
+
+        This rank's view: ranks see different free memory, so the least of all must be taken.
+        """
         host = self.host_bytes if self.host_bytes is not None else int(0.8 * free_host_bytes() / self.size)
-        return slots_within(self.layouts(), shape, self.settings.rule.page_size, device_bytes, host, joint)
+        if self.on_device:
+            device_bytes -= max(self.workspaces(shape, rank).total for rank in range(self.size))
+        return slots_within(self.settings.ranks, shape, self.settings.rule.page_size, device_bytes, host, joint)
+
+    def workspaces(self, shape: Shape, rank: int, slots: int | None = None) -> Workspaces:
+        """Of a rank whose requests are no longer than the model's context, or its token slots."""
+        longest = self.context if slots is None else min(self.context, slots)
+        staging = self.settings.staging_mb << 20 if self.settings.retrieves else 0
+        return Workspaces.of(shape, self.settings.ranks[rank], longest, staging)
 
     def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> HeteroCache:
-        """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went."""
+        """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went.
+
+        HeteroError where the hot pool could not hold a request that the slots can.
+        """
         layout, rule = self.settings.layout, self.settings.rule
-        sizes = Sizes(shape, layout, rule.page_size, slots)
+        all_sizes = [Sizes(shape, x, rule.page_size, slots) for x in self.settings.ranks]
+        pages = [sizes.hot_pages for sizes in all_sizes]
+        longest = min(self.context, slots)
+        Admission(rule, [x.fractions for x in self.settings.ranks], pages).check_longest(longest)
+        sizes = all_sizes[self.settings.rank]
         pin = torch.device(device).type == "cuda"
         rows = slots + slot_page
         resident = ResidentStore(
@@ -59,19 +107,20 @@ class Runtime:
         )
         host = HostStore(rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin)
         hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
-        self.cache = HeteroCache(self.settings, resident, host, hot, self.counters, self.on_device)
-        self.cache.fetcher.start_worker(pin)
-        logger.info("%s", table(sizes, rule, self.settings.keep_ratio, self.settings.floor))
-        longest = rule.dense_below - 1
-        if rule.demand(longest, 1) > sizes.hot_pages:
-            logger.warning(
-                "The hot pool (%d pages) cannot hold a request of %d tokens, which --hetero-dense-below keeps whole "
-                "(%d pages); such requests will be refused: give the server more tokens or lower the flag.",
-                sizes.hot_pages,
-                longest,
-                rule.demand(longest, 1),
-            )
-        return self.cache
+        cache = self._cache = HeteroCache(self.settings, resident, host, hot, self.counters, self.on_device, pages)
+        cache.fetcher.start_worker(pin)
+        workspaces = self.workspaces(shape, self.settings.rank, slots) if self.on_device else None
+        logger.info(
+            "%s: keep ratio %g (floor %.3f), %d resident + %d compressed KV heads on rank %d\n%s",
+            self.policy,
+            self.settings.keep_ratio,
+            self.settings.floor,
+            layout.num_resident,
+            layout.num_compressed,
+            self.settings.rank,
+            table(sizes, cache.admission, longest, workspaces),
+        )
+        return cache
 
 
 _runtime: Runtime | None = None
@@ -90,8 +139,9 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
     _runtime = Runtime(
         profile=profile,
         settings=resolve(profile, rank=rank, size=size, **options),
+        policy=server_args.kv_policy,
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
-        size=size,
+        context=server_args.get_model_config().context_len,
         on_device=server_args.attention_backend == "flashinfer",
     )
     return _runtime

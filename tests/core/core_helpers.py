@@ -96,7 +96,7 @@ class Request:
                 store.append(torch.randn(self.total, count, DIM, generator=generator))
 
     def start(self) -> None:
-        self.cache.start(self.slot, self.prompt, self.total - self.prompt)
+        self.cache.start(self.slot, self.cache.admission.grant(self.prompt, self.total - self.prompt))
 
     @property
     def ws(self):

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.memory.admission import Admission
+from hetero_sglang.memory.budget import Grant
 from hetero_sglang.memory.layout import build_layout
-from hetero_sglang.memory.sizes import Shape, Sizes, concurrent, slots_within, table
+from hetero_sglang.memory.sizes import Shape, Sizes, Workspaces, slots_within, table
 from hetero_sglang.settings import resolve
 
 SHAPE = Shape(64, 64, 2)
@@ -21,7 +23,8 @@ def test_rows_kept_are_the_keep_ratio_of_dense(seed: int, ratio: float) -> None:
     keep = profile.floor + (1 - profile.floor) * max(ratio, 0.2)
     settings = make_settings(profile, keep_ratio=keep, dense_below=4096)
     length = 8192
-    kept = sum(settings.rule.caps(length, length)) + profile.num_resident * length
+    rows = settings.rule.rows(Grant(length - 1, length, length, whole=False))
+    kept = int(rows.caps.sum()) + profile.num_resident * length
     assert kept == pytest.approx(keep * profile.num_heads * length, rel=0.002)
 
 
@@ -60,11 +63,14 @@ def test_ranks_together_hold_every_head_once() -> None:
 def test_the_startup_table_names_what_goes_where() -> None:
     settings = make_settings(random_profile(2), window=8, dense_below=512)
     sizes = Sizes(SHAPE, settings.layout, 16, 50_000)
-    text = table(sizes, settings.rule, settings.keep_ratio, settings.floor)
-    for word in ("resident store", "hot pool", "host store", "token slots 50000", "4K", "32K", "128K"):
+    admission = Admission(settings.rule, [settings.layout.fractions], [sizes.hot_pages])
+    text = table(sizes, admission, 40_000, Workspaces.of(SHAPE, settings.layout, 40_000, 64 << 20))
+    for word in ("resident store", "hot pool", "host store", "workspaces", "token slots 50000"):
         assert word in text
-    assert concurrent(sizes, settings.rule, 4096) == min(50_000 // 4096, concurrent(sizes, settings.rule, 4096))
-    assert concurrent(sizes, settings.rule, 60_000) == 0
+    # eight and a half of 4096 tokens and one of the longest by slots; nothing longer than that is offered
+    assert "of 4K, " in text and "1 of 32K, 1 of the longest, 40000 tokens" in text and "128K" not in text
+    demand = settings.rule.demand(settings.rule.grant(4095, 1))
+    assert admission.concurrent(4096) == sizes.hot_pages // demand
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_rows_of_a_request_are_distinct_and_its_own(seed: int, prompt: int, max_
     settings = make_settings(random_profile(seed))
     pool = HotPool(3000, settings.rule.page_size, 4, 4, torch.float32, "cpu")
     other = pool.alloc(seed % 7)
-    ws = WorkingSet(pool, settings.rule, prompt, max_new)
-    assert ws.pages.numel() == settings.rule.demand(prompt, max_new)
+    ws = WorkingSet(pool, settings.rule, settings.rule.grant(prompt, max_new))
+    assert ws.pages.numel() == settings.rule.demand(settings.rule.grant(prompt, max_new))
     flat = torch.cat([ws.flat(h, torch.arange(cap)) for h, cap in enumerate(ws.caps)])
     assert flat.unique().numel() == flat.numel()
     assert not torch.isin(flat // settings.rule.page_size, other).any()
@@ -52,10 +52,10 @@ def test_the_table_and_the_runs_say_what_the_lists_say(seed: int, prompt: int, s
     pool = HotPool(3000, settings.rule.page_size, 4, 4, torch.float32, "cpu")
     if scattered:  # pages come back in another order than they went
         pool.free(pool.alloc(3000)[torch.randperm(3000, generator=torch.Generator().manual_seed(seed))])
-    ws = WorkingSet(pool, settings.rule, prompt, 5000)
+    ws = WorkingSet(pool, settings.rule, settings.rule.grant(prompt, 5000))
     for grown in (False, True):
         if grown:
-            assert ws.grow()
+            ws.grow()
         for head, pages in enumerate(ws.tables):
             assert torch.equal(ws.table[head, : pages.numel()], pages)
             whole = pages.numel() > 0 and bool((pages.diff() == 1).all())
@@ -68,7 +68,7 @@ def test_filling_places_sinks_selection_and_ring_once_each(seed: int, length: in
     settings = make_settings(random_profile(seed))
     rule = settings.rule
     pool = HotPool(4000, rule.page_size, 4, 4, torch.float32, "cpu")
-    ws = WorkingSet(pool, rule, length, 0)
+    ws = WorkingSet(pool, rule, rule.grant(length, 0))
     for head, cap in enumerate(ws.caps):
         if cap >= length:
             continue
@@ -84,7 +84,7 @@ def test_filling_places_sinks_selection_and_ring_once_each(seed: int, length: in
 def test_a_head_is_refilled_if_it_chooses_as_many_rows_as_it_always_holds(seed: int, length: int, more: int) -> None:
     settings = make_settings(random_profile(seed))
     pool = HotPool(4000, settings.rule.page_size, 4, 4, torch.float32, "cpu")
-    ws = WorkingSet(pool, settings.rule, length, more)
+    ws = WorkingSet(pool, settings.rule, settings.rule.grant(length, more))
     for now in (length, length + more):
         open_ = ws.refillable(now)
         assert open_.shape == (len(ws.caps),)

@@ -70,10 +70,10 @@ def test_lists_survive_a_repack() -> None:
     settings = make_settings(random_profile(3, layers=2, heads=4))
     cache = make_cache(settings, pages=120)
     tables = DeviceTables(8, settings.layout.num_compressed, cache.hot.pages, "cpu")
-    kept = cache.start(7, 40, 4)
+    kept = cache.start(7, cache.admission.grant(40, 4))
     tables.put(7, kept)
     for _ in range(40):
-        tables.put(2, cache.start(2, 30, 4))
+        tables.put(2, cache.start(2, cache.admission.grant(30, 4)))
         for slot, ws in ((2, cache.requests[2]), (7, kept)):
             for number, pages in enumerate(ws.tables):
                 begin = int(tables.page_start[slot, number])

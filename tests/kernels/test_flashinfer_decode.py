@@ -59,7 +59,7 @@ class World:
         self.step = DecodeStep(self.settings, self.tables, WIDTH, CONTEXT, group, dim, kernel=make)
 
     def start(self, slot: int, prompt: int, more: int) -> None:
-        self.requests[slot] = WorkingSet(self.pool, self.settings.rule, prompt, more)
+        self.requests[slot] = WorkingSet(self.pool, self.settings.rule, self.settings.rule.grant(prompt, more))
         self.tables.put(slot, self.requests[slot])
         taken, self.free_slots = self.free_slots.split([prompt + more, len(self.free_slots) - prompt - more])
         self.req_to_token[slot, : prompt + more] = taken.int().to(self.device)

@@ -43,7 +43,7 @@ def test_live_requests_are_left_alone() -> None:
     cache = device_cache(make_cache(settings))
     engine = DeviceEngine(cache, 8, CONTEXT, 5 * GROUP)
     cache.fetcher.start_worker(pin=cache.hot.k.is_cuda)
-    held = cache.start(0, 90, 10)
+    held = cache.start(0, cache.admission.grant(90, 10))
     table = torch.zeros(8, CONTEXT, dtype=torch.int32, device=DEVICE)
     assert not rehearse(cache, engine.monitor, engine.make_step(2, CONTEXT).queries, table)
     assert cache.requests == {0: held} and cache.counters.fetches == 0

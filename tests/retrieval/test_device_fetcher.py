@@ -18,7 +18,7 @@ from hetero_sglang.retrieval.fetcher import Anchor
 
 def test_a_ranked_anchor_is_busy_until_its_rows_are_chosen() -> None:
     cache = make_cache(make_settings(random_profile(4, layers=3, heads=5), drift_threshold=0.9), on_device=True)
-    fetcher, ws = cache.fetcher, cache.start(1, 150, 10)
+    fetcher, ws = cache.fetcher, cache.start(1, cache.admission.grant(150, 10))
     ws.slots = torch.arange(1, 151)
     asked: list[list[int]] = []
     fetcher.client = SimpleNamespace(score=lambda slots, items: asked.append([i.topk for i in items]) or len(asked))

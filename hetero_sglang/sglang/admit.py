@@ -1,0 +1,88 @@
+"""How many requests may begin: SGLang's admission and preemption (managers/schedule_policy.py), with hot pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.managers.schedule_policy import AddReqResult
+
+from hetero_sglang.memory.budget import Grant
+from hetero_sglang.sglang.runtime import runtime
+
+
+def grant_of(req: Any) -> Grant:
+    """What the request holds once it begins, the same on every rank."""
+    # a refused request passes through with a prompt of one token, to carry its message
+    most = 0 if isinstance(req.to_finish, FINISH_ABORT) else req.sampling_params.max_new_tokens
+    return runtime().cache.admission.grant(len(req.origin_input_ids), most, len(req.output_ids))
+
+
+def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    """AROUND PrefillAdder.add_one_req: a request waits until every rank's hot pool can hold its working set."""
+    state = runtime()
+    if not state.cache.admission.fits(grant_of(req), promised(adder)) and not (
+        state.scheduler.enable_priority_preemption and adder.preempt_to_schedule(req, state.scheduler.server_args)
+    ):
+        state.counters.waiting_for_hot_pages += 1
+        return AddReqResult.NO_TOKEN
+    return original(adder, req, *args, **kwargs)
+
+
+def promised(adder: Any) -> np.ndarray:
+    """Hot pages [ranks] of requests this pass has let in, which hold none yet; each is counted once in a pass."""
+    admission = runtime().cache.admission
+    seen, pages = getattr(adder, "hetero_promised", (0, np.zeros_like(admission.free)))
+    for req in adder.can_run_list[seen:]:
+        if req.req_pool_idx is None:  # else a chunk of a request that has begun
+            pages = pages + admission.demand(grant_of(req))
+    adder.hetero_promised = len(adder.can_run_list), pages
+    return pages
+
+
+def preempt(original: Callable[..., bool], adder: Any, req: Any, server_args: Any) -> bool:
+    """AROUND PrefillAdder.preempt_to_schedule: as many are preempted as slots, tokens and hot pages ask for.
+
+    Nothing is released unless those who may be preempted hold enough pages together.
+    """
+    state = runtime()
+    admission, grant = state.cache.admission, grant_of(req)
+    if not admission.fits(grant, promised(adder), freed=_preemptible_pages(adder, req, server_args)):
+        return False
+    state.preempted = adder.preempt_list
+    preempted = original(adder, req, server_args)
+    while preempted and not admission.fits(grant, promised(adder)):
+        preempted = original(adder, req, server_args)
+    return preempted
+
+
+def _preemptible_pages(adder: Any, req: Any, server_args: Any) -> np.ndarray:
+    """Hot pages [ranks] of the running requests that SGLang would preempt for this one."""
+    admission = runtime().cache.admission
+    sign = 1 if server_args.schedule_low_priority_values_first else -1
+    least = adder.priority_scheduling_preemption_threshold
+    pages = np.zeros_like(admission.free)
+    for other in adder.running_batch.reqs:
+        urgency = (req.priority - other.priority) * -sign
+        if urgency > least and other not in adder.preempt_list and not other.finished():
+            pages = pages + admission.accounts[other.req_pool_idx].pages
+    return pages
+
+
+def choose_batch(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """AROUND Scheduler._get_new_batch_prefill_raw: a pass that lets nobody in leaves the queue able to move.
+
+    SGLang puts preempted requests back only where somebody came in, and keeps a batch marked full that is empty.
+    """
+    state = runtime()
+    state.preempted = []
+    batch, running = original(scheduler, *args, **kwargs)
+    if batch is None:
+        for req in state.preempted:
+            scheduler._add_request_to_queue(req)
+        if running.is_empty():
+            running.batch_is_full = False
+    state.preempted = []
+    return batch, running

@@ -1,0 +1,303 @@
+"""SGLang's own admission code over a small world: real passes over the queue and our hooks, without model or tokens.
+
+`World` is one rank's scheduler. `Scheduler._get_new_batch_prefill_raw` and `PrefillAdder` are SGLang's, hooked as a
+server hooks them; batches, the radix tree (which here never shares) and the token allocator are stand-ins that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.managers import schedule_policy
+from sglang.srt.managers import scheduler as scheduler_module
+from sglang.srt.managers.schedule_policy import PrefillAdder
+from sglang.srt.managers.scheduler import Scheduler
+
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.resident_store import ResidentStore
+from hetero_sglang.memory.sizes import Shape, Sizes
+from hetero_sglang.metrics import Counters
+from hetero_sglang.settings import Settings
+from hetero_sglang.sglang import admit, lifecycle, runtime
+
+SHAPE = Shape(4, 4, 2)
+CLIP = schedule_policy.CLIP_MAX_NEW_TOKENS
+
+
+class Req:
+    """What admission reads of SGLang's Req."""
+
+    def __init__(self, number: int, prompt: int, max_new: int, priority: int) -> None:
+        self.rid, self.priority = number, priority
+        self.origin_input_ids = [1] * prompt
+        self.output_ids: list[int] = []
+        self.sampling_params = SimpleNamespace(max_new_tokens=max_new, ignore_eos=False)
+        self.time_stats = SimpleNamespace(wait_queue_entry_time=number)
+        self.req_pool_idx: int | None = None
+        self.to_finish = self.last_node = self.mamba_pool_idx = self.mamba_cow_src_index = self.lora_id = None
+        self.prefix_indices = torch.empty(0, dtype=torch.int64)
+        self.host_hit_length = self.inflight_middle_chunks = self.kv_committed_len = 0
+        self.retracted_stain = self.done = False
+        self.held = 0  # token slots
+        self.init_next_round_input()
+
+    def init_next_round_input(self, tree: Any = None) -> None:
+        self.full_untruncated_fill_ids = self.origin_input_ids + self.output_ids
+        self.prefix_indices = torch.arange(self.held)  # of a prompt that comes in chunks
+
+    def set_extend_range(self, start: int, end: int) -> None:
+        self.extend_range = SimpleNamespace(start=start, end=end, length=end - start)
+
+    def needs_host_load_back(self) -> bool:
+        return False
+
+    def finished(self) -> bool:
+        return self.done
+
+
+class Batch:
+    """Running requests, as SGLang's ScheduleBatch keeps them."""
+
+    def __init__(self, world: World, reqs: list[Req]) -> None:
+        self.world, self.reqs, self.batch_is_full = world, reqs, False
+        self.return_logprob, self.input_embeds = False, None
+
+    def batch_size(self) -> int:
+        return len(self.reqs)
+
+    def is_empty(self) -> bool:
+        return not self.reqs
+
+    def filter_batch(self, keep_indices: list[int] | None = None) -> None:
+        keep = range(len(self.reqs)) if keep_indices is None else keep_indices
+        self.reqs = [self.reqs[i] for i in keep if not self.reqs[i].done]
+
+    def release_req(self, index: int, remaining: int, server_args: Any) -> None:
+        self.world.release(self.reqs[index])
+
+    def prepare_for_extend(self) -> None:
+        for req in self.reqs:
+            if req.req_pool_idx is None:
+                req.req_pool_idx = self.world.free_requests.pop(0)
+            self.world.take(req, req.extend_range.length)
+        lifecycle.request_slots_given([r.req_pool_idx for r in self.reqs], None, self.reqs)
+
+
+class World:
+    """One rank. `slots` token slots, `requests` request slots; everything else as SGLang's scheduler has it."""
+
+    is_hybrid_swa = enable_hierarchical_cache = is_mixed_chunk = enable_lora = enable_dynamic_chunking = False
+    enable_hicache_storage = enable_overlap = enable_priority_scheduling = _engine_paused = False
+    min_free_slots_delayer = dllm_config = truncation_align_size = spec_algorithm = model_config = None
+    page_size, max_prefill_tokens, max_prefill_bs, priority_scheduling_preemption_threshold = 1, 100_000, 0, 0
+    disaggregation_mode = DisaggregationMode.NULL
+    _get_new_batch_prefill_raw = Scheduler._get_new_batch_prefill_raw
+
+    def __init__(self, settings: Settings, slots: int, requests: int, chunk: int | None, preemption: bool) -> None:
+        self.settings = settings
+        self.available, self.free_requests = slots, list(range(1, requests + 1))
+        self.total = slots
+        self.max_running_requests, self.chunked_prefill_size = requests, chunk
+        self.enable_priority_preemption = preemption
+        self.waiting_queue: list[Req] = []
+        self.chunked_req: Req | None = None
+        self.running_batch = Batch(self, [])
+        self.last_batch: Batch | None = None
+        self.server_args = SimpleNamespace(schedule_low_priority_values_first=False)
+        self.grammar_manager = SimpleNamespace(has_waiting_grammars=lambda: False)
+        self.new_token_ratio_tracker = SimpleNamespace(current=0.4)
+        self.policy = SimpleNamespace(calc_priority=self._sort)
+        self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False))
+        self.load_inquirer = SimpleNamespace(_get_num_pending_tokens=lambda **_: 0)
+        self.token_to_kv_pool_allocator = SimpleNamespace(available_size=lambda: self.available)
+        self.tree_cache = SimpleNamespace(
+            evictable_size=lambda: 0,
+            supports_mamba=lambda: False,
+            is_tree_cache=lambda: False,
+            inc_lock_ref=lambda node: None,
+            dec_lock_ref=lambda node: None,
+            disable=False,
+        )
+        self.req_to_token_pool = SimpleNamespace(available_size=lambda: len(self.free_requests))
+        self.trace: list[Any] = []  # what was decided, pass by pass
+        pages = [Sizes(SHAPE, layout, settings.rule.page_size, slots).hot_pages for layout in settings.ranks]
+        self.state = runtime.Runtime(
+            profile=None,
+            settings=settings,
+            policy="heterocache",
+            host_bytes=None,
+            context=slots,
+            on_device=False,
+            scheduler=self,
+        )
+        layers = settings.layout.layers
+        resident = ResidentStore(1, [0] * len(layers), 4, 4, torch.bfloat16, "cpu")
+        host = HostStore(1, [0] * len(layers), 4, 4, torch.bfloat16)
+        hot = HotPool(pages[settings.rank], settings.rule.page_size, 4, 4, torch.bfloat16, "cpu")
+        self.cache = self.state._cache = HeteroCache(settings, resident, host, hot, Counters(), False, pages)
+
+    # ---- what SGLang's pass calls
+
+    def get_num_allocatable_reqs(self, running: int) -> int:
+        return min(self.max_running_requests - running, len(self.free_requests))
+
+    def _add_request_to_queue(self, req: Req) -> None:
+        self.waiting_queue.append(req)
+
+    def _sort(self, queue: list[Req], running: Any) -> None:
+        if self.enable_priority_preemption:
+            queue.sort(key=lambda req: -req.priority)
+
+    # ---- tokens and requests
+
+    def take(self, req: Req, count: int) -> None:
+        assert count <= self.available, "SGLang let in more tokens than there are"
+        self.available -= count
+        req.held += count
+
+    def release(self, req: Req) -> None:
+        """Its slots, its request slot and, by our hook, its hot pages are free again; it may come back."""
+        self.available += req.held
+        req.held = 0
+
+        def freed(pool: Any, req: Req) -> None:
+            self.free_requests.append(req.req_pool_idx)
+            req.req_pool_idx = None
+
+        lifecycle.request_slot_freed(freed, None, req)
+
+    # ---- events
+
+    def step(self) -> None:
+        """A prefill batch where somebody comes in, else a decode step of everybody who runs."""
+        with acting(self):
+            if self.last_batch is not None:
+                self.last_batch.reqs = [r for r in self.last_batch.reqs if r is not self.chunked_req]
+                if self.running_batch.is_empty():
+                    self.running_batch = self.last_batch
+                else:
+                    self.running_batch.reqs += self.last_batch.reqs
+            self.last_batch, before = None, len(self.running_batch.reqs)
+            batch, self.running_batch = admit.choose_batch(
+                type(self)._get_new_batch_prefill_raw, self, None, self.running_batch
+            )
+            if batch is not None:
+                self.last_batch = batch
+                self._produce([r for r in batch.reqs if r is not self.chunked_req])
+            else:
+                self._decode()
+            if len(self.running_batch.reqs) < before:
+                self.running_batch.batch_is_full = False
+            self.trace.append(
+                ([r.rid for r in batch.reqs] if batch else [], [r.rid for r in self.running_batch.reqs], self.available)
+            )
+
+    def _decode(self) -> None:
+        running = self.running_batch
+        running.filter_batch()
+        while len(running.reqs) > self.available:  # SGLang retracts while the next step's tokens do not fit
+            self.retract(len(running.reqs) - 1)
+        for req in running.reqs:
+            self.take(req, 1)
+            length = len(req.origin_input_ids) + len(req.output_ids)
+            self.cache.make_room(self.cache.requests[req.req_pool_idx], length)
+        self._produce(running.reqs)
+        running.filter_batch()
+
+    def _produce(self, reqs: list[Req]) -> None:
+        for req in reqs:
+            req.output_ids.append(1)
+            if len(req.output_ids) >= req.sampling_params.max_new_tokens:
+                self.release(req)
+                req.done = True
+
+    def retract(self, index: int) -> None:
+        """The running request of this index goes back to the queue."""
+        req = self.running_batch.reqs.pop(index)
+        with acting(self):
+            self.release(req)
+        req.retracted_stain = True
+        self._add_request_to_queue(req)
+
+    def pause(self) -> None:
+        """`pause_generation` in mode retract: everybody goes back to the queue."""
+        everybody = [r for r in self.running_batch.reqs if not r.done]
+        everybody += [r for r in (self.last_batch.reqs if self.last_batch else []) if not r.done]
+        if self.chunked_req is not None and self.chunked_req not in everybody:
+            everybody.append(self.chunked_req)
+        self.chunked_req = self.last_batch = None
+        with acting(self):
+            for req in everybody:
+                self.release(req)
+        self.running_batch.reqs = []
+        self.running_batch.batch_is_full = False
+        self.waiting_queue += everybody
+
+    def abort(self, rid: int) -> None:
+        """The request ends, wherever it is."""
+        self.waiting_queue = [r for r in self.waiting_queue if r.rid != rid]
+        for req in [*self.running_batch.reqs, *(self.last_batch.reqs if self.last_batch else [])]:
+            if req.rid == rid and not req.done and req is not self.chunked_req:
+                with acting(self):
+                    self.release(req)
+                req.done = True
+        self.running_batch.filter_batch()
+        if self.last_batch is not None:
+            self.last_batch.filter_batch()
+
+    @property
+    def live(self) -> list[Req]:
+        """Who has not been answered, wherever it is."""
+        last = self.last_batch.reqs if self.last_batch else []
+        found = [*self.waiting_queue, *self.running_batch.reqs, *last, *([self.chunked_req] if self.chunked_req else [])]
+        return list({id(r): r for r in found if not r.done}.values())
+
+    def check(self) -> None:
+        """Nothing is lost: tokens, request slots, hot pages."""
+        assert self.available + sum(r.held for r in self.live) == self.total
+        self.cache.check_integrity()
+
+
+@contextmanager
+def acting(world: World) -> Iterator[None]:
+    """The hooks belong to this rank."""
+    before, runtime._runtime = runtime._runtime, world.state
+    try:
+        yield
+    finally:
+        runtime._runtime = before
+
+
+class HookedAdder(PrefillAdder):
+    """SGLang's, with our hooks around the two methods that a server hooks."""
+
+    def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+        return admit.admit(PrefillAdder.add_one_req, self, req, *args, **kwargs)
+
+    def preempt_to_schedule(self, req: Any, server_args: Any) -> bool:
+        return admit.preempt(PrefillAdder.preempt_to_schedule, self, req, server_args)
+
+
+@pytest.fixture(scope="module")
+def sglang_world() -> Iterator[None]:
+    """SGLang's pass, with what it would read of a server's global settings."""
+    patch = pytest.MonkeyPatch()
+    for name in ("is_dsa_prefill_cp_in_seq_split", "is_prefill_context_parallel_enabled"):
+        patch.setattr(schedule_policy, name, lambda: False)
+    patch.setattr(scheduler_module, "get_memory", lambda: SimpleNamespace(enable_flexkv=False))
+    patch.setattr(scheduler_module, "get_schedule", lambda: SimpleNamespace(prefill_max_requests=None))
+    patch.setattr(scheduler_module, "PrefillAdder", HookedAdder)
+    patch.setattr(scheduler_module, "set_time_batch", lambda *_: None)
+    patch.setattr(scheduler_module, "PrefillStats", SimpleNamespace(from_adder=lambda *_, **__: None))
+    made = SimpleNamespace(init_new=lambda reqs, pool, *_, **__: Batch(runtime.runtime().scheduler, reqs))
+    patch.setattr(scheduler_module, "ScheduleBatch", made)
+    yield
+    patch.undo()

@@ -1,0 +1,197 @@
+"""Law: where nothing runs and a request waits, one step later something runs; every rank decides alike; none is lost.
+
+SGLang's own passes over the queue, with our hooks, on one rank or several (queue_world.py).
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from core_helpers import random_profile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from queue_world import CLIP, Req, World, sglang_world  # noqa: F401  (a fixture)
+
+from hetero_sglang.settings import resolve
+
+pytestmark = pytest.mark.usefixtures("sglang_world")
+
+
+def make_worlds(seed: int, size: int, **options: object) -> list[World]:
+    """Every rank of a server with a random profile, ratio and room."""
+    rng = random.Random(seed)
+    profile = random_profile(seed, layers=3, heads=4)
+    slots = rng.choice((200, 700, 2500))
+    limits = {
+        "requests": rng.choice((2, 4, 16)),
+        "chunk": rng.choice((None, 64, 256)),
+        "preemption": rng.random() < 0.5,
+        **options,
+    }
+    ratio = profile.floor + (1 - profile.floor) * rng.choice((0.02, 0.3, 0.9))
+    shared = {
+        "keep_ratio": ratio,
+        "window": rng.choice((2, 16)),
+        "sink": 2,
+        "dense_below": rng.choice((None, 2048, 8192)),
+        "reserve": rng.choice((32, CLIP)),
+        "drift_threshold": 0.9,
+        "monitor_interval": 4,
+    }
+    return [
+        World(resolve(profile, rank=rank, size=size, **shared), slots, limits["requests"], limits["chunk"], limits["preemption"])
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+class Play:
+    """The same events on every rank; the laws after each."""
+
+    def __init__(self, worlds: list[World], seed: int) -> None:
+        self.worlds, self.rng = worlds, random.Random(seed)
+        self.sent: list[int] = []
+        self.answered: set[int] = set()
+
+    def submit(self) -> None:
+        total = self.worlds[0].total
+        prompt = min(self.rng.choice((1, 20, 300, total)), total - 4)
+        most = total - prompt - 3  # as Scheduler.init_req_max_new_tokens bounds it
+        new, priority = min(self.rng.choice((1, 8, 100, 5000)), most), self.rng.choice((1, 1, 1, 100))
+        rid = len(self.sent)
+        self.sent.append(rid)
+        for world in self.worlds:
+            world.waiting_queue.append(Req(rid, prompt, new, priority))
+
+    def step(self) -> None:
+        first = self.worlds[0]
+        stuck = first.running_batch.is_empty() and first.last_batch is None and first.chunked_req is None
+        waiting = len(first.waiting_queue)
+        for world in self.worlds:
+            world.step()
+            world.check()
+        for other in self.worlds[1:]:
+            assert other.trace[-1] == first.trace[-1], "ranks chose different batches"
+        if stuck and waiting:
+            batch, _, _ = first.trace[-1]
+            assert batch, f"nothing ran, {waiting} requests waited, and still nothing runs"
+
+    def event(self) -> None:
+        kind = self.rng.choice(("submit", "submit", "step", "step", "step", "retract", "pause", "abort", "flush"))
+        first = self.worlds[0]
+        choice = self.rng.random()
+        if kind == "submit":
+            self.submit()
+        elif kind == "step":
+            for _ in range(self.rng.choice((1, 3, 40))):
+                self.step()
+        elif kind == "retract" and len(first.running_batch.reqs) > 1:
+            index = int(choice * len(first.running_batch.reqs))
+            if not first.running_batch.reqs[index].done:
+                for world in self.worlds:
+                    world.retract(index)
+        elif kind == "pause":
+            for world in self.worlds:
+                world.pause()
+        elif kind == "abort" and first.live:
+            rid = first.live[int(choice * len(first.live))].rid
+            for world in self.worlds:
+                world.abort(rid)
+        elif kind == "flush" and not first.live:
+            for world in self.worlds:
+                world.cache.reset()
+        for world in self.worlds:
+            world.check()
+
+    def drain(self) -> None:
+        """Whoever is left is answered."""
+        for _ in range(20_000):
+            if not self.worlds[0].live:
+                break
+            self.step()
+        assert not self.worlds[0].live, f"{len(self.worlds[0].live)} requests were never answered"
+        for world in self.worlds:
+            assert world.available == world.total and world.cache.hot.available == world.cache.hot.pages
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000), events=st.integers(1, 30))
+def test_whatever_happens_the_queue_moves_and_all_are_answered(seed: int, events: int) -> None:
+    play = Play(make_worlds(seed, 1), seed)
+    for _ in range(events):
+        play.event()
+    play.drain()
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10_000), size=st.sampled_from((2, 4)), events=st.integers(1, 20))
+def test_every_rank_lets_in_grows_and_preempts_alike(seed: int, size: int, events: int) -> None:
+    play = Play(make_worlds(seed, size), seed)
+    for _ in range(events):
+        play.event()
+    play.drain()
+
+
+def lone(keep: float = 0.2, **options: object) -> World:
+    profile = random_profile(4, layers=3, heads=4)
+    ratio = profile.floor + (1 - profile.floor) * keep
+    plain = {"window": 16, "sink": 4, "dense_below": 8192, "drift_threshold": 0.9, "monitor_interval": 4}
+    room = {"slots": 7200, "requests": 16, "chunk": None, "preemption": False, **options}
+    return World(resolve(profile, keep_ratio=ratio, **plain), **room)
+
+
+def send(world: World, rid: int, prompt: int, new: int, priority: int = 1) -> Req:
+    req = Req(rid, prompt, new, priority)
+    world.waiting_queue.append(req)
+    return req
+
+
+def test_a_long_request_that_was_retracted_comes_back_and_lets_others_in() -> None:
+    world = lone(keep=0.6)
+    long = send(world, 0, 50, 5000)
+    for _ in range(600):
+        world.step()
+    world.pause()
+    other = send(world, 1, 3, 3)
+    for _ in range(6):
+        world.step()
+        world.check()
+    assert other.done and long.req_pool_idx is not None
+
+
+def test_a_request_of_high_priority_preempts_for_hot_pages_and_nobody_is_lost() -> None:
+    """Slots are plenty; pages are short, as every request below dense_below is kept whole."""
+    world = lone(keep=0.3, preemption=True, requests=16)
+    low = [send(world, rid, 112, 370) for rid in range(8)]
+    for _ in range(3):
+        world.step()
+    running = [req for req in low if req.req_pool_idx is not None]
+    assert running and len(world.waiting_queue) + len(running) == len(low)
+    high = send(world, 99, 1500, 8, priority=100)
+    assert not world.cache.admission.fits(world.cache.admission.grant(1500, 8))
+    for _ in range(2):
+        world.step()
+    assert high.req_pool_idx is not None, "it had to wait for requests of lower priority"
+    for _ in range(5000):
+        world.step()
+        world.check()
+        if not world.live:
+            break
+    assert high.done and all(req.done for req in low)
+
+
+def test_preemption_that_would_not_be_enough_preempts_nobody() -> None:
+    world = lone(keep=0.3, preemption=True)
+    equal = [send(world, rid, 112, 370, priority=100) for rid in range(6)]
+    low = send(world, 50, 20, 300)
+    for _ in range(4):
+        world.step()
+    before = [r.rid for r in world.running_batch.reqs]
+    high = send(world, 99, 4000, 8, priority=100)
+    world.step()
+    assert high.req_pool_idx is None and all(rid in {r.rid for r in world.live} for rid in before)
+    for _ in range(3000):
+        world.step()
+        if not world.live:
+            break
+    assert high.done and low.done and all(req.done for req in equal)
