@@ -11,9 +11,10 @@ import pytest
 from core_helpers import random_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from queue_world import CLIP, Req, World, sglang_world  # noqa: F401  (a fixture)
+from queue_world import CLIP, Batch, Req, World, acting, sglang_world  # noqa: F401  (a fixture)
 
 from hetero_sglang.settings import resolve
+from hetero_sglang.sglang import admit
 
 pytestmark = pytest.mark.usefixtures("sglang_world")
 
@@ -180,16 +181,33 @@ def test_a_request_of_high_priority_preempts_for_hot_pages_and_nobody_is_lost() 
     assert high.done and all(req.done for req in low)
 
 
+def test_a_pass_that_lets_nobody_in_leaves_the_queue_able_to_move() -> None:
+    """Whatever SGLang's pass has done: the preempted wait again, and an empty batch is not full."""
+    world = lone()
+    gone = Req(7, 10, 10, 1)
+
+    def fruitless(scheduler: World, running: Batch) -> tuple[None, Batch]:
+        world.state.preempted = [gone]
+        running.batch_is_full = True
+        return None, running
+
+    with acting(world):
+        batch, running = admit.choose_batch(fruitless, world, world.running_batch)
+    assert batch is None and world.waiting_queue == [gone] and not running.batch_is_full
+
+
 def test_preemption_that_would_not_be_enough_preempts_nobody() -> None:
     world = lone(keep=0.3, preemption=True)
-    equal = [send(world, rid, 112, 370, priority=100) for rid in range(6)]
     low = send(world, 50, 20, 300)
+    world.step()
+    equal = [send(world, rid, 112, 370, priority=100) for rid in range(6)]
     for _ in range(4):
         world.step()
-    before = [r.rid for r in world.running_batch.reqs]
+    running = [r for r in (low, *equal) if r.req_pool_idx is not None]
+    assert low in running
     high = send(world, 99, 4000, 8, priority=100)
     world.step()
-    assert high.req_pool_idx is None and all(rid in {r.rid for r in world.live} for rid in before)
+    assert high.req_pool_idx is None and all(r.req_pool_idx is not None for r in running)
     for _ in range(3000):
         world.step()
         if not world.live:
