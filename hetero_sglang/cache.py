@@ -87,8 +87,9 @@ class HeteroCache:
     def release_slots(self, slots: torch.Tensor) -> None:
         """Token slots [n] were freed in SGLang's allocator: free in both tiers, fetches from them are void.
 
-        On the device or the host; nothing waits for them.
+        Any integer type, on the device or the host; nothing waits for them.
         """
+        slots = slots.long()
         self.host.release(slots)
         self.written.index_fill_(0, slots.to(self.written.device), False)
 
