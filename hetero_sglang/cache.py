@@ -37,8 +37,9 @@ class HeteroCache:
         self.requests: dict[int, WorkingSet] = {}  # by request slot
         self.written = torch.zeros(host.rows, dtype=torch.bool)  # token slots that hold a token, in both tiers
         self.fetcher = (DeviceFetcher if on_device else Fetcher)(settings, host, hot, counters)
-        self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
-        self.chooser = StepChooser(settings, host, hot, counters)
+        if not on_device:  # TorchEngine's; the device's are in DeviceEngine
+            self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
+            self.chooser = StepChooser(settings, host, hot, counters)
 
     def demand(self, prompt: int, max_new: int) -> int:
         """Hot pages a request would hold."""

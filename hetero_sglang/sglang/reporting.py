@@ -49,7 +49,8 @@ def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
 def idle(result: None, scheduler: Any) -> None:
     """AFTER Scheduler.on_idle: once after every busy spell, nothing may be lost; a loss is said loudly."""
     state = runtime()
-    state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
+    with scheduler.forward_stream_ctx:  # where steps run: what rows are scattered to belongs to them
+        state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
     if state.checked_after == state.counters.requests or not scheduler.is_fully_idle():
         return
     state.checked_after = state.counters.requests

@@ -8,51 +8,26 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from retrieval_helpers import Connect, fetch_one, wait_all
+from retrieval_helpers import Connect, fetch_one, listening, socket_inodes, wait_all, what_others_can_open
 
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.retrieval import channel, process, protocol
 from hetero_sglang.retrieval.client import Fetched, FetchItem
 
 NOBODY = 65534
-TABLES = ("unix", "tcp", "tcp6", "udp", "udp6", "raw", "netlink", "packet")
-
-
-def sockets(pid: int) -> set[str]:
-    """Inodes of the sockets that a process holds."""
-    found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(entry) if entry.is_symlink() else ""
-        if target.startswith("socket:["):
-            found.add(target[len("socket:[") : -1])
-    return found
-
-
-def named() -> dict[str, str]:
-    """Inode and name of every socket that can be connected to."""
-    unix = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-    found = {fields[6]: fields[7] for fields in unix if len(fields) > 7}
-    for table in TABLES[1:]:
-        path = Path("/proc/net", table)
-        for line in path.read_text().splitlines()[1:] if path.exists() else []:
-            found |= {field: table for field in line.split()[-8:] if field.isdigit() and len(field) > 3}
-    return found
 
 
 def test_the_channel_has_no_name_to_connect_to(store: HostStore, connect: Connect) -> None:
-    before, directories = named(), set(os.listdir("/tmp"))
     client = connect(store)
-    assert client.pid is not None
-    ours, theirs = client._supervisor.worker._socket, sockets(client.pid)
-    assert ours.family == socket.AF_UNIX and str(os.fstat(ours.fileno()).st_ino) in sockets(os.getpid())
-    assert len(theirs) >= 1, "its end of the channel"
-    assert not theirs & set(named()), "the worker listens to nothing"
-    assert {name for inode, name in named().items() if inode not in before and "hetero" in name} == set()
-    assert not {name for name in set(os.listdir("/tmp")) - directories if "hetero" in name}
+    assert client.pid is not None and client._supervisor.worker is not None
+    ours = client._supervisor.worker._socket
+    assert ours.family == socket.AF_UNIX and socket_inodes(client.pid), "each has an end"
+    mine = str(os.fstat(ours.fileno()).st_ino)
+    assert mine in socket_inodes(os.getpid()) and mine not in listening()
+    assert what_others_can_open(client.pid) == []
 
 
 ATTACK = """
