@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import shapes
 from benchmarks.cases import stream
-from benchmarks.dummy import FETCH_RATE, add_policies_option, chosen_policies, dummy_server, layout_of, random_prompt
+from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, forced_rate, layout_of, random_prompt
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import gaps, peak, step_seconds
@@ -119,7 +119,7 @@ def _measure(policy: str, model: Path, given: argparse.Namespace, run: Run) -> N
         run.save()
 
     run.does(f"{policy}: the server's start")
-    env = {FETCH_RATE: str(given.fetch_rate)}
+    env = forced_rate(given.fetch_rate)
     with dummy_server(model, policy, given.profile, run.log(policy), env, max_total_tokens=slots) as server:
         run.keep(row)
         run.does(f"{policy}: {fits} + 1 requests")

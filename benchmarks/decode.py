@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import shapes
 from benchmarks.bandwidth import copied
 from benchmarks.cases import measure
-from benchmarks.dummy import FETCH_RATE, add_policies_option, chosen_policies, dummy_server
+from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, forced_rate
 from benchmarks.run import Run, add_log_option, add_options, named
 from benchmarks.verdict import verdict
 
@@ -79,7 +79,7 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     flags = {"max_total_tokens": given.max_total_tokens, **named(given.flags + (given.hetero_flags if ours else []))}
     rates, file = given.fetch_rate if ours else [], scratch / "rate"
     file.write_text("0")
-    env = {FETCH_RATE: str(file)} if rates else None
+    env = forced_rate(file) if rates else None
     run.does(f"{policy}: the server's start")
     model = shapes.write(scratch / "llama-8b")
     with dummy_server(model, policy, given.profile, run.log(policy), env, **flags) as server:

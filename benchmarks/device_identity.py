@@ -26,11 +26,12 @@ from benchmarks.answers import Answers, News
 from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
 from benchmarks.run import Run, add_log_option, add_options, named
+from hetero_sglang import development
 
 REFERENCE = "device-identity-cpu"
 FLAGS = {"hetero_keep_ratio": 0.3, "hetero_dense_below": 1200, "hetero_window": 32}
 MODEL = ROOT / "assets" / "recall-chains-8m"
-WAITS = {"HETERO_WAIT_FOR_FETCH": "1"}
+WAITS = {development.ALLOWED: "1", development.WAIT: "1"}
 # Slots enough for all requests and no more: the host tier of a whole card would take minutes to pin.
 ON_GPU: dict[str, Any] = {"max_total_tokens": 262144, "max_running_requests": 4, "cuda_graph_max_bs": 4}
 MODES: dict[str, dict[str, Any]] = {"graph": {}, "eager": {"disable_cuda_graph": True}}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.launch import Server
+from hetero_sglang import development
 from hetero_sglang.memory.layout import HeadLayout, build_layout
 from hetero_sglang.profile.files import load_profile
 from hetero_sglang.settings import HOT_PAGE
 
-FETCH_RATE = "HETERO_FETCH_RATE"  # share of the satellites that every look refills, whatever they hold; or a file of it
 VOCABULARY = 120000  # ids below the special ones
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",
@@ -68,6 +68,11 @@ def dummy_server(
     if policy != "full":
         chosen = {"kv_policy": "heterocache", "hetero_keep_ratio": policy, "hetero_profile": profile_path(profile)}
     return Server(model=model, log=log, env=env, **FLAGS | chosen | flags)
+
+
+def forced_rate(rate: float | Path) -> dict[str, str]:
+    """Environment of a server whose every look refills this share of the satellites; or a file with the share."""
+    return {development.ALLOWED: "1", development.FETCH_RATE: str(rate)}
 
 
 def whole_slots(layout: HeadLayout | None, batch: int, tokens: int) -> int:

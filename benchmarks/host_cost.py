@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks import shapes
 from benchmarks.dummy import (
-    FETCH_RATE,
     add_policies_option,
     chosen_policies,
     dummy_server,
+    forced_rate,
     profile_path,
     random_prompt,
 )
@@ -96,7 +96,7 @@ def _measured(
     model = shapes.write(scratch / "model", {**shapes.LLAMA_8B, "num_hidden_layers": layers})
     profile = cut_profile(given.profile, layers, scratch / "profile.json") if policy != "full" else None
     room = 2 * given.requests * (given.tokens + WARM + 3 * given.steps)
-    env = {FETCH_RATE: str(rate)}
+    env = forced_rate(rate)
     with dummy_server(model, policy, profile, log, env, max_total_tokens=room) as server:
         row = per_step(read(_profiled(server, given, scratch / "trace")))
         refilled = server.stats()["drift_triggers"] if policy != "full" else 0

@@ -46,8 +46,9 @@ class HeteroCache:
         # token slots [rows] that hold a token, in both tiers; where SGLang's slots are, so that nothing waits for them
         self.written = torch.zeros(host.rows, dtype=torch.bool, device=hot.k.device)
         self.fetcher = (DeviceFetcher if on_device else Fetcher)(settings, host, hot, counters)
-        self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
-        self.chooser = StepChooser(settings, host, hot, counters)
+        if not on_device:  # TorchEngine's; the device's are in DeviceEngine
+            self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
+            self.chooser = StepChooser(settings, host, hot, counters)
 
     def start(self, slot: int, grant: Grant) -> WorkingSet:
         """A request got request slot `slot`: it gets the working set it was granted."""

@@ -18,9 +18,11 @@ def register() -> None:
 
 
 def _register() -> None:
+    from hetero_sglang import development
     from hetero_sglang.sglang.version import check_version
 
     check_version()
+    development.check()
     from sglang.srt.entrypoints.engine import Engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

@@ -9,7 +9,7 @@ import torch
 from hetero_sglang.attention.kernels.publish import publish
 from hetero_sglang.memory.lanes import Lane, Mark, mark, upload
 from hetero_sglang.memory.working_set import WorkingSet
-from hetero_sglang.retrieval.client import Fetched
+from hetero_sglang.retrieval.client import Fetched, RetrievalClient
 from hetero_sglang.retrieval.fetcher import Anchor, Fetcher, PendingFetch
 
 
@@ -46,7 +46,7 @@ class DeviceFetcher(Fetcher):
         self.device = self.hot.k.device
         self.lane = Lane(self.device, urgent=False)
         self.mirror: torch.Tensor | None = None  # bytes of the staging ring
-        self.scattered = mark(self.device)  # nothing reads the mirror's free rows after this
+        self.scattered = mark(self.device)  # the latest scatter, after all others: the mirror's free rows are unread
 
     @property
     def under_way(self) -> int:
@@ -59,19 +59,18 @@ class DeviceFetcher(Fetcher):
         self.ranked.append(Ranked(ws, anchor.number, positions, found, length))
         ws.busy.add(anchor.number)  # until its rows are chosen: another ranking now would choose them twice
 
-    def _poll(self) -> None:
+    def _poll(self, client: RetrievalClient) -> None:
         flying, self.landings = self.landings, []
         for landing in flying:
             if not landing.copied.passed:
                 self.landings.append(landing)
                 continue
             self._land(landing.pending, landing.ticket, landing.k, landing.v)
-        if len(self.landings) < len(flying):
-            self.scattered = mark(self.device)
-        super()._poll()
+        super()._poll(client)
 
     def _arrived(self, pending: PendingFetch, done: Fetched) -> None:
         """One copy for all rows of the fetch."""
+        assert self.client is not None, "rows came from it"
         ring = self.client.ring
         if self.mirror is None:
             self.mirror = torch.empty(ring.rows * ring.row_bytes, dtype=torch.uint8, device=self.device)
@@ -89,6 +88,8 @@ class DeviceFetcher(Fetcher):
     def _put(
         self, rows: torch.Tensor, positions: torch.Tensor, scores: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> None:
-        """One copy of where they go, one launch."""
+        """One copy of where they go, one launch; marked in the stream that it goes to, whichever that is."""
+        self.scattered.hold(self.device)  # one mark stands for all scatters, so they stay in order
         places = torch.stack((rows.int(), positions.int(), scores.view(torch.int32)))  # [3, n]
         publish(upload(places, self.device), k, v, self.hot)
+        self.scattered = mark(self.device)

@@ -7,16 +7,15 @@ the device chooses the rows of the satellites that have drifted, and their posit
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from hetero_sglang import development
 from hetero_sglang.attention.kernels.look import look
 from hetero_sglang.attention.write_back import WriteBack
 from hetero_sglang.memory.device_tables import DeviceTables
@@ -27,7 +26,6 @@ from hetero_sglang.memory.sizes import LOOK_WORKSPACE
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
 from hetero_sglang.policy.batched import refill
-from hetero_sglang.retrieval import fetcher
 from hetero_sglang.retrieval.device_fetcher import DeviceFetcher
 from hetero_sglang.retrieval.fetcher import Anchor, Swap
 from hetero_sglang.retrieval.glances import Crowd, Subject, View
@@ -36,17 +34,6 @@ from hetero_sglang.settings import Settings
 _AT_ONCE = 64  # heads whose rows are chosen in one go
 _ROWS_AT_ONCE = 8192  # of a fetch: more would make the first heads wait for the last
 _PATIENCE = 30.0  # seconds for all that was asked for, where a step waits
-
-
-def forced_rate() -> float | None:
-    """For measurements with random weights: the share of satellites refilled at every look, whatever they hold.
-
-    HETERO_FETCH_RATE is the share, or a file with it, which may change while the server runs.
-    """
-    given = os.environ.get("HETERO_FETCH_RATE")
-    if given and os.path.isfile(given):
-        given = Path(given).read_text()
-    return float(given) if given else None
 
 
 @dataclass
@@ -175,7 +162,7 @@ class DeviceMonitor:
         self.fetcher.publish()
         self.queue = [subject for subject in self.queue if subject.ws.alive]
         self.advance()
-        if self.settings.waits or fetcher.WAIT:
+        if self.settings.waits or development.waits():
             deadline = time.monotonic() + _PATIENCE
             while self.under_way() and time.monotonic() < deadline:
                 self.fetcher.settle()
@@ -231,7 +218,7 @@ class DeviceMonitor:
 
     def _decide(self, looking: Looking) -> list[Choice]:
         """The satellites whose pivots look elsewhere, by the median of their latest looks."""
-        overlaps, choices, start, rate = looking.overlaps.numpy(), [], 0, forced_rate()
+        overlaps, choices, start, rate = looking.overlaps.numpy(), [], 0, development.fetch_rate()
         for view in looking.views:
             mine = overlaps[start : start + view.numbers.size]
             start += view.numbers.size

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from hetero_sglang import development
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.working_set import WorkingSet
@@ -19,8 +19,6 @@ from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, Retrieval
 from hetero_sglang.settings import Settings
 
 _PATIENCE = 5.0  # seconds a step may wait for its rows before it goes on without them; a dead worker is known sooner
-# Tests that compare tokens between runs wait for every fetch between steps.
-WAIT = os.environ.get("HETERO_WAIT_FOR_FETCH") == "1"
 
 
 @dataclass(frozen=True)
@@ -160,11 +158,11 @@ class Fetcher:
     def _until(self, done: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while self.client is not None and not done() and time.monotonic() < deadline:
-            self._poll()
+            self._poll(self.client)
             time.sleep(0.0002)
 
-    def _poll(self) -> None:
-        for done in self.client.poll():
+    def _poll(self, client: RetrievalClient) -> None:
+        for done in client.poll():
             self._complete(done)
 
     def _refill(self, ws: WorkingSet, want: Want) -> tuple[Refill, torch.Tensor]:
@@ -206,8 +204,8 @@ class Fetcher:
         """Between two steps: scatter what has arrived, count what has not."""
         if self.client is None:
             return
-        self._poll()
-        if WAIT:
+        self._poll(self.client)
+        if development.waits():
             self.settle()
         for pending in self.fetches.values():
             if not pending.late:
@@ -237,7 +235,8 @@ class Fetcher:
     def _land(self, pending: PendingFetch, ticket: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pending.let_go()
         self._scatter(pending, k, v)
-        self.client.release(ticket)
+        if self.client is not None:
+            self.client.release(ticket)
 
     def _scatter(self, pending: PendingFetch, k: torch.Tensor, v: torch.Tensor) -> None:
         """Rows into the hot pool, but for those whose slot was freed meanwhile: k [n, D], v [n, Dv], any device."""

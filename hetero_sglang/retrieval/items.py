@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -83,28 +84,36 @@ class ClientStats:
     last_error: str = ""
 
 
-def pack_fetch(ticket: int, start: int, items: Sequence[FetchItem]) -> list[bytes]:
-    """Frames of a fetch to staging row `start`."""
+def slots_of(items: Sequence[FetchItem]) -> np.ndarray:
+    """[N] int32 of all items."""
+    return np.concatenate([np.empty(0, np.int32), *(np.asarray(item.slots, np.int32) for item in items)])
+
+
+def queries_of(items: Sequence[ScoreItem]) -> np.ndarray:
+    """Flat float32 of all items."""
+    return np.concatenate([np.empty(0, np.float32), *(np.asarray(item.query, np.float32).ravel() for item in items)])
+
+
+def pack_fetch(ticket: int, start: int, items: Sequence[FetchItem]) -> bytes:
+    """A fetch to staging row `start`."""
     headers = [protocol.Gather(item.layer, item.head, len(item.slots)) for item in items]
-    return protocol.pack(protocol.Fetch(ticket, start, headers), _slots(items))
+    return protocol.pack(protocol.Fetch(ticket, start, headers))
 
 
-def pack_score(ticket: int, slots: np.ndarray | torch.Tensor, items: Sequence[ScoreItem]) -> list[bytes]:
-    """Frames of a score request over slots [L]."""
+def pack_score(ticket: int, start: int, length: int, items: Sequence[ScoreItem]) -> bytes:
+    """A score request over `length` slots, which lie at byte `start` of the score memory."""
     headers = [protocol.Query(item.layer, item.head, len(item.query), item.topk, item.pool) for item in items]
-    queries = [np.asarray(item.query, np.float32).ravel() for item in items]
-    header = protocol.Score(ticket, len(slots), headers)
-    return protocol.pack(header, np.asarray(slots, np.int32), np.concatenate([np.empty(0, np.float32), *queries]))
+    return protocol.pack(protocol.Score(ticket, start, length, headers))
 
 
 def read_scores(
-    reply: protocol.Scored, frames: Sequence[bytes], asked: Sequence[tuple[int, int]]
+    reply: protocol.Scored, memory: mmap.mmap, start: int, asked: Sequence[tuple[int, int]]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Positions and scores per item, `asked` (L, topk) of each. ProtocolError when they cannot be true."""
     if reply.counts != [min(pair) for pair in asked]:
         raise protocol.ProtocolError(f"it scored {reply.counts} rows, not {[min(pair) for pair in asked]}")
     total = sum(reply.counts)
-    positions, scores = protocol.arrays(frames, (np.int32, total), (np.float32, total))
+    positions, scores = protocol.get(memory, start, (np.int32, total), (np.float32, total))
     if not np.isfinite(scores).all():
         raise protocol.ProtocolError("its scores are not finite")
     ends = np.cumsum(reply.counts, dtype=np.int64)
@@ -115,9 +124,5 @@ def read_scores(
     return _tensors(own), _tensors(np.split(scores, ends)[:-1])
 
 
-def _slots(items: Sequence[FetchItem]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *(np.asarray(item.slots, np.int64) for item in items)])
-
-
 def _tensors(parts: Sequence[np.ndarray]) -> list[torch.Tensor]:
-    return [torch.from_numpy(part.copy()) for part in parts]  # frames are read-only
+    return [torch.from_numpy(part) for part in parts]

@@ -1,17 +1,19 @@
-"""What client and worker say to each other: a msgpack header, then each array as a raw frame of its own.
+"""What client and worker say to each other: small msgpack messages about arrays that lie in shared memory.
 
-Headers are checked while they are decoded (types, signs), so neither side computes with what it cannot use.
+Messages are checked while they are decoded (types, signs), so neither side computes with what it cannot use. Arrays are
+copied out before they are looked at, so what was checked cannot change any more.
 """
 
 from __future__ import annotations
 
+import mmap
 import zlib
-from collections.abc import Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 
+MOST_PENDING = 4096  # requests that may be under way
 NO_TICKET = -1  # the request could not be read far enough to know its ticket
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -40,7 +42,7 @@ class Query(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
-    """Gather the items' rows to staging rows [start, start + sum of rows). Frames: slots int64."""
+    """Gather the items' rows to staging rows [start, start + sum of rows), where their slots (int32) lie first."""
 
     ticket: Count
     start: Count
@@ -48,9 +50,11 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):
-    """Score all items over the same `rows` slots. Frames: slots int32, queries float32 item after item."""
+    """Score all items over the same `rows` slots. At byte `start` of the score memory: slots int32, then queries
+    float32 item after item; the answer takes their place."""
 
     ticket: Count
+    start: Count
     rows: Count
     items: list[Query]
 
@@ -60,11 +64,9 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First words of a worker; only the process that was told `token` can say them."""
+    """First words of a worker: it is ready."""
 
     incarnation: Count
-    pid: Count
-    token: str
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -77,7 +79,8 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
-    """`counts` positions per item. Frames: positions int32, ascending, and scores float32, both item after item."""
+    """`counts` positions per item. At the request's `start`: positions int32, ascending, then scores float32, both item
+    after item."""
 
     incarnation: Count
     ticket: Count
@@ -98,48 +101,62 @@ class Error(msgspec.Struct, frozen=True, tag="error"):
     reason: str
 
 
+Message = TypeVar("Message")
 Request: TypeAlias = Fetch | Score | Ping
 Reply: TypeAlias = Hello | Done | Scored | Pong | Error
 
 _encoder = msgspec.msgpack.Encoder()
-_requests = msgspec.msgpack.Decoder(Request)
-_replies = msgspec.msgpack.Decoder(Reply)
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
-def pack(message: Request | Reply, *arrays: np.ndarray) -> list[bytes]:
-    """Frames of a message."""
-    return [_encoder.encode(message), *(array.tobytes() for array in arrays)]
+def pack(message: Request | Reply) -> bytes:
+    return _encoder.encode(message)
 
 
-def read_request(frames: Sequence[bytes]) -> Request:
-    """The request in the first frame. ProtocolError when there is none."""
-    return _read(_requests, frames)
+def read_request(data: bytes) -> Request:
+    """ProtocolError when it is none."""
+    return _read(_requests, data)
 
 
-def read_reply(frames: Sequence[bytes]) -> Reply:
-    """The reply in the first frame. ProtocolError when there is none."""
-    return _read(_replies, frames)
+def read_reply(data: bytes) -> Reply:
+    """ProtocolError when it is none."""
+    return _read(_replies, data)
 
 
-def arrays(frames: Sequence[bytes], *wanted: tuple[type[np.generic], int]) -> list[np.ndarray]:
-    """Frames after the header as read-only arrays of (dtype, count). ProtocolError for other sizes."""
-    sizes = [np.dtype(dtype).itemsize * count for dtype, count in wanted]
-    found = [len(frame) for frame in frames[1:]]
-    if found != sizes:
-        raise ProtocolError(f"the frames have {found} bytes where the header promises {sizes}")
-    return [np.frombuffer(frame, dtype) for frame, (dtype, _) in zip(frames[1:], wanted, strict=True)]
+def put(memory: mmap.mmap, at: int, *arrays: np.ndarray) -> None:
+    """Write flat arrays one after the other from byte `at` on. ProtocolError when they do not fit."""
+    for array, place in zip(arrays, _places(memory, at, [(a.dtype, a.size) for a in arrays]), strict=True):
+        place[:] = array
 
 
-def checksum(frames: Sequence[bytes]) -> int:
-    """CRC-32 over all frames of a request."""
-    code = 0
-    for frame in frames:
-        code = zlib.crc32(frame, code)
+def get(memory: mmap.mmap, at: int, *wanted: tuple[type[np.generic], int]) -> list[np.ndarray]:
+    """Copies of arrays of (dtype, count) from byte `at` on. ProtocolError when the memory ends before them."""
+    return [place.copy() for place in _places(memory, at, [(np.dtype(dtype), count) for dtype, count in wanted])]
+
+
+def checksum(message: bytes, *arrays: np.ndarray) -> int:
+    """CRC-32 over a request and its arrays."""
+    code = zlib.crc32(message)
+    for array in arrays:
+        code = zlib.crc32(array.data, code)
     return code
 
 
-def _read(decoder: msgspec.msgpack.Decoder, frames: Sequence[bytes]) -> Request | Reply:
+def _places(memory: mmap.mmap, at: int, wanted: list[tuple[np.dtype, int]]) -> list[np.ndarray]:
+    end = at + sum(dtype.itemsize * count for dtype, count in wanted)
+    if end > len(memory):
+        raise ProtocolError(f"the memory has {len(memory)} bytes, not {end}")
+    places = []
+    for dtype, count in wanted:
+        places.append(np.frombuffer(memory, dtype, count, at) if count else np.empty(0, dtype))
+        at += dtype.itemsize * count
+    return places
+
+
+def _read(decoder: msgspec.msgpack.Decoder[Message], data: bytes) -> Message:
     try:
-        return decoder.decode(frames[0])
-    except (msgspec.MsgspecError, IndexError, UnicodeDecodeError, RecursionError) as error:
+        return decoder.decode(data)
+    # A list may claim billions of items, for which there is no memory.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
         raise ProtocolError(f"not a message: {error}") from error

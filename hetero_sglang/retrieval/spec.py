@@ -1,4 +1,4 @@
-"""What a worker is told when it starts: a line of JSON on its standard input, which then stays open."""
+"""What a worker is told when it starts: the first message on its channel, in JSON."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ class HostLayout(msgspec.Struct, frozen=True):
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """Where the worker connects, what it maps, and whose child it is."""
+    """Which incarnation the worker is, and what it maps."""
 
-    address: str
-    token: str
     incarnation: int
-    parent: int
     threads: int
     host_fd: int
     staging_fd: int
     staging_rows: int
+    score_fd: int
+    score_bytes: int
     layout: HostLayout

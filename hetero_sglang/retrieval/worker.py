@@ -1,4 +1,4 @@
-"""The retrieval worker: `python -m hetero_sglang.retrieval.worker`, told what to do on standard input.
+"""The retrieval worker: `python -m hetero_sglang.retrieval.worker`, whose standard input is its end of the channel.
 
 It imports neither torch nor sglang, so that a worker that died is back within a second.
 """
@@ -6,9 +6,8 @@ It imports neither torch nor sglang, so that a worker that died is back within a
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
-import sys
+import socket
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -21,16 +20,21 @@ def main() -> None:
     libc.prctl(_PR_SET_NAME, b"hetero-retrieve")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends its worker
 
+    from hetero_sglang.retrieval import channel
+
+    end = socket.socket(fileno=0)
+    if not channel.from_parent(end):  # or the parent died before the signal was arranged
+        return
+
     import msgspec
     import uvloop
 
     from hetero_sglang.retrieval.service import Service
     from hetero_sglang.retrieval.spec import WorkerSpec
 
-    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerSpec)
-    if os.getppid() != spec.parent:  # it died before the signal was arranged
-        return
-    uvloop.run(Service(spec).run())
+    told = end.recv(channel.MOST_BYTES)
+    if told:  # nothing comes from a scheduler that is gone
+        uvloop.run(Service(msgspec.json.decode(told, type=WorkerSpec), end).run())
 
 
 if __name__ == "__main__":

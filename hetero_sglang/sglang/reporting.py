@@ -61,7 +61,8 @@ def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
 def idle(scheduler: Any) -> None:
     """BEFORE Scheduler.on_idle, which may sleep: once after every busy spell, nothing may be lost, or it is said."""
     state = runtime()
-    state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
+    with scheduler.forward_stream_ctx:  # where steps run: what rows are scattered to belongs to them
+        state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
     if (trouble := _stuck(scheduler)) and state.last_check.verdict != _QUEUE:
         state.last_check = Check(_QUEUE, time.monotonic(), state.last_check.written)
         logger.error("heterocache: %s", trouble)

@@ -8,8 +8,8 @@ from core_helpers import Request, decode, held_positions, make_cache, make_setti
 from test_engine import scattered_slots
 from test_policies_in_engine import OTHERS, settings_of
 
+from hetero_sglang import development
 from hetero_sglang.cache import HeteroCache
-from hetero_sglang.retrieval import fetcher
 from hetero_sglang.settings import Settings
 
 pytestmark = [
@@ -57,7 +57,7 @@ def test_policies(name: str) -> None:
 
 @pytest.mark.parametrize("reassign", [False, True])
 def test_drift_and_fetches(reassign: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetcher, "WAIT", True)
+    monkeypatch.setattr(development, "waits", lambda: True)
     profile = random_profile(4, layers=3, heads=5)
     requests = both(make_settings(profile, drift_threshold=0.8, anchor_interval=2, waits=True, reassign=reassign))
     same(requests)

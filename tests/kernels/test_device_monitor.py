@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import DIM, GROUP, Request, decode, held_positions, make_cache, make_settings, prefill, random_profile
 from test_device_engine import DEVICE, device_cache, extend, step
 
+from hetero_sglang import development
 from hetero_sglang.attention.device_engine import DeviceEngine
 from hetero_sglang.cache import HeteroCache
-from hetero_sglang.retrieval import device_monitor, fetcher
+from hetero_sglang.retrieval import device_monitor
 from hetero_sglang.retrieval.device_monitor import DeviceMonitor
 
 PROMPTS = (70, 100, 24)  # two that are compressed; the interpreter takes milliseconds per token
@@ -54,7 +55,7 @@ def begin(caches: tuple[HeteroCache, ...], seed: int) -> list[list[Request]]:
 def test_the_same_heads_drift_and_take_in_the_same_rows(
     seed: int, retrieval: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetcher, "WAIT", True)
+    monkeypatch.setattr(development, "waits", lambda: True)
     theirs, ours = pair(seed, drift_threshold=0.8, monitor_interval=2, anchor_interval=2, retrieval=retrieval)
     engine = DeviceEngine(ours, 8, 2048, 5 * GROUP)
     wanted, given = begin((theirs, ours), seed)
@@ -147,14 +148,13 @@ def test_what_comes_for_a_request_that_has_ended_is_dropped() -> None:
 def test_a_forced_rate_refills_that_share_of_satellites(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = pair(10, drift_threshold=0.5, monitor_interval=1, anchor_interval=0)
     theirs.close()
-    monkeypatch.setattr(fetcher, "WAIT", True)
+    monkeypatch.setattr(development, "waits", lambda: True)
     engine = DeviceEngine(ours, 8, 2048, 5 * GROUP)
     (given,) = begin((ours,), 6)
     extend(engine, given, [(0, p) for p in PROMPTS])
     extra, counters = 0, ours.counters
     for rate, steps in ((0.0, 2), (0.3, 6), (1.0, 3)):
-        monkeypatch.setenv("HETERO_FETCH_RATE", str(rate))  # while the server runs, as a file may say it
-        assert device_monitor.forced_rate() == rate
+        monkeypatch.setattr(development, "fetch_rate", lambda rate=rate: rate)  # while the server runs
         checks, triggers, rows = counters.drift_checks, counters.drift_triggers, counters.fetched_rows
         for _ in range(steps):
             extra += 1

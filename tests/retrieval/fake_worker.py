@@ -2,74 +2,88 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import socket
 import sys
 
 import msgspec
 import numpy as np
-import zmq
 
 from hetero_sglang.retrieval import protocol
+from hetero_sglang.retrieval.channel import MOST_BYTES
 from hetero_sglang.retrieval.protocol import Done, Error, Fetch, Hello, Pong, Scored, pack
 from hetero_sglang.retrieval.spec import WorkerSpec
 
 
-def lie(mode: str, frames: list[bytes], own: int) -> list[bytes]:
-    """Frames of the reply."""
-    request = protocol.read_request(frames)
-    if isinstance(request, protocol.Ping):
-        return pack(Pong(own, request.number + 1))
-    ticket, echo = request.ticket, protocol.checksum(frames)
-    rows = sum(item.rows for item in request.items) if isinstance(request, Fetch) else request.rows
-    count = min(rows, request.items[0].topk) if isinstance(request, protocol.Score) else 0
-    positions = np.arange(count, dtype=np.int32)
-    scores = np.ones(count, np.float32)
-    honest = Done(own, ticket, rows, echo) if isinstance(request, Fetch) else None
-    scored = Scored(own, ticket, [count], echo)
-    return {
-        "unknown ticket": lambda: pack(Done(own, ticket + 1, rows, echo)),
-        "unknown ticket's error": lambda: pack(Error(own, ticket + 1, "no")),
-        "unreadable request": lambda: pack(Error(own, protocol.NO_TICKET, "no")),
-        "other rows": lambda: pack(Done(own, ticket, rows - 1, echo)),
-        "other echo": lambda: pack(Done(own, ticket, rows, echo ^ 1)),
-        "earlier incarnation": lambda: pack(Done(own - 1, ticket, rows, echo)),
-        "garbage": lambda: [os.urandom(40)],
-        "empty": lambda: [b""],
-        "a request": lambda: frames,
-        "extra frame": lambda: [*pack(honest), b"more"],
-        "scores for a fetch": lambda: pack(scored, positions, scores),
-        "second hello": lambda: pack(Hello(own, os.getpid(), "")),
-        "pong": lambda: pack(Pong(own, 0)),
-        "done for a score": lambda: pack(Done(own, ticket, rows, echo)),
-        "position out of range": lambda: pack(scored, positions + rows, scores),
-        "negative position": lambda: pack(scored, positions - 1, scores),
-        "position twice": lambda: pack(scored, positions * 0, scores),
-        "too few": lambda: pack(Scored(own, ticket, [count - 1], echo), positions[1:], scores[1:]),
-        "too few bytes": lambda: pack(scored, positions[1:], scores[1:]),
-        "no number": lambda: pack(scored, positions, scores * np.nan),
-        "too many items": lambda: pack(Scored(own, ticket, [count, 0], echo), positions, scores),
-    }[mode]()
+class Liar:
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec, self.own = spec, spec.incarnation
+        self.staging = mmap.mmap(spec.staging_fd, max(1, spec.staging_rows * spec.layout.row_bytes))
+        self.scores = mmap.mmap(spec.score_fd, spec.score_bytes)
+
+    def echo(self, request: protocol.Fetch | protocol.Score, message: bytes) -> int:
+        if isinstance(request, Fetch):
+            rows, at = sum(item.rows for item in request.items), request.start * self.spec.layout.row_bytes
+            return protocol.checksum(message, *protocol.get(self.staging, at, (np.int32, rows)))
+        floats = sum(item.group for item in request.items) * self.spec.layout.head_dim
+        wanted = (np.int32, request.rows), (np.float32, floats)
+        return protocol.checksum(message, *protocol.get(self.scores, request.start, *wanted))
+
+    def lie(self, mode: str, message: bytes) -> bytes:
+        """The reply."""
+        request, own = protocol.read_request(message), self.own
+        if isinstance(request, protocol.Ping):
+            return pack(Pong(own, request.number + 1))
+        ticket, echo = request.ticket, self.echo(request, message)
+        rows = sum(item.rows for item in request.items) if isinstance(request, Fetch) else request.rows
+        count = min(rows, request.items[0].topk) if isinstance(request, protocol.Score) else 0
+        positions = np.arange(count, dtype=np.int32)
+        scores = np.ones(count, np.float32)
+
+        def scored(positions: np.ndarray, scores: np.ndarray, *counts: int) -> bytes:
+            protocol.put(self.scores, request.start, positions, scores)
+            return pack(Scored(own, ticket, list(counts), echo))
+
+        return {
+            "unknown ticket": lambda: pack(Done(own, ticket + 1, rows, echo)),
+            "unknown ticket's error": lambda: pack(Error(own, ticket + 1, "no")),
+            "unreadable request": lambda: pack(Error(own, protocol.NO_TICKET, "no")),
+            "other rows": lambda: pack(Done(own, ticket, rows - 1, echo)),
+            "other echo": lambda: pack(Done(own, ticket, rows, echo ^ 1)),
+            "earlier incarnation": lambda: pack(Done(own - 1, ticket, rows, echo)),
+            "garbage": lambda: os.urandom(40),
+            "empty": lambda: b"",
+            "a request": lambda: message,
+            "truncated": lambda: pack(Done(own, ticket, rows, echo))[:-1],
+            "trailing bytes": lambda: pack(Done(own, ticket, rows, echo)) + b"more",
+            "oversize": lambda: pack(Error(own, ticket, "no" * MOST_BYTES)),
+            "scores for a fetch": lambda: pack(Scored(own, ticket, [0], echo)),
+            "second hello": lambda: pack(Hello(own)),
+            "pong": lambda: pack(Pong(own, 0)),
+            "done for a score": lambda: pack(Done(own, ticket, rows, echo)),
+            "position out of range": lambda: scored(positions + rows, scores, count),
+            "negative position": lambda: scored(positions - 1, scores, count),
+            "position twice": lambda: scored(positions * 0, scores, count),
+            "too few": lambda: scored(positions[1:], scores[1:], count - 1),
+            "no number": lambda: scored(positions, scores * np.nan, count),
+            "too many items": lambda: scored(positions, scores, count, 0),
+        }[mode]()
 
 
 def main() -> None:
     mode = sys.argv[1]
-    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerSpec)
-    socket = zmq.Context().socket(zmq.DEALER)
-    socket.connect(spec.address)
-    hello = Hello(spec.incarnation, os.getpid(), spec.token)
-    if mode == "wrong token":
-        hello = msgspec.structs.replace(hello, token="0" * 32)
-    elif mode == "wrong incarnation":
-        hello = msgspec.structs.replace(hello, incarnation=spec.incarnation + 1)
-    socket.send_multipart(pack(hello))
-    while True:
-        frames = socket.recv_multipart()
+    end = socket.socket(fileno=0)
+    spec = msgspec.json.decode(end.recv(MOST_BYTES), type=WorkerSpec)
+    liar = Liar(spec)
+    end.send(pack(Hello(spec.incarnation + (mode == "wrong incarnation"))))
+    while message := end.recv(MOST_BYTES):
         if mode == "slow":  # gives signs of life, and nothing else
-            request = protocol.read_request(frames)
+            request = protocol.read_request(message)
             if isinstance(request, protocol.Ping):
-                socket.send_multipart(pack(Pong(spec.incarnation, request.number)))
+                end.send(pack(Pong(spec.incarnation, request.number)))
             continue
-        socket.send_multipart(lie(mode, frames, spec.incarnation))
+        end.send(liar.lie(mode, message))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,3 +85,36 @@ def fetch_one(client: RetrievalClient, items: Sequence[FetchItem]) -> Completion
     ticket = client.fetch(items)
     assert ticket is not None
     return wait_all(client, [ticket])[ticket]
+
+
+def socket_inodes(pid: int) -> set[str]:
+    """Of the sockets that a process holds."""
+    return {target[len("socket:[") : -1] for target in _open_files(pid) if target.startswith("socket:[")}
+
+
+def listening() -> set[str]:
+    """Inodes of all sockets that have a name, or a port."""
+    unix = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    found = {fields[6] for fields in unix if len(fields) > 7}
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        path = Path("/proc/net", table)
+        found |= {line.split()[9] for line in path.read_text().splitlines()[1:]} if path.exists() else set()
+    return found
+
+
+def what_others_can_open(pid: int) -> list[str]:
+    """Sockets with names, shared memory and temporary files of a process: what could outlive it, too."""
+    places = ("/dev/shm", tempfile.gettempdir())
+    maps = [line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    files = [name for name in _open_files(pid) + maps if name.startswith(places) and not name.endswith("(deleted)")]
+    return files + sorted(socket_inodes(pid) & listening())
+
+
+def _open_files(pid: int) -> list[str]:
+    found = []
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return found

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from hetero_sglang.retrieval.staging import Segment, StagingRing
+from hetero_sglang.retrieval.ring import Segment
+from hetero_sglang.retrieval.staging import StagingRing
 
 ROWS = 37
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-import zmq
-from retrieval_helpers import PATIENCE_S, Connect, fetch_one, poll_until, wait_all
+from retrieval_helpers import Connect, fetch_one, poll_until, wait_all
 
 from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval import process, protocol, supervisor
+from hetero_sglang.retrieval import process, supervisor
 from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, ScoreItem
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
@@ -27,7 +25,9 @@ ABOUT_FETCHES = [
     "garbage",
     "empty",
     "a request",
-    "extra frame",
+    "truncated",
+    "trailing bytes",
+    "oversize",
     "scores for a fetch",
     "second hello",
     "pong",
@@ -38,7 +38,6 @@ ABOUT_SCORES = [
     "negative position",
     "position twice",
     "too few",
-    "too few bytes",
     "no number",
     "too many items",
 ]
@@ -74,18 +73,12 @@ def test_a_lie_fails_its_tickets_and_replaces_the_worker(
     assert isinstance(fetch_one(client, [FetchItem(layer, 0, slots)]), Fetched)
 
 
-@pytest.mark.parametrize("mode", ["wrong token", "wrong incarnation"])
-def test_a_worker_that_cannot_identify_itself_is_never_up_and_replaced(
-    mode: str, store: HostStore, connect: Connect
-) -> None:
-    skew = [0.0]
-    client = connect(store, up=False, command=[*FAKE, mode], clock=lambda: time.monotonic() + skew[0])
-    assert not client.wait_up(1.0)
+def test_a_worker_of_another_incarnation_is_never_up_and_replaced(store: HostStore, connect: Connect) -> None:
+    client = connect(store, up=False, command=[*FAKE, "wrong incarnation"])
     stranger = client.pid
-    assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is None
-    skew[0] += 60
     poll_until(client, lambda _: client.pid not in (None, stranger))
-    assert "did not start" in client.stats.last_error and not client.stats.worker_up
+    assert "no hello" in client.stats.last_error and not client.stats.worker_up
+    assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is None
 
 
 def test_a_wrong_pong_replaces_the_worker(store: HostStore, connect: Connect) -> None:
@@ -107,7 +100,7 @@ def test_a_worker_that_is_long_about_a_request_keeps_it_while_it_gives_signs_of_
     for asked in range(1, 20):  # 60 s each: silent for more than half its time, it is asked, and answers
         skew[0] += 60
         assert client.poll() == [] and client.pid == slow
-        poll_until(client, lambda _, asked=asked: client._pings == asked and client._pinged_at is None)
+        poll_until(client, lambda _, asked=asked: client._pings == client._pongs == asked)
     skew[0] += 60  # 12 times 100 s
     (failed,) = client.poll()
     assert isinstance(failed, Failed) and failed.ticket == ticket and "at one request for 1200 s" in failed.reason
@@ -120,24 +113,5 @@ def test_a_scheduler_that_was_away_asks_before_it_judges(store: HostStore, conne
     assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is not None
     skew[0] += 500  # nobody polled meanwhile
     assert client.poll() == [] and client.pid == slow
-    poll_until(client, lambda _: client._pinged_at is None)
+    poll_until(client, lambda _: client._pings == client._pongs == 1)
     assert client.stats.restarts == 0 and client.pid == slow
-
-
-def test_strangers_on_the_socket_are_not_listened_to(store: HostStore, connect: Connect) -> None:
-    client = connect(store, up=False)
-    names = Path("/proc/net/unix").read_text().split()
-    (address,) = [name for name in names if name.startswith(f"@hetero-{os.getpid()}-")]
-    context = zmq.Context()
-    stranger = context.socket(zmq.DEALER)
-    stranger.connect(f"ipc://{address}")
-    stranger.send_multipart(protocol.pack(protocol.Hello(1, client.pid or 0, "a guess")))
-    assert client.wait_up(PATIENCE_S)
-    ticket = client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(5))])
-    assert ticket is not None
-    stranger.send_multipart(protocol.pack(protocol.Error(1, ticket, "from a stranger")))
-    stranger.send_multipart([b"garbage"])
-    assert stranger.poll(100) == 0, "it is told nothing"
-    assert isinstance(wait_all(client, [ticket])[ticket], Fetched)
-    assert client.stats.restarts == 0
-    context.destroy(linger=0)

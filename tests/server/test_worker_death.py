@@ -56,22 +56,27 @@ def test_requests_survive_the_workers_death_and_it_is_back_within_five_seconds(
     assert "worker" in server.log.read_text(errors="replace").split("The server is fired up")[-1]
 
 
-def our_sockets() -> set[str]:
-    """Abstract sockets of retrieval workers, of other servers too."""
-    return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@hetero" in line}
+def named_sockets() -> dict[str, str]:
+    """Names of Unix sockets by inode."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return {fields[6]: fields[7] for fields in lines if len(fields) > 7}
+
+
+def sockets_of(pid: int) -> set[str]:
+    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
 
 
 def test_no_worker_socket_or_shared_memory_outlives_a_killed_server(tmp_path: Path) -> None:
-    shared_before, sockets_before = set(os.listdir("/dev/shm")), our_sockets()
+    shared_before = set(os.listdir("/dev/shm"))
     with Server(kv_policy="heterocache", max_total_tokens=20000, log=tmp_path / "log") as server:
         pid = server.stats()["worker_pid"]
-        assert alive(pid) and our_sockets() > sockets_before
+        assert alive(pid) and sockets_of(pid) and not sockets_of(pid) & set(named_sockets()), "no name to be left over"
         os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait()
         for _ in range(100):
-            if not alive(pid) and our_sockets() <= sockets_before:
+            if not alive(pid):
                 break
             time.sleep(0.05)
         assert not alive(pid)
     assert not {name for name in set(os.listdir("/dev/shm")) - shared_before if "hetero" in name}
-    assert our_sockets() <= sockets_before

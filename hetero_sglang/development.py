@@ -1,0 +1,54 @@
+"""Switches for measurements and tests. They change what a server answers, so they need HETERO_DEVELOPMENT=1.
+
+HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every look, whatever they hold; or a file
+with it, which may change while the server runs. HETERO_WAIT_FOR_FETCH=1: every fetch is waited for between steps, so
+that tokens of two runs can be compared.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hetero_sglang.errors import HeteroError
+
+ALLOWED = "HETERO_DEVELOPMENT"
+FETCH_RATE = "HETERO_FETCH_RATE"
+WAIT = "HETERO_WAIT_FOR_FETCH"
+
+
+def check() -> None:
+    """HeteroError when a switch is set that is not allowed, or means nothing."""
+    for name in (ALLOWED, WAIT):
+        if os.environ.get(name, "") not in ("", "0", "1"):
+            raise HeteroError(f"{name} is {os.environ[name][:40]!r}: set it to 1, or unset it.")
+    if os.environ.get(ALLOWED) != "1":
+        for name in (FETCH_RATE, WAIT):
+            if os.environ.get(name):
+                raise HeteroError(
+                    f"{name} is set, which is for measurements and tests alone: unset it, or set {ALLOWED}=1 as well."
+                )
+    fetch_rate()
+
+
+def fetch_rate() -> float | None:
+    """None: drift decides. HeteroError when what is set is no share."""
+    given = _set(FETCH_RATE)
+    try:
+        if os.path.isfile(given):
+            given = Path(given).read_text().strip()
+        rate = float(given) if given else None
+    except (OSError, ValueError):  # bytes that are no text, too
+        rate = float("nan")
+    if rate is not None and not 0 <= rate <= 1:
+        raise HeteroError(f"{FETCH_RATE} is {given[:40]!r}: set it to a share from 0 to 1 or to a file with one.")
+    return rate
+
+
+def waits() -> bool:
+    """Whether fetches are waited for between steps."""
+    return _set(WAIT) == "1"
+
+
+def _set(name: str) -> str:
+    return os.environ.get(name, "") if os.environ.get(ALLOWED) == "1" else ""
