@@ -25,9 +25,7 @@ def check_port(host: str | None, port: int) -> None:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:  # UnicodeError: no host's name
-        raise HeteroError(
-            f"--host {host} cannot be resolved ({_reason(error)}); give an address of this host."
-        ) from None
+        raise HeteroError(f"--host {host} has no address ({_reason(error)}); give one of this machine's.") from None
     bound, refused = 0, None
     for family, kind, protocol, _, address in found:
         try:

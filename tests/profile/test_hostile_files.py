@@ -189,17 +189,14 @@ def test_a_name_given_twice_is_refused(tmp_path):
     assert "gives 'version' twice" in refusal(written(tmp_path, text[:-1] + ', "version": 1}'))
 
 
-@pytest.mark.parametrize(("filler", "size"), [(b" ", 200 << 20), (b"[", MOST_BYTES + 1), (b"\0", 1 << 40)])
-def test_a_file_beyond_the_bound_is_refused_unread(tmp_path, filler, size):
+@pytest.mark.parametrize("size", [MOST_BYTES + 1, 200 << 20, 1 << 40])
+def test_a_file_beyond_the_bound_is_refused_unread(tmp_path, size):
     path = tmp_path / "large.json"
     with path.open("wb") as file:
-        if size < 1 << 30:
-            file.write(filler * size)
-        else:
-            file.truncate(size)  # a hole: larger than memory, nothing on the disk
-    began = time.perf_counter()
+        file.truncate(size)  # a hole: larger than memory, nothing on the disk
+    began = time.process_time()
     assert f"holds {size} bytes" in refusal(path)
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize("unit", [" ", "[],", '"x",', "1,", "1.5e-3333,", '{"a":1},', "[", "9"])
