@@ -198,16 +198,15 @@ def check_memory(args: Any, tokens: int | None) -> None:
             f"--hetero-host-size {args.hetero_host_size:g} GB is not within (0, {free / 1e9:.1f}] GB of free host "
             f"memory; choose a size within it."
         )
-    if tokens is None:
-        return
+    least = args.hetero_sink + args.hetero_window + 1 if tokens is None else tokens
     config = args.get_model_config()
     profile, _ = args.hetero_options()
     itemsize = config.dtype.itemsize
     row = (config.head_dim + config.v_head_dim) * itemsize
-    needed = (profile.num_heads - profile.num_resident) * row * tokens / args.tp_size
+    needed = (profile.num_heads - profile.num_resident) * row * least / args.tp_size
     if needed > wanted:
+        what = "one compressed request" if tokens is None else f"--max-total-tokens {tokens}"
         raise HeteroError(
-            f"--hetero-host-size {args.hetero_host_size:g} GB is too small for --max-total-tokens "
-            f"{tokens}, which need {needed / 1e9:.2f} GB for the compressed heads; raise the one or "
-            f"lower the other."
+            f"--hetero-host-size {args.hetero_host_size:g} GB is too small for {what}, whose compressed heads need "
+            f"{needed / 1e9:.2g} GB; raise it{'' if tokens is None else ' or lower the other'}."
         )

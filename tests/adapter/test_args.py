@@ -116,6 +116,7 @@ def test_foreign_models_and_profiles_are_refused(tmp_path: Path, changes: dict[s
         ({"hetero_window": 3000, "hetero_dense_below": 512}, "--hetero-dense-below to at least"),
         ({"hetero_host_size": 1e6}, "free host memory"),
         ({"hetero_host_size": 0.001, "max_total_tokens": 100000}, "too small for --max-total-tokens 100000"),
+        ({"hetero_host_size": 1e-5}, "too small for one compressed request.* need 0.00032 GB"),
         ({"hetero_host_size": 0}, r"0 GB is not within \(0, "),
         ({"hetero_host_size": -1.5}, "-1.5 GB is not within"),
         ({"hetero_drift_threshold": -0.1}, "is not in"),
