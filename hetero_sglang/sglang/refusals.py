@@ -102,7 +102,8 @@ def check_flags(args: Any) -> None:
 def check_numbers(args: Any) -> None:
     """Raises HeteroError for a number of ours that is none, or that is too large to reckon with."""
     for name, kind in NUMBERS:
-        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        value: Any = getattr(args, name)
+        flag = f"--{name.replace('_', '-')}"
         if value is None and type(args).__dataclass_fields__[name].default is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
