@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-from typing import Any
+import logging
+from typing import Any, NoReturn
 
 from sglang.srt.arg_groups.arg_utils import NS, A, Arg
 from sglang.srt.server_args import ServerArgs
 
-from hetero_sglang.choices import ABLATIONS, CHOICES, DECODE_KERNELS, FETCH, POLICIES, RETRIEVAL, ROLES
+from hetero_sglang.choices import CHOICES
 from hetero_sglang.cpu.defaults import apply_cpu_defaults
-from hetero_sglang.errors import HeteroError
+from hetero_sglang.errors import HeteroError, ending_the_process
+
+logger = logging.getLogger("hetero_sglang")
+
+
+def named(field: str) -> str:
+    """The legal words of a field, for people."""
+    return ", ".join(CHOICES[field])
 
 
 @dataclasses.dataclass
 class HeteroServerArgs(ServerArgs):
     """SGLang's arguments plus ours. `--kv-policy full` changes nothing else."""
 
-    kv_policy: A[str, Arg(help="KV cache policy.", choices=POLICIES), NS("memory")] = "full"
+    kv_policy: A[str, Arg(help=f"KV cache policy: {named('kv_policy')}."), NS("memory")] = "full"
     hetero_profile: A[
         str | None,
         Arg(help="Head profile (JSON); default: hetero_profile.json beside the checkpoint, else a shipped one."),
@@ -54,24 +61,24 @@ class HeteroServerArgs(ServerArgs):
     hetero_retrieval: A[
         str,
         Arg(
-            help="What a fetch does to a working set: add to what was important, or replace it; off: none are made.",
-            choices=RETRIEVAL,
+            help="What a fetch does to a working set: add to what was important, or replace it; off: none are made. "
+            f"One of {named('hetero_retrieval')}.",
         ),
         NS("memory"),
     ] = "accumulate"
     hetero_roles: A[
         str,
         Arg(
-            help="Which heads are resident: as the profile says, or decided from its measurements for this keep ratio.",
-            choices=ROLES,
+            help="Which heads are resident: as the profile says, or decided from its measurements for this keep ratio. "
+            f"One of {named('hetero_roles')}.",
         ),
         NS("memory"),
     ] = "profile"
     hetero_fetch: A[
         str,
         Arg(
-            help="Whether rows come while decoding goes on, or a step waits for those that its pivots ask for.",
-            choices=FETCH,
+            help="Whether rows come while decoding goes on, or a step waits for those that its pivots ask for. "
+            f"One of {named('hetero_fetch')}.",
         ),
         NS("memory"),
     ] = "ahead"
@@ -79,25 +86,29 @@ class HeteroServerArgs(ServerArgs):
         bool, Arg(help="Give satellites that no longer follow their pivot another one, or none."), NS("memory")
     ] = False
     hetero_ablation: A[
-        str, Arg(help="Leave out one of HeteroCache's ideas, to measure it.", choices=ABLATIONS), NS("memory")
+        str,
+        Arg(help=f"Leave out one of HeteroCache's ideas, to measure it: {named('hetero_ablation')}."),
+        NS("memory"),
     ] = "none"
     hetero_decode_kernel: A[
         str,
-        Arg(help="What a decode step attends with on a GPU; auto: the faster of the two.", choices=DECODE_KERNELS),
+        Arg(help=f"What a decode step attends with on a GPU: {named('hetero_decode_kernel')}; auto is the faster one."),
         NS("memory"),
     ] = "auto"
 
     def __post_init__(self) -> None:
+        tokens = self.max_total_tokens  # the user's; the default for CPUs is none of theirs
         apply_cpu_defaults(self)
-        for name, choices in CHOICES.items():  # sgl.Engine does not go through argparse
+        for name, choices in CHOICES.items():  # not by argparse, whose refusal is every flag of SGLang's
             if getattr(self, name) not in choices:
                 flag = name.replace("_", "-")
-                raise HeteroError(f"--{flag} {getattr(self, name)!r} is not one of {', '.join(choices)}.")
+                raise HeteroError(f"--{flag} {getattr(self, name)!r} is not one of {named(name)}.")
         if self.kv_policy == "full":
             super().__post_init__()
             return
         from hetero_sglang.sglang import refusals
 
+        refusals.check_numbers(self)
         refusals.check_flags(self)
         self._choose_backend()
         refusals.check_policy(self)
@@ -105,16 +116,17 @@ class HeteroServerArgs(ServerArgs):
         if self.model_path.lower() in ("none", "dummy"):
             return
         refusals.check_model(self)
-        refusals.check_memory(self)
+        refusals.check_memory(self, tokens)
+        if warning := self.hetero_warning():
+            logger.warning(warning)
 
     def _choose_backend(self) -> None:
         # The name stays one SGLang knows (it branches on it); the backend behind it is ours.
         self.disable_prefill_cuda_graph = True
-        if self.attention_backend == "torch_native" or not _cuda(self.device):
-            self.attention_backend = "torch_native"
+        chosen = "torch_native" if not _cuda(self.device) else self.attention_backend or "flashinfer"
+        self.attention_backend: str | None = chosen
+        if chosen == "torch_native":
             self.disable_decode_cuda_graph = True
-        else:
-            self.attention_backend = "flashinfer"
 
     def hetero_policy(self) -> Any:
         """The policy that the flags name."""
@@ -144,14 +156,31 @@ class HeteroServerArgs(ServerArgs):
             "decode_kernel": self.hetero_decode_kernel,
         }
 
+    def hetero_warning(self) -> str | None:
+        """What is doubtful about the head profile that is served, a sentence; None: nothing is."""
+        from hetero_sglang.policy.choice import profile_warning
+
+        return profile_warning(self.hetero_policy(), self)
+
+    @classmethod
+    def add_cli_args(cls, parser: argparse.ArgumentParser) -> None:
+        """As SGLang's, but what is wrong with a flag of ours is said without the usage of all flags."""
+        super().add_cli_args(parser)
+        refuse = parser.error
+
+        def error(message: str) -> NoReturn:
+            if "--hetero-" not in message and "--kv-policy" not in message:
+                refuse(message)
+            with ending_the_process():
+                raise HeteroError(f"{message.removeprefix('argument ')}; see --help.")
+
+        parser.error = error  # type: ignore[method-assign]
+
     @classmethod
     def from_cli_args(cls, args: argparse.Namespace) -> HeteroServerArgs:
         """As SGLang's, but a setting of ours that cannot work ends the command with one sentence, not a trace."""
-        try:
+        with ending_the_process():
             return super().from_cli_args(args)
-        except HeteroError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from None
 
 
 def _cuda(device: str | None) -> bool:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from hetero_sglang.errors import ending_the_process
 
 
 def register() -> None:
     """Called by SGLang in every process that loads plugins. A plugin that fails is only logged there, so
     what must not be survived ends the process here with one sentence."""
-    from hetero_sglang.errors import HeteroError
-
-    try:
+    with ending_the_process():
         _register()
-    except HeteroError as error:
-        print(f"hetero_sglang: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
 
 
 def _register() -> None:
@@ -28,6 +23,7 @@ def _register() -> None:
 
     from hetero_sglang.args import HeteroServerArgs
     from hetero_sglang.cpu import grammar, paged
+    from hetero_sglang.sglang import port
     from hetero_sglang.sglang.hooks import enter_scheduler, install
     from hetero_sglang.sglang.reporting import add_routes
 
@@ -37,6 +33,7 @@ def _register() -> None:
         [
             ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
             ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, HookType.BEFORE),
+            ("sglang.srt.entrypoints.http_server.launch_server", port.launching, HookType.BEFORE),
             ("sglang.srt.entrypoints.http_server._setup_and_run_http_server", add_routes, HookType.BEFORE),
         ]
     )

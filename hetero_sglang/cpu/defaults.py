@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+from reprlib import repr as shown
 from typing import Any
 
 from hetero_sglang.cpu import platform
+from hetero_sglang.errors import HeteroError
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +65,24 @@ def environment(cpus: list[int], tp_size: int, *, compiles: bool) -> dict[str, s
 def export(variables: dict[str, str]) -> None:
     """Puts `variables` into the environment beside what the user set there; what an earlier call put there, in
     this process or a parent, is taken back first, for the next server may have other ranks.
+
+    Raises HeteroError where EXPORTED holds what `export` never writes.
     """
-    for name, value in json.loads(os.environ.pop(EXPORTED, "{}")).items():
+    for name, value in _exported(os.environ.get(EXPORTED, "{}")).items():
         if os.environ.get(name) == value:
             del os.environ[name]
     ours = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update({**ours, EXPORTED: json.dumps(ours)})
+
+
+def _exported(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise HeteroError(f"{EXPORTED} is set to {shown(text)}, which is not from hetero_sglang; unset it.")
+    return found
 
 
 def thread_binding(cpus: list[int], tp_size: int) -> str:

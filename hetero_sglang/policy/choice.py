@@ -13,7 +13,9 @@ from hetero_sglang.profile.ablation import ABLATIONS, alike
 from hetero_sglang.profile.choice import choices, choose
 from hetero_sglang.profile.clusters import heads_per_rank
 from hetero_sglang.profile.files import find_profile, load_profile
+from hetero_sglang.profile.fingerprint import mismatch
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.provenance import topk_share
 from hetero_sglang.profile.thresholds import classify
 
@@ -46,14 +48,35 @@ def decide_for(profile: HeadProfile, keep_ratio: float, ranks: int = 1) -> HeadP
 def profile_for(policy: Policy, args: Any) -> HeadProfile:
     """Roles of the model's heads: from the head profile, or all alike where a policy knows none.
 
-    `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, or one that nobody reads.
+    `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, one of another model, or one
+    that nobody reads.
     """
+    config = args.get_model_config()
+    shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
     if policy.roles:
-        profile = load_profile(find_profile(args.model_path, args.hetero_profile))
+        path = find_profile(args.model_path, args.hetero_profile)
+        profile = load_profile(path)
+        profile.check_model(*shape, name=path)
         if args.hetero_roles == "ratio" and 0 < args.hetero_keep_ratio < 1:
-            profile = decide_for(profile, args.hetero_keep_ratio, args.tp_size)
+            try:
+                profile = decide_for(profile, args.hetero_keep_ratio, args.tp_size)
+            except HeteroError as error:
+                raise HeteroError(f"{path}: {error}") from None
         return ABLATIONS[args.hetero_ablation](profile)
     if args.hetero_profile is not None:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
-    config = args.get_model_config()
-    return alike(config.num_hidden_layers, config.get_total_num_kv_heads(), config.num_attention_heads, config.head_dim)
+    layers, query_heads, kv_heads, head_dim = shape
+    return alike(layers, kv_heads, query_heads, head_dim)
+
+
+def profile_warning(policy: Policy, args: Any) -> str | None:
+    """What is doubtful about the profile that `profile_for` reads: that it is of other weights of the model's shape.
+    None where nothing is, and where weights or profile do not say. Reads a few samples of every weight file."""
+    folder = local_folder(args.model_path)
+    if not policy.roles or folder is None:
+        return None
+    path = find_profile(args.model_path, args.hetero_profile)
+    try:
+        return mismatch(load_profile(path).provenance, path, folder)
+    except HeteroError as error:
+        return f"it cannot be told whether {path} is of the weights of {args.model_path}: {error}"

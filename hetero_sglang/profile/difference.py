@@ -58,11 +58,11 @@ def describe(found: Difference, one: HeadProfile, other: HeadProfile) -> str:
         lines.append(f"  layer {layer} head {head}: {a.value} -> {b.value}{_stability(one, other, layer, head)}")
     if len(found.changed) > _SHOWN:
         lines.append(f"  and {len(found.changed) - _SHOWN} more")
-    a, b = one.measurements, other.measurements
-    if a is not None and b is not None:
+    first, second = one.measurements, other.measurements
+    if first is not None and second is not None:
         for noun, gap in (
-            ("stability", a.stability - b.stability),
-            ("similarity", a.similarity - b.similarity),
+            ("stability", first.stability - second.stability),
+            ("similarity", first.similarity - second.similarity),
         ):
             lines.append(f"{noun} differs by {np.abs(gap).mean():.3f} on average, {np.abs(gap).max():.3f} at most")
     return "\n".join(lines)

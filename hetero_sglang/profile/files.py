@@ -12,29 +12,13 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile import reference, schema
 from hetero_sglang.profile.fingerprint import fingerprint as fingerprint
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.json_file import check_file, read_object
 from hetero_sglang.profile.local_model import local_folder
 
 PROFILE_NAME = "hetero_profile.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Inside a wheel, and in a source tree.
 SHIPPED = ((_PACKAGE / "profile" / "shipped", "*.json"), (_PACKAGE.parent / "assets", f"*/{PROFILE_NAME}"))
-
-
-def read_object(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises HeteroError naming the file and the place."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HeteroError(f"the head profile {path} cannot be read: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise HeteroError(f"the head profile {path} is not UTF-8 text; give a JSON file.") from None
-    except json.JSONDecodeError as error:
-        raise HeteroError(f"the head profile {path} is not JSON: line {error.lineno}, {error.msg}.") from None
-    except RecursionError:
-        raise HeteroError(f"the head profile {path} is nested too deeply to be one.") from None
-    if not isinstance(data, dict):
-        raise HeteroError(f"the head profile {path} holds a {type(data).__name__}; it must be a JSON object.")
-    return data
 
 
 def load_profile(path: str | Path) -> HeadProfile:
@@ -107,11 +91,10 @@ def find_profile(model_path: str | Path, explicit: str | None = None) -> Path:
     """The profile of a model: `explicit`, else the one beside the checkpoint, else a shipped one whose
     fingerprint matches. Raises HeteroError with the command that makes one."""
     if explicit is not None:
-        if not Path(explicit).is_file():
-            raise HeteroError(f"the head profile {explicit} does not exist; check the path or leave it out.")
+        check_file(explicit, "the head profile")
         return Path(explicit)
     folder = local_folder(model_path)
-    if folder is not None and (folder / PROFILE_NAME).is_file():
+    if folder is not None and (folder / PROFILE_NAME).exists():
         return folder / PROFILE_NAME
     found = None if folder is None else _shipped(folder)
     if found is not None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.json_file import read_object
 
 # Numbers that decide what a KV head sees; names and dtypes of serving may change freely.
 _CONFIG_FIELDS = (
@@ -15,6 +18,7 @@ _CONFIG_FIELDS = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "sliding_window",
     "tie_word_embeddings",
 )  # fmt: skip
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself reads
 _SAMPLES = 32
 _SAMPLE_BYTES = 4096
 
@@ -22,17 +26,9 @@ _SAMPLE_BYTES = 4096
 def read_config(model_path: str | Path) -> dict:
     """The checkpoint's config.json. Raises HeteroError when there is none or it cannot be read."""
     path = Path(model_path) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HeteroError(
-            f"there is no checkpoint at {model_path}: it has no config.json; give a local folder."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise HeteroError(f"{path} cannot be read ({error}); give a local Hugging Face checkpoint.") from None
-    if not isinstance(config, dict):
-        raise HeteroError(f"{path} does not hold an object; give a local Hugging Face checkpoint.")
-    return config
+    if not path.exists():
+        raise HeteroError(f"there is no checkpoint at {model_path}: it has no config.json; give a local folder.")
+    return read_object(path, "the configuration", strict=False)
 
 
 def fingerprint(model_path: str | Path) -> str:
@@ -46,19 +42,29 @@ def fingerprint(model_path: str | Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def mismatch(about: Mapping[str, Any], name: str | Path, model_path: str | Path) -> str | None:
+    """What to say where a profile, `name`, with the provenance `about` is of other weights than the checkpoint at
+    `model_path`; None where it is of these, or does not say of which. Raises HeteroError as `fingerprint` does."""
+    if about.get("fingerprint") in (None, fingerprint(model_path)):
+        return None
+    return f"{name} was made from other weights than {model_path}; profile this model."
+
+
 def _add_weights(digest: hashlib._Hash, path: Path) -> None:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > size - 8:
+            if length > min(size - 8, _MOST_HEADER_BYTES):
                 raise ValueError(f"its header claims {length} bytes of {size}")
             header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError(f"its header is a {type(header).__name__}")
             header.pop("__metadata__", None)
             digest.update(json.dumps(header, sort_keys=True).encode())
             start = 8 + length
             for sample in range(_SAMPLES):
                 file.seek(start + (size - start) * sample // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, RecursionError, struct.error) as error:
         raise HeteroError(f"{path} is not a whole safetensors file ({error}); download the checkpoint again.") from None

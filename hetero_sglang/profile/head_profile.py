@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetero_sglang.errors import HeteroError
@@ -135,8 +136,10 @@ class HeadProfile:
             self, num_kv_heads=count, num_query_heads=query, layers=layers, measurements=None
         )  # measurements speak of all heads
 
-    def check_model(self, num_layers: int, num_query_heads: int, num_kv_heads: int, head_dim: int) -> None:
-        """Raises HeteroError naming the first way in which the model is not the one profiled."""
+    def check_model(
+        self, num_layers: int, num_query_heads: int, num_kv_heads: int, head_dim: int, name: str | Path = ""
+    ) -> None:
+        """Raises HeteroError naming the file, `name`, and the first way in which the model is not the one profiled."""
         pairs = (
             ("layers", self.num_layers, num_layers),
             ("query heads", self.num_query_heads, num_query_heads),
@@ -145,8 +148,9 @@ class HeadProfile:
         )
         for noun, ours, theirs in pairs:
             if ours is not None and ours != theirs:
+                file = f" {name}" if name else ""
                 raise HeteroError(
-                    f"the head profile is of a model with {ours} {noun}, this model has {theirs}; use the "
+                    f"the head profile{file} is of a model with {ours} {noun}, this model has {theirs}; use the "
                     "profile of this model or make one with `hetero-sglang profile`."
                 )
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.json_file import is_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,10 @@ class Measurements:
 
 def _array(data: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     try:
+        if not _is_table(data[name], len(shape)):
+            raise TypeError
         array = np.array(data[name], dtype=np.float64)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):  # ValueError: rows of different lengths
         raise HeteroError(f"`measurements.{name}` is missing or not a table of numbers.") from None
     wanted = tuple(n if s is None else s for n, s in zip(array.shape, shape, strict=False))
     if array.ndim != len(shape) or array.shape != wanted:
@@ -52,3 +55,10 @@ def _array(data: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) ->
     if not ((array >= 0.0) & (array <= 1.0)).all():
         raise HeteroError(f"`measurements.{name}` holds a number outside [0, 1].")
     return array
+
+
+def _is_table(value: Any, depth: int) -> bool:
+    """Whether numbers lie `depth` lists deep, and nothing else does; numpy would take "0.5" and true for some."""
+    if depth == 0:
+        return is_number(value)
+    return isinstance(value, list) and all(_is_table(item, depth - 1) for item in value)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.overlap import REDUCTIONS, pool, reduce_group, window_attention
+from hetero_sglang.policy.scores import pool_average
+from hetero_sglang.profile.overlap import REDUCTIONS, reduce_group, window_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +39,7 @@ class Observation:
     def score(self, query: torch.Tensor, key: torch.Tensor, scaling: float, prompt: int) -> torch.Tensor:
         """query [Hq, W, D], key [H, L, D] -> [H, prompt]: pooled scores of the prompt's keys."""
         attention = window_attention(query, key, scaling)[..., :prompt]  # [H, G, prompt]
-        return reduce_group(pool(attention, self.pooling), self.reduction)
+        return reduce_group(pool_average(attention, self.pooling), self.reduction)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 REDUCTIONS = ("mean", "max")
 
@@ -21,12 +20,6 @@ def window_attention(query: torch.Tensor, key: torch.Tensor, scaling: float) -> 
     position = torch.arange(length, device=key.device)
     hidden = position > (length - window + torch.arange(window, device=key.device))[:, None]  # [W, L]
     return logits.masked_fill_(hidden, -torch.inf).softmax(-1).mean(2)
-
-
-def pool(scores: torch.Tensor, width: int) -> torch.Tensor:
-    """Average over `width` (odd) neighbouring keys, zeros beyond the ends; shape [..., L] is kept."""
-    flat = scores.reshape(-1, 1, scores.shape[-1])
-    return F.avg_pool1d(flat, width, stride=1, padding=width // 2).view(scores.shape)
 
 
 def reduce_group(scores: torch.Tensor, reduction: str) -> torch.Tensor:

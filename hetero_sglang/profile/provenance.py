@@ -56,8 +56,10 @@ def topk_share(about: Mapping[str, Any]) -> float:
     """Share of a text's tokens in the measured sets, mean over texts. HeteroError where it is not said."""
     try:
         shares = [text["topk"] / text["tokens"] for text in about["texts"]]
+        if not all(0 < share <= 1 for share in shares):
+            raise ValueError
         return sum(shares) / len(shares)
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise HeteroError(
             "`provenance.texts` does not give the tokens and topk of each text; profile the model again."
         ) from None

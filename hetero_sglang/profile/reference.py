@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from reprlib import repr as shown  # a few words of a value of any size
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.head_profile import NO_PIVOT, HeadProfile, LayerRoles
+from hetero_sglang.profile.json_file import is_number, is_whole
 from hetero_sglang.profile.roles import Role
 
 _ROLES = {role.value: role for role in Role} | {
@@ -18,7 +20,9 @@ _ROLES = {role.value: role for role in Role} | {
 }
 _CODES = {Role.ANCHOR: 1, Role.VOLATILE: 2, Role.PIVOT: 3, Role.SATELLITE: 4}
 _KEYS = ("classification_matrix", "allocation_matrix", "leader_member_relations")
-_FILE_NAME = re.compile(r"topk(?P<topk>\d+)_th(?P<tau_stable>[\d.]+)_sim(?P<tau_sim>[\d.]+)_step(?P<steps>\d+)")
+_FILE_NAME = re.compile(
+    r"topk(?P<topk>\d+)_th(?P<tau_stable>\d+(?:\.\d+)?)_sim(?P<tau_sim>\d+(?:\.\d+)?)_step(?P<steps>\d+)"
+)
 
 MISSING = (
     "the number of query heads",
@@ -94,8 +98,8 @@ def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
         raise HeteroError("`meta.type_map` is missing, so the head types have no names.")
     unknown = sorted(str(name) for name in names if name not in _ROLES)
     if unknown:
-        raise HeteroError(f"`meta.type_map` names {unknown[0]!r}, which is none of {', '.join(_ROLES)}.")
-    codes = {code: _ROLES[name] for name, code in names.items() if isinstance(code, int)}
+        raise HeteroError(f"`meta.type_map` names {shown(unknown[0])}, which is none of {', '.join(_ROLES)}.")
+    codes = {code: _ROLES[name] for name, code in names.items() if is_whole(code)}
     if len(codes) != len(names):
         raise HeteroError("`meta.type_map` must give every name a whole number of its own.")
     return codes
@@ -107,10 +111,10 @@ def _layer(codes: Mapping[int, Role], types: Any, weights: Any, clusters: Any) -
     if len(types) != len(weights):
         raise HeteroError(f"{len(types)} types and {len(weights)} weights are listed; every head needs one of each.")
     for head, code in enumerate(types):
-        if not isinstance(code, int) or code not in codes:
-            raise HeteroError(f"head {head} has type {code!r}, which `meta.type_map` does not name.")
-        if not isinstance(weights[head], (int, float)):
-            raise HeteroError(f"head {head} has weight {weights[head]!r}; it must be a number.")
+        if not is_whole(code) or code not in codes:
+            raise HeteroError(f"head {head} has type {shown(code)}, which `meta.type_map` does not name.")
+        if not is_number(weights[head]):
+            raise HeteroError(f"head {head} has weight {shown(weights[head])}; it must be a number.")
     roles = tuple(codes[code] for code in types)
     pivots = [h if role is Role.PIVOT else NO_PIVOT for h, role in enumerate(roles)]
     for leader, members in clusters.items():
@@ -120,11 +124,13 @@ def _layer(codes: Mapping[int, Role], types: Any, weights: Any, clusters: Any) -
 
 
 def _join(roles: Sequence[Role], pivots: list[int], leader: str, members: Any) -> None:
-    if not leader.isdecimal() or not isinstance(members, list):
-        raise HeteroError(f"the cluster {leader!r} must be a head index with a list of head indices.")
+    if leader not in map(str, range(len(roles))) or not isinstance(members, list):
+        raise HeteroError(f"the cluster {shown(leader)} must be a head index with a list of head indices.")
     for head in members:
-        if not isinstance(head, int) or not 0 <= head < len(roles) or roles[head] is not Role.SATELLITE:
-            raise HeteroError(f"the cluster of head {leader} lists {head!r}, which is not a satellite of this layer.")
+        if not is_whole(head) or not 0 <= head < len(roles) or roles[head] is not Role.SATELLITE:
+            raise HeteroError(
+                f"the cluster of head {leader} lists {shown(head)}, which is not a satellite of this layer."
+            )
         if pivots[head] != NO_PIVOT:
             raise HeteroError(f"head {head} is in the clusters of heads {pivots[head]} and {leader}; one must go.")
         pivots[head] = int(leader)
@@ -135,7 +141,9 @@ def _check_counts(data: Mapping[str, Any], profile: HeadProfile) -> None:
     if not isinstance(written, Mapping):
         return
     for name, count in written.items():
-        role = _ROLES.get(name)
+        if name not in _ROLES:
+            raise HeteroError(f"`meta.counts` names {shown(name)}, which is none of {', '.join(_ROLES)}.")
+        role = _ROLES[name]
         found = sum(r is role for layer in profile.layers for r in layer.roles)
-        if found != count:
-            raise HeteroError(f"`meta.counts` says {count} {name} heads but the matrix holds {found}.")
+        if not is_whole(count) or found != count:
+            raise HeteroError(f"`meta.counts` says {shown(count)} {name} heads but the matrix holds {found}.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """A KV head's part in its layer (HeteroCache's taxonomy)."""
 
     PIVOT = "pivot"  # centre of a cluster; watches for drift on its satellites' behalf

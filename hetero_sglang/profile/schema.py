@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from reprlib import repr as shown  # a few words of a value of any size
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
+from hetero_sglang.profile.json_file import is_number, is_whole
 from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.roles import Role
 
@@ -38,10 +40,9 @@ def encode(profile: HeadProfile) -> dict[str, Any]:
 
 def decode(data: Mapping[str, Any]) -> HeadProfile:
     """The profile of a JSON object. Raises HeteroError naming the place that is wrong."""
-    if data.get("version") != VERSION:
-        raise HeteroError(
-            f"`version` is {data.get('version')!r} and this release reads {VERSION}; profile the model again."
-        )
+    version = data.get("version")
+    if not is_whole(version) or version != VERSION:
+        raise HeteroError(f"`version` is {shown(version)} and this release reads {VERSION}; profile the model again.")
     model = data.get("model")
     if not isinstance(model, Mapping):
         raise HeteroError("`model` is missing; it must hold num_layers, num_kv_heads, num_query_heads, head_dim.")
@@ -84,8 +85,8 @@ def _size(model: Mapping[str, Any], name: str, optional: bool) -> int | None:
     value = model.get(name)
     if value is None and optional:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise HeteroError(f"`model.{name}` is {value!r}; it must be a positive whole number.")
+    if not is_whole(value) or value < 1:
+        raise HeteroError(f"`model.{name}` is {shown(value)}; it must be a positive whole number.")
     return value
 
 
@@ -106,13 +107,12 @@ def _role(head: int, name: Any) -> Role:
     try:
         return Role(name)
     except ValueError:
-        raise HeteroError(f"head {head} has role {name!r}; it must be one of {_NAMES}.") from None
+        raise HeteroError(f"head {head} has role {shown(name)}; it must be one of {_NAMES}.") from None
 
 
 def _number(head: int, noun: str, value: Any, kind: type) -> Any:
-    accepted = (int, float) if kind is float else (int,)
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    if not (is_number(value) if kind is float else is_whole(value)):
         raise HeteroError(
-            f"head {head} has {noun} {value!r}; it must be a {'number' if kind is float else 'whole number'}."
+            f"head {head} has {noun} {shown(value)}; it must be a {'number' if kind is float else 'whole number'}."
         )
     return kind(value)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hetero_sglang.cli import Parser
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.files import dumps, load_profile, read_object, save_profile, write_text
+from hetero_sglang.profile.files import dumps, load_profile, save_profile, write_text
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.json_file import read_object
 
 _RATIOS = (0.5, 0.33, 0.25, 0.2)
 
@@ -116,12 +117,13 @@ def validate(argv: list[str]) -> int:
     profile = load_profile(args.file)
     if args.model is not None:
         from hetero_sglang.profile.checkpoint import read_shape
-        from hetero_sglang.profile.fingerprint import fingerprint
+        from hetero_sglang.profile.fingerprint import mismatch
 
         shape = read_shape(args.model)
-        profile.check_model(shape.num_layers, shape.num_query_heads, shape.num_kv_heads, shape.head_dim)
-        if profile.provenance.get("fingerprint") not in (None, fingerprint(args.model)):
-            raise HeteroError(f"{args.file} was made from other weights than {args.model}; profile this model.")
+        sizes = (shape.num_layers, shape.num_query_heads, shape.num_kv_heads, shape.head_dim)
+        profile.check_model(*sizes, name=args.file)
+        if found := mismatch(profile.provenance, args.file, args.model):
+            raise HeteroError(found)
     print(f"{args.file} is valid: {_counts(profile)}")
     return 0
 

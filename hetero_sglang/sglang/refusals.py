@@ -61,6 +61,19 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
 )
 
 
+# numbers of ours
+NUMBERS: tuple[tuple[str, type], ...] = (
+    ("hetero_keep_ratio", float),
+    ("hetero_host_size", float),
+    ("hetero_window", int),
+    ("hetero_sink", int),
+    ("hetero_drift_threshold", float),
+    ("hetero_monitor_interval", int),
+    ("hetero_dense_below", int),
+)
+LARGEST = 1 << 31
+
+
 def check_options(args: Any, policy: Policy) -> None:
     """Raises HeteroError for an option that was given although the policy does not read it."""
     for name, reads, why in OPTIONS:
@@ -86,6 +99,21 @@ def check_flags(args: Any) -> None:
             )
 
 
+def check_numbers(args: Any) -> None:
+    """Raises HeteroError for a number of ours that is none, or that is too large to reckon with."""
+    for name, kind in NUMBERS:
+        value: Any = getattr(args, name)
+        flag = f"--{name.replace('_', '-')}"
+        if value is None and type(args).__dataclass_fields__[name].default is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            noun = "whole number" if kind is int else "number"
+            raise HeteroError(f"{flag} is a {type(value).__name__}, not a {noun}; give one.")
+        if not -LARGEST < value < LARGEST:
+            given = value if isinstance(value, float) else f"of {value.bit_length()} bits"
+            raise HeteroError(f"{flag} {given} is no number between {-LARGEST} and {LARGEST}; give one that is.")
+
+
 def check_policy(args: Any) -> None:
     """Raises HeteroError for a policy or an option that the CUDA engine does not run, or that only it runs."""
     if args.attention_backend != "flashinfer" and args.hetero_decode_kernel != "auto":
@@ -97,6 +125,11 @@ def check_policy(args: Any) -> None:
     check_options(args, policy)
     if args.attention_backend != "flashinfer":
         return
+    if args.hetero_window < 2:
+        raise HeteroError(
+            f"--hetero-window {args.hetero_window} is too small for the CUDA engine, where a step writes the window's "
+            f"newest row while the one before it is still copied to the host; choose at least 2."
+        )
     if args.hetero_reassign:
         raise HeteroError(
             "--hetero-reassign is watched by the torch engine alone, not by the CUDA one: drop it, or add "
@@ -130,9 +163,6 @@ def check_model(args: Any) -> None:
     if args.attention_backend == "flashinfer":
         check_kernels(args.kv_policy, config)
     profile, options = args.hetero_options()
-    profile.check_model(
-        config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
-    )
     resolve(profile, **options)
     if index := options["policy"].index:  # refuses, before any request comes, rows that cannot hold it
         import torch
@@ -159,26 +189,26 @@ def check_kernels(policy: str, config: Any) -> None:
             )
 
 
-def check_memory(args: Any) -> None:
-    """Raises HeteroError when the host tier cannot be had or cannot hold the token slots that were asked for."""
+def check_memory(args: Any, tokens: int | None) -> None:
+    """Raises HeteroError when the host tier cannot be had or cannot hold `tokens`, the user's --max-total-tokens."""
     if args.hetero_host_size is None:
         return
     wanted, free = args.hetero_host_size * 1e9, free_host_bytes() / args.tp_size
-    if wanted <= 0 or wanted > free:
+    if not 0 < wanted <= free:
         raise HeteroError(
             f"--hetero-host-size {args.hetero_host_size:g} GB is not within (0, {free / 1e9:.1f}] GB, the free host "
             f"memory of each of {args.tp_size} ranks; choose a size within it."
         )
-    if args.max_total_tokens is None:
-        return
+    least = args.hetero_sink + args.hetero_window + 1 if tokens is None else tokens
     config = args.get_model_config()
     profile, _ = args.hetero_options()
     itemsize = config.dtype.itemsize
     row = (config.head_dim + config.v_head_dim) * itemsize
-    needed = (profile.num_heads - profile.num_resident) * row * args.max_total_tokens / args.tp_size
+    ranks = [profile.slice(rank, args.tp_size) for rank in range(args.tp_size)]
+    needed = max(rank.num_heads - rank.num_resident for rank in ranks) * row * least
     if needed > wanted:
+        what = "one compressed request" if tokens is None else f"--max-total-tokens {tokens}"
         raise HeteroError(
-            f"--hetero-host-size {args.hetero_host_size:g} GB is too small for --max-total-tokens "
-            f"{args.max_total_tokens}, which need {needed / 1e9:.2f} GB for the compressed heads; raise the one or "
-            f"lower the other."
+            f"--hetero-host-size {args.hetero_host_size:g} GB is too small for {what}, whose compressed heads need "
+            f"{needed / 1e9:.2g} GB; raise it{'' if tokens is None else ' or lower the other'}."
         )

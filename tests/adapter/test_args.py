@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from sglang.srt.server_args import ServerArgs
 
-from hetero_sglang.args import CHOICES, HeteroServerArgs
+from hetero_sglang.args import HeteroServerArgs
+from hetero_sglang.choices import CHOICES
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.sglang.refusals import FLAGS, check_kernels
+from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels, check_policy
 
 RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
 
@@ -106,12 +109,16 @@ def test_foreign_models_and_profiles_are_refused(tmp_path: Path, changes: dict[s
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"hetero_profile": "/no/such/profile.json"}, "/no/such/profile.json"),
+        ({"hetero_profile": "/no/such/profile.json"}, "/no/such/profile.json does not exist"),
+        ({"hetero_profile": str(RECALL)}, "recall-8m is a directory"),
         ({"hetero_keep_ratio": 0.2}, "choose a ratio above"),
         ({"hetero_keep_ratio": 1.2}, "is not in"),
         ({"hetero_window": 3000, "hetero_dense_below": 512}, "--hetero-dense-below to at least"),
         ({"hetero_host_size": 1e6}, "free host memory"),
-        ({"hetero_host_size": 0.001, "max_total_tokens": 100000}, "too small for --max-total-tokens"),
+        ({"hetero_host_size": 0.001, "max_total_tokens": 100000}, "too small for --max-total-tokens 100000"),
+        ({"hetero_host_size": 1e-5}, "too small for one compressed request.* need 0.00032 GB"),
+        ({"hetero_host_size": 0}, r"0 GB is not within \(0, "),
+        ({"hetero_host_size": -1.5}, "-1.5 GB is not within"),
         ({"hetero_drift_threshold": -0.1}, "is not in"),
         ({"kv_policy": "heterocash"}, "is not one of"),
         ({"hetero_decode_kernel": "flashinfer", "attention_backend": "torch_native"}, "the CUDA engine's"),
@@ -123,6 +130,88 @@ def test_settings_that_cannot_work_are_refused(flags: dict[str, Any], words: str
         arguments(**flags)
 
 
+@pytest.mark.parametrize(("name", "kind"), NUMBERS, ids=[name for name, _ in NUMBERS])
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, 10**400, -(10**5000), 2.0**31, True, "0.5", [1]],
+    ids=["nan", "inf", "-inf", "10^400", "-10^5000", "2^31", "true", "text", "list"],
+)
+def test_a_number_that_is_none_is_refused_by_the_flags_name(name: str, kind: type, value: Any) -> None:
+    with pytest.raises(HeteroError, match=f"^{flag_of(name)} ") as refusal:
+        arguments(**{name: value})
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 150
+
+
+def test_every_number_of_ours_is_checked() -> None:
+    hints = {name: hint for name, hint in get_type_hints(HeteroServerArgs).items() if name.startswith("hetero_")}
+    numbers = {name: kind for name, hint in hints.items() for kind in (int, float) if kind in (hint, *get_args(hint))}
+    assert dict(NUMBERS) == numbers and len(numbers) == 7
+
+
+def test_a_host_size_limits_the_slots_where_the_user_gave_no_number_of_tokens() -> None:
+    """The default for CPUs, 131,072 tokens, is nobody's --max-total-tokens."""
+    assert arguments(hetero_host_size=0.01).hetero_host_size == 0.01
+
+
+def test_a_window_of_one_row_is_refused_where_its_row_is_copied_while_the_next_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert arguments(hetero_window=1, hetero_dense_below=512).hetero_window == 1  # the torch engine copies at once
+    monkeypatch.setattr("hetero_sglang.args._cuda", lambda device: True)
+    with pytest.raises(HeteroError, match="--hetero-window 1 is too small for the CUDA engine.*at least 2"):
+        arguments(hetero_window=1, attention_backend="flashinfer")
+    two = arguments(hetero_window=2, hetero_dense_below=512, attention_backend="torch_native")
+    vars(two)["attention_backend"] = "flashinfer"
+    check_policy(two)
+
+
+def test_a_profile_of_another_model_is_refused_by_its_name(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path, num_hidden_layers=6)
+    other = RECALL / "hetero_profile.json"
+    with pytest.raises(HeteroError, match=f"{other} is of a model with 8 layers, this model has 6"):
+        arguments(model_path=model, hetero_profile=str(other))
+
+
+def test_a_profile_that_cannot_decide_is_refused_by_its_name(tmp_path: Path) -> None:
+    bare = json.loads((RECALL / "hetero_profile.json").read_text())
+    del bare["measurements"]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    with pytest.raises(HeteroError, match="bare.json: --hetero-roles ratio"):
+        arguments(hetero_profile=str(tmp_path / "bare.json"), hetero_roles="ratio")
+
+
+def test_a_profile_of_other_weights_is_told_and_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same shape trained otherwise: one tensor differs, and nothing else does."""
+    model = checkpoint(tmp_path)
+    assert arguments(model_path=model).hetero_warning() is None and not told(caplog)
+    weights = bytearray((RECALL / "model.safetensors").read_bytes())
+    weights[len(weights) // 2 :] = bytes(len(weights) - len(weights) // 2)
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").write_bytes(weights)
+    warning = f"{model}/hetero_profile.json was made from other weights than {model}; profile this model."
+    made = arguments(model_path=model)
+    assert made.hetero_warning() == warning and told(caplog) == [warning]
+    assert arguments(model_path=model, kv_policy="snapkv").hetero_warning() is None  # its heads are alike
+
+
+def test_weights_that_cannot_be_compared_are_told_and_left_to_sglang(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path)
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").write_bytes(b"short")
+    assert "it cannot be told whether" in (arguments(model_path=model).hetero_warning() or "")
+
+
+def test_a_profile_that_does_not_say_of_which_weights_it_is_gives_no_warning(tmp_path: Path) -> None:
+    data = json.loads((RECALL / "hetero_profile.json").read_text())
+    del data["provenance"]["fingerprint"]
+    (tmp_path / "unsaid.json").write_text(json.dumps(data))
+    assert arguments(hetero_profile=str(tmp_path / "unsaid.json")).hetero_warning() is None
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "hetero_sglang"]
+
+
 def test_a_malformed_profile_is_refused_naming_the_file(tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text('{"format": "hetero-sglang head profile", "roles": [')
@@ -130,15 +219,90 @@ def test_a_malformed_profile_is_refused_naming_the_file(tmp_path: Path) -> None:
         arguments(hetero_profile=str(broken))
 
 
-def launch(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(RECALL), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+# What the command line makes of arguments, one process for all: an import of SGLang takes seconds.
+COMMAND_LINE = """
+import contextlib, io, json, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang import launch_server
+from sglang.srt.server_args import prepare_server_args
+said = []
+for words in json.load(sys.stdin):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            launch_server.run_server(prepare_server_args(words))
+        except SystemExit as end:
+            code = end.code
+    said.append([code, out.getvalue(), err.getvalue()])
+json.dump(said, sys.stdout)
+"""
 
 
-def test_the_command_line_refuses_with_one_sentence_and_exit_code_two() -> None:
-    done = launch("--kv-policy", "heterocache", "--hetero-keep-ratio", "0.1")
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: --hetero-keep-ratio 0.1")
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+WRONG = {
+    **{
+        f"--{name.replace('_', '-')}": ("later", f"'later' is not one of {', '.join(CHOICES[name])}.")
+        for name in CHOICES
+    },
+    "--hetero-keep-ratio": ("0.1", "0.1 is not in"),
+    "--hetero-window": ("wide", "invalid int value: 'wide'"),
+    "--hetero-sink": ("9" * 5000, "invalid int value"),
+    "--hetero-host-size": ("nan", "nan is no number"),
+    "--hetero-drift-threshold": ("nan", "nan is no number"),
+    "--hetero-kep-ratio": ("0.5", "unrecognized arguments"),
+}
+
+
+@pytest.fixture(scope="module")
+def command_line() -> dict[str, list]:
+    """Exit code, output and error text: of each wrong flag, of a port in use, of `--help`, and of a flag not ours."""
+    model = ["--model-path", str(RECALL)]
+    policy = ["--kv-policy", "heterocache"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tries = {flag: [*model, *policy, flag, value] for flag, (value, _) in WRONG.items()}
+        tries["--port"] = [*model, *policy, "--port", str(server.getsockname()[1])]
+        tries |= {"--help": ["--help"], "--tp-size": [*model, "--tp-size", "two"]}
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND_LINE],
+            input=json.dumps(list(tries.values())),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(tries, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("flag", WRONG)
+def test_what_is_wrong_with_a_flag_of_ours_is_one_sentence_and_exit_code_two(
+    command_line: dict[str, list], flag: str
+) -> None:
+    code, _, said = command_line[flag]
+    last = [line for line in said.splitlines() if line][-1]
+    assert code == 2 and "usage:" not in said
+    assert last.startswith("error: ") and flag in last and WRONG[flag][1] in last and last.endswith(".")
+
+
+def test_a_port_in_use_ends_the_command_before_anything_is_loaded(command_line: dict[str, list]) -> None:
+    code, _, said = command_line["--port"]
+    assert code == 2 and "Address already in use" in said.splitlines()[-1]
+
+
+def test_help_names_every_word_of_every_choice(command_line: dict[str, list]) -> None:
+    code, shown, _ = command_line["--help"]
+    words = " ".join(shown.split())
+    assert code == 0
+    for name, choices in CHOICES.items():
+        assert ", ".join(choices) in words[words.index(flag_of(name) + " ", words.index("options:")) :]
+
+
+def test_what_is_wrong_with_a_flag_of_sglangs_is_said_by_sglang(command_line: dict[str, list]) -> None:
+    code, _, said = command_line["--tp-size"]
+    assert code == 2 and said.startswith("usage:")
 
 
 def test_a_hook_that_does_not_apply_stops_the_start_and_is_named() -> None:
@@ -193,5 +357,5 @@ def test_what_the_kernels_do_not_take_is_refused_with_numbers(
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_an_unknown_word_is_refused_outside_the_command_line_too(name: str) -> None:
-    with pytest.raises(HeteroError, match=f"--{name.replace('_', '-')} 'later' is not one of {CHOICES[name][0]}"):
+    with pytest.raises(HeteroError, match=f"{flag_of(name)} 'later' is not one of {CHOICES[name][0]}"):
         arguments(**{name: "later"})

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero_sglang.cpu import defaults
+from hetero_sglang.errors import HeteroError
 
 OPEN = {
     "device": None,
@@ -106,6 +107,18 @@ def test_the_next_server_inherits_nothing_of_the_last_but_what_the_user_set(envi
     applied(**{**OPEN, "enable_torch_compile": True})
     environ.pop(defaults.EXPORTED)
     assert environ == before
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["", "no", "[]", "5", '{"A": 5}', "[" * 100_000, "1" * 5000, "null", "x" * 100_000],
+    ids=lambda text: text[:9],
+)
+def test_a_list_of_variables_that_is_none_of_ours_is_refused_in_a_sentence(environ: dict[str, str], odd: str) -> None:
+    environ[defaults.EXPORTED] = odd
+    with pytest.raises(HeteroError, match=f"^{defaults.EXPORTED} is set to .*; unset it.$") as refusal:
+        applied(**OPEN)
+    assert len(str(refusal.value)) < 200
 
 
 def test_one_rank_on_many_cores_is_left_as_sglang_has_it() -> None:

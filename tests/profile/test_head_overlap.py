@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetero_sglang.policy.scores import POOL, attention_scores, pool_average
+from hetero_sglang.profile.observe import Observation
 from hetero_sglang.profile.overlap import (
     overlap,
     pairwise_overlap,
-    pool,
     reduce_group,
     top_mask,
     window_attention,
@@ -42,11 +43,22 @@ def test_window_attention_is_a_causal_softmax_averaged_over_the_window(seed, hea
 
 
 @given(seeds, st.integers(1, 30), st.sampled_from([1, 3, 5, 7]))
-def test_pooling_averages_neighbours_with_zeros_beyond_the_ends(seed, length, width):
+def test_pooling_is_the_servers_and_averages_at_the_ends_over_the_neighbours_there_are(seed, length, width):
     scores = scores_of(seed, 2, 3, length)
-    padded = np.pad(scores.numpy(), ((0, 0), (0, 0), (width // 2, width // 2)))
-    wanted = np.stack([padded[..., i : i + width].sum(-1) / width for i in range(length)], axis=-1)
-    np.testing.assert_allclose(pool(scores, width).numpy(), wanted, rtol=1e-5)
+    near = [slice(max(0, i - width // 2), i + width // 2 + 1) for i in range(length)]
+    wanted = np.stack([scores.numpy()[..., s].mean(-1) for s in near], axis=-1)
+    np.testing.assert_allclose(pool_average(scores, width).numpy(), wanted, rtol=1e-5)
+
+
+@given(seeds, st.integers(1, 4), st.integers(2, 3), st.integers(5, 20))
+def test_calibration_scores_equal_the_servers_for_one_query(seed, heads, group, length):
+    """With one query and the maximum over the group nothing but the pooling is left to differ in."""
+    rng = np.random.default_rng(seed)
+    query = torch.from_numpy(rng.normal(size=(heads * group, 1, 4)).astype(np.float32))
+    key = torch.from_numpy(rng.normal(size=(heads, length, 4)).astype(np.float32))
+    served = attention_scores(query.view(heads, group, 1, 4).permute(2, 0, 1, 3), key.transpose(0, 1), 0.5)
+    found = Observation(window=1, pooling=POOL, reduction="max").score(query, key, 0.5, length)
+    torch.testing.assert_close(found, served)
 
 
 @given(seeds, st.integers(1, 4), st.integers(1, 4))

@@ -9,12 +9,13 @@ from profile_builders import write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.policy.scores import pool_average
 from hetero_sglang.profile import calibrate as calibration
 from hetero_sglang.profile.calibrate import Plan, TopK, chunk_bounds, measure
 from hetero_sglang.profile.checkpoint import open_checkpoint
 from hetero_sglang.profile.documents import Document
 from hetero_sglang.profile.observe import Observation, watched
-from hetero_sglang.profile.overlap import pool, reduce_group
+from hetero_sglang.profile.overlap import reduce_group
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -54,7 +55,7 @@ def scores_of(attention: torch.Tensor, rows: slice, prompt: int, plan: Plan) -> 
     layers, query_heads = attention.shape[:2]
     rows_mean = attention[:, :, rows].mean(2).view(layers, 2, query_heads // 2, -1)[..., :prompt]
     seen = plan.observation
-    return torch.stack([reduce_group(pool(layer, seen.pooling), seen.reduction) for layer in rows_mean])
+    return torch.stack([reduce_group(pool_average(layer, seen.pooling), seen.reduction) for layer in rows_mean])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -167,7 +167,7 @@ def test_unusable_checkpoints_are_refused(model, tmp_path, capsys):
     edit_json(config, model_type="mistral", sliding_window=4096)
     assert "sliding-window layers" in refused(capsys, "profile", str(folder), "--out", out)
     config.write_text("{")
-    assert "cannot be read" in refused(capsys, "profile", str(folder), "--out", out)
+    assert "config.json is not JSON" in refused(capsys, "profile", str(folder), "--out", out)
     assert not Path(out).exists()
 
 

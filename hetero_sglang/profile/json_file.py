@@ -1,0 +1,112 @@
+"""JSON objects from files that nobody vouches for: bounded before they are read, refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+from hetero_sglang.errors import HeteroError
+
+MOST_BYTES = 16 << 20  # half of it is a profile of 80 layers of 64 KV heads with its measurements
+MOST_PARTS = 2 << 20  # lists, objects and commas: twice those of that profile; each may cost a hundred bytes
+MOST_DIGITS = 20  # those of a 64-bit number
+
+
+def check_file(path: str | Path, noun: str) -> None:
+    """Raises HeteroError unless `path`, called `noun`, is a regular file of a size that can be read."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise HeteroError(f"{noun} {path} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise HeteroError(f"{noun} {str(path)!r} cannot be read: {_reason(error)}; check the path.") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise HeteroError(f"{noun} {path} is a directory; give a file.")
+    if not stat.S_ISREG(found.st_mode):
+        raise HeteroError(f"{noun} {path} is no regular file; give one.")
+    if found.st_size > MOST_BYTES:
+        raise HeteroError(
+            f"{noun} {path} holds {found.st_size} bytes and none has more than {MOST_BYTES}; give another file."
+        )
+
+
+def read_object(path: str | Path, noun: str = "the head profile", strict: bool = True) -> dict[str, Any]:
+    """The JSON object in a file. Raises HeteroError naming the file and the place.
+
+    strict: names given twice, NaN, Infinity and numbers beyond 64 bits are refused; others' files may hold them."""
+    check_file(path, noun)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)  # files of /proc grow as they are read
+    except OSError as error:
+        raise HeteroError(f"{noun} {path} cannot be read: {_reason(error)}.") from None
+    if len(content) > MOST_BYTES:
+        raise HeteroError(f"{noun} {path} does not end within {MOST_BYTES} bytes; give another file.")
+    if (parts := sum(content.count(mark) for mark in b"[{,")) > MOST_PARTS:
+        raise HeteroError(f"{noun} {path} holds {parts} parts and none has more than {MOST_PARTS}; give another file.")
+    try:
+        data = json.loads(content.decode("utf-8"), **(_STRICT if strict else {}))
+    except UnicodeDecodeError:
+        raise HeteroError(f"{noun} {path} is not UTF-8 text; give a JSON file.") from None
+    except json.JSONDecodeError as error:
+        raise HeteroError(f"{noun} {path} is not JSON: line {error.lineno}, {error.msg}.") from None
+    except RecursionError:
+        raise HeteroError(f"{noun} {path} is nested too deeply to be one.") from None
+    except HeteroError as error:
+        raise HeteroError(f"{noun} {path} {error}") from None
+    except ValueError:
+        raise HeteroError(f"{noun} {path} holds a number of too many digits.") from None
+    if not isinstance(data, dict):
+        raise HeteroError(f"{noun} {path} holds a {type(data).__name__}; it must be a JSON object.")
+    return data
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a JSON value is a whole number; `true` is none."""
+    return type(value) is int
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a JSON value is a number; `true` is none."""
+    return type(value) in (int, float)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise HeteroError(f"gives {twice[:40]!r} twice in one object; one must go.")
+    return found
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise HeteroError(f"holds a whole number of {len(text)} digits; {MOST_DIGITS} are the most.")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise HeteroError(f"holds {text[:40]}, which is too large for a number.")
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    raise HeteroError(f"holds {text}, which is no number in JSON.")
+
+
+_STRICT: dict[str, Any] = {
+    "object_pairs_hook": _object,
+    "parse_int": _whole,
+    "parse_float": _finite,
+    "parse_constant": _no_number,
+}
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
