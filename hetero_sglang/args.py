@@ -109,6 +109,7 @@ class HeteroServerArgs(ServerArgs):
 
     def _choose_backend(self) -> None:
         # The name stays one SGLang knows (it branches on it); the backend behind it is ours.
+        self.attention_backend: str | None
         self.disable_prefill_cuda_graph = True
         if self.attention_backend == "torch_native" or not _cuda(self.device):
             self.attention_backend = "torch_native"

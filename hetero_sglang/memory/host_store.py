@@ -107,7 +107,9 @@ class HostStore:
         self.memory.close()
 
     def _place(self) -> tuple[list[int], list[int], int]:
-        k_offsets, v_offsets, end = [], [], 0
+        k_offsets: list[int] = []
+        v_offsets: list[int] = []
+        end = 0
         for count in self.heads:
             for offsets, dim in ((k_offsets, self.head_dim), (v_offsets, self.v_head_dim)):
                 offsets.append(end)

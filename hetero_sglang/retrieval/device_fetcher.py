@@ -72,6 +72,7 @@ class DeviceFetcher(Fetcher):
 
     def _arrived(self, pending: PendingFetch, done: Fetched) -> None:
         """One copy for all rows of the fetch."""
+        assert self.client is not None
         ring = self.client.ring
         if self.mirror is None:
             self.mirror = torch.empty(ring.rows * ring.row_bytes, dtype=torch.uint8, device=self.device)

@@ -164,6 +164,7 @@ class Fetcher:
             time.sleep(0.0002)
 
     def _poll(self) -> None:
+        assert self.client is not None
         for done in self.client.poll():
             self._complete(done)
 
@@ -237,6 +238,7 @@ class Fetcher:
     def _land(self, pending: PendingFetch, ticket: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pending.let_go()
         self._scatter(pending, k, v)
+        assert self.client is not None  # its ring holds the rows
         self.client.release(ticket)
 
     def _scatter(self, pending: PendingFetch, k: torch.Tensor, v: torch.Tensor) -> None:
