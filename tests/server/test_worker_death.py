@@ -13,8 +13,6 @@ import pytest
 from benchmarks.launch import Server
 from benchmarks.recall import Language, score
 
-pytestmark = pytest.mark.server
-
 
 def alive(pid: int) -> bool:
     try:
@@ -23,6 +21,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.server("usual")
 def test_requests_survive_the_workers_death_and_it_is_back_within_five_seconds(
     server: Server, language: Language
 ) -> None:
@@ -56,22 +55,21 @@ def test_requests_survive_the_workers_death_and_it_is_back_within_five_seconds(
     assert "worker" in server.log.read_text(errors="replace").split("The server is fired up")[-1]
 
 
-def our_sockets() -> set[str]:
-    """Abstract sockets of retrieval workers, of other servers too."""
-    return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@hetero" in line}
+def sockets(scheduler: int) -> list[str]:
+    """Abstract sockets of a scheduler's retrieval workers."""
+    return [line for line in Path("/proc/net/unix").read_text().splitlines() if f"@hetero-{scheduler}-" in line]
 
 
-def test_no_worker_socket_or_shared_memory_outlives_a_killed_server(tmp_path: Path) -> None:
-    shared_before, sockets_before = set(os.listdir("/dev/shm")), our_sockets()
-    with Server(kv_policy="heterocache", max_total_tokens=20000, log=tmp_path / "log") as server:
-        pid = server.stats()["worker_pid"]
-        assert alive(pid) and our_sockets() > sockets_before
-        os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
-        for _ in range(100):
-            if not alive(pid) and our_sockets() <= sockets_before:
-                break
-            time.sleep(0.05)
-        assert not alive(pid)
-    assert not {name for name in set(os.listdir("/dev/shm")) - shared_before if "hetero" in name}
-    assert our_sockets() <= sockets_before
+@pytest.mark.server("roles", ends=True)
+def test_no_worker_socket_or_shared_memory_outlives_a_killed_server(server: Server) -> None:
+    worker = server.stats()["worker_pid"]
+    scheduler = int(Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    assert alive(worker) and sockets(scheduler)
+    os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    for _ in range(100):
+        if not alive(worker) and not sockets(scheduler):
+            break
+        time.sleep(0.05)
+    assert not alive(worker) and not sockets(scheduler)
+    assert not [name for name in os.listdir("/dev/shm") if "hetero" in name]
