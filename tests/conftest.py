@@ -6,7 +6,7 @@ import os
 
 import torch
 
-pytest_plugins = ["sharing"]
+pytest_plugins = ["sharing", "pytester"]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
