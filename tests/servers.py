@@ -33,16 +33,17 @@ TABLE: dict[str, dict[str, Any]] = {
         "hetero_dense_below": 512,
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
-    # SGLang's own, in pages, too few of them for several requests at once, and where no compiler is found.
+    # SGLang's own, in pages, too few of them for several requests at once, and where no compiler is found; beside it
+    # one with as many slots, so that both evict the same prefixes.
     "plain-paged": {**PAGED, "max_total_tokens": 3200, "env": {"CXX": "/no/compiler"}},
-    "whole-paged": {**PAGED, "kv_policy": "heterocache", "hetero_keep_ratio": 1.0, "max_total_tokens": 20000},
-    "plain": {"kv_policy": "full", "max_total_tokens": 30000},
-    # Requests of up to 3400 tokens stay whole; longer ones, up to the 4000 that are compressed, find no room.
+    "whole-paged": {**PAGED, "kv_policy": "heterocache", "hetero_keep_ratio": 1.0, "max_total_tokens": 3200},
+    # The same without pages. Requests of up to 7000 tokens stay whole; the next thousand should, but find no room.
+    "plain": {"kv_policy": "full", "max_total_tokens": 60000},
     "short-whole": {
         "kv_policy": "heterocache",
         "hetero_keep_ratio": RATIO,
-        "hetero_dense_below": 4000,
-        "max_total_tokens": 28000,
+        "hetero_dense_below": 8200,
+        "max_total_tokens": 60000,
     },
     "quest-whole": {"kv_policy": "quest", "hetero_keep_ratio": 1.0, **POLICY_ROOM},
     **{name: {"kv_policy": name, "hetero_keep_ratio": RATIO, **POLICY_ROOM} for name in ALIKE},

@@ -26,10 +26,10 @@ def test_an_over_long_prompt_gets_sglangs_own_400(server: Server) -> None:
 
 def test_a_request_that_could_never_fit_gets_a_400_with_the_numbers(server: Server, language: Language) -> None:
     before = server.stats()["refused_requests"]
-    document = language.document(2, 3900, 20)
-    assert "cannot hold a request of 3999 tokens" in server.log.read_text(errors="replace")
+    document = language.document(2, 8000, 20)
+    assert "cannot hold a request of 8199 tokens" in server.log.read_text(errors="replace")
     code, text = refusal(server, document.ids, 5)
     pages = server.stats()["hot_pages"]
-    assert code == 400 and f"({pages} pages)" in text and "3900 prompt tokens" in text
+    assert code == 400 and f"({pages} pages)" in text and "8000 prompt tokens" in text
     assert server.stats()["refused_requests"] == before + 1
     assert len(server.generate(document.ids[:480], 5)["output_ids"]) == 5

@@ -41,8 +41,17 @@ class Prompts:
     document: list[int]
 
 
-# SGLang's own answers are asked for beside the policy's.
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.server(name, "plain")) for name in ALIKE])
+# One that chooses once, one by an index, and one by an index among what it kept; the others, whose own rules
+# tests/core/test_policies_in_engine.py checks, are served in the same ways.
+QUICK = ("snapkv", "quest", "rocketkv")
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """SGLang's own answers are asked for beside the policy's."""
+    return [pytest.mark.server(name, "plain"), *([] if name in QUICK else [pytest.mark.slow])]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks(name)) for name in ALIKE])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
