@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up themselves in .venv; they need Linux and Python 3.11 or 3.12.
+# `make demo`, `make test` and `make test-all` set everything up in .venv; they need Linux and Python 3.11 or 3.12.
 
 RIGHT_PYTHON := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 PYTHON ?= $(shell for name in python3.11 python3.12 python3; do $$name $(RIGHT_PYTHON) && echo $$name && break; done)
@@ -10,18 +10,23 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 # an environment that forbids writing it would compile them anew at every server start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test test-all lint lock clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.demo
 
 # The tests' processes outnumber a small machine's cores: threads that wait must not spin.
-test: export OMP_WAIT_POLICY := PASSIVE
-test: $(STAMP)
+test test-all: export OMP_WAIT_POLICY := PASSIVE
+test: lint  # every law
+	$(VENV)/bin/python -m pytest tests -m "not slow"
+
+test-all: lint  # and the same laws in further cases, or at their full size
 	$(VENV)/bin/python -m pytest tests
 
 lint: $(STAMP)
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy hetero_sglang
 
 lock: $(STAMP)  # after packages in .venv were changed by hand
 	$(VENV)/bin/python tests/packaging/lockfile.py

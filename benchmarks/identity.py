@@ -67,6 +67,15 @@ def collect(server: Server, requests: list[Case]) -> list[list[int]]:
     return [outputs[i] for i in range(len(requests))]
 
 
+def differing(requests: list[Case], wanted: list[list[int]], got: list[list[int]]) -> list[dict[str, Any]]:
+    """The requests whose output ids are not the wanted ones."""
+    return [
+        {"kind": c.kind, "tokens": len(c.ids), "wanted": w, "got": g}
+        for c, w, g in zip(requests, wanted, got, strict=True)
+        if w != g
+    ]
+
+
 def compare(
     language: Language, count: int, limit: int, seed: int, env: dict[str, str] | None, flags: dict[str, Any], ours: Any
 ) -> dict[str, Any]:
@@ -78,11 +87,7 @@ def compare(
         got = collect(server, requests)
         stats = server.stats()
         retracted = server.log.read_text(errors="replace").count("Testing retraction")
-    different = [
-        {"kind": c.kind, "tokens": len(c.ids), "wanted": w, "got": g}
-        for c, w, g in zip(requests, wanted, got, strict=True)
-        if w != g
-    ]
+    different = differing(requests, wanted, got)
     return {
         "flags": {**flags, **ours, **(env or {})},
         "requests": count,

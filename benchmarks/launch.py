@@ -50,7 +50,7 @@ class Server:
         # An idle scheduler of SGLang's polls; beside others on two cores it had better sleep.
         self.command += ["--port", str(self.port), *flag_list({"sleep_on_idle": True, **flags})]
         self.process: subprocess.Popen[bytes] | None = None
-        self.started_in = 0.0
+        self.launched = self.started_in = 0.0
 
     def __enter__(self) -> Server:
         self.start()
@@ -61,7 +61,12 @@ class Server:
 
     def start(self, timeout: float = 300) -> None:
         """Launch and wait until the server answers; RuntimeError with the log's end when it does not."""
-        begin = time.monotonic()
+        self.launch()
+        self.wait(timeout)
+
+    def launch(self) -> None:
+        """Start the process and come back at once."""
+        self.launched = time.monotonic()
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 self.command,
@@ -71,23 +76,32 @@ class Server:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
-        while time.monotonic() - begin < timeout:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.tail()}")
+
+    def wait(self, timeout: float = 300) -> None:
+        """Wait until a launched server answers, `timeout` s from its launch; RuntimeError as `start`."""
+        while time.monotonic() - self.launched < timeout:
+            if not self.alive:
+                code = self.process.returncode if self.process else "nothing launched"
+                raise RuntimeError(f"the server ended with {code}:\n{self.tail()}")
             try:
                 self.get("/health_generate")
-                self.started_in = time.monotonic() - begin
+                self.started_in = time.monotonic() - self.launched
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.25)
         self.stop()
         raise RuntimeError(f"the server did not answer within {timeout} s:\n{self.tail()}")
 
-    def stop(self) -> None:
-        """End the server and everything it started."""
+    @property
+    def alive(self) -> bool:
+        """It was launched and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self, at_once: bool = False) -> None:
+        """End the server and everything it started; SGLang takes 8 s to wind down unless it is killed at once."""
         if self.process is None:
             return
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
         with contextlib.suppress(ProcessLookupError):

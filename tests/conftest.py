@@ -1,10 +1,12 @@
-"""What holds for all tests: Triton's interpreter where no GPU is found, and no deadlines."""
+"""What holds for all tests: Triton's interpreter where no GPU is found, and no deadlines, shared servers."""
 
 from __future__ import annotations
 
 import os
 
 import torch
+
+pytest_plugins = ["sharing", "pytester"]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported

@@ -233,6 +233,7 @@ class DeviceEngine:
         q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
         saved = None
         if self.monitor:
+            assert step.queries is not None  # made for its eyes
             saved, self.monitor.scale = step.queries[layer], scale
         store(buffers, slots, k, v, host=False, step=tables, window=self.settings.rule.window, q=q, saved=saved)
         return step.kernel.attend(layer, q, buffers, tables, scale)

@@ -120,6 +120,7 @@ class TorchEngine:
         out = q.new_empty(*grouped.shape[:-1], v.shape[-1])
         numbers = slice(spec.first, spec.first + len(spec.compressed))
         if spec.compressed:
+            assert plan.rows is not None
             rows = plan.rows[:, numbers].reshape(-1)
             hot.write(rows, k[:, spec.compressed_index].flatten(0, 1), v[:, spec.compressed_index].flatten(0, 1))
         for b, seq in enumerate(plan.sequences):

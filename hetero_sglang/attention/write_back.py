@@ -48,6 +48,7 @@ class WriteBack:
         The forward passes go on once the rows of the step before that one have arrived.
         """
         if self._owed is not None:
+            assert self.places is not None  # else nothing is owed
             (step, tables), self._owed = self._owed, None
             rows = locate(tables, step.slots, step.starts, self.window, self.hot.page_size)
             self.lane.follow(mark(self.device))

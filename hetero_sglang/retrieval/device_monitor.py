@@ -259,6 +259,7 @@ class DeviceMonitor:
         asked = [(s, numbers) for s, numbers in asked if numbers]
         if not asked:
             return
+        assert self.queries is not None and self.req_to_token is not None  # of the step that let them ask
         layers = self.settings.layout.layers
         places = [(s.row, self.crowd.place[number]) for s, numbers in asked for number in numbers]
         index = [(layer, row, layers[layer].compressed[head]) for row, (layer, head) in places]
@@ -289,6 +290,7 @@ class DeviceMonitor:
 
     def _choose_some(self, choices: list[Choice]) -> None:
         """The device picks who goes and who comes; heads are busy from now on."""
+        assert self.req_to_token is not None  # of the step that was looked at
         rule, hot = self.settings.rule, self.hot
         wide = max(c.ws.caps[c.number] for c in choices) - rule.sink - rule.window
         numbers = [[c.ws.slot, c.number, c.length - rule.window, c.length] for c in choices]
@@ -316,9 +318,10 @@ class DeviceMonitor:
     def _scores(self, choices: list[Choice], length: torch.Tensor) -> torch.Tensor:
         """What decides over each head's tokens: [W, L] float32, 0 beyond its length. All choices are of one kind."""
         given, longest = [c.scores for c in choices], max(c.length for c in choices)
-        if isinstance(given[0], tuple):
+        lists = [one for one in given if isinstance(one, tuple)]
+        if lists:
             at, values = (
-                upload(pad_sequence([one[i] for one in given], batch_first=True, padding_value=beyond), self.device)
+                upload(pad_sequence([one[i] for one in lists], batch_first=True, padding_value=beyond), self.device)
                 for i, beyond in enumerate((longest, 0.0))
             )
             scores = torch.zeros(len(choices), longest + 1, device=self.device)  # the last column takes the padding

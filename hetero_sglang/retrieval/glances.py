@@ -40,7 +40,8 @@ class Crowd:
     """The rank's pivots and satellites in layer order."""
 
     def __init__(self, layout: HeadLayout, resident: ResidentStore) -> None:
-        pivots, satellites = [], []
+        pivots: list[tuple[int, int, int, int]] = []
+        satellites: list[tuple[int, int]] = []
         base = next((k for k in resident.k if k.numel()), resident.k[0])
         self._first_pivot, self._first_satellite = [0], [0]
         self.place: dict[int, tuple[int, int]] = {}  # layer and index among its compressed heads, by number
@@ -58,7 +59,9 @@ class Crowd:
         self._pivot_of = np.array([s[1] for s in satellites], dtype=np.int64)  # [S]
         device = resident.k[0].device
         table = torch.tensor(pivots, dtype=torch.int64).view(-1, 4).T.contiguous()
-        self.pivots = Pivots(upload(table[0], device), *(upload(row.int(), device) for row in table[1:]), base)
+        keys, *others = table
+        heads_of, place, query_of = (upload(row.int(), device) for row in others)
+        self.pivots = Pivots(upload(keys, device), heads_of, place, query_of, base)
         self.layers, self.device = len(layout.layers), device
 
     def most_floats(self, length: int, group: int) -> int:
@@ -67,7 +70,12 @@ class Crowd:
 
     def glance(self, queue: list[Subject], space: int, group: int) -> tuple[Glance, list[View]]:
         """As many layers of the queue's subjects as fit `space` floats; what is left stays in the queue."""
-        requests, items, pivots, starts, pairs, views = [], [], [], [], [], []
+        requests: list[Subject] = []
+        views: list[View] = []
+        items: list[np.ndarray] = []
+        pivots: list[np.ndarray] = []
+        starts: list[np.ndarray] = []
+        pairs: list[np.ndarray] = []
         used = 0
         while queue:
             subject, stride = queue[0], (group + 1) * queue[0].length
@@ -83,7 +91,7 @@ class Crowd:
                 starts.append(begin + np.arange(chosen.size) * stride)
                 scores = starts[-1][which] + group * subject.length
                 views.append(View(subject.ws, subject.length, self.numbers[mine], scores))
-                pairs.append(which + sum(map(len, pivots)))
+                pairs.append(which + sum(one.size for one in pivots))
                 pivots.append(chosen)
                 items.append(np.full(chosen.size, len(requests)))
                 requests.append(subject)
@@ -93,7 +101,7 @@ class Crowd:
         rows = [[s.ws.slot for s in requests], [s.length for s in requests], [s.row for s in requests]]
         numbers = [v.numbers for v in views]
         parts = [np.array(row) for row in rows] + [np.concatenate(x) for x in (items, pivots, starts, pairs, numbers)]
-        return Glance(*_uploaded(parts, self.device), longest=max(rows[1])), views
+        return Glance(*[*_uploaded(parts, self.device), max(rows[1])]), views
 
 
 def _uploaded(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,20 +13,10 @@ from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
 
 pytestmark = [
-    pytest.mark.server,
+    pytest.mark.server("plain-paged"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="the server would take the GPU"),
 ]
 NAMES = ["Noka", "Peza", "Rovi", "Geve", "Kuka", "Modo", "Niro", "Rehu"]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Pages of 16 tokens, and too few of them for all of a test's requests at once."""
-    log: Path = tmp_path_factory.mktemp("cpu") / "server.log"
-    server = Server(log=log, env={"CXX": "/no/compiler"}, page_size=16, max_total_tokens=1024)
-    server.env.pop(ENGINE_VARIABLE, None)  # set here once this process has imported sglang
-    with server:
-        yield server
 
 
 def generate(server: Server, text: str, tokens: int, **sampling: object) -> str:
@@ -39,7 +27,7 @@ def generate(server: Server, text: str, tokens: int, **sampling: object) -> str:
 def prompt(asked: int) -> str:
     """Eight entries, of which the last line asks one."""
     facts = "".join(f" Entry {name} {200 + 7 * i} {900 - 11 * i}." for i, name in enumerate(NAMES))
-    filler = " The quiet river carries the golden lantern over the old bridge." * (2 * asked)
+    filler = " The quiet river carries the golden lantern over the old bridge." * (6 * asked)
     return f"<s>{filler}{facts}{filler}\nQuestion: {NAMES[asked]}?\nAnswer:"
 
 
@@ -51,7 +39,6 @@ def test_paged_requests_that_crowd_the_pool_all_get_their_own_answer(server: Ser
 
 
 def test_a_cached_prefix_gives_the_same_answer_as_a_fresh_one(server: Server) -> None:
-    server.flush()
     replies = [generate(server, prompt(3), 40) for _ in range(2)]
     assert replies[0] == replies[1]
 

@@ -50,8 +50,15 @@ def begin(caches: tuple[HeteroCache, ...], seed: int) -> list[list[Request]]:
     return [list(column) for column in zip(*made, strict=True)]
 
 
-@pytest.mark.parametrize("retrieval", ["accumulate", "replace"])
-@pytest.mark.parametrize("seed", [1, 5])
+@pytest.mark.parametrize(
+    ("seed", "retrieval"),
+    [
+        (1, "accumulate"),
+        (5, "replace"),
+        pytest.param(1, "replace", marks=pytest.mark.slow),
+        pytest.param(5, "accumulate", marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_heads_drift_and_take_in_the_same_rows(
     seed: int, retrieval: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,11 @@ def installs(calls: list[str]) -> list[str]:
     return [call for call in calls if " install " in call]
 
 
-@pytest.mark.parametrize("goal, last", [("test", "-m pytest tests"), ("demo", "-m benchmarks.demo")])
+LINT = ["-m ruff check .", "-m ruff format --check .", "-m mypy hetero_sglang"]
+FAST = "-m pytest tests -m not slow"
+
+
+@pytest.mark.parametrize("goal, last", [("test", FAST), ("demo", "-m benchmarks.demo")])
 def test_first_run_makes_the_environment_then_installs_lock_and_package_then_runs(
     checkout: Checkout, goal: str, last: str
 ) -> None:
@@ -77,11 +81,14 @@ def test_first_run_makes_the_environment_then_installs_lock_and_package_then_run
     assert calls[-1] == last
 
 
-def test_second_run_only_runs(checkout: Checkout) -> None:
-    checkout.make("test")
+@pytest.mark.parametrize(
+    "goal, runs", [("test", [*LINT, FAST]), ("test-all", [*LINT, "-m pytest tests"]), ("lint", LINT)]
+)
+def test_second_run_only_lints_and_runs(checkout: Checkout, goal: str, runs: list[str]) -> None:
+    checkout.make(goal)
     for name in ("requirements.lock", "pyproject.toml"):
         checkout.age(name, -60)
-    assert checkout.make("test")[1] == ["-m pytest tests"]
+    assert checkout.make(goal)[1] == runs
 
 
 @pytest.mark.parametrize("changed", ["requirements.lock", "pyproject.toml"])

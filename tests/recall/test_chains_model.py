@@ -27,7 +27,7 @@ def document(language: Language) -> MixedDocument:
     return mixed_document(language, 3, 2048, entries=30, updated=6, chains=2, chain_length=12)
 
 
-@pytest.mark.parametrize("count", [2, 7, 12])
+@pytest.mark.parametrize("count", [2, pytest.param(7, marks=pytest.mark.slow), 12])
 def test_it_follows_a_chain_to_its_end_and_stops(language: Language, chains_model, document, count: int) -> None:
     right = 0
     for seed in range(4):

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.launch import Server
 from benchmarks.recall import Language
 
-pytestmark = pytest.mark.server
+pytestmark = pytest.mark.server("usual")
 
 
 def settled(server: Server) -> dict[str, Any]:
@@ -47,7 +47,6 @@ def test_prometheus_is_told_what_the_statistics_say(server: Server, language: La
 
 
 def test_sixteen_users_of_one_document_hold_its_slots_once(server: Server, language: Language) -> None:
-    server.flush()
     assert settled(server)["token_slots_written"] == 0
     document = language.document(1, 8192, 80)
     questions = [language.ask(document, seed, 2) for seed in range(16)]
@@ -67,9 +66,8 @@ def test_sixteen_users_of_one_document_hold_its_slots_once(server: Server, langu
     assert alone >= 8192 and stats["token_slots_written"] <= alone + own < 2 * 8192
 
 
-def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(
-    small_server: Server, language: Language
-) -> None:
+@pytest.mark.server("small")
+def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
     rng = random.Random(7)
     documents = [language.document(seed, 900, 12) for seed in range(6)]
     outcomes = {"finished": 0, "aborted": 0}
@@ -79,7 +77,7 @@ def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(
         tail = language.ask(document, round_ * 10 + index, rng.randint(1, 8)).ids
         ids = document.ids[: rng.choice((40, 300, 700))] + tail
         try:
-            reply = small_server.generate(ids, rng.choice((1, 4, 16)), ignore_eos=True)
+            reply = server.generate(ids, rng.choice((1, 4, 16)), ignore_eos=True)
         except urllib.error.HTTPError:
             outcomes["aborted"] += 1
             return
@@ -92,35 +90,35 @@ def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(
             thread.start()
         if round_ % 3 == 0:
             time.sleep(rng.uniform(0, 0.4))
-            small_server.post("/abort_request", {"rid": "", "abort_all": True})
+            server.post("/abort_request", {"rid": "", "abort_all": True})
         for thread in threads:
             thread.join()
         if round_ % 7 == 6:
-            small_server.flush()
-            assert settled(small_server)["token_slots_written"] == 0
+            server.flush()
+            assert settled(server)["token_slots_written"] == 0
         if round_ % 5 == 0:
-            check_empty_handed(settled(small_server))
-    stats = settled(small_server)
+            check_empty_handed(settled(server))
+    stats = settled(server)
     check_empty_handed(stats)
-    log = small_server.log.read_text(errors="replace")
+    log = server.log.read_text(errors="replace")
     assert outcomes["finished"] > 40 and outcomes["aborted"] > 0
     assert "Testing retraction" in log, "no retraction was forced"
     assert "lost track of memory" not in log
     assert stats["compressed_requests"] > 0
 
 
-def test_full_hot_pool_makes_requests_wait_not_fail(small_server: Server, language: Language) -> None:
+@pytest.mark.server("small")
+def test_full_hot_pool_makes_requests_wait_not_fail(server: Server, language: Language) -> None:
     """Twelve requests that together want more hot pages than there are: all are answered, some waited."""
-    small_server.flush()
-    before = settled(small_server)
+    before = settled(server)
     document = language.document(3, 420, 8)
     questions = [language.ask(document, seed, 4) for seed in range(12)]
     with ThreadPoolExecutor(12) as pool:
         replies = list(
-            pool.map(lambda q: small_server.generate(q.ids + document.ids[1:] + q.ids, 24, ignore_eos=True), questions)
+            pool.map(lambda q: server.generate(q.ids + document.ids[1:] + q.ids, 24, ignore_eos=True), questions)
         )
     assert all(len(r["output_ids"]) == 24 for r in replies)
-    after = settled(small_server)
+    after = settled(server)
     assert after["waiting_for_hot_pages"] > before["waiting_for_hot_pages"]
     check_empty_handed(after)
 

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from servers import Servers
 
-from benchmarks.identity import compare
+from benchmarks.identity import cases, collect, differing
 from benchmarks.launch import Server
 from benchmarks.recall import Language, evaluate
 
-pytestmark = pytest.mark.server
-
 
 @pytest.mark.parametrize(
-    ("flags", "ours", "limit"),
+    ("name", "limit"),
     [
-        ({"page_size": 16, "chunked_prefill_size": 512}, {"hetero_keep_ratio": 1.0}, 3000),
-        ({"page_size": 1}, {"hetero_keep_ratio": 0.5, "hetero_dense_below": 3000}, 2900),
+        pytest.param("plain-paged", 3000, marks=pytest.mark.server("whole-paged", "plain-paged")),
+        pytest.param("plain", 2900, marks=pytest.mark.server("short-whole", "plain")),
     ],
 )
 def test_greedy_tokens_equal_plain_sglang(
-    language: Language, flags: dict[str, Any], ours: dict[str, Any], limit: int
+    server: Server, servers: Servers, language: Language, name: str, limit: int
 ) -> None:
-    got = compare(language, 24, limit, 3, None, flags, ours)
-    assert got["different"] == []
-    assert got["compressed"] == 0 and got["integrity"] == "ok"
+    before = server.stats()["compressed_requests"]
+    requests = cases(language, 24, limit, 3)
+    assert differing(requests, collect(servers.get(name), requests), collect(server, requests)) == []
+    assert server.stats()["compressed_requests"] == before
 
 
+@pytest.mark.server("usual")
 def test_long_questions_are_answered_from_compressed_heads(server: Server, language: Language) -> None:
     before = server.stats()
     result = evaluate(server.url, language, 4096, documents=1, turns=3, names=8, seed=21)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from servers import ALIKE, RATIO, Servers
 from test_conservation import check_empty_handed, settled
 
 from benchmarks.launch import RECALL, Server
@@ -22,10 +22,6 @@ from hetero_sglang.settings import HOT_PAGE
 
 HEADS, DIM, ITEM = 8 * 4, 64, 2  # of the recall model: KV heads of all layers, their width, bytes of a number
 ROW = 2 * DIM * ITEM
-ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
-RATIO = 0.5
-# The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
-SMALL: dict[str, Any] = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,21 @@ class Prompts:
     short: list[Prompt]
     users: list[Prompt]
     document: list[int]
+
+
+# One that chooses once, one by an index, and one by an index among what it kept; the others, whose own rules
+# tests/core/test_policies_in_engine.py checks, are served in the same ways.
+QUICK = ("snapkv", "quest", "rocketkv")
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """SGLang's own answers are asked for beside the policy's."""
+    return [pytest.mark.server(name, "plain"), *([] if name in QUICK else [pytest.mark.slow])]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks(name)) for name in ALIKE])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -70,37 +81,34 @@ def answers(server: Server, some: list[Prompt]) -> list[list[int]]:
     return found
 
 
+@pytest.fixture
+def plain(servers: Servers, prompts: Prompts, found: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    """What SGLang alone answers to the short prompts and to the users; asked once."""
+    if not found:
+        server = servers.get("plain")
+        found |= {"short": answers(server, prompts.short), "users": answers(server, prompts.users)}
+    return found
+
+
 @pytest.fixture(scope="module")
-def plain(prompts: Prompts) -> tuple[list[list[int]], list[list[int]]]:
-    """What SGLang alone answers to the short prompts and to the users."""
-    with Server(kv_policy="full", max_total_tokens=8000) as server:
-        return answers(server, prompts.short), answers(server, prompts.users)
+def found() -> dict[str, list[list[int]]]:
+    return {}
 
 
-@pytest.fixture(scope="module", params=ALIKE)
-def served(request: pytest.FixtureRequest, plain: Any) -> Iterator[tuple[str, Server]]:
-    """One server after the other, each for all tests of its policy; SGLang's own has ended by then."""
-    with Server(kv_policy=request.param, hetero_keep_ratio=RATIO, **SMALL) as server:
-        yield request.param, server
-
-
-@pytest.mark.server
+@pytest.mark.usefixtures("name")
 def test_short_requests_get_the_tokens_of_plain_sglang(
-    served: tuple[str, Server], prompts: Prompts, plain: tuple[list[list[int]], list[list[int]]]
+    server: Server, prompts: Prompts, plain: dict[str, list[list[int]]]
 ) -> None:
-    _, server = served
     before = settled(server)
-    assert answers(server, prompts.short) == plain[0]
+    assert answers(server, prompts.short) == plain["short"]
     after = settled(server)
     assert after["compressed_requests"] == before["compressed_requests"]
     check_empty_handed(after)
 
 
-@pytest.mark.server
 def test_long_prompts_keep_what_the_ratio_allows_and_fetch_as_the_policy_does(
-    served: tuple[str, Server], prompts: Prompts
+    server: Server, prompts: Prompts, name: str
 ) -> None:
-    name, server = served
     before = settled(server)
     answers(server, prompts.users)
     after = settled(server)
@@ -119,9 +127,8 @@ def test_long_prompts_keep_what_the_ratio_allows_and_fetch_as_the_policy_does(
     assert after["fetches"] == 0  # none by the worker, which serves drift alone
 
 
-@pytest.mark.server
-def test_users_of_one_document_answer_together_as_they_do_alone(served: tuple[str, Server], prompts: Prompts) -> None:
-    _, server = served
+@pytest.mark.usefixtures("name")
+def test_users_of_one_document_answer_together_as_they_do_alone(server: Server, prompts: Prompts) -> None:
     alone = answers(server, prompts.users)
     assert alone[0] != alone[1]
     server.flush()
@@ -136,23 +143,20 @@ def test_users_of_one_document_answer_together_as_they_do_alone(served: tuple[st
     check_empty_handed(settled(server))
 
 
-@pytest.mark.server
+@pytest.mark.server("quest-whole", "plain")
 def test_an_index_policy_that_keeps_everything_gives_plain_tokens(
-    prompts: Prompts, plain: tuple[list[list[int]], list[list[int]]]
+    server: Server, prompts: Prompts, plain: dict[str, list[list[int]]]
 ) -> None:
-    with Server(kv_policy="quest", hetero_keep_ratio=1.0, **SMALL) as server:
-        assert answers(server, prompts.users) == plain[1]
-        stats = settled(server)
+    assert answers(server, prompts.users) == plain["users"]
+    stats = settled(server)
     assert stats["compressed_requests"] == 0 and stats["fetched_rows"] == 0
     check_empty_handed(stats)
 
 
-@pytest.mark.server
-def test_heterocache_decides_roles_reassigns_and_waits(prompts: Prompts) -> None:
-    options = {"hetero_roles": "ratio", "hetero_reassign": True, "hetero_fetch": "wait", "hetero_window": 16}
-    with Server(kv_policy="heterocache", hetero_keep_ratio=RATIO, max_total_tokens=8000, **options) as server:
-        found = answers(server, prompts.users)
-        stats = settled(server)
+@pytest.mark.server("roles")
+def test_heterocache_decides_roles_reassigns_and_waits(server: Server, prompts: Prompts) -> None:
+    found = answers(server, prompts.users)
+    stats = settled(server)
     check_empty_handed(stats)
     assert [len(ids) for ids in found] == [prompt.new for prompt in prompts.users]
     assert stats["compressed_requests"] == len(found) and stats["drift_checks"] > 0

@@ -13,8 +13,6 @@ import pytest
 from benchmarks.launch import Server
 from benchmarks.recall import Language, score
 
-pytestmark = pytest.mark.server
-
 
 def alive(pid: int) -> bool:
     try:
@@ -23,6 +21,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.server("usual")
 def test_requests_survive_the_workers_death_and_it_is_back_within_five_seconds(
     server: Server, language: Language
 ) -> None:
@@ -67,16 +66,16 @@ def sockets_of(pid: int) -> set[str]:
     return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
 
 
-def test_no_worker_socket_or_shared_memory_outlives_a_killed_server(tmp_path: Path) -> None:
-    shared_before = set(os.listdir("/dev/shm"))
-    with Server(kv_policy="heterocache", max_total_tokens=20000, log=tmp_path / "log") as server:
-        pid = server.stats()["worker_pid"]
-        assert alive(pid) and sockets_of(pid) and not sockets_of(pid) & set(named_sockets()), "no name to be left over"
-        os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
-        for _ in range(100):
-            if not alive(pid):
-                break
-            time.sleep(0.05)
-        assert not alive(pid)
-    assert not {name for name in set(os.listdir("/dev/shm")) - shared_before if "hetero" in name}
+@pytest.mark.server("roles", ends=True)
+def test_no_worker_socket_or_shared_memory_outlives_a_killed_server(server: Server) -> None:
+    worker = server.stats()["worker_pid"]
+    assert alive(worker) and sockets_of(worker)
+    assert not sockets_of(worker) & set(named_sockets()), "it has a name that could be left over"
+    os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    for _ in range(100):
+        if not alive(worker):
+            break
+        time.sleep(0.05)
+    assert not alive(worker)
+    assert not [name for name in os.listdir("/dev/shm") if "hetero" in name]

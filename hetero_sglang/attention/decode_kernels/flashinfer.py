@@ -135,6 +135,7 @@ class FlashInferDecode(DecodeKernel):
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float
     ) -> torch.Tensor:
+        assert self.now is not None  # planned
         batch, query_heads, dim = q.shape
         now, group, resident = self.now, self.group, buffers.resident_k.shape[1]
         compressed = query_heads // group - resident

@@ -38,7 +38,7 @@ class PlanPlace:
                 f"--hetero-decode-kernel triton."
             )
         words = [info[i] // 4 for i in (4, 5, 6, 8, 7, 9)]
-        return PlanPlace(info[0], *words, mask=info[12])
+        return PlanPlace(*[info[0], *words, info[12]])
 
     def row(self) -> list[int]:
         return list(astuple(self))

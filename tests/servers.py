@@ -1,0 +1,123 @@
+"""The real servers that tests share: a table of their flags, and those of them that run now.
+
+A start is half a minute of imports, so each is started once for all tests of a run that want it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.launch import Server
+from hetero_sglang.cpu.platform import ENGINE_VARIABLE
+from hetero_sglang.policy.registry import POLICIES
+
+MOST = 3  # at a time: each holds 2.6 GB
+RATIO = 0.5
+# The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
+POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
+PAGED = {"page_size": 16, "chunked_prefill_size": 512}
+ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
+
+# Name -> arguments of benchmarks.launch.Server. Tests run in this order.
+TABLE: dict[str, dict[str, Any]] = {
+    "usual": {"kv_policy": "heterocache", "max_total_tokens": 60000, "enable_metrics": True},
+    # Little room, and every few steps a forced retraction.
+    "small": {
+        **PAGED,
+        "kv_policy": "heterocache",
+        "max_total_tokens": 6000,
+        "hetero_keep_ratio": 0.6,
+        "hetero_window": 16,
+        "hetero_dense_below": 512,
+        "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
+    },
+    # SGLang's own, in pages, too few of them for several requests at once, and where no compiler is found; beside it
+    # one with as many slots, so that both evict the same prefixes.
+    "plain-paged": {**PAGED, "max_total_tokens": 3200, "env": {"CXX": "/no/compiler"}},
+    "whole-paged": {**PAGED, "kv_policy": "heterocache", "hetero_keep_ratio": 1.0, "max_total_tokens": 3200},
+    # The same without pages. Requests of up to 7000 tokens stay whole; the next thousand should, but find no room.
+    "plain": {"kv_policy": "full", "max_total_tokens": 60000},
+    "short-whole": {
+        "kv_policy": "heterocache",
+        "hetero_keep_ratio": RATIO,
+        "hetero_dense_below": 8200,
+        "max_total_tokens": 60000,
+    },
+    "quest-whole": {"kv_policy": "quest", "hetero_keep_ratio": 1.0, **POLICY_ROOM},
+    **{name: {"kv_policy": name, "hetero_keep_ratio": RATIO, **POLICY_ROOM} for name in ALIKE},
+    # Everything heterocache alone can do.
+    "roles": {
+        "kv_policy": "heterocache",
+        "hetero_keep_ratio": RATIO,
+        "hetero_roles": "ratio",
+        "hetero_reassign": True,
+        "hetero_fetch": "wait",
+        "hetero_window": 16,
+        "max_total_tokens": 8000,
+    },
+    "two-ranks": {"config": Path(__file__).parent / "server" / "two-ranks.yaml"},
+}
+PLAIN = ("plain-paged", "plain")  # without a policy of ours, and without statistics
+
+
+class Servers:
+    """Those that run now, by their names in the table.
+
+    `uses` counts the tests still to come that want a server; it ends with the last of them.
+    """
+
+    def __init__(self, uses: Counter[str]) -> None:
+        self._uses = uses
+        self._live: dict[str, Server] = {}  # the longest unused first
+        self._failed: dict[str, RuntimeError] = {}
+
+    def launch(self, name: str) -> None:
+        """Start one in the background, if it does not run; the longest unused makes room."""
+        if name in self._live or name in self._failed:
+            return
+        while len(self._live) >= MOST:
+            self._stop(next(iter(self._live)))
+        server = Server(**TABLE[name])
+        server.env.pop(ENGINE_VARIABLE, None)  # set here once this process has imported sglang
+        server.launch()
+        self._live[name] = server
+
+    def get(self, name: str) -> Server:
+        """One that answers. RuntimeError when it does not start, at once when it did not before."""
+        if name in self._live and not self._live[name].alive:
+            self._stop(name)  # what ended it has been told; those who come now get a new one
+        self.launch(name)
+        if name in self._failed:
+            raise self._failed[name]
+        server = self._live[name] = self._live.pop(name)
+        if not server.started_in:
+            try:
+                server.wait()
+            except RuntimeError as error:
+                self._failed[name] = error
+                self._stop(name)
+                raise
+        return server
+
+    def check(self, name: str) -> None:
+        """AssertionError unless it still runs and its caches have lost nothing, on no rank."""
+        server = self._live[name]
+        assert server.alive, f"the test ended its server:\n{server.tail()}"
+        if name not in PLAIN:
+            assert {rank["integrity"] for rank in server.get("/hetero/stats")} == {"ok"}
+
+    def used(self, name: str) -> None:
+        """A test that wanted it is over."""
+        self._uses[name] -= 1
+        if not self._uses[name]:
+            self._stop(name)
+
+    def close(self) -> None:
+        for name in list(self._live):
+            self._stop(name)
+
+    def _stop(self, name: str) -> None:
+        if server := self._live.pop(name, None):
+            server.stop(at_once=True)
