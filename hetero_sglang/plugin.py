@@ -24,6 +24,7 @@ def _register() -> None:
     from hetero_sglang.args import HeteroServerArgs
     from hetero_sglang.cpu import grammar, paged
     from hetero_sglang.sglang import port
+    from hetero_sglang.sglang.bodies import watch
     from hetero_sglang.sglang.hooks import enter_scheduler, install
     from hetero_sglang.sglang.reporting import add_routes
 
@@ -34,6 +35,7 @@ def _register() -> None:
             ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
             ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, HookType.BEFORE),
             ("sglang.srt.entrypoints.http_server.launch_server", port.launching, HookType.BEFORE),
+            ("sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__", watch, HookType.AFTER),
             ("sglang.srt.entrypoints.http_server._setup_and_run_http_server", add_routes, HookType.BEFORE),
         ]
     )

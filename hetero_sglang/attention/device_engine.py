@@ -169,7 +169,7 @@ class DeviceEngine:
             ws.tail[layer] = q.clone()
             return
         caps = ws.caps[spec.first : spec.first + len(spec.compressed)]
-        queries = q.view(q.shape[0], keys.shape[1], -1, q.shape[-1])  # [W, H, G, D]
+        queries = q.unflatten(1, (keys.shape[1], self.group))  # [W, H, G, D]; W may be 0
         full = min(caps) < seq.length
         if full:
             scores = self.settings.policy.scores(queries[:, heads.compressed], keys[:, heads.compressed], scale)

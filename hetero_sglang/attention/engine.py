@@ -73,11 +73,11 @@ class TorchEngine:
         if not seq.last:
             ws.tail[layer] = q.clone()
             return
-        queries = q.view(q.shape[0], keys.shape[1], -1, q.shape[-1])  # [W, H, G, D]
+        queries = q.unflatten(1, (keys.shape[1], q.shape[1] // keys.shape[1]))  # [W, H, G, D]; W may be 0
         heads = list(spec.compressed)
         full = [i for i in range(len(heads)) if ws.caps[spec.first + i] < seq.length]
         scores = keys.new_empty(len(heads), 0)
-        if full or ws.indexed:
+        if full or (ws.indexed and seq.length):
             scores = self.settings.policy.scores(queries[:, heads], keys[:, heads], scale)  # [C, L]
         for i in set(range(len(heads))).difference(full):
             whole = torch.arange(seq.length)
@@ -116,7 +116,7 @@ class TorchEngine:
         """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
         spec, hot = self.settings.layout.layers[layer], self.cache.hot
         heads = k.shape[1]
-        grouped = q.view(q.shape[0], heads, -1, q.shape[-1])  # [B, H, G, D]
+        grouped = q.unflatten(1, (heads, q.shape[1] // heads))  # [B, H, G, D]
         out = q.new_empty(*grouped.shape[:-1], v.shape[-1])
         numbers = slice(spec.first, spec.first + len(spec.compressed))
         if spec.compressed:

@@ -10,7 +10,6 @@ from hetero_sglang.attention.reference import prefill_attention
 from hetero_sglang.memory.sizes import PREFILL_WORKSPACE
 
 
-
 class RaggedPrefill:
     """One plan per forward pass, used by every layer."""
 
@@ -29,7 +28,7 @@ class RaggedPrefill:
     ) -> None:  # fmt: skip
         """The last counts[i] of lengths[i] tokens of each request attend causally to all before them."""
         self.counts, self.lengths, self.scale = counts, lengths, scale
-        self.fast = self.wrapper is not None and dtype in (torch.float16, torch.bfloat16)
+        self.fast = self.wrapper is not None and dtype in (torch.float16, torch.bfloat16) and any(counts)
         if self.fast:
             self.wrapper.plan(
                 _indptr(counts), _indptr(lengths), query_heads, kv_heads, dim, v_dim, causal=True, sm_scale=scale,

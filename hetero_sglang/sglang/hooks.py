@@ -13,7 +13,7 @@ from hetero_sglang.sglang.runtime import start_runtime
 
 def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
     """Hooks of a scheduler process that runs a policy; a process of `--kv-policy full` has none of them."""
-    from hetero_sglang.sglang import admit, backend, gauges, lifecycle, pool, reporting
+    from hetero_sglang.sglang import admit, backend, gauges, guard, lifecycle, pool, reporting
 
     around, after = HookType.AROUND, HookType.AFTER
     memory, managers = "sglang.srt.mem_cache", "sglang.srt.managers"
@@ -35,6 +35,9 @@ def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
         (f"{managers}.schedule_policy.PrefillAdder.preempt_to_schedule", admit.preempt, around),
         (f"{managers}.scheduler.Scheduler._get_new_batch_prefill_raw", admit.choose_batch, around),
         (f"{managers}.schedule_batch.Req._compute_max_prefix_len", lifecycle.leave_observed_queries, after),
+        (f"{managers}.scheduler.Scheduler.handle_generate_request", guard.handle_generate, around),
+        (f"{managers}.scheduler.Scheduler.init_request_dispatcher", guard.guard_dispatch, after),
+        (f"{managers}.scheduler_components.request_receiver.sock_recv", guard.receive, around),
         (f"{managers}.scheduler.Scheduler.run_batch", lifecycle.batch_runs, around),
         (f"{managers}.scheduler.Scheduler.__init__", reporting.scheduler_built, after),
         (f"{managers}.scheduler.Scheduler.get_internal_state", reporting.internal_state, after),

@@ -37,6 +37,7 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("enable_torch_compile", (False,), "--enable-torch-compile: the backend's plan is host code"),
     ("enable_memory_saver", (False,), "--enable-memory-saver: the tiers are not released with the weights"),
     ("enable_streaming_session", (False,), "--enable-streaming-session: it prefills behind generated tokens"),
+    ("enable_mis", (False,), "--enable-mis: items of one prompt would attend to each other"),
     ("prefill_only_disable_kv_cache", (False,), "--prefill-only-disable-kv-cache: there would be nothing to keep"),
     ("dllm_algorithm", (None,), "--dllm-algorithm: it rewrites tokens in place"),
     ("is_embedding", (False,), "--is-embedding: an embedding model decodes nothing"),

@@ -91,6 +91,29 @@ def test_a_short_request_is_dense_until_its_working_set_is_full(seed: int) -> No
             torch.testing.assert_close(out[layer, 0], wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_request_without_a_prompt_decodes_from_nothing(seed: int, beside: bool) -> None:
+    """SGLang serves `input_ids: [[]]`: a prefill of no tokens, alone or beside another, then steps as ever."""
+    cache = make_cache(make_settings(random_profile(seed)))
+    slots = scattered_slots(200, seed)
+    empty, other = Request(cache, 1, 0, 20, slots[:20], seed), Request(cache, 2, 90, 110, slots[20:130], seed + 50)
+    live, prompts = ([empty, other], [0, 90]) if beside else ([empty], [0])
+    for request in live:
+        request.start()
+    for layer, outputs in enumerate(prefill(live, [(0, prompt) for prompt in prompts])):
+        assert outputs[0].shape == (0, *empty.q[layer].shape[1:])
+        if beside:
+            torch.testing.assert_close(outputs[1][89], expect(other, layer, 89), atol=1e-5, rtol=1e-4)
+    for step in range(1, 21):
+        out = decode(live, [prompt + step for prompt in prompts])
+        for layer in range(out.shape[0]):
+            torch.testing.assert_close(out[layer, 0], expect(empty, layer, step - 1), atol=1e-5, rtol=1e-4)
+    for request in live:
+        cache.finish(request.slot)
+    cache.check_integrity()
+
+
 def test_keep_ratio_one_is_dense_at_any_length() -> None:
     cache = make_cache(make_settings(random_profile(1), keep_ratio=1.0))
     request = Request(cache, 1, 150, 200, scattered_slots(200, 1), 5)

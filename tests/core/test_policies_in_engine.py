@@ -184,3 +184,20 @@ def test_retrieval_off_keeps_the_choice_of_the_prompt(name: str) -> None:
         for head in range(HEADS):
             kept = held(request, layer, head, 289) & set(range(settings.rule.sink, 256 - 64))
             assert settings.policy.recent_only or kept == before[layer][head] & set(range(settings.rule.sink, 256 - 64))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_request_without_a_prompt_is_served_past_its_budget(name: str) -> None:
+    """Nothing to choose by at the prompt's end; heads wrap, and indexes begin, with what is decoded."""
+    cache, total = make_cache(settings_of(name)), 230
+    request = Request(cache, 1, 0, total, scattered_slots(total, 9), 4)
+    request.start()
+    prefill([request], [(0, 0)])
+    for length in range(1, total + 1):
+        out = decode([request], [length])
+        for layer in range(LAYERS):
+            wanted = expect(request, layer, length - 1, whole=False)
+            torch.testing.assert_close(out[layer, 0], wanted, atol=1e-5, rtol=1e-4)
+    assert not request.ws.exact(total)
+    cache.finish(1)
+    cache.check_integrity()

@@ -98,3 +98,26 @@ def test_outputs_equal_through_a_request_s_life(seed: int) -> None:
     for want, have in zip((*theirs.host.k, *theirs.host.v), (*ours.host.k, *ours.host.v), strict=True):
         assert torch.equal(want[1:].nan_to_num(-7), have[1:].nan_to_num(-7))
     assert torch.equal(theirs.hot.position, ours.hot.position.cpu())
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_request_without_a_prompt_is_the_torch_engine_s(beside: bool) -> None:
+    theirs = make_cache(make_settings(random_profile(3, layers=2, heads=2)))
+    ours = device_cache(theirs)
+    engine = DeviceEngine(ours, 8, 2048, 2 * GROUP)
+    prompts = [0, 70] if beside else [0]
+    pairs = [
+        [Request(c, slot, prompt, prompt + 4, torch.arange(100 * slot, 100 * slot + prompt + 4), slot) for c in both]
+        for slot, (prompt, both) in enumerate(((p, (theirs, ours)) for p in prompts), start=1)
+    ]
+    for request in (r for pair in pairs for r in pair):
+        request.start()
+    spans = [(0, prompt) for prompt in prompts]
+    wanted = prefill([pair[0] for pair in pairs], spans)
+    got = extend(engine, [pair[1] for pair in pairs], spans)
+    for want, have in zip((o for layer in wanted for o in layer), (o for layer in got for o in layer), strict=True):
+        torch.testing.assert_close(have.cpu(), want, atol=3e-5, rtol=3e-5)
+    for extra in range(1, 4):
+        lengths = [prompt + extra for prompt in prompts]
+        have = step(engine, [pair[1] for pair in pairs], lengths, len(prompts))
+        torch.testing.assert_close(have.cpu(), decode([pair[0] for pair in pairs], lengths), atol=3e-5, rtol=3e-5)

@@ -66,6 +66,8 @@ def fill(
     rows = 32
     length, _, dim = keys.shape
     v_dim = values.shape[-1]
+    if length == 0:
+        return
     grid = (heads.numel(), triton.cdiv(min(most, length), rows))
     _fill[grid](
         keys, values, heads, selected, scores, cap, page_start, page_list, layer.hot_k, layer.hot_v, layer.position,
