@@ -63,7 +63,7 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
 
 
 # numbers of ours
-NUMBERS: tuple[tuple[str, type], ...] = (
+NUMBERS: tuple[tuple[str, Any], ...] = (
     ("hetero_keep_ratio", float),
     ("hetero_host_size", float),
     ("hetero_window", int),
