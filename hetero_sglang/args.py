@@ -122,7 +122,6 @@ class HeteroServerArgs(ServerArgs):
 
     def _choose_backend(self) -> None:
         # The name stays one SGLang knows (it branches on it); the backend behind it is ours.
-        self.attention_backend: str | None
         self.disable_prefill_cuda_graph = True
         chosen = "torch_native" if not _cuda(self.device) else self.attention_backend or "flashinfer"
         self.attention_backend: str | None = chosen

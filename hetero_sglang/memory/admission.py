@@ -76,7 +76,7 @@ class Admission:
         self.free -= self.demand(grant)
 
     def grow(self, slot: int) -> bool:
-        """A live request outgrows its rows: whether every rank has the pages for twice its length; then they are its."""
+        """A live request outgrows its rows: whether every rank has pages for twice its length, then its own."""
         account = self.accounts[slot]
         grown = self._account(*self.rule.grown(account.grant, account.rows))
         if bool((grown.pages - account.pages > self.free).any()):
@@ -100,7 +100,8 @@ class Admission:
         if not bool((wanted > self.pages).any()):
             return
         rank = int((wanted - self.pages).argmax())
-        legal = [n for n in (1 << bits for bits in range(20, 0, -1)) if n < self.rule.window and self._holds(longest, n)]
+        smaller = (1 << bits for bits in range(self.rule.window.bit_length() - 1, 0, -1))
+        legal = [window for window in smaller if window < self.rule.window and self._holds(longest, window)]
         recipe = f"--hetero-window to {legal[0]} or below" if legal else "--hetero-window and --hetero-sink"
         raise HeteroError(
             f"A request of {longest} tokens needs {wanted[rank]} hot pages on rank {rank}, where --hetero-keep-ratio "

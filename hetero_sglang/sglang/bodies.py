@@ -94,7 +94,8 @@ def prompts(obj: Any) -> int | None:
     if obj.text is not None:
         return len(obj.text) if isinstance(obj.text, list) else None
     given = obj.input_ids if obj.input_ids is not None else getattr(obj, "input_embeds", None)
-    listed = isinstance(given, list) and given and isinstance(given[0], list)
-    if not listed or (obj.input_ids is None and given[0] and isinstance(given[0][0], float)):
+    if not (isinstance(given, list) and given and isinstance(given[0], list)):
+        return None
+    if obj.input_ids is None and given[0] and isinstance(given[0][0], float):
         return None
     return len(given)

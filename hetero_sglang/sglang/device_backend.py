@@ -74,11 +74,13 @@ class DeviceAttnBackend(AttentionBackend):
             self.step = self.engine.graph_step
         else:
             self.step = self.engine.eager(width, max(lengths, default=1))
+        assert self.step is not None  # SGLang has made its graphs' buffers
         self.engine.begin_decode(self.step, requests, lengths, width, self.req_to_token_pool.req_to_token)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """Recorded: every replay plans its own work on the device."""
         if forward_batch.forward_mode.is_decode_or_idle():
+            assert self.step is not None
             self.tables = self.step.plan(forward_batch.batch_size)
 
     def _begin_extend(self, forward_batch: Any) -> None:
@@ -109,6 +111,7 @@ class DeviceAttnBackend(AttentionBackend):
         """q [B, Hq * D], k [B, H, D], v [B, H, Dv] -> [B, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
+        assert self.step is not None and self.tables is not None
         out = self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling)
         return out.reshape(q.shape[0], -1)
 

@@ -33,6 +33,7 @@ def stats(scheduler: Any) -> dict[str, Any]:
         "integrity": _stuck(scheduler) or state.last_check.verdict,
         "integrity_age_s": round(time.monotonic() - state.last_check.at, 3),
         "integrity_current": state.check is not None,  # no batch has run since
+        "profile_warning": state.profile_warning,
         "keep_ratio": state.settings.keep_ratio,
         "floor": state.settings.floor,
         "dense_below": state.settings.rule.dense_below,

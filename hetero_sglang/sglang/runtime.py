@@ -40,6 +40,7 @@ class Runtime:
     profile: HeadProfile
     settings: Settings
     policy: str  # --kv-policy
+    profile_warning: str | None  # what speaks against the head profile
     host_bytes: int | None  # --hetero-host-size
     context: int  # tokens of the longest request the model takes
     on_device: bool  # DeviceEngine runs the steps, not TorchEngine
@@ -140,6 +141,7 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
         profile=profile,
         settings=resolve(profile, rank=rank, size=size, **options),
         policy=server_args.kv_policy,
+        profile_warning=server_args.hetero_warning(),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=server_args.get_model_config().context_len,
         on_device=server_args.attention_backend == "flashinfer",

@@ -133,6 +133,7 @@ class World:
             profile=None,
             settings=settings,
             policy="heterocache",
+            profile_warning=None,
             host_bytes=None,
             context=slots,
             on_device=False,
@@ -256,8 +257,9 @@ class World:
     @property
     def live(self) -> list[Req]:
         """Who has not been answered, wherever it is."""
-        last = self.last_batch.reqs if self.last_batch else []
-        found = [*self.waiting_queue, *self.running_batch.reqs, *last, *([self.chunked_req] if self.chunked_req else [])]
+        found = [*self.waiting_queue, *self.running_batch.reqs]
+        found += self.last_batch.reqs if self.last_batch else []
+        found += [self.chunked_req] if self.chunked_req else []
         return list({id(r): r for r in found if not r.done}.values())
 
     def check(self) -> None:

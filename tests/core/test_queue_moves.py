@@ -40,10 +40,7 @@ def make_worlds(seed: int, size: int, **options: object) -> list[World]:
         "drift_threshold": 0.9,
         "monitor_interval": 4,
     }
-    return [
-        World(resolve(profile, rank=rank, size=size, **shared), slots, limits["requests"], limits["chunk"], limits["preemption"])
-        for rank in range(size)
-    ]  # fmt: skip
+    return [World(resolve(profile, rank=rank, size=size, **shared), slots, **limits) for rank in range(size)]
 
 
 class Play:

@@ -47,7 +47,8 @@ def test_sixty_requests_at_once_are_answered_though_pages_are_short(server: Serv
 
 def test_aborts_leave_nothing_behind_on_any_rank(server: Server, language: Language) -> None:
     with ThreadPoolExecutor(12) as pool:
-        jobs = [pool.submit(server.generate, language.document(i, 900, 12).ids, 200, None, ignore_eos=True) for i in range(12)]
+        documents = [language.document(seed, 900, 12).ids for seed in range(12)]
+        jobs = [pool.submit(server.generate, ids, 200, None, ignore_eos=True) for ids in documents]
         while server.stats()["live_requests"] < 2:
             pass
         server.post("/abort_request", {"rid": "", "abort_all": True})
