@@ -13,14 +13,18 @@ from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language, score
 
 ENGINE = """
-import json, sys
+import json, sys, time
 import sglang as sgl
 
 def main():
     ids, new = json.load(open(sys.argv[1]))
     engine = sgl.Engine(model_path=sys.argv[2], kv_policy="heterocache", hetero_keep_ratio=0.6, max_total_tokens=20000)
     reply = engine.generate(input_ids=ids, sampling_params={"temperature": 0, "max_new_tokens": new, "stop": ["\\n"]})
-    state = engine.get_server_info()["internal_states"][0]["hetero"]
+    for _ in range(200):
+        state = engine.get_server_info()["internal_states"][0]["hetero"]
+        if state["integrity_current"]:
+            break
+        time.sleep(0.05)
     print("RESULT" + json.dumps({"text": reply["text"], "state": state}))
     engine.shutdown()
 
