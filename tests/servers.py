@@ -100,7 +100,10 @@ class Servers:
         self._live[name] = server
 
     def get(self, name: str) -> Server:
-        """One that answers. RuntimeError when it does not start, at once when it did not before."""
+        """One that answers, with an empty radix cache.
+
+        RuntimeError when it does not start, and at once when it did not before.
+        """
         if name in self._live and not self._live[name].alive:
             self._stop(name)  # what ended it has been told; those who come now get a new one
         self.launch(name)
@@ -114,6 +117,7 @@ class Servers:
                 self._failed[name] = error
                 self._stop(name)
                 raise
+        server.flush()  # also of what the start left, by which answers differ in their last bits
         return server
 
     def check(self, name: str) -> None:

@@ -90,11 +90,9 @@ def servers(request: pytest.FixtureRequest) -> Servers:
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]:
-    """The first that the test's mark names: running, its radix cache empty; checked afterwards."""
+    """The first that the test's mark names, checked afterwards."""
     names = wanted(request.node)
     assert names, 'name the wanted server in the mark: pytest.mark.server("usual")'
-    server = servers.get(names[0])
-    server.flush()
-    yield server
+    yield servers.get(names[0])
     if not ends(request.node):
         servers.check(names[0])

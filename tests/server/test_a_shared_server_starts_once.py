@@ -21,6 +21,7 @@ class FakeServer:
 
     def __init__(self, port: int = 1, **flags: Any) -> None:
         self.port, self.alive, self.started_in, self.env = port, False, 0.0, {}
+        self.flushed = 0
         self.made.append(self)
 
     def launch(self) -> None:
@@ -30,6 +31,9 @@ class FakeServer:
         if not self.port:
             raise RuntimeError("the server ended with 2")
         self.started_in = 1.0
+
+    def flush(self) -> None:
+        self.flushed += 1
 
     def stop(self, at_once: bool = False) -> None:
         assert at_once
@@ -48,6 +52,7 @@ def test_one_start_serves_all_who_want_it_and_the_last_ends_it(made: list[FakeSe
     shared = Servers(Counter({"a": 2}))
     shared.launch("a")
     assert shared.get("a") is shared.get("a") is made[0] and len(made) == 1
+    assert made[0].flushed == 2  # once for each who gets it
     shared.used("a")
     assert made[0].alive
     shared.used("a")
