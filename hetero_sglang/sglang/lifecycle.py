@@ -81,6 +81,10 @@ def free_slots(allocator: Any) -> torch.Tensor:
 def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND PrefillAdder.add_one_req: a request waits until the hot pool can hold its working set."""
     state = runtime()
+    if lengths_of(req)[0] == 0 and not any(lengths_of(r)[0] for r in adder.can_run_list):
+        # SGLang takes an empty prompt's first token from what runs beside it, and dies of a batch without any token
+        req.set_finish_with_abort("The prompt is empty and nothing runs beside it: give input_ids at least one token.")
+        req.init_next_round_input(adder.tree_cache)
     promised = sum(state.cache.demand(*lengths_of(r)) for r in adder.can_run_list if r.req_pool_idx is None)
     if promised + state.cache.demand(*lengths_of(req)) > state.cache.hot.available:
         state.counters.waiting_for_hot_pages += 1

@@ -7,6 +7,8 @@ a batch runs, and the process of everybody's requests goes down with it.
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from hetero_sglang.errors import HeteroError
 
 INT32, FLOAT32, TINY = 2**31 - 1, float(np.finfo(np.float32).max), 1e-100
+DEPTH = 100  # of brackets in a schema: compiling takes 0.5 s and grows with its cube, then takes all memory
 LOGIT = 1e6  # no model's logits come near it
 
 # field, whether a request's value is fine for a model's configuration, and what would be
@@ -35,6 +38,8 @@ SAMPLING: tuple[Rule, ...] = (
     ("top_k", lambda s, m: s.top_k <= INT32, "-1, or a number from 1 to {int32}"),
     ("temperature", lambda s, m: 0 < s.temperature <= FLOAT32, "a number from 0 to {float32:g}"),
     ("repetition_penalty", lambda s, m: LOGIT * magnified(s) <= FLOAT32, "a number nearer to 1 at this temperature"),
+    ("json_schema", lambda s, m: depth(s.json_schema) <= DEPTH, "a schema of at most {depth} nested brackets"),
+    ("structural_tag", lambda s, m: depth(s.structural_tag) <= DEPTH, "a tag of at most {depth} nested brackets"),
     ("logit_bias", lambda s, m: bias_within(s), "biases that leave logits finite at this temperature"),
 )  # fmt: skip
 
@@ -56,7 +61,9 @@ def check(request: TokenizedGenerateReqInput, model: Any) -> None:
         for name, fine, wanted in rules:
             if not fine(part, model):
                 vocab, hidden = model.vocab_size, model.hidden_size
-                words = wanted.format(vocab=vocab, last=vocab - 1, hidden=hidden, int32=INT32, float32=FLOAT32)
+                words = wanted.format(
+                    vocab=vocab, last=vocab - 1, hidden=hidden, int32=INT32, float32=FLOAT32, depth=DEPTH
+                )
                 raise HeteroError(f"{name} {shown(getattr(part, name))} cannot be served: give {words}.")
 
 
@@ -113,6 +120,11 @@ def bias_within(sampling: SamplingParams) -> bool:
     """Whether logits stay finite under the biases: an infinite one makes every probability NaN."""
     biases = (sampling.logit_bias or {}).values()
     return all(abs(bias) * magnified(sampling) < FLOAT32 / 4 for bias in biases)
+
+
+def depth(text: str | None) -> int:
+    """The most brackets that are open at once in a JSON text; those within strings count too."""
+    return max(itertools.accumulate((c in "[{") - (c in "]}") for c in re.findall(r"[][{}]", text or "")), default=0)
 
 
 def shown(value: Any) -> str:
