@@ -76,7 +76,7 @@ def check_shape(obj: Any, labels: set[str] | None) -> None:
         raise HeteroError(f"sampling_params {shown(given)} cannot be served: give {wanted}.")
     for params in every:
         n = params.get("n", 1)
-        if type(n) is not int or not 1 <= n * (batch or 1) <= MOST_SAMPLES:
+        if type(n) is not int or n * (batch or 1) > MOST_SAMPLES or (batch is not None and n < 1):
             most = MOST_SAMPLES // (batch or 1)
             raise HeteroError(
                 f"n {shown(n)} cannot be served: give a number from 1 to {most} for {batch or 1} prompts."

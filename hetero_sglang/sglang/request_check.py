@@ -31,7 +31,7 @@ RULES: tuple[Rule, ...] = (
     ("input_ids", lambda r, m: ids_within(r.input_ids, m.vocab_size), "token ids from 0 to {last}"),
     ("input_embeds", lambda r, m: all(len(row) == m.hidden_size for row in r.input_embeds or ()), "rows of {hidden}"),
     ("positional_embed_overrides", lambda r, m: embeds_within(r, m.hidden_size), "a row of {hidden} for a position"),
-    ("top_logprobs_num", lambda r, m: 0 <= r.top_logprobs_num <= m.vocab_size, "a number from 0 to {vocab}"),
+    ("top_logprobs_num", lambda r, m: r.top_logprobs_num <= m.vocab_size, "a number from 0 to {vocab}"),
     ("logprob_start_len", lambda r, m: r.logprob_start_len >= -1, "-1 or a position in the prompt"),
 )  # fmt: skip
 SAMPLING: tuple[Rule, ...] = (
@@ -57,6 +57,7 @@ def check(request: TokenizedGenerateReqInput, model: Any) -> None:
         sampling.stop_token_ids = {token for token in sampling.stop_token_ids if 0 <= token < model.vocab_size} or None
     if not request.return_logprob:
         request.top_logprobs_num, request.logprob_start_len, request.token_ids_logprob = 0, -1, None
+    request.top_logprobs_num = max(0, request.top_logprobs_num)  # SGLang's own reading of a negative number
     for part, rules in ((request, RULES), (sampling, SAMPLING)):
         for name, fine, wanted in rules:
             if not fine(part, model):
