@@ -93,8 +93,8 @@ def prompts(obj: Any) -> int | None:
     """How many prompts a request has; None: it is one, not a list of them."""
     if obj.text is not None:
         return len(obj.text) if isinstance(obj.text, list) else None
-    given = obj.input_ids if obj.input_ids is not None else getattr(obj, "input_embeds", None)
-    listed = isinstance(given, list) and given and isinstance(given[0], list)
-    if not listed or (obj.input_ids is None and given[0] and isinstance(given[0][0], float)):
+    given: Any = obj.input_ids if obj.input_ids is not None else getattr(obj, "input_embeds", None)
+    if not isinstance(given, list) or not given or not isinstance(given[0], list):
         return None
-    return len(given)
+    one = obj.input_ids is None and bool(given[0]) and isinstance(given[0][0], float)  # one prompt's embeddings
+    return None if one else len(given)

@@ -52,8 +52,6 @@ SAMPLING_REFUSED: list[Any] = [
     {"repetition_penalty": 1e-320, "temperature": 1},
     {"repetition_penalty": 1e-37, "temperature": 1},
     {"repetition_penalty": "x"},
-    {"n": 0},
-    {"n": -1},
     {"n": 1.5},
     {"n": "2"},
     {"n": True},
@@ -113,6 +111,8 @@ SAMPLING_REFUSED: list[Any] = [
 
 # and those that are served
 SAMPLING_SERVED: list[Any] = [
+    {"n": -1},
+    {"n": 0},
     {"max_new_tokens": 0},
     {"min_new_tokens": 1, "max_new_tokens": 2, "stop_token_ids": [2**40]},
     {"min_new_tokens": 1, "max_new_tokens": 2, "stop_token_ids": [-7]},
