@@ -76,7 +76,7 @@ def check_shape(obj: Any, labels: set[str] | None) -> None:
         raise HeteroError(f"sampling_params {shown(given)} cannot be served: give {wanted}.")
     for params in every:
         n = params.get("n", 1)
-        if type(n) is not int or not 1 <= n * (batch or 1) <= MOST_SAMPLES:
+        if type(n) is not int or n * (batch or 1) > MOST_SAMPLES or (batch is not None and n < 1):
             most = MOST_SAMPLES // (batch or 1)
             raise HeteroError(
                 f"n {shown(n)} cannot be served: give a number from 1 to {most} for {batch or 1} prompts."
@@ -93,9 +93,8 @@ def prompts(obj: Any) -> int | None:
     """How many prompts a request has; None: it is one, not a list of them."""
     if obj.text is not None:
         return len(obj.text) if isinstance(obj.text, list) else None
-    given = obj.input_ids if obj.input_ids is not None else getattr(obj, "input_embeds", None)
-    if not (isinstance(given, list) and given and isinstance(given[0], list)):
+    given: Any = obj.input_ids if obj.input_ids is not None else getattr(obj, "input_embeds", None)
+    if not isinstance(given, list) or not given or not isinstance(given[0], list):
         return None
-    if obj.input_ids is None and given[0] and isinstance(given[0][0], float):
-        return None
-    return len(given)
+    one = obj.input_ids is None and bool(given[0]) and isinstance(given[0][0], float)  # one prompt's embeddings
+    return None if one else len(given)

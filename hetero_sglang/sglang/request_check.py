@@ -7,6 +7,8 @@ a batch runs, and the process of everybody's requests goes down with it.
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -20,21 +22,26 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from hetero_sglang.errors import HeteroError
 
 INT32, FLOAT32, TINY = 2**31 - 1, float(np.finfo(np.float32).max), 1e-100
+DEPTH = 100  # of brackets in a schema: compiling takes 0.5 s and grows with its cube, then takes all memory
 LOGIT = 1e6  # no model's logits come near it
 
 # field, whether a request's value is fine for a model's configuration, and what would be
 Rule = tuple[str, Callable[[Any, Any], bool], str]
 RULES: tuple[Rule, ...] = (
+    # SGLang takes an empty prompt's first token from whatever request runs beside it
+    ("input_ids", lambda r, m: r.input_ids or r.input_embeds or r.session_params, "at least one token"),
     ("input_ids", lambda r, m: ids_within(r.input_ids, m.vocab_size), "token ids from 0 to {last}"),
     ("input_embeds", lambda r, m: all(len(row) == m.hidden_size for row in r.input_embeds or ()), "rows of {hidden}"),
     ("positional_embed_overrides", lambda r, m: embeds_within(r, m.hidden_size), "a row of {hidden} for a position"),
-    ("top_logprobs_num", lambda r, m: 0 <= r.top_logprobs_num <= m.vocab_size, "a number from 0 to {vocab}"),
+    ("top_logprobs_num", lambda r, m: r.top_logprobs_num <= m.vocab_size, "a number from 0 to {vocab}"),
     ("logprob_start_len", lambda r, m: r.logprob_start_len >= -1, "-1 or a position in the prompt"),
 )  # fmt: skip
 SAMPLING: tuple[Rule, ...] = (
     ("top_k", lambda s, m: s.top_k <= INT32, "-1, or a number from 1 to {int32}"),
     ("temperature", lambda s, m: 0 < s.temperature <= FLOAT32, "a number from 0 to {float32:g}"),
     ("repetition_penalty", lambda s, m: LOGIT * magnified(s) <= FLOAT32, "a number nearer to 1 at this temperature"),
+    ("json_schema", lambda s, m: depth(s.json_schema) <= DEPTH, "a schema of at most {depth} nested brackets"),
+    ("structural_tag", lambda s, m: depth(s.structural_tag) <= DEPTH, "a tag of at most {depth} nested brackets"),
     ("logit_bias", lambda s, m: bias_within(s), "biases that leave logits finite at this temperature"),
 )  # fmt: skip
 
@@ -52,11 +59,14 @@ def check(request: TokenizedGenerateReqInput, model: Any) -> None:
         sampling.stop_token_ids = {token for token in sampling.stop_token_ids if 0 <= token < model.vocab_size} or None
     if not request.return_logprob:
         request.top_logprobs_num, request.logprob_start_len, request.token_ids_logprob = 0, -1, None
+    request.top_logprobs_num = max(0, request.top_logprobs_num)  # SGLang's own reading of a negative number
     for part, rules in ((request, RULES), (sampling, SAMPLING)):
         for name, fine, wanted in rules:
             if not fine(part, model):
                 vocab, hidden = model.vocab_size, model.hidden_size
-                words = wanted.format(vocab=vocab, last=vocab - 1, hidden=hidden, int32=INT32, float32=FLOAT32)
+                words = wanted.format(
+                    vocab=vocab, last=vocab - 1, hidden=hidden, int32=INT32, float32=FLOAT32, depth=DEPTH
+                )
                 raise HeteroError(f"{name} {shown(getattr(part, name))} cannot be served: give {words}.")
 
 
@@ -113,6 +123,11 @@ def bias_within(sampling: SamplingParams) -> bool:
     """Whether logits stay finite under the biases: an infinite one makes every probability NaN."""
     biases = (sampling.logit_bias or {}).values()
     return all(abs(bias) * magnified(sampling) < FLOAT32 / 4 for bias in biases)
+
+
+def depth(text: str | None) -> int:
+    """The most brackets that are open at once in a JSON text; those within strings count too."""
+    return max(itertools.accumulate((c in "[{") - (c in "]}") for c in re.findall(r"[][{}]", text or "")), default=0)
 
 
 def shown(value: Any) -> str:
