@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profile_builders import profile_of, profiles
 
-from hetero_sglang.args import ABLATIONS as NAMES
+from hetero_sglang.choices import ABLATIONS as NAMES
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.choice import decide_for
 from hetero_sglang.profile.ablation import ABLATIONS, alike, layerwise, uniform, without_clusters
