@@ -6,6 +6,8 @@ SGLang's own passes over the queue, with our hooks, on one rank or several (queu
 from __future__ import annotations
 
 import random
+import time
+from contextlib import nullcontext
 
 import pytest
 from core_helpers import random_profile
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from queue_world import CLIP, Batch, Req, World, acting, sglang_world  # noqa: F401  (a fixture)
 
 from hetero_sglang.settings import resolve
-from hetero_sglang.sglang import admit
+from hetero_sglang.sglang import admit, reporting
 
 pytestmark = pytest.mark.usefixtures("sglang_world")
 
@@ -191,6 +193,22 @@ def test_a_pass_that_lets_nobody_in_leaves_the_queue_able_to_move() -> None:
     with acting(world):
         batch, running = admit.choose_batch(fruitless, world, world.running_batch)
     assert batch is None and world.waiting_queue == [gone] and not running.batch_is_full
+
+
+def test_a_queue_that_does_not_move_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    world = lone()
+    world.forward_stream_ctx, world.is_fully_idle = nullcontext(), lambda: False
+    world.waiting_queue = [Req(0, 10, 10, 1), Req(1, 10, 10, 1)]
+    with acting(world):
+        world.state.step_at = time.monotonic() - 5
+        assert reporting._stuck(world) is None, "it may have been seconds since the last batch"
+        world.state.step_at = time.monotonic() - 30
+        assert "2 requests wait although nothing has run for 30 s" in (reporting._stuck(world) or "")
+        for _ in range(2):
+            reporting.idle(world)
+        world._engine_paused = True
+        assert reporting._stuck(world) is None, "a paused engine is meant to stand still"
+    assert [record.message.count("requests wait") for record in caplog.records] == [1], "said once"
 
 
 def test_preemption_that_would_not_be_enough_preempts_nobody() -> None:

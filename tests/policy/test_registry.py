@@ -13,7 +13,7 @@ import torch
 from naive import check_choice, fresh
 
 from benchmarks.quality.cell import Cell, parse_cells
-from hetero_sglang import args, choices
+from hetero_sglang import choices
 from hetero_sglang.policy.base import Policy
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import ABLATIONS
@@ -23,8 +23,8 @@ PAGE = ROOT / "docs" / "add-a-policy.md"
 
 
 def test_the_flag_takes_plain_sglang_and_every_registered_policy() -> None:
-    assert len(set(args.POLICIES)) == len(args.POLICIES)
-    assert set(args.POLICIES) == {"full", *POLICIES}
+    assert len(set(choices.POLICIES)) == len(choices.POLICIES)
+    assert set(choices.POLICIES) == {"full", *POLICIES}
 
 
 def test_every_ablation_that_a_flag_takes_is_there_and_no_other() -> None:

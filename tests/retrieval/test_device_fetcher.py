@@ -65,7 +65,7 @@ def test_the_mirror_is_written_after_every_scatter_whatever_stream_it_ran_on(
     monkeypatch.setattr(device_fetcher, "mark", world.mark)
     monkeypatch.setattr(device_fetcher, "publish", world.publish)
     cache = make_cache(make_settings(random_profile(4, layers=3, heads=5), drift_threshold=0.9), on_device=True)
-    fetcher, ws = cache.fetcher, cache.start(1, 150, 10)
+    fetcher, ws = cache.fetcher, cache.start(1, cache.admission.grant(150, 10))
     ring = StagingRing(64, DIM, DIM, cache.hot.k.dtype)
     fetcher.client = SimpleNamespace(ring=ring, poll=list, release=lambda ticket: None, stats=ClientStats())
     slots, rows = torch.arange(4), ws.flat(0, ws.selected_rows(0))[:4]

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.launch import Server
 
-pytestmark = pytest.mark.server
+pytestmark = pytest.mark.server("usual")
 
 GOOD = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
 MESSAGE = {"role": "user", "content": "a"}
