@@ -1,9 +1,9 @@
 """Tensor-parallel ranks under load in tight memory: whether all are answered, and as plain SGLang at the same size.
 
-Two loads: `short`, many users at once with documents of 120 to 400 tokens, which stay whole and still crowd the hot pool;
-`long`, 64 users of eight shared documents, which are compressed. Answers end at their first newline; the tokens after it
-(`tokens`: all of them) hang on the last bit, which depends on how SGLang batches: plain SGLang's own second run tells
-how much.
+Two loads: `short`, many users at once with documents of 120 to 400 tokens, which stay whole and still crowd the hot
+pool; `long`, 64 users of eight shared documents, which are compressed. Answers end at their first newline; the tokens
+after it (`tokens`: all of them) hang on the last bit, which depends on how SGLang batches: plain SGLang's own second
+run tells how much.
 """
 
 from __future__ import annotations

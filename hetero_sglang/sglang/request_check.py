@@ -25,6 +25,8 @@ INT32, FLOAT32, TINY = 2**31 - 1, float(np.finfo(np.float32).max), 1e-100
 DEPTH = 100  # of brackets in a schema: compiling takes 0.5 s and grows with its cube, then takes all memory
 LOGIT = 1e6  # no model's logits come near it
 
+GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
+
 # field, whether a request's value is fine for a model's configuration, and what would be
 Rule = tuple[str, Callable[[Any, Any], bool], str]
 RULES: tuple[Rule, ...] = (
@@ -40,6 +42,7 @@ SAMPLING: tuple[Rule, ...] = (
     ("top_k", lambda s, m: s.top_k <= INT32, "-1, or a number from 1 to {int32}"),
     ("temperature", lambda s, m: 0 < s.temperature <= FLOAT32, "a number from 0 to {float32:g}"),
     ("repetition_penalty", lambda s, m: LOGIT * magnified(s) <= FLOAT32, "a number nearer to 1 at this temperature"),
+    *((name, lambda s, m, name=name: speakable(getattr(s, name)), "it without the character NUL") for name in GRAMMARS),
     ("json_schema", lambda s, m: depth(s.json_schema) <= DEPTH, "a schema of at most {depth} nested brackets"),
     ("structural_tag", lambda s, m: depth(s.structural_tag) <= DEPTH, "a tag of at most {depth} nested brackets"),
     ("logit_bias", lambda s, m: bias_within(s), "biases that leave logits finite at this temperature"),
@@ -128,6 +131,11 @@ def bias_within(sampling: SamplingParams) -> bool:
 def depth(text: str | None) -> int:
     """The most brackets that are open at once in a JSON text; those within strings count too."""
     return max(itertools.accumulate((c in "[{") - (c in "]}") for c in re.findall(r"[][{}]", text or "")), default=0)
+
+
+def speakable(text: str | None) -> bool:
+    """Whether a grammar holds no NUL, plain or as JSON writes it: at a pattern's start xgrammar crashes on one."""
+    return text is None or not ("\0" in text or "\\u0000" in text)
 
 
 def shown(value: Any) -> str:

@@ -6,6 +6,10 @@ from typing import Any
 
 # sampling parameters of /generate that get a 400
 SAMPLING_REFUSED: list[Any] = [
+    {"regex": "\0"},
+    {"regex": "\0*"},
+    {"ebnf": "root ::= \0"},
+    {"json_schema": '{"type": "string", "pattern": "\\u0000"}'},
     {"max_new_tokens": 1.5},
     {"max_new_tokens": -1},
     {"max_new_tokens": "4"},
