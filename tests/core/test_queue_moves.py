@@ -51,7 +51,7 @@ class Play:
     def __init__(self, worlds: list[World], seed: int) -> None:
         self.worlds, self.rng = worlds, random.Random(seed)
         self.sent: list[int] = []
-        self.answered: set[int] = set()
+        self.held = False
 
     def submit(self) -> None:
         total = self.worlds[0].total
@@ -64,6 +64,8 @@ class Play:
             world.waiting_queue.append(Req(rid, prompt, new, priority))
 
     def step(self) -> None:
+        if self.held:
+            return
         first = self.worlds[0]
         stuck = first.running_batch.is_empty() and first.last_batch is None and first.chunked_req is None
         waiting = len(first.waiting_queue)
@@ -77,7 +79,8 @@ class Play:
             assert batch, f"nothing ran, {waiting} requests waited, and still nothing runs"
 
     def event(self) -> None:
-        kind = self.rng.choice(("submit", "submit", "step", "step", "step", "retract", "pause", "abort", "flush"))
+        kinds = ("retract", "pause", "hold", "abort", "abort all", "flush")  # pause_generation's modes among them
+        kind = self.rng.choice(("submit",) * 3 + ("step",) * 4 + kinds)
         first = self.worlds[0]
         choice = self.rng.random()
         if kind == "submit":
@@ -97,6 +100,12 @@ class Play:
             rid = first.live[int(choice * len(first.live))].rid
             for world in self.worlds:
                 world.abort(rid)
+        elif kind == "abort all":
+            for rid in [req.rid for req in first.live]:
+                for world in self.worlds:
+                    world.abort(rid)
+        elif kind == "hold":  # in place: all keep what they hold, and go on when the engine does
+            self.held = not self.held
         elif kind == "flush" and not first.live:
             for world in self.worlds:
                 world.cache.reset()
@@ -104,7 +113,8 @@ class Play:
             world.check()
 
     def drain(self) -> None:
-        """Whoever is left is answered."""
+        """Whoever is left is answered, once the engine goes on."""
+        self.held = False
         for _ in range(20_000):
             if not self.worlds[0].live:
                 break
