@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
     """AROUND Scheduler.run_batch: the request slots of the batch, which the device alone would know otherwise."""
     state = runtime()
     state.touched()
-    state.step_at = time.monotonic()
+    state.waiting_since = None
     state.batch = [req.req_pool_idx for req in batch.reqs]
     if batch.out_cache_loc is not None:
         state.cache.slots_taken(batch.out_cache_loc)

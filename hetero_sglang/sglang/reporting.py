@@ -30,9 +30,9 @@ def stats(scheduler: Any) -> dict[str, Any]:
     state = runtime()
     return {
         **state.cache.stats(),
-        "integrity": _stuck(scheduler) or state.last_check.verdict,
-        "integrity_age_s": round(time.monotonic() - state.last_check.at, 3),
-        "integrity_current": state.check is not None,  # no batch has run since
+        "integrity": _stuck(scheduler) or state.check.verdict,
+        "integrity_age_s": round(time.monotonic() - state.check.at, 3),
+        "integrity_current": state.current,
         "profile_warning": state.profile_warning,
         "keep_ratio": state.settings.keep_ratio,
         "floor": state.settings.floor,
@@ -40,17 +40,16 @@ def stats(scheduler: Any) -> dict[str, Any]:
         "token_slots": scheduler.max_total_num_tokens,
         "token_slots_free": scheduler.token_to_kv_pool_allocator.available_size(),
         "token_slots_cached": scheduler.tree_cache.total_size() if hasattr(scheduler.tree_cache, "total_size") else 0,
-        "token_slots_written": state.last_check.written,
+        "token_slots_written": state.check.written,
     }
 
 
 def _stuck(scheduler: Any) -> str | None:
     """What is wrong where requests wait and nothing has run for long."""
-    waits = time.monotonic() - runtime().step_at
-    queue = scheduler.waiting_queue
-    if not queue or waits < _LONG or scheduler._engine_paused or not scheduler.running_batch.is_empty():
+    since = runtime().waiting_since
+    if since is None or scheduler._engine_paused or (waits := time.monotonic() - since) < _LONG:
         return None
-    return f"{len(queue)} requests wait although nothing has run for {waits:.0f} s"
+    return f"{len(scheduler.waiting_queue)} requests wait although nothing has run for {waits:.0f} s"
 
 
 def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
@@ -64,10 +63,14 @@ def idle(scheduler: Any) -> None:
     state = runtime()
     with scheduler.forward_stream_ctx:  # where steps run: what rows are scattered to belongs to them
         state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
-    if (trouble := _stuck(scheduler)) and state.last_check.verdict != _QUEUE:
-        state.last_check = Check(_QUEUE, time.monotonic(), state.last_check.written)
+    if not scheduler.waiting_queue or scheduler._engine_paused or not scheduler.running_batch.is_empty():
+        state.waiting_since = None
+    elif state.waiting_since is None:
+        state.waiting_since = time.monotonic()
+    if (trouble := _stuck(scheduler)) and state.check.verdict != _QUEUE:
+        state.check, state.current = Check(_QUEUE, time.monotonic(), state.check.written), False
         logger.error("heterocache: %s", trouble)
-    if state.check is not None or not scheduler.is_fully_idle():
+    if state.current or not scheduler.is_fully_idle():
         return
     verdict = "ok"
     try:
@@ -75,7 +78,7 @@ def idle(scheduler: Any) -> None:
     except RuntimeError as error:
         logger.error("heterocache lost track of memory: %s", error)
         verdict = str(error)
-    state.check = state.last_check = Check(verdict, time.monotonic(), int(state.cache.written.sum()))
+    state.check, state.current = Check(verdict, time.monotonic(), int(state.cache.written.sum())), True
     gauges.tell()
 
 

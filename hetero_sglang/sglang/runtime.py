@@ -49,9 +49,9 @@ class Runtime:
     exporter: Any = None  # of metrics, where they are on
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
-    check: Check | None = None  # the latest; None: something has happened since
-    last_check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))
-    step_at: float = field(default_factory=time.monotonic)  # when a batch ran last
+    check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))  # the latest
+    current: bool = False  # nothing has happened since it
+    waiting_since: float | None = None  # when requests were first seen to wait while nothing runs
     counters: Counters = field(default_factory=Counters)
     _cache: HeteroCache | None = None
 
@@ -72,7 +72,7 @@ class Runtime:
 
     def touched(self) -> None:
         """Requests or token slots came or went: what the integrity check found is history."""
-        self.check = None
+        self.current = False
 
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
         """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.

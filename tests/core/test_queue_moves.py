@@ -6,7 +6,6 @@ SGLang's own passes over the queue, with our hooks, on one rank or several (queu
 from __future__ import annotations
 
 import random
-import time
 from contextlib import nullcontext
 
 import pytest
@@ -210,9 +209,11 @@ def test_a_queue_that_does_not_move_is_told(caplog: pytest.LogCaptureFixture) ->
     world.forward_stream_ctx, world.is_fully_idle = nullcontext(), lambda: False
     world.waiting_queue = [Req(0, 10, 10, 1), Req(1, 10, 10, 1)]
     with acting(world):
-        world.state.step_at = time.monotonic() - 5
-        assert reporting._stuck(world) is None, "it may have been seconds since the last batch"
-        world.state.step_at = time.monotonic() - 30
+        assert reporting._stuck(world) is None, "they have just come, however long nothing has run"
+        reporting.idle(world)
+        world.state.waiting_since -= 5
+        assert reporting._stuck(world) is None, "it may be seconds until a batch"
+        world.state.waiting_since -= 25
         assert "2 requests wait although nothing has run for 30 s" in (reporting._stuck(world) or "")
         for _ in range(2):
             reporting.idle(world)
