@@ -1,0 +1,1 @@
+"""The operations in torch, on any device; they may wait for it."""

@@ -1,0 +1,47 @@
+"""A head's key index: keys as a few bits each, and what a query makes of them."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.profile.index_plan import WORD, Fields
+
+
+def index(k: torch.Tensor, encode: torch.Tensor, offset: torch.Tensor, fields: Fields) -> torch.Tensor:
+    """Index rows of keys k [n, C, D]: int16 [C, n, words]. encode [C, D, R] and offset [C, R] float32."""
+    codes = torch.bmm(k.float().transpose(0, 1), encode) - offset[:, None]  # [C, n, R]
+    return pack(codes.round(), fields)
+
+
+def pack(codes: torch.Tensor, fields: Fields) -> torch.Tensor:
+    """Codes [..., R], clamped to their bits, as int16 [..., words]; a word's first direction is in its lowest bits."""
+    packed, at = [], 0
+    for count, bits in fields:
+        part = codes[..., at : at + count].clamp(0, 2**bits - 1).to(torch.int32)
+        part = part.unflatten(-1, (-1, WORD // bits))  # [..., words, directions of a word]
+        shift = torch.arange(0, WORD, bits, dtype=torch.int32, device=codes.device)
+        packed.append((part << shift).sum(-1))
+        at += count
+    return torch.cat(packed, -1).to(torch.int16)
+
+
+def unpack(rows: torch.Tensor, fields: Fields) -> torch.Tensor:
+    """Codes float32 [..., R] of index rows int16 [..., words]."""
+    codes, at = [], 0
+    for count, bits in fields:
+        part = rows[..., at : at + count * bits // WORD, None].to(torch.int32)
+        shift = torch.arange(0, WORD, bits, dtype=torch.int32, device=rows.device)
+        codes.append(((part >> shift) & (2**bits - 1)).flatten(-2))
+        at += count * bits // WORD
+    return torch.cat(codes, -1).float()
+
+
+def probe(q: torch.Tensor, rows: torch.Tensor, decode: torch.Tensor, fields: Fields, scale: float) -> torch.Tensor:
+    """What a step's queries make of a request's L tokens by their index rows: scores [C, L] float32, at most 1.
+
+    q [C, G, D], rows int16 [C, L, words], decode [C, D, R]. Each query's logits become attention over the L tokens;
+    a group's score is the mean of its queries'.
+    """
+    weight = torch.bmm(q.float(), decode) * scale  # [C, G, R]
+    logits = torch.bmm(weight, unpack(rows, fields).transpose(1, 2))  # [C, G, L]
+    return logits.softmax(-1).mean(1)

@@ -1,0 +1,85 @@
+"""How a compressed head's keys become an index of a few bits each: directions and spread, found once by calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hetero_sglang.errors import HeteroError
+
+WORD = 16  # bits; a field of directions fills whole words
+STEPS = {1: 1.596, 2: 0.9957, 4: 0.3352}  # by bits: the best uniform quantiser's step for a unit normal
+RUNS = (1, 4, 8)
+
+Fields = tuple[tuple[int, int], ...]
+
+
+def words(fields: Fields) -> int:
+    """16-bit words of one token's index row."""
+    return sum(count * bits for count, bits in fields) // WORD
+
+
+def check_fields(fields: Fields) -> None:
+    """Raises HeteroError unless every field is some directions of 1, 2 or 4 bits that fill whole words."""
+    for count, bits in fields:
+        if bits not in STEPS or count < 1 or count * bits % WORD:
+            raise HeteroError(
+                f"an index of {count} directions in {bits} bits is not possible: bits are 1, 2 or 4, and "
+                f"directions times bits a multiple of {WORD}."
+            )
+    if not fields:
+        raise HeteroError("an index needs a direction at least; list some.")
+
+
+@dataclass(frozen=True, eq=False)
+class IndexPlan:
+    """Every head's index: a key k becomes codes c = round(k encode - offset), clamped to each direction's bits, and a
+    query q's logit of that key is, but for what all keys share, (q decode) . c.
+
+    `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
+    [layers, H, R] float32. `run`: neighbouring tokens that come and go together. Raises HeteroError naming what is
+    wrong.
+    """
+
+    fields: Fields
+    encode: np.ndarray
+    offset: np.ndarray
+    decode: np.ndarray
+    run: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self.fields)
+        if self.run not in RUNS:
+            raise HeteroError(f"an index's run is {self.run}; it must be one of {', '.join(map(str, RUNS))}.")
+        shape = self.encode.shape
+        if len(shape) != 4 or shape[3] != self.directions:
+            raise HeteroError(f"an index of {self.directions} directions has an encoding of shape {shape}.")
+        if self.decode.shape != shape or self.offset.shape != (*shape[:2], shape[3]):
+            raise HeteroError(
+                f"an index's encoding, decoding and offset have shapes {shape}, {self.decode.shape} and "
+                f"{self.offset.shape}, which do not agree."
+            )
+        if not all(np.isfinite(values).all() for values in (self.encode, self.offset, self.decode)):
+            raise HeteroError("an index's numbers are not all finite; calibrate again.")
+
+    @property
+    def directions(self) -> int:
+        """R."""
+        return sum(count for count, _ in self.fields)
+
+    @property
+    def row_bytes(self) -> int:
+        """Device bytes of one token's index row, per head."""
+        return 2 * words(self.fields)
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """[R] int: each direction's codes are 0 to this."""
+        return np.concatenate([np.full(count, 2**bits - 1) for count, bits in self.fields])
+
+    def heads(self, start: int, stop: int) -> IndexPlan:
+        """The plan of heads [start, stop) of every layer."""
+        cut = np.s_[:, start:stop]
+        return IndexPlan(self.fields, self.encode[cut], self.offset[cut], self.decode[cut], self.run)
