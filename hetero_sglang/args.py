@@ -90,6 +90,14 @@ class HeteroServerArgs(ServerArgs):
         Arg(help=f"Leave out one of HeteroCache's ideas, to measure it: {named('hetero_ablation')}."),
         NS("memory"),
     ] = "none"
+    hetero_index: A[
+        str,
+        Arg(
+            help="How heads find their rows: by the profile's key index, in the step that needs them, or not at all, "
+            f"as in the paper. One of {named('hetero_index')}; auto: by the index where there is one.",
+        ),
+        NS("memory"),
+    ] = "auto"
     hetero_decode_kernel: A[
         str,
         Arg(help=f"What a decode step attends with on a GPU: {named('hetero_decode_kernel')}; auto is the faster one."),
@@ -130,9 +138,9 @@ class HeteroServerArgs(ServerArgs):
 
     def hetero_policy(self) -> Any:
         """The policy that the flags name."""
-        from hetero_sglang.policy.choice import make_policy
+        from hetero_sglang.policy.choice import indexed, make_policy
 
-        return make_policy(self.kv_policy, self.hetero_ablation)
+        return make_policy(self.kv_policy, self.hetero_ablation, indexed(self))
 
     def hetero_options(self) -> tuple[Any, dict[str, Any]]:
         """The head profile and the keyword arguments of `settings.resolve`."""

@@ -10,6 +10,7 @@ from hetero_sglang.memory.admission import Admission
 from hetero_sglang.memory.budget import Grant
 from hetero_sglang.memory.host_store import HostStore
 from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.memory.index_store import IndexStore
 from hetero_sglang.memory.resident_store import ResidentStore
 from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.metrics import Counters
@@ -40,6 +41,9 @@ class HeteroCache:
         self.host = host
         self.hot = hot
         self.counters = counters
+        self.index: IndexStore | None = None
+        if settings.index is not None:
+            self.index = IndexStore(host.rows, settings.layout, settings.index, hot.k.device)
         ranks = [layout.fractions for layout in settings.ranks]
         self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks))
         self.requests: dict[int, WorkingSet] = {}  # by request slot
@@ -70,11 +74,12 @@ class HeteroCache:
 
     def compressed(self, ws: WorkingSet) -> None:
         """A prompt has ended longer than its working set: count what the request keeps on the device, and of what."""
-        resident = self.resident.nbytes // self.host.rows  # bytes of a token
+        index = self.index.nbytes if self.index else 0
+        resident = (self.resident.nbytes + index) // self.host.rows  # bytes of a token
         page = self.hot.nbytes // max(1, self.hot.pages)
         self.counters.compressed_requests += 1
         self.counters.kept_bytes += ws.pages.numel() * page + ws.final * resident
-        self.counters.dense_bytes += ws.final * (resident + self.host.bytes_per_row)
+        self.counters.dense_bytes += ws.final * (self.resident.nbytes // self.host.rows + self.host.bytes_per_row)
 
     def finish(self, slot: int) -> None:
         """The request of this slot ended, was aborted or retracted: its pages are free at once."""
@@ -129,6 +134,7 @@ class HeteroCache:
             **self.levels(),
             "resident_bytes": self.resident.nbytes,
             "hot_bytes": self.hot.nbytes,
+            "index_bytes": self.index.nbytes if self.index else 0,
             "host_bytes": self.host.nbytes,
             **self.fetcher.stats(),
         }

@@ -7,6 +7,7 @@ RETRIEVAL = ["accumulate", "replace", "off"]
 ROLES = ["profile", "ratio"]
 FETCH = ["ahead", "wait"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
+INDEXES = ["auto", "directions", "none"]
 DECODE_KERNELS = ["auto", "flashinfer", "triton"]
 CHOICES = {
     "kv_policy": POLICIES,
@@ -14,5 +15,6 @@ CHOICES = {
     "hetero_roles": ROLES,
     "hetero_fetch": FETCH,
     "hetero_ablation": ABLATIONS,
+    "hetero_index": INDEXES,
     "hetero_decode_kernel": DECODE_KERNELS,
 }

@@ -22,6 +22,7 @@ class Counters:
     fetched_rows: int = 0  # rows published into working sets
     fetched_bytes: int = 0
     late_fetches: int = 0  # fetches that had not arrived when the next step ran
+    late_rows: int = 0  # rows a step wanted that did not come in it: beyond the bound, or no row was free
     dropped_rows: int = 0  # rows whose slot was freed, or whose request ended, on the way
     failed_fetches: int = 0  # the worker died, stalled or answered nonsense
     refused_fetches: int = 0  # staging ring full or worker down

@@ -12,6 +12,7 @@ from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.budget import cap_fractions
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.index_plan import IndexPlan
 
 HOT_PAGE = 16  # rows of a hot page
 
@@ -40,11 +41,18 @@ class Settings:
     staging_mb: int
     worker_threads: int
     decode_kernel: str  # auto | flashinfer | triton
+    index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
+    most_swaps: int  # runs that come to a head in one step, at most
 
     @property
     def compresses(self) -> bool:
         """Whether any head keeps less than everything."""
         return any(f < 1 for f in self.layout.fractions)
+
+    @property
+    def index_row(self) -> int:
+        """Device bytes of a token in a compressed head's key index."""
+        return self.index.row_bytes if self.index else 0
 
     @property
     def retrieves(self) -> bool:
@@ -80,7 +88,18 @@ def resolve(
 ) -> Settings:
     """Validate the options against the profile. Raises HeteroError with the legal recipe."""
     policy = policy or HeteroCache()
-    if not 0 < keep_ratio <= 1 or (keep_ratio < 1 and keep_ratio <= profile.floor):
+    lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
+    plan = profile.index if lazy else None
+    if lazy and plan is None:
+        raise HeteroError("this head profile has no key index; make one with `hetero-sglang profile`.")
+    run, share = (plan.run, profile_share(profile)) if plan else (1, 0.0)
+    sink = -(-sink // run) * run  # whole runs come and go
+    if not 0 < keep_ratio <= 1 or (keep_ratio < 1 and keep_ratio - share <= profile.floor):
+        if share:
+            raise HeteroError(
+                f"--hetero-keep-ratio {keep_ratio} is not in ({profile.floor + share:.3f}, 1]: the key index takes "
+                f"{share:.4f} of the KV bytes; choose a ratio above {profile.floor + share:.3f}."
+            )
         raise HeteroError(
             f"--hetero-keep-ratio {keep_ratio} is not in ({profile.floor:.3f}, 1]: {profile.num_resident} of "
             f"{profile.num_heads} KV heads are resident by this profile; choose a ratio above {profile.floor:.3f}."
@@ -96,13 +115,14 @@ def resolve(
     _positive(window=window, sink=sink, monitor_interval=monitor_interval, observe=observe)
     if not 0 <= drift_threshold <= 1:
         raise HeteroError(f"--hetero-drift-threshold {drift_threshold} is not in [0, 1]; 0 switches retrieval off.")
-    fractions = [f for layer in cap_fractions(profile, keep_ratio) for f in layer]
+    rows_ratio = keep_ratio - share
+    fractions = [f for layer in cap_fractions(profile, rows_ratio) for f in layer]
     rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
     if dense_below is None:
         dense_below = default_dense_below(rows, sink, window)
-    ranks = tuple(build_layout(profile, keep_ratio, other, size) for other in range(size))
+    ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
     layout = ranks[rank]
-    rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve)
+    rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve, run)
     poorest = min(rows, default=1.0)
     if poorest * dense_below < sink + window + 1 and poorest < 1:
         needed = int((sink + window + 1) / poorest) + 1
@@ -132,7 +152,16 @@ def resolve(
         staging_mb=64,
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
+        index=profile.slice(rank, size).index if plan else None,
+        most_swaps=512,
     )
+
+
+def profile_share(profile: HeadProfile) -> float:
+    """The key index's bytes as a fraction of all heads' K and V."""
+    assert profile.index is not None and profile.head_dim is not None
+    compressed = profile.num_heads - profile.num_resident
+    return profile.index.row_bytes / (4 * profile.head_dim) * compressed / profile.num_heads
 
 
 def _positive(**values: int) -> None:

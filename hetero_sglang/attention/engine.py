@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hetero_sglang.attention.lazy_step import LazyStep
 from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.reference import decode_exact, decode_grouped, prefill_attention, prefill_exact
 from hetero_sglang.cache import HeteroCache
@@ -17,6 +18,7 @@ class TorchEngine:
     def __init__(self, cache: HeteroCache) -> None:
         self.cache = cache
         self.settings = cache.settings
+        self.lazy = LazyStep(cache) if cache.index else None
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store new tokens in both tiers: k [n, H, D], v [n, H, Dv] at token slots [n]."""
@@ -27,6 +29,8 @@ class TorchEngine:
             self.cache.host.write(
                 layer, slots.cpu(), k[:, spec.compressed_index].cpu(), v[:, spec.compressed_index].cpu()
             )
+            if self.lazy:
+                self.lazy.write(layer, slots, k[:, spec.compressed_index])
 
     def extend(
         self, layer: int, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -97,13 +101,21 @@ class TorchEngine:
         # One ring for all: a full head's cap is above the window; where rings grow with caps, nothing is picked.
         ring = rule.ring(ws.caps[spec.first + full[0]])
         counts = [ws.selected_rows(spec.first + i).numel() for i in full]
-        picked = self.settings.policy.pick(scores[full], counts, rule.sink, length - ring)
+        high = length - ring
+        if self.lazy:
+            picked = list(self.lazy.pick(scores[full], counts[0], rule.sink, high))
+        else:
+            picked = self.settings.policy.pick(scores[full], counts, rule.sink, high)
         for i, chosen in zip(full, picked, strict=True):
             number, head = spec.first + i, spec.compressed[i]
             rows, positions = ws.layout_of(number, length, chosen.cpu())
             flat = ws.flat(number, rows)
             self._place(flat, positions, keys[:, head], values[:, head])
-            self.cache.hot.score.view(-1)[flat] = scores[i, positions]
+            if self.lazy:
+                chosen_rows = ws.flat(number, ws.selected_rows(number))
+                self.cache.hot.used.view(-1)[chosen_rows] = self.lazy.first_use(scores[i : i + 1], chosen[None])[0]
+            else:
+                self.cache.hot.score.view(-1)[flat] = scores[i, positions]
 
     def _place(self, flat: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         self.cache.hot.write(flat, k[positions], v[positions])
@@ -124,6 +136,8 @@ class TorchEngine:
             rows = plan.rows[:, numbers].reshape(-1)
             hot.write(rows, k[:, spec.compressed_index].flatten(0, 1), v[:, spec.compressed_index].flatten(0, 1))
         for b, seq in enumerate(plan.sequences):
+            if self.lazy:
+                self.lazy.step(seq.ws, layer, grouped[b, spec.compressed_index], scale)
             if self.settings.chooses_each_step and spec.compressed:
                 self.cache.chooser.step(seq.ws, layer, grouped[b, spec.compressed_index], scale)
             attend = decode_exact if seq.exact else decode_grouped

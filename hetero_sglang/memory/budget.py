@@ -37,7 +37,8 @@ class CapRule:
     `fractions` [heads]: the share of its tokens each compressed head may keep. A prompt shorter than `dense_below`
     tokens keeps every row until it has that many, so requests that stay shorter are exact; a longer one keeps
     `fraction * final` rows per head. `reserve` bounds how much of max_new_tokens is reserved ahead (SGLang's own
-    clip, managers/schedule_policy.py). What a policy's index takes comes out of a head's rows.
+    clip, managers/schedule_policy.py). What a policy's index takes comes out of a head's rows. `run`: so many
+    neighbouring tokens come and go together; rows to choose are whole runs.
     """
 
     policy: Policy
@@ -47,6 +48,7 @@ class CapRule:
     window: int
     dense_below: int
     reserve: int = 4096
+    run: int = 1
 
     @cached_property
     def _fractions(self) -> np.ndarray:
@@ -74,7 +76,9 @@ class CapRule:
         listed = self._listed(grant)
         least = min(grant.final, max(self.dense_below if grant.whole else 0, self.sink + self.window + 1))
         share = np.ceil(self._fractions * grant.final - 1e-9).astype(np.int64) - listed
-        caps = np.minimum(grant.final, np.maximum(least, share))
+        caps = np.maximum(least, share)
+        chosen = -(-(caps - self.sink - self.window) // self.run) * self.run  # whole runs
+        caps = np.minimum(grant.final, np.maximum(least, self.sink + self.window + chosen))
         return Rows(caps, np.where(caps < grant.final, listed, 0))  # a head that keeps every token needs no index
 
     def grown(self, old: Grant, held: Rows) -> tuple[Grant, Rows]:

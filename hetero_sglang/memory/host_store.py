@@ -77,6 +77,10 @@ class HostStore:
         k, v = (self._gather(store[layer], index) for store in (self.k, self.v))
         return k, v
 
+    def read_heads(self, layer: int, slots: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies k [n, D], v [n, Dv] of head `heads[i]` of slot `slots[i]`, both [n] on the CPU."""
+        return self.k[layer][slots, heads], self.v[layer][slots, heads]
+
     def release(self, slots: torch.Tensor) -> None:
         """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing."""
         self._released.append((download(slots), mark(slots.device)))

@@ -32,6 +32,7 @@ class HotPool:
         self.v = torch.zeros(pages, page_size, v_head_dim, dtype=dtype, device=device)
         self.position = torch.full((pages, page_size), EMPTY, dtype=torch.int32, device=device)
         self.score = torch.zeros(pages, page_size, dtype=torch.float32, device=device)
+        self.used = self.score.view(torch.int32)  # the same bytes, where a head's rows change lazily: when last wanted
         self._clear()
 
     def _clear(self) -> None:

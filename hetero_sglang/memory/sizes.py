@@ -39,6 +39,7 @@ class Sizes:
     layout: HeadLayout
     page_size: int  # rows of a hot page
     slots: int
+    index_row: int = 0  # bytes of a token in a compressed head's key index
 
     @property
     def hot_rows_per_slot(self) -> float:
@@ -54,6 +55,10 @@ class Sizes:
         return self.layout.num_resident * self.shape.row
 
     @property
+    def index_bytes_per_slot(self) -> int:
+        return self.layout.num_compressed * self.index_row
+
+    @property
     def host_bytes_per_slot(self) -> int:
         return self.layout.num_compressed * self.shape.row
 
@@ -63,7 +68,8 @@ class Sizes:
 
     @property
     def device_bytes(self) -> int:
-        return self.slots * self.resident_bytes_per_slot + self.hot_pages * self.page_size * self.shape.hot_row
+        cell = self.resident_bytes_per_slot + self.index_bytes_per_slot
+        return self.slots * cell + self.hot_pages * self.page_size * self.shape.hot_row
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,9 @@ class Workspaces:
 
 
 def slots_within(
-    layouts: Sequence[HeadLayout], shape: Shape, page_size: int, device_bytes: int, host_bytes: int | None, joint: bool
-) -> int:
+    layouts: Sequence[HeadLayout], shape: Shape, page_size: int, device_bytes: int, host_bytes: int | None,
+    joint: bool, index_row: int = 0,
+) -> int:  # fmt: skip
     """Token slots that fit every rank's device bytes and host bytes (None: no limit of its own).
 
     joint: the host tier lives in the same memory as the device tier (CPU engine), so both come out of
@@ -100,9 +107,9 @@ def slots_within(
     """
     slots: list[int] = []
     for layout in layouts:
-        one = Sizes(shape, layout, page_size, 0)
+        one = Sizes(shape, layout, page_size, 0, index_row)
         fixed = (one.hot_pages + 1) * page_size * shape.hot_row  # rounding, of requests and of the pool itself
-        cell = one.resident_bytes_per_slot + one.hot_rows_per_slot * shape.hot_row
+        cell = one.resident_bytes_per_slot + one.index_bytes_per_slot + one.hot_rows_per_slot * shape.hot_row
         if joint:
             cell += one.host_bytes_per_slot
         slots.append(int((device_bytes - fixed) / cell))
@@ -114,7 +121,7 @@ def slots_within(
 def table(sizes: Sizes, admission: Admission, longest: int, workspaces: Workspaces | None) -> str:
     """The start-up log: what goes where on this rank, and how many requests of which lengths fit at once."""
     dense = sizes.device_bytes // sizes.dense_bytes_per_slot
-    hot = sizes.device_bytes - sizes.slots * sizes.resident_bytes_per_slot
+    hot = sizes.device_bytes - sizes.slots * (sizes.resident_bytes_per_slot + sizes.index_bytes_per_slot)
     lengths = [n << 10 for n in (4, 32, 128) if n << 10 < longest]
     rows = [
         ("resident store", sizes.resident_bytes_per_slot, sizes.slots * sizes.resident_bytes_per_slot, "device"),
@@ -124,6 +131,7 @@ def table(sizes: Sizes, admission: Admission, longest: int, workspaces: Workspac
             hot,
             f"device, {sizes.hot_pages} pages of {sizes.page_size} rows",
         ),
+        ("key index", sizes.index_bytes_per_slot, sizes.slots * sizes.index_bytes_per_slot, "device"),
         ("host store", sizes.host_bytes_per_slot, sizes.slots * sizes.host_bytes_per_slot, "host"),
     ]
     if workspaces is not None:

@@ -16,6 +16,7 @@ class Refresh(Enum):
     NEVER = "never"
     DRIFT = "drift"  # when a pivot's attention has moved; rows arrive while decoding goes on
     STEP = "step"  # every decode step, from the policy's index; the step waits for its rows
+    LAZY = "lazy"  # every decode step, from each head's key index: what it wants most and lacks comes in
 
 
 class Index(ABC):

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.policy.base import Policy
-from hetero_sglang.policy.heterocache import HeteroCache
+from hetero_sglang.policy.base import Policy, Refresh
+from hetero_sglang.policy.heterocache import HeteroCache, IndexedHeads
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import ABLATIONS, alike
 from hetero_sglang.profile.choice import choices, choose
@@ -20,13 +20,35 @@ from hetero_sglang.profile.provenance import topk_share
 from hetero_sglang.profile.thresholds import classify
 
 
-def make_policy(name: str, ablation: str = "none") -> Policy:
-    """The policy of that name. Raises HeteroError for an ablation of another policy than heterocache."""
+def make_policy(name: str, ablation: str = "none", indexed: bool = False) -> Policy:
+    """The policy of that name. Raises HeteroError for an ablation of another policy than heterocache's own."""
+    if indexed and ablation != "none":
+        raise HeteroError(
+            f"--hetero-ablation {ablation} leaves out an idea that heads with a key index do without; drop it, or add "
+            f"--hetero-index none."
+        )
     if POLICIES[name] is HeteroCache:
-        return HeteroCache(layerwise=ablation == "layer-wise")
+        return IndexedHeads() if indexed else HeteroCache(layerwise=ablation == "layer-wise")
     if ablation != "none":
         raise HeteroError(f"--hetero-ablation {ablation} is one of heterocache's, not of {name}; drop it.")
     return POLICIES[name]()
+
+
+def indexed(args: Any) -> bool:
+    """Whether heads find their rows by a key index. Raises HeteroError where one is asked for that is not there."""
+    if args.hetero_index == "none":
+        return False
+    if POLICIES[args.kv_policy] is not HeteroCache:
+        if args.hetero_index == "directions":
+            raise HeteroError(f"--hetero-index directions is not read by --kv-policy {args.kv_policy}; drop it.")
+        return False
+    path = find_profile(args.model_path, args.hetero_profile)
+    found = load_profile(path).index is not None
+    if not found and args.hetero_index == "directions":
+        raise HeteroError(
+            f"{path} has no key index: make one with `hetero-sglang profile`, or serve without by --hetero-index none."
+        )
+    return found
 
 
 def decide_for(profile: HeadProfile, keep_ratio: float, ranks: int = 1) -> HeadProfile:
@@ -63,9 +85,14 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
             except HeteroError as error:
                 raise HeteroError(f"{path}: {error}") from None
         return ABLATIONS[args.hetero_ablation](profile)
+    layers, query_heads, kv_heads, head_dim = shape
+    if policy.refresh is Refresh.LAZY:
+        path = find_profile(args.model_path, args.hetero_profile)
+        profile = load_profile(path)
+        profile.check_model(*shape, name=path)
+        return replace(alike(layers, kv_heads, query_heads, head_dim), index=profile.index)
     if args.hetero_profile is not None:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
-    layers, query_heads, kv_heads, head_dim = shape
     return alike(layers, kv_heads, query_heads, head_dim)
 
 
@@ -73,7 +100,7 @@ def profile_warning(policy: Policy, args: Any) -> str | None:
     """What is doubtful about the profile that `profile_for` reads: that it is of other weights of the model's shape.
     None where nothing is, and where weights or profile do not say. Reads a few samples of every weight file."""
     folder = local_folder(args.model_path)
-    if not policy.roles or folder is None:
+    if not (policy.roles or policy.refresh is Refresh.LAZY) or folder is None:
         return None
     path = find_profile(args.model_path, args.hetero_profile)
     try:

@@ -1,4 +1,7 @@
-"""HeteroCache (arXiv 2601.13684): heads by role, satellites refilled when their pivot's attention has moved."""
+"""HeteroCache (arXiv 2601.13684): heads by role, satellites refilled when their pivot's attention has moved.
+
+Or, where the head profile has a key index, every head finds its rows itself in the step that needs them.
+"""
 
 from __future__ import annotations
 
@@ -27,3 +30,14 @@ class HeteroCache(Policy):
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
         each = attention_scores(q, k, scale)
         return each.mean(0, keepdim=True).expand_as(each) if self.layerwise else each
+
+
+@dataclass(frozen=True)
+class IndexedHeads(Policy):
+    """heterocache with a key index: all heads keep a small working set, which changes lazily, step by step."""
+
+    name: ClassVar[str] = "heterocache"
+    refresh: ClassVar[Refresh] = Refresh.LAZY
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+        return attention_scores(q, k, scale)

@@ -12,6 +12,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.roles import Role
 
 if TYPE_CHECKING:
+    from hetero_sglang.profile.index_plan import IndexPlan
     from hetero_sglang.profile.measurements import Measurements
 
 NO_PIVOT = -1
@@ -86,6 +87,7 @@ class HeadProfile:
     layers: tuple[LayerRoles, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
     measurements: Measurements | None = field(default=None, hash=False, compare=False, repr=False)
+    index: IndexPlan | None = field(default=None, hash=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.layers) != self.num_layers or not self.layers:

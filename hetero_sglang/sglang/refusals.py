@@ -58,7 +58,7 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_fetch", lambda policy: policy.refresh is Refresh.DRIFT, "no pivot of its asks for rows"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh is not Refresh.NEVER, "it fetches nothing"),
-    ("hetero_monitor_interval", lambda policy: policy.refresh is not Refresh.NEVER, "it chooses once"),
+    ("hetero_monitor_interval", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP), "it needs none"),
 )
 
 
@@ -81,7 +81,8 @@ def check_options(args: Any, policy: Policy) -> None:
         value = getattr(args, name)
         if value != type(args).__dataclass_fields__[name].default and not reads(policy):
             flag = name.replace("_", "-")
-            raise HeteroError(f"--{flag} {value} is not read by --kv-policy {policy.name} ({why}); drop it.")
+            paper = ", or add --hetero-index none" if policy.refresh is Refresh.LAZY else ""
+            raise HeteroError(f"--{flag} {value} is not read by --kv-policy {policy.name} ({why}); drop it{paper}.")
     if args.hetero_retrieval == "replace" and policy.refresh is not Refresh.DRIFT:
         raise HeteroError(
             f"--hetero-retrieval replace is a rule for drift, and --kv-policy {policy.name} watches none; drop it."

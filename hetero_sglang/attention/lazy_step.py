@@ -1,0 +1,75 @@
+"""The lazy rule in torch: before a head attends, what it wants by its key index is brought from the host store."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.cache import HeteroCache
+from hetero_sglang.memory.layout import LayerLayout
+from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.ops.reference.choose import choose, run_scores, used_at_first
+from hetero_sglang.ops.reference.index import index, probe
+
+PART = 4  # a quarter of the rows that may change is what a step can want
+
+
+class LazyStep:
+    """Key indexes written and asked, for one layer at a time; a layer's compressed heads are alike."""
+
+    def __init__(self, cache: HeteroCache) -> None:
+        assert cache.index is not None
+        self.cache, self.settings, self.index, self.run = cache, cache.settings, cache.index, cache.index.run
+
+    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
+        """Index new keys k [n, C, D] at token slots [n]."""
+        made = index(k, self.index.encode[layer], self.index.offset[layer], self.index.fields)  # [C, n, words]
+        self.index.rows[layer][:, slots.to(made.device)] = made
+
+    def pick(self, scores: torch.Tensor, count: int, low: int, high: int) -> torch.Tensor:
+        """At prefill end: positions [C, count] ascending, of the best whole runs within [low, high); scores [C, L]."""
+        first, last = low // self.run, high // self.run
+        best = run_scores(scores, self.run)[:, first:last].topk(count // self.run).indices.sort(1).values + first
+        return (best[..., None] * self.run + torch.arange(self.run, device=scores.device)).flatten(1)
+
+    def first_use(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """`used` int32 [C, n] of the runs at `positions` [C, n], by a prompt's scores [C, L]."""
+        best = scores.gather(1, positions).unflatten(1, (-1, self.run)).amax(2, keepdim=True)
+        return used_at_first(best).expand(-1, -1, self.run).flatten(1)
+
+    def step(self, ws: WorkingSet, layer: int, q: torch.Tensor, scale: float) -> None:
+        """Before a decode step attends: q [C, G, D] of the layer's compressed heads; the new token is in its row."""
+        spec = self.settings.layout.layers[layer]
+        if not spec.compressed or not ws.has_choice(spec.first):
+            return
+        hot, rule, length = self.cache.hot, self.settings.rule, ws.slots.numel()
+        numbers = range(spec.first, spec.first + len(spec.compressed))
+        rows = torch.stack([ws.flat(n, ws.selected_rows(n)) for n in numbers])  # [C, n] flat
+        heads = rows[:, :: self.run]  # [C, places], each run's first row
+        kept = self.index.rows[layer].index_select(1, ws.slots.to(q.device))  # [C, L, words]
+        scores = run_scores(probe(q, kept, self.index.decode[layer], self.index.fields, scale), self.run)
+        used = hot.used.view(-1)[rows]  # [C, n]
+        mine = used[:, :: self.run].contiguous()
+        held = hot.position.view(-1)[heads] // self.run
+        low, high = rule.sink // self.run, (length - int(ws.ring[spec.first])) // self.run
+        want = max(1, heads.shape[1] // PART)
+        swaps = choose(scores, held, mine, length, low, high, want, self.settings.most_swaps)
+        hot.used.view(-1)[rows] = mine.repeat_interleave(self.run, 1)
+        self.cache.counters.late_rows += swaps.late * self.run
+        self._bring(ws, layer, spec, rows, swaps.head, swaps.place, swaps.run)
+
+    def _bring(
+        self, ws: WorkingSet, layer: int, spec: LayerLayout, rows: torch.Tensor, head: torch.Tensor,
+        place: torch.Tensor, run: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Copy the rows of runs [m] from the host store to their places among `rows` [C, n]."""
+        if not run.numel():
+            return
+        within = torch.arange(self.run, device=run.device)
+        tokens = (run[:, None] * self.run + within).flatten().cpu()  # [m * run]
+        flat = rows[head.repeat_interleave(self.run).to(rows.device), (place[:, None] * self.run + within).flatten()]
+        k, v = self.cache.host.read_heads(layer, ws.slots[tokens], head.repeat_interleave(self.run).cpu())
+        hot, counters = self.cache.hot, self.cache.counters
+        hot.write(flat, k.to(hot.k.device), v.to(hot.v.device))
+        hot.position.view(-1)[flat] = tokens.to(hot.position.device, torch.int32)
+        counters.fetched_rows += tokens.numel()
+        counters.fetched_bytes += sum(t.numel() * t.element_size() for t in (k, v))

@@ -1,0 +1,139 @@
+"""Heads with a key index: what they hold is what the lazy rule says, and attention is over exactly that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from core_helpers import (
+    DIM,
+    GROUP,
+    Request,
+    decode,
+    dense,
+    held_positions,
+    make_cache,
+    make_settings,
+    prefill,
+)
+
+from hetero_sglang.ops.reference.index import unpack
+from hetero_sglang.policy.heterocache import IndexedHeads
+from hetero_sglang.profile.ablation import alike
+from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.index_plan import IndexPlan
+from hetero_sglang.settings import Settings
+
+LAYERS, HEADS = 2, 3
+FIELDS = ((8, 4), (8, 2))
+
+
+def indexed_profile(seed: int, run: int) -> HeadProfile:
+    """All heads alike, with an index of 48 bits in random directions."""
+    rng = np.random.default_rng(seed)
+    basis = np.stack([np.linalg.qr(rng.normal(size=(DIM, DIM)))[0] for _ in range(LAYERS * HEADS)])
+    basis = basis.reshape(LAYERS, HEADS, DIM, DIM).astype(np.float32)
+    levels = np.concatenate([np.full(count, 2**bits - 1) for count, bits in FIELDS])
+    step = np.where(levels == 15, 0.34, 1.0)
+    offset = np.broadcast_to(-levels / 2, (LAYERS, HEADS, DIM)).astype(np.float32)
+    plan = IndexPlan(FIELDS, (basis / step).astype(np.float32), offset, (basis * step).astype(np.float32), run)
+    return replace(alike(LAYERS, HEADS, HEADS * GROUP, DIM), index=plan)
+
+
+def lazy_settings(seed: int, run: int, keep_ratio: float = 0.55) -> Settings:
+    options = {"policy": IndexedHeads(), "window": 6, "sink": 2, "dense_below": 64}
+    return make_settings(indexed_profile(seed, run), keep_ratio, **options)
+
+
+def slots_of(count: int, seed: int) -> torch.Tensor:
+    return torch.randperm(590, generator=torch.Generator().manual_seed(seed))[:count] + 1
+
+
+@pytest.mark.parametrize("run", [1, 4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_attends_over_exactly_what_its_heads_hold(seed: int, run: int) -> None:
+    """Two requests, poisoned buffers; rows are their tokens', none twice, sinks and recent tokens among them."""
+    cache = make_cache(lazy_settings(seed, run))
+    slots = slots_of(500, seed)
+    one = Request(cache, 1, 150, 220, slots[:220], seed)
+    two = Request(cache, 2, 90, 220, slots[220:440], seed + 9)
+    for request in (one, two):
+        request.start()
+    prefill([one, two], [(0, 150), (0, 90)])
+    before = cache.counters.fetched_rows
+    for step in range(1, 40):
+        out = decode([one, two], [150 + step, 90 + step])
+        for row, (request, base) in enumerate(((one, 150), (two, 90))):
+            for layer in range(LAYERS):
+                for head in range(HEADS):
+                    held = held_positions(request, layer * HEADS + head, base + step)
+                    assert held.unique().numel() == held.numel()
+                    recent = torch.arange(base + step - 6, base + step)
+                    assert torch.isin(recent, held).all() and held[:2].tolist() == [0, 1]
+                    q = request.q[layer][base + step - 1].view(HEADS, GROUP, -1)[head]
+                    wanted = dense(q, request.k[layer][held, head], request.v[layer][held, head])
+                    got = out[layer, row].view(HEADS, GROUP, -1)[head]
+                    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    assert cache.counters.fetched_rows > before, "nothing ever changed"
+    cache.check_integrity()
+
+
+def naive(request: Request, layer: int, head: int, length: int, run: int) -> torch.Tensor:
+    """Scores [runs] of a head's tokens by its index rows: attention, mean over the group, best of a run."""
+    index = request.cache.index
+    rows = index.rows[layer][head, request.token_slots[:length]]
+    codes = unpack(rows, FIELDS).double()
+    q = request.q[layer][length - 1].view(HEADS, GROUP, -1)[head].double()
+    logits = (q @ index.decode[layer][head].double()) @ codes.T * DIM**-0.5
+    scores = logits.softmax(-1).mean(0)
+    return scores[: length // run * run].view(-1, run).amax(1)
+
+
+@pytest.mark.parametrize("run", [1, 4])
+def test_what_is_wanted_most_is_held_in_the_same_step(run: int) -> None:
+    """The best quarter of a head's places, by its own index and this step's query, is there when it attends."""
+    cache = make_cache(lazy_settings(7, run))
+    request = Request(cache, 1, 160, 220, slots_of(220, 3), 5)
+    request.start()
+    prefill([request], [(0, 160)])
+    for length in range(161, 200):
+        decode([request], [length])
+        for layer in range(LAYERS):
+            for head in range(HEADS):
+                number = layer * HEADS + head
+                held = held_positions(request, number, length)
+                scores = naive(request, layer, head, length, run)
+                sink, high = cache.settings.rule.sink // run, (length - 6) // run
+                places = (request.ws.caps[number] - cache.settings.rule.sink - 6) // run
+                best = scores[sink:high].topk(max(1, places // 4)).indices + sink
+                wanted = (best[:, None] * run + torch.arange(run)).flatten()
+                assert torch.isin(wanted, held).all()
+    assert cache.counters.late_rows == 0
+
+
+def test_a_long_unwanted_row_goes_first() -> None:
+    """What stays is what was wanted more recently than anything that went, but for runs that never were."""
+    cache = make_cache(lazy_settings(1, 1))
+    request = Request(cache, 1, 150, 220, slots_of(220, 8), 2)
+    request.start()
+    prefill([request], [(0, 150)])
+    rows = request.ws.flat(0, request.ws.selected_rows(0))
+    position, used = (t.view(-1)[rows].clone() for t in (cache.hot.position, cache.hot.used))
+    for length in range(151, 190):
+        decode([request], [length])
+        now, use = cache.hot.position.view(-1)[rows], cache.hot.used.view(-1)[rows]
+        gone, stayed = position != now, (position == now) & (use == used)
+        if gone.any() and stayed.any():
+            assert used[gone].max() <= used[stayed].min()
+        position, used = now.clone(), use.clone()
+
+
+def test_budget_counts_the_index() -> None:
+    """Rows and index together are the keep ratio of the compressed heads' bytes."""
+    settings = lazy_settings(0, 1, 0.55)
+    row, index = 4 * DIM, settings.index_row
+    assert settings.layout.num_resident == 0
+    for fraction in settings.layout.fractions:
+        assert fraction * row + index == pytest.approx(0.55 * row)
