@@ -10,6 +10,7 @@ from hetero_sglang.attention.decode_kernels.choice import decode_kernel
 from hetero_sglang.attention.decode_step import DecodeStep
 from hetero_sglang.attention.kernels.fill import fill
 from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, rows_apart, store
+from hetero_sglang.attention.lazy_step import LazyStep
 from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.prefill import RaggedPrefill
 from hetero_sglang.attention.write_back import WriteBack
@@ -61,6 +62,7 @@ class DeviceEngine:
         self.prefixes = PrefixLoader(host, device)
         self.write_back = WriteBack(host, hot, layout.layers, self.settings.rule.window)
         self.group = query_heads // sum(self.counts[0][:2])
+        self.lazy = LazyStep(cache) if cache.index else None
         self.monitor: DeviceMonitor | None = None
         if self.settings.retrieves and isinstance(cache.fetcher, DeviceFetcher):
             self.monitor = DeviceMonitor(
@@ -124,6 +126,8 @@ class DeviceEngine:
     def _write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Resident rows now; host rows beside the computation."""
         store(self.layers[layer], slots, k, v, host=False)
+        if self.lazy:
+            self.lazy.write(layer, slots, k[:, self.heads[layer].compressed])
         if self.counts[layer][1]:
             self.write_back.chunk(self.layers[layer], slots, k, v)
 
@@ -174,7 +178,11 @@ class DeviceEngine:
         if full:
             scores = self.settings.policy.scores(queries[:, heads.compressed], keys[:, heads.compressed], scale)
             counts = [max(0, cap - rule.sink - rule.window) if cap < seq.length else 0 for cap in caps]
-            selected = choose(scores, counts, rule.sink, seq.length - rule.window)  # [C, n]
+            if self.lazy:
+                selected = self.lazy.pick(scores, counts[0], rule.sink, seq.length - rule.window).int()  # [C, n]
+                scores = self.lazy.first_use(scores).view(torch.float32)
+            else:
+                selected = choose(scores, counts, rule.sink, seq.length - rule.window)  # [C, n]
         else:
             scores = torch.empty(len(caps), 0, dtype=torch.float32, device=self.device)
             selected = torch.empty(len(caps), 0, dtype=torch.int32, device=self.device)

@@ -112,8 +112,7 @@ class TorchEngine:
             flat = ws.flat(number, rows)
             self._place(flat, positions, keys[:, head], values[:, head])
             if self.lazy:
-                chosen_rows = ws.flat(number, ws.selected_rows(number))
-                self.cache.hot.used.view(-1)[chosen_rows] = self.lazy.first_use(scores[i : i + 1], chosen[None])[0]
+                self.cache.hot.used.view(-1)[flat] = self.lazy.first_use(scores[i : i + 1])[0, positions]
             else:
                 self.cache.hot.score.view(-1)[flat] = scores[i, positions]
 

@@ -31,10 +31,10 @@ class LazyStep:
         best = run_scores(scores, self.run)[:, first:last].topk(count // self.run).indices.sort(1).values + first
         return (best[..., None] * self.run + torch.arange(self.run, device=scores.device)).flatten(1)
 
-    def first_use(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """`used` int32 [C, n] of the runs at `positions` [C, n], by a prompt's scores [C, L]."""
-        best = scores.gather(1, positions).unflatten(1, (-1, self.run)).amax(2, keepdim=True)
-        return used_at_first(best).expand(-1, -1, self.run).flatten(1)
+    def first_use(self, scores: torch.Tensor) -> torch.Tensor:
+        """`used` int32 [C, L] of a prompt's tokens by its scores [C, L]: their runs', 0 where those are incomplete."""
+        best = used_at_first(run_scores(scores, self.run)).repeat_interleave(self.run, 1)
+        return torch.nn.functional.pad(best, (0, scores.shape[1] - best.shape[1]))
 
     def step(self, ws: WorkingSet, layer: int, q: torch.Tensor, scale: float) -> None:
         """Before a decode step attends: q [C, G, D] of the layer's compressed heads; the new token is in its row."""
@@ -45,7 +45,8 @@ class LazyStep:
         numbers = range(spec.first, spec.first + len(spec.compressed))
         rows = torch.stack([ws.flat(n, ws.selected_rows(n)) for n in numbers])  # [C, n] flat
         heads = rows[:, :: self.run]  # [C, places], each run's first row
-        kept = self.index.rows[layer].index_select(1, ws.slots.to(q.device))  # [C, L, words]
+        # The newest token is in the ring, and where rows come ahead of its layer its index is not there yet.
+        kept = self.index.rows[layer].index_select(1, ws.slots[:-1].to(q.device))  # [C, L - 1, words]
         scores = run_scores(probe(q, kept, self.index.decode[layer], self.index.fields, scale), self.run)
         used = hot.used.view(-1)[rows]  # [C, n]
         mine = used[:, :: self.run].contiguous()
