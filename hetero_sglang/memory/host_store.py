@@ -13,6 +13,7 @@ from hetero_sglang.memory.lanes import Mark, download, mark
 from hetero_sglang.memory.limits import free_host_bytes
 from hetero_sglang.memory.shared_memory import SharedMemory
 
+BLOCK = 16  # slots whose rows of a head lie together
 _ALIGNMENT = 4096  # each layer's block starts on a page
 
 

@@ -1,0 +1,182 @@
+"""Probe, choice and swap of a decode step against the reference, with poison wherever nothing may be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from test_index import random_index
+
+from hetero_sglang.attention.kernels.store import StepTables
+from hetero_sglang.memory.host_store import BLOCK
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.ops.reference import index as reference
+from hetero_sglang.ops.reference.choose import choose as reference_choose
+from hetero_sglang.ops.reference.choose import run_scores, used_at_first
+from hetero_sglang.ops.triton.choose import choose
+from hetero_sglang.ops.triton.probe import LayerIndex, probe
+from hetero_sglang.ops.triton.swap_in import swap_in
+from hetero_sglang.ops.triton.workspace import Workspace
+from hetero_sglang.profile.index_plan import words
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FIELDS = ((8, 4), (24, 2))
+DIM, GROUP, TOTAL, WINDOW, PAGE, CONTEXT, SLOTS = 32, 3, 4, 6, 16, 1600, 4000
+FIRST, HEADS = 2, 2  # compressed heads in earlier layers, and of this one
+SINK = 8
+
+
+@dataclass
+class World:
+    """A layer's step: `held[b][c]` runs, and everything the operations read."""
+
+    layer: LayerIndex
+    step: StepTables
+    hot: HotPool
+    host: torch.Tensor
+    slots: torch.Tensor
+    starts: torch.Tensor
+    q: torch.Tensor
+    tokens: list[torch.Tensor]
+    run: int
+
+    def rows(self, b: int, c: int, places: torch.Tensor) -> torch.Tensor:
+        """Flat hot rows [n, run] of places [n]."""
+        row = SINK + places[:, None] * self.run + torch.arange(self.run)
+        start = int(self.step.page_start[b, FIRST + c])
+        return self.step.page_list.cpu()[start + row // PAGE].long() * PAGE + row % PAGE
+
+    def places(self, b: int) -> int:
+        return (int(self.step.cap[b, FIRST]) - SINK - WINDOW) // self.run
+
+
+def make(seed: int, run: int, lengths: list[int], caps: list[int], ties: bool = False) -> World:
+    g = torch.Generator().manual_seed(seed)
+    batch, pages = len(lengths), sum(-(-cap // PAGE) * HEADS for cap in caps) + 5
+    hot = HotPool(pages, PAGE, DIM, DIM, torch.float32, "cpu")
+    for tensor in (hot.k, hot.v, hot.score):
+        tensor.fill_(float("nan"))
+    order = torch.randperm(pages, generator=g).int()
+    cap = torch.full((batch, FIRST + HEADS), 10_000_000, dtype=torch.int32)
+    start = torch.full_like(cap, 10_000_000)
+    slots = torch.full((batch * CONTEXT,), 10_000_000, dtype=torch.int32)
+    starts = torch.arange(batch, dtype=torch.int32) * CONTEXT
+    every = torch.randperm(SLOTS, generator=g).int()
+    tokens, given, at = [], 0, 0
+    host = torch.full((SLOTS // BLOCK, HEADS, BLOCK, 2 * DIM), float("nan"))
+    encode, offset = random_index(FIELDS, HEADS, DIM, g)
+    decode = torch.randn(HEADS, DIM, 32, generator=g) / 12
+    rows = torch.randint(-(2**15), 2**15, (HEADS, SLOTS, words(FIELDS)), generator=g).to(torch.int16)
+    layer = LayerIndex(torch.tensor([1, 3], dtype=torch.int32), rows, encode, decode, offset, FIELDS, FIRST)
+    world = World(layer, None, hot, host, slots, starts, torch.empty(0), tokens, run)
+    for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
+        mine = every[at : at + length]
+        at += length
+        slots[b * CONTEXT : b * CONTEXT + length] = mine
+        tokens.append(mine.long())
+        host[mine.long() // BLOCK, :, mine.long() % BLOCK] = torch.randn(length, HEADS, 2 * DIM, generator=g)
+        for c in range(HEADS):
+            cap[b, FIRST + c], start[b, FIRST + c] = head_cap, given
+            given += -(-head_cap // PAGE)
+    world.step = StepTables(torch.tensor(lengths, dtype=torch.int32), cap, start, order)
+    for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
+        places = (head_cap - SINK - WINDOW) // run
+        for c in range(HEADS if length > head_cap else 0):
+            low, high = SINK // run, (length - WINDOW) // run
+            held = torch.randperm(high - low, generator=g)[:places] + low
+            flat = world.rows(b, c, torch.arange(places))
+            hot.position.view(-1)[flat] = (held[:, None] * run + torch.arange(run)).int()
+            old = torch.randint(max(1, length - 40), length, (places,), generator=g).int()
+            never = used_at_first(torch.rand(places, generator=g))
+            use = torch.where(torch.rand(places, generator=g) < 0.5, never, old)
+            hot.used.view(-1)[flat] = torch.zeros_like(use)[:, None] if ties else use[:, None]
+    wide = torch.randn(batch, 2 * TOTAL * GROUP, DIM, generator=g)
+    world.q = wide[:, : TOTAL * GROUP]
+    return world
+
+
+def on_device(world: World) -> World:
+    def move(value: object) -> object:
+        return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+
+    hot = HotPool(world.hot.pages, PAGE, DIM, DIM, torch.float32, DEVICE)
+    for name in ("k", "v", "position", "score"):
+        getattr(hot, name).copy_(getattr(world.hot, name))
+    layer = LayerIndex(**{k: move(v) for k, v in vars(world.layer).items()})
+    step = StepTables(**{k: move(v) for k, v in vars(world.step).items()})
+    host = world.host.pin_memory() if DEVICE.type == "cuda" else world.host
+    return World(layer, step, hot, host, world.slots.to(DEVICE), world.starts.to(DEVICE),
+                 world.q.to(DEVICE), world.tokens, world.run)  # fmt: skip
+
+
+CASES = [
+    (1, [700, 30, 0, 900], [200, 64, 64, 430], 300),
+    (4, [1500, 257], [158, 126], 300),
+    (8, [641, 1300], [94, 334], 3),  # more is wanted than may come
+    (1, [1300], [78], 300),
+]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("run", "lengths", "caps", "most"), CASES)
+def test_a_step_is_the_reference_s(run: int, lengths: list[int], caps: list[int], most: int, ties: bool) -> None:
+    world = make(run + len(lengths), run, lengths, caps, ties)
+    device = on_device(world)
+    work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, run, most, DEVICE)
+    for name in ("logits", "top", "total", "scores"):
+        getattr(work, name).fill_(float("nan"))
+    scale = DIM**-0.5
+    args = (device.slots, device.starts, device.step)
+    probe(device.q, device.layer, *args, scale, SINK, WINDOW, work)
+    scores = work.scores.cpu().clone().unflatten(0, (len(lengths), HEADS))
+    choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
+    swap_in(device.layer, device.host, *args, device.hot, SINK, work, programs=3)
+    came = late = 0
+    hot = world.hot
+    for b, (length, cap) in enumerate(zip(lengths, caps, strict=True)):
+        if length <= cap:
+            continue
+        places = world.places(b)
+        runs = (length - 1) // run
+        kept = world.layer.rows.index_select(1, world.tokens[b][:-1])
+        q = world.q[b].view(TOTAL, GROUP, DIM)[world.layer.heads.long()]
+        wanted = run_scores(reference.probe(q, kept, world.layer.decode, FIELDS, scale), run)
+        torch.testing.assert_close(scores[b, :, :runs], wanted, rtol=2e-2, atol=1e-7)
+        given = scores[b, :, :runs].contiguous()
+        rows = torch.stack([world.rows(b, c, torch.arange(places)) for c in range(HEADS)])  # [C, n, run]
+        held = hot.position.view(-1)[rows[..., 0]] // run
+        used = hot.used.view(-1)[rows[..., 0]].contiguous()
+        low, high = SINK // run, (length - WINDOW) // run
+        swaps = reference_choose(given, held, used, length, low, high, max(1, places // 4), most)
+        hot.used.view(-1)[rows] = used[..., None]
+        came, late = came + swaps.run.numel(), late + swaps.late
+        for head, place, number in zip(swaps.head, swaps.place, swaps.run, strict=True):
+            flat, token = rows[head, place], number * run + torch.arange(run)
+            hot.position.view(-1)[flat] = token.int()
+            slot = world.tokens[b][token]
+            both = world.host[slot // BLOCK, head, slot % BLOCK]
+            hot.k.view(-1, DIM)[flat], hot.v.view(-1, DIM)[flat] = both.split(DIM, 1)
+    assert came, "nothing came"
+    assert work.counted.tolist() == [came * run, late * run]
+    got, taken = device.hot.position.cpu(), device.hot.used.cpu()
+    for b, (length, cap) in enumerate(zip(lengths, caps, strict=True)):
+        for c in range(HEADS if length > cap else 0):
+            flat = world.rows(b, c, torch.arange(world.places(b)))
+            # The same runs in the same places' set: which of them takes which place is nobody's business.
+            mine, theirs = (p.view(-1)[flat].sort(0).values for p in (got, hot.position))
+            assert torch.equal(mine, theirs)
+            token = got.view(-1)[flat].long()
+            assert torch.equal(token, token[:, :1] + torch.arange(run))
+    assert torch.equal(taken.view(-1).sort().values, hot.used.view(-1).sort().values)
+    fresh = device.hot.k.cpu().view(-1, DIM)
+    for b, (length, cap) in enumerate(zip(lengths, caps, strict=True)):
+        for c in range(HEADS if length > cap else 0):
+            flat = world.rows(b, c, torch.arange(world.places(b))).flatten()
+            new = ~fresh[flat].isnan().any(1)
+            slot = world.tokens[b][got.view(-1)[flat][new].long()]
+            assert torch.equal(fresh[flat][new], world.host[slot // BLOCK, c, slot % BLOCK, :DIM])
+            assert torch.equal(
+                device.hot.v.cpu().view(-1, DIM)[flat][new], world.host[slot // BLOCK, c, slot % BLOCK, DIM:]
+            )
+    assert int((~fresh.isnan().any(1)).sum()) == came * run, "rows were written that nobody asked for"
