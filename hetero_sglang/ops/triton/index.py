@@ -27,7 +27,7 @@ def _encode_field(
     way = tl.arange(0, PAD)
     real = way < N
     turn = tl.load(encode + at[:, None] * R + FIRST + way[None, :], mask=(at < D)[:, None] & real[None, :], other=0.0)
-    code = tl.dot(key, turn, input_precision="ieee") - tl.load(offset + FIRST + way, mask=real, other=0.0)[None, :]
+    code = tl.dot(key, turn, input_precision="tf32x3") - tl.load(offset + FIRST + way, mask=real, other=0.0)[None, :]
     code = tl.floor(code + 0.5)
     code = tl.minimum(tl.maximum(code, 0.0), (1 << B) - 1.0).to(tl.int32)
     code = tl.where(real[None, :], code, 0) << ((way % (WORD_BITS // B)) * B)[None, :]

@@ -13,7 +13,7 @@ from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.host_store import BLOCK
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.ops.triton.probe import LayerIndex
-from hetero_sglang.ops.triton.workspace import Workspace
+from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 
 PROGRAMS = 8
 _ROWS = 32  # under way at once in a program
@@ -88,5 +88,5 @@ def swap_in(
         layer.first, work.splits(units), sink, work.room,
         HEADS=heads, RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
-        UNITS=triton.next_power_of_2(units), SPLITS=work.top.shape[1], MOST=work.top.shape[1], ROWS=_ROWS, num_warps=8,
+        UNITS=triton.next_power_of_2(units), SPLITS=MOST_SPLITS, MOST=MOST_SPLITS, ROWS=_ROWS, num_warps=8,
     )  # fmt: skip
