@@ -46,20 +46,27 @@ def span(length, split, splits, TILE: tl.constexpr):
 
 @triton.jit
 def _weights(
-    query, scale, decode, at, D: tl.constexpr, R: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr
+    query, scale, decode, D: tl.constexpr, R: tl.constexpr, GROUP: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr,
+    PAD: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """What each of N directions' codes counts for each query: [PAD, 16] float16, 0 beyond N."""
-    way = tl.arange(0, PAD)
-    both = (at < D)[:, None] & (way < N)[None, :]
-    turn = tl.load(decode + at[:, None] * R + FIRST + way[None, :], mask=both, other=0.0)
-    return tl.trans((tl.dot(query, turn, input_precision="tf32x3") * scale).to(tl.float16))
+    """What each of N directions' codes counts for each query: [PAD, BLOCK_G] float16, 0 beyond N and GROUP."""
+    way, member = tl.arange(0, PAD), tl.arange(0, BLOCK_G)
+    weight = tl.zeros([PAD, BLOCK_G], tl.float32)
+    for start in range(0, D, 32):
+        at = start + tl.arange(0, 32)
+        both = (way < N)[:, None] & (at < D)[None, :]
+        turn = tl.load(decode + at[None, :] * R + FIRST + way[:, None], mask=both, other=0.0)
+        both = (at < D)[:, None] & (member < GROUP)[None, :]
+        asked = tl.load(query + member[None, :] * D + at[:, None], mask=both, other=0.0)
+        weight = tl.dot(turn, asked.to(tl.float32), weight, input_precision="tf32x3")
+    return (weight * scale).to(tl.float16)
 
 
 @triton.jit
 def _codes(
     words, here, FIRST_WORD: tl.constexpr, N: tl.constexpr, B: tl.constexpr, PAD: tl.constexpr, WORD_BITS: tl.constexpr
 ):  # fmt: skip
-    """Codes [T, PAD] float16 of N directions in B bits, of tokens whose rows begin at words [T]; each word read once."""
+    """Codes [T, PAD] float16 of N directions in B bits of tokens whose rows begin at words [T]; a word is read once."""
     each: tl.constexpr = WORD_BITS // B
     word = tl.arange(0, PAD // each)
     real = here[:, None] & (word * each < N)[None, :]
@@ -78,7 +85,7 @@ def _logits(
     q, slots, starts, length, cap, heads, rows, decode, out, tops, totals, wanted, idle, hits,
     q_stride, slots_in_all, caps_per_request, first, parts, scale, context,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, WORDS: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_D: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr, MOST: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr, MOST: tl.constexpr,
     NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
     B2: tl.constexpr, PAD0: tl.constexpr, PAD1: tl.constexpr, PAD2: tl.constexpr, WORD_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -92,29 +99,27 @@ def _logits(
     if tokens < tl.load(cap + request * caps_per_request + first + compressed):
         return
     begin, end = span(tokens, part, parts, TOKENS)
-    member, at, within = tl.arange(0, 16), tl.arange(0, BLOCK_D), tl.arange(0, TOKENS)
+    member, within = tl.arange(0, BLOCK_G), tl.arange(0, TOKENS)
     listed = slots + tl.load(starts + request).to(tl.int64)
     slot = tl.load(listed + begin + within, mask=begin + within < end, other=0)  # read one turn ahead
-    mine = q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D
-    both = (member < GROUP)[:, None] & (at < D)[None, :]
-    query = tl.load(mine + member[:, None] * D + at[None, :], mask=both, other=0.0).to(tl.float32)
+    query = q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D
     turn = decode + compressed * D * R
-    weight = _weights(query, scale, turn, at, D, R, 0, N0, PAD0)
+    weight = _weights(query, scale, turn, D, R, GROUP, 0, N0, PAD0, BLOCK_G)
     if N1 > 0:
-        second = _weights(query, scale, turn, at, D, R, N0, N1, PAD1)
+        second = _weights(query, scale, turn, D, R, GROUP, N0, N1, PAD1, BLOCK_G)
     if N2 > 0:
-        third = _weights(query, scale, turn, at, D, R, N0 + N1, N2, PAD2)
+        third = _weights(query, scale, turn, D, R, GROUP, N0 + N1, N2, PAD2, BLOCK_G)
     table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
     place_out = out + unit.to(tl.int64) * context * GROUP
     # The softmax runs in every place of the tile by itself: threads meet at its end only.
-    top = tl.full([TOKENS, 16], NOTHING, tl.float32)
-    total = tl.zeros([TOKENS, 16], tl.float32)
+    top = tl.full([TOKENS, BLOCK_G], NOTHING, tl.float32)
+    total = tl.zeros([TOKENS, BLOCK_G], tl.float32)
     for start in range(begin, end, TOKENS):
         token = start + within
         here = token < end
         words = table + slot.to(tl.int64) * WORDS
         slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0)
-        logits = tl.dot(_codes(words, here, 0, N0, B0, PAD0, WORD_BITS), weight)  # [TOKENS, 16]
+        logits = tl.dot(_codes(words, here, 0, N0, B0, PAD0, WORD_BITS), weight)  # [TOKENS, BLOCK_G]
         if N1 > 0:
             logits = tl.dot(_codes(words, here, N0 * B0 // WORD_BITS, N1, B1, PAD1, WORD_BITS), second, logits)
         if N2 > 0:
@@ -187,8 +192,8 @@ def probe(
         work.total, work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1],
         layer.first, parts, scale * 1.4426950408889634, work.context, **sizes,
         D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS, SCORE_BINS=SCORE_BINS,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), WORD_BITS=WORD, **flat_fields(layer.fields), **pads(layer.fields),
-        num_warps=4,
+        BLOCK_G=max(8, triton.next_power_of_2(group)), WORD_BITS=WORD, **flat_fields(layer.fields),
+        **pads(layer.fields), num_warps=4, maxnreg=64,  # a processor runs eight at once
     )  # fmt: skip
     _scores[(units, parts)](
         step.length, step.cap, work.logits, work.top, work.total, work.scores, work.wanted, step.cap.shape[1],
