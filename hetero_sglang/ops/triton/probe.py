@@ -193,7 +193,8 @@ def probe(
         layer.first, parts, scale * 1.4426950408889634, work.context, **sizes,
         D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS, SCORE_BINS=SCORE_BINS,
         BLOCK_G=max(8, triton.next_power_of_2(group)), WORD_BITS=WORD, **flat_fields(layer.fields),
-        **pads(layer.fields), num_warps=4, maxnreg=64,  # a processor runs eight at once
+        **pads(layer.fields), num_warps=4,
+        maxnreg=64 if group <= 8 else 128,  # a processor runs eight, or four, at once
     )  # fmt: skip
     _scores[(units, parts)](
         step.length, step.cap, work.logits, work.top, work.total, work.scores, work.wanted, step.cap.shape[1],
