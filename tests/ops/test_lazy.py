@@ -125,11 +125,14 @@ CASES = [
 def test_a_step_is_the_reference_s(
     run: int, lengths: list[int], caps: list[int], most: int, ties: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Some steps have more heads than `swap_in` looks through at once.
-    monkeypatch.setattr(sys.modules[swap_in.__module__], "_UNITS", 2 if ties else 64)
+    if ties:  # steps of more heads than `swap_in` looks through at once, and of many more splits
+        monkeypatch.setattr(sys.modules[swap_in.__module__], "_UNITS", 2)
+        for function in (probe, choose, Workspace):
+            monkeypatch.setattr(sys.modules[function.__module__], "TILE", 64)
     world = make(run + len(lengths), run, lengths, caps, ties)
     device = on_device(world)
     work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, run, most, DEVICE)
+    assert not ties or work.splits(len(lengths) * HEADS) > 8
     for name in ("logits", "top", "total", "scores"):
         getattr(work, name).fill_(float("nan"))
     scale = DIM**-0.5
