@@ -36,21 +36,22 @@ class Rate:
 def seconds(device: torch.device, work: Callable[[], object], rounds: int = 5) -> float:
     """Median time of `work`, waits of the host included; the first run is not counted."""
     work()
-    times = []
-    for _ in range(rounds):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            work()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) / 1e3)
-        else:
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(once(device, work) for _ in range(rounds))
+
+
+def once(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    torch.cuda.synchronize(device)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 def plain(device: torch.device, nbytes: int) -> tuple[Rate, Rate]:

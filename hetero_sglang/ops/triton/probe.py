@@ -1,6 +1,6 @@
 """Scores of every run of a request's tokens by its heads' key indexes: twin of ops/reference/index.py's `probe`.
 
-Two launches: logits of all tokens with each split's maximum and sum of exponents; then scores and how many fall in
+Two launches: logits of all tokens with each part's maximum and sum of exponents; then scores and how many fall in
 which bin.
 """
 
@@ -15,11 +15,12 @@ import triton.language as tl
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.ops.reference.choose import BINS
 from hetero_sglang.ops.triton.index import flat_fields, pads
-from hetero_sglang.ops.triton.workspace import TILE, Workspace
+from hetero_sglang.ops.triton.workspace import MOST_PARTS, SCORE_BINS, TILE, Workspace
 from hetero_sglang.profile.index_plan import WORD, Fields
 
 _TOKENS = 128  # whose codes a program unpacks at once
 _FINE = 20  # low bits of a score that its bin leaves out
+_NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
 
 
 @dataclass(frozen=True)
@@ -44,112 +45,132 @@ def span(length, split, splits, TILE: tl.constexpr):
 
 
 @triton.jit
-def _field_logits(
-    query, words, here, decode, at, D: tl.constexpr, R: tl.constexpr, FIRST: tl.constexpr, FIRST_WORD: tl.constexpr,
-    N: tl.constexpr, B: tl.constexpr, PAD: tl.constexpr, WORD_BITS: tl.constexpr,
+def _weights(
+    query, scale, decode, D: tl.constexpr, R: tl.constexpr, GROUP: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr,
+    PAD: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """What N directions in B bits add to the logits [T, 16] of tokens whose rows begin at words [T]."""
-    way = tl.arange(0, PAD)
-    real = way < N
-    turn = tl.load(decode + at[:, None] * R + FIRST + way[None, :], mask=(at < D)[:, None] & real[None, :], other=0.0)
-    weight = tl.dot(query, turn, input_precision="ieee")  # [16, PAD]
-    place = words[:, None] + FIRST_WORD + (way // (WORD_BITS // B))[None, :]
-    word = tl.load(place, mask=here[:, None] & real[None, :], other=0).to(tl.int32)
-    code = (word >> ((way % (WORD_BITS // B)) * B)[None, :]) & ((1 << B) - 1)
-    return tl.dot(code.to(tl.float16), tl.trans(weight.to(tl.float16)))
+    """What each of N directions' codes counts for each query: [PAD, BLOCK_G] float16, 0 beyond N and GROUP."""
+    way, member = tl.arange(0, PAD), tl.arange(0, BLOCK_G)
+    weight = tl.zeros([PAD, BLOCK_G], tl.float32)
+    for start in range(0, D, 32):
+        at = start + tl.arange(0, 32)
+        both = (way < N)[:, None] & (at < D)[None, :]
+        turn = tl.load(decode + at[None, :] * R + FIRST + way[:, None], mask=both, other=0.0)
+        both = (at < D)[:, None] & (member < GROUP)[None, :]
+        asked = tl.load(query + member[None, :] * D + at[:, None], mask=both, other=0.0)
+        weight = tl.dot(turn, asked.to(tl.float32), weight, input_precision="tf32x3")
+    return (weight * scale).to(tl.float16)
 
 
-@triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "splits", "scale", "context"])
+@triton.jit
+def _codes(
+    words, here, FIRST_WORD: tl.constexpr, N: tl.constexpr, B: tl.constexpr, PAD: tl.constexpr, WORD_BITS: tl.constexpr
+):  # fmt: skip
+    """Codes [T, PAD] float16 of N directions in B bits of tokens whose rows begin at words [T]; a word is read once."""
+    each: tl.constexpr = WORD_BITS // B
+    word = tl.arange(0, PAD // each)
+    real = here[:, None] & (word * each < N)[None, :]
+    packed = tl.load(words[:, None] + FIRST_WORD + word[None, :], mask=real, other=0).to(tl.int32)
+    code = tl.join(packed, packed >> 8)  # halves of halves: a thread keeps a word's codes together
+    code = tl.join(code, code >> 4)
+    if B < 4:
+        code = tl.join(code, code >> 2)
+    if B < 2:
+        code = tl.join(code, code >> 1)
+    return tl.reshape(code & ((1 << B) - 1), [words.shape[0], PAD]).to(tl.float16)
+
+
+@triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale", "context"])
 def _logits(
     q, slots, starts, length, cap, heads, rows, decode, out, tops, totals, wanted, idle, hits,
-    q_stride, slots_in_all, caps_per_request, first, splits, scale, context,
+    q_stride, slots_in_all, caps_per_request, first, parts, scale, context,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, WORDS: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_D: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, MOST: tl.constexpr,
-    N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr,
-    PAD0: tl.constexpr, PAD1: tl.constexpr, PAD2: tl.constexpr, WORD_BITS: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr, MOST: tl.constexpr,
+    NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
+    B2: tl.constexpr, PAD0: tl.constexpr, PAD1: tl.constexpr, PAD2: tl.constexpr, WORD_BITS: tl.constexpr,
 ):  # fmt: skip
-    unit, split = tl.program_id(0), tl.program_id(1)
+    unit, part = tl.program_id(0), tl.program_id(1)
     request, compressed = unit // HEADS, unit % HEADS
-    if split == 0:
-        bins = tl.arange(0, BINS)
-        nothing = tl.zeros([BINS], tl.int32)
-        tl.store(wanted + unit * BINS + bins, nothing)
-        tl.store(idle + unit * BINS + bins, nothing)
+    if part == 0:
+        tl.store(wanted + unit * SCORE_BINS + tl.arange(0, SCORE_BINS), tl.zeros([SCORE_BINS], tl.int32))
+        tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(hits + unit, 0)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
     if tokens < tl.load(cap + request * caps_per_request + first + compressed):
         return
-    begin, end = span(tokens, split, splits, TILE)
-    member, at, within = tl.arange(0, 16), tl.arange(0, BLOCK_D), tl.arange(0, TOKENS)
-    mine = q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D
-    both = (member < GROUP)[:, None] & (at < D)[None, :]
-    query = tl.load(mine + member[:, None] * D + at[None, :], mask=both, other=0.0).to(tl.float32) * scale
-    turn = decode + compressed * D * R
+    begin, end = span(tokens, part, parts, TOKENS)
+    member, within = tl.arange(0, BLOCK_G), tl.arange(0, TOKENS)
     listed = slots + tl.load(starts + request).to(tl.int64)
+    slot = tl.load(listed + begin + within, mask=begin + within < end, other=0)  # read one turn ahead
+    query = q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D
+    turn = decode + compressed * D * R
+    weight = _weights(query, scale, turn, D, R, GROUP, 0, N0, PAD0, BLOCK_G)
+    if N1 > 0:
+        second = _weights(query, scale, turn, D, R, GROUP, N0, N1, PAD1, BLOCK_G)
+    if N2 > 0:
+        third = _weights(query, scale, turn, D, R, GROUP, N0 + N1, N2, PAD2, BLOCK_G)
     table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
-    top = tl.full([16], float("-inf"), tl.float32)
-    total = tl.zeros([16], tl.float32)
-    place_out = out + unit.to(tl.int64) * GROUP * context
+    place_out = out + unit.to(tl.int64) * context * GROUP
+    # The softmax runs in every place of the tile by itself: threads meet at its end only.
+    top = tl.full([TOKENS, BLOCK_G], NOTHING, tl.float32)
+    total = tl.zeros([TOKENS, BLOCK_G], tl.float32)
     for start in range(begin, end, TOKENS):
         token = start + within
         here = token < end
-        words = table + tl.load(listed + token, mask=here, other=0).to(tl.int64) * WORDS
-        logits = _field_logits(query, words, here, turn, at, D, R, 0, 0, N0, B0, PAD0, WORD_BITS)
+        words = table + slot.to(tl.int64) * WORDS
+        slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0)
+        logits = tl.dot(_codes(words, here, 0, N0, B0, PAD0, WORD_BITS), weight)  # [TOKENS, BLOCK_G]
         if N1 > 0:
-            logits += _field_logits(
-                query, words, here, turn, at, D, R, N0, N0 * B0 // WORD_BITS, N1, B1, PAD1, WORD_BITS
-            )
+            logits = tl.dot(_codes(words, here, N0 * B0 // WORD_BITS, N1, B1, PAD1, WORD_BITS), second, logits)
         if N2 > 0:
-            logits += _field_logits(
-                query, words, here, turn, at, D, R, N0 + N1, (N0 * B0 + N1 * B1) // WORD_BITS, N2, B2, PAD2, WORD_BITS
-            )
-        where = place_out + member[None, :].to(tl.int64) * context + token[:, None]
+            codes = _codes(words, here, (N0 * B0 + N1 * B1) // WORD_BITS, N2, B2, PAD2, WORD_BITS)
+            logits = tl.dot(codes, third, logits)
+        where = place_out + token[:, None] * GROUP + member[None, :]
         tl.store(where, logits, mask=here[:, None] & (member < GROUP)[None, :])
-        logits = tl.where(here[:, None], logits, float("-inf"))
-        highest = tl.maximum(top, tl.max(logits, 0))
-        total = total * tl.exp2(top - highest) + tl.sum(tl.exp2(logits - highest[None, :]), 0)
+        logits = tl.where(here[:, None], logits, NOTHING)
+        highest = tl.maximum(top, logits)
+        total = total * tl.exp2(top - highest) + tl.where(here[:, None], tl.exp2(logits - highest), 0.0)
         top = highest
-    where = (unit * MOST + split) * GROUP + member
-    tl.store(tops + where, top, mask=member < GROUP)
-    tl.store(totals + where, total, mask=member < GROUP)
+    highest = tl.max(top, 0)
+    where = (unit * MOST + part) * GROUP + member
+    tl.store(tops + where, highest, mask=member < GROUP)
+    tl.store(totals + where, tl.sum(total * tl.exp2(top - highest[None, :]), 0), mask=member < GROUP)
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "context", "runs_in_all", "sink", "window"])
+@triton.jit(do_not_specialize=["caps_per_request", "first", "parts", "context", "runs_in_all", "sink", "window"])
 def _scores(
     length, cap, logits, tops, totals, scores, wanted,
-    caps_per_request, first, splits, context, runs_in_all, sink, window,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, MOST: tl.constexpr, FINE: tl.constexpr,
+    caps_per_request, first, parts, context, runs_in_all, sink, window,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr,
+    RUNS: tl.constexpr, MOST: tl.constexpr, FINE: tl.constexpr, NOTHING: tl.constexpr,
 ):  # fmt: skip
-    unit, split = tl.program_id(0), tl.program_id(1)
+    unit, part = tl.program_id(0), tl.program_id(1)
     request = unit // HEADS
     tokens = tl.load(length + request) - 1
     if tokens < tl.load(cap + request * caps_per_request + first + unit % HEADS):
         return
     low, high = sink // RUN, (tokens + 1 - window) // RUN
-    begin, end = span(tokens // RUN, split, splits, TILE // RUN)
-    part, run, within = tl.arange(0, SPLITS), tl.arange(0, TILE // RUN), tl.arange(0, RUN)
+    begin, end = span(tokens // RUN, part, parts, RUNS)
+    every, member, run, within = tl.arange(0, MOST), tl.arange(0, BLOCK_G), tl.arange(0, RUNS), tl.arange(0, RUN)
+    real = member < GROUP
+    where = (unit * MOST + every)[:, None] * GROUP + member[None, :]
+    there = (every < parts)[:, None] & real[None, :]
+    each = tl.load(tops + where, mask=there, other=NOTHING)
+    top = tl.max(each, 0)  # [BLOCK_G]
+    total = tl.sum(tl.load(totals + where, mask=there, other=0.0) * tl.exp2(each - top[None, :]), 0)
+    share = tl.where(real, 1.0 / (tl.where(real, total, 1.0) * GROUP), 0.0)
     counted = tl.zeros([BINS], tl.int32)
-    for start in range(begin, end, TILE // RUN):
+    for start in range(begin, end, RUNS):
         number = start + run
         here = number < end
-        token = number[:, None] * RUN + within[None, :]  # [runs, RUN]
-        score = tl.zeros([TILE // RUN, RUN], tl.float32)
-        for member in tl.static_range(GROUP):
-            where = (unit * MOST + part) * GROUP + member
-            each = tl.load(tops + where, mask=part < splits, other=float("-inf"))
-            top = tl.max(each, 0)
-            total = tl.sum(tl.load(totals + where, mask=part < splits, other=0.0) * tl.exp2(each - top), 0)
-            place = logits + (unit * GROUP + member).to(tl.int64) * context + token
-            value = tl.load(place, mask=here[:, None], other=float("-inf"))
-            score += tl.exp2(value - top) * (1.0 / (total * GROUP))
-        best = tl.max(score, 1)
+        token = number[:, None] * RUN + within[None, :]  # [RUNS, RUN]
+        place = logits + (unit.to(tl.int64) * context + token)[:, :, None] * GROUP + member[None, None, :]
+        value = tl.load(place, mask=here[:, None, None] & real[None, None, :], other=float("-inf"))
+        best = tl.max(tl.sum(tl.exp2(value - top[None, None, :]) * share[None, None, :], 2), 1)
         tl.store(scores + unit.to(tl.int64) * runs_in_all + number, best, mask=here)
-        # The last bin is no score's, as they are at most 1: it takes what may not come in.
-        may = here & (number >= low) & (number < high)
-        counted += tl.histogram(tl.where(may, best.to(tl.int32, bitcast=True) >> FINE, BINS - 1), BINS)
-    bins = tl.arange(0, BINS)
-    tl.atomic_add(wanted + unit * BINS + bins, counted, mask=(counted > 0) & (bins < BINS - 1), sem="relaxed")
+        bin = tl.minimum(tl.maximum(best.to(tl.int32, bitcast=True) >> FINE, 0), BINS - 1)
+        counted += tl.histogram(bin, BINS, mask=here & (number >= low) & (number < high))
+    tl.atomic_add(wanted + unit * BINS + tl.arange(0, BINS), counted, mask=counted > 0, sem="relaxed")
 
 
 def probe(
@@ -164,18 +185,20 @@ def probe(
     batch, _, dim = q.shape
     heads = layer.heads.numel()
     units = batch * heads
-    splits, group = work.splits(units), work.group
-    sizes = dict(HEADS=heads, GROUP=group, BINS=BINS, TILE=TILE, MOST=work.top.shape[1])
-    _logits[(units, splits)](
+    parts, group = work.parts(units), work.group
+    sizes = dict(HEADS=heads, GROUP=group, MOST=MOST_PARTS, NOTHING=_NOTHING)
+    _logits[(units, parts)](
         q, slots, starts, step.length, step.cap, layer.heads, layer.rows, layer.decode, work.logits, work.top,
         work.total, work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1],
-        layer.first, splits, scale * 1.4426950408889634, work.context, **sizes,
-        D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), WORD_BITS=WORD, **flat_fields(layer.fields), **pads(layer.fields),
-        num_warps=4,
+        layer.first, parts, scale * 1.4426950408889634, work.context, **sizes,
+        D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS, SCORE_BINS=SCORE_BINS,
+        BLOCK_G=max(8, triton.next_power_of_2(group)), WORD_BITS=WORD, **flat_fields(layer.fields),
+        **pads(layer.fields), num_warps=4,
+        maxnreg=64 if group <= 8 else 128,  # a processor runs eight, or four, at once
     )  # fmt: skip
-    _scores[(units, splits)](
+    _scores[(units, parts)](
         step.length, step.cap, work.logits, work.top, work.total, work.scores, work.wanted, step.cap.shape[1],
-        layer.first, splits, work.context, work.scores.shape[1], sink, window, **sizes, RUN=work.run,
-        SPLITS=work.top.shape[1], FINE=_FINE, num_warps=8,
+        layer.first, parts, work.context, work.scores.shape[1], sink, window, **sizes,
+        BLOCK_G=triton.next_power_of_2(group), RUN=work.run, BINS=SCORE_BINS, RUNS=TILE // work.run, FINE=_FINE,
+        num_warps=8,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rows that come: read from pinned host memory by a few programs, into the places that were given away.
+"""Rows that come: read from pinned host memory by a few programs. Twins of ops/reference/swap_in.py.
 
 Few programs with many rows each: the link to the host is full with those, and the step beside keeps its processors.
 """
@@ -13,17 +13,19 @@ from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.host_store import BLOCK
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.ops.triton.probe import LayerIndex
-from hetero_sglang.ops.triton.workspace import Workspace
+from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 
-PROGRAMS = 8
-_ROWS = 32  # under way at once in a program
+PROGRAMS = 8  # beside a step
+ALONE = 32  # with the device to themselves
+_ROWS = {1: 32, 4: 64, 8: 64}  # by run: rows under way at once in a program
+_UNITS = 64  # whose counts a program looks through at once
 
 
 @triton.jit
-def _listed(lists, counts, unit, number, splits, room, SPLITS: tl.constexpr, MOST: tl.constexpr):
+def _listed(lists, counts, unit, number, splits, room, MOST: tl.constexpr):
     """Entry `number` [n] of a unit's lists, which follow each other by splits; and how many there are in all."""
-    part = tl.arange(0, SPLITS)
-    count = tl.load(counts + unit[:, None] * MOST + part[None, :], mask=part[None, :] < splits, other=0)  # [n, SPLITS]
+    part = tl.arange(0, MOST)
+    count = tl.load(counts + unit[:, None] * MOST + part[None, :], mask=part[None, :] < splits, other=0)  # [n, MOST]
     upto = tl.cumsum(count, 1)
     split = tl.sum((upto <= number[:, None]).to(tl.int32), 1)
     before = tl.sum(tl.where(part[None, :] < split[:, None], count, 0), 1)
@@ -38,40 +40,44 @@ def _swap_in(
     length, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, host,
     hot_k, hot_v, position, used, units, caps_per_request, first, splits, sink, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, SPLITS: tl.constexpr, MOST: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, MOST: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    every = tl.arange(0, UNITS)
-    come = tl.load(comes + every, mask=every < units, other=0)
-    upto = tl.cumsum(come, 0)  # [UNITS] pairs of units up to this one
-    rows = tl.sum(come, 0) * RUN
-    at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
-    for opening in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
-        number = opening + tl.arange(0, ROWS)
-        here = number < rows
-        pair, within = number // RUN, number % RUN
-        unit = tl.sum((upto[None, :] <= pair[:, None]).to(tl.int32), 1)
-        unit = tl.where(here, unit, 0)
-        pair -= tl.sum(tl.where(every[None, :] < unit[:, None], come[None, :], 0), 1)
-        request = unit // HEADS
-        run, _ = _listed(missing, lacking, unit, pair, splits, room, SPLITS, MOST)
-        older, total = _listed(old, olds, unit, pair, splits, room, SPLITS, MOST)
-        same, _ = _listed(level, levels, unit, pair - total, splits, room, SPLITS, MOST)
-        place = tl.where(pair < total, older, same)
-        row = sink + place * RUN + within
-        start = tl.load(page_start + request * caps_per_request + first + unit % HEADS, mask=here, other=0)
-        to = tl.load(page_list + start + row // P, mask=here, other=0).to(tl.int64) * P + row % P
-        token = run * RUN + within
-        slot = tl.load(slots + tl.load(starts + request, mask=here, other=0).to(tl.int64) + token, mask=here, other=0)
-        slot = slot.to(tl.int64)
-        place_in = (slot // BLOCK * HEADS + unit % HEADS) * BLOCK + slot % BLOCK
-        place_in = tl.multiple_of(place_in * (D + DV), 16)
-        key = tl.load(host + place_in[:, None] + at[None, :], mask=here[:, None] & (at < D)[None, :])
-        value = tl.load(host + place_in[:, None] + D + at_v[None, :], mask=here[:, None] & (at_v < DV)[None, :])
-        tl.store(hot_k + to[:, None] * D + at[None, :], key, mask=here[:, None] & (at < D)[None, :])
-        tl.store(hot_v + to[:, None] * DV + at_v[None, :], value, mask=here[:, None] & (at_v < DV)[None, :])
-        tl.store(position + to, token, mask=here)
-        tl.store(used + to, tl.load(length + request, mask=here, other=0), mask=here)
+    at, at_v, within = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, RUN)
+    for base in range(0, units, UNITS):
+        every = base + tl.arange(0, UNITS)
+        come = tl.load(comes + every, mask=every < units, other=0)
+        upto = tl.cumsum(come, 0)  # pairs of units up to this one
+        pairs = tl.sum(come, 0)
+        for opening in range(tl.program_id(0) * PAIRS, pairs, tl.num_programs(0) * PAIRS):
+            # A run and its place: [PAIRS].
+            pair = opening + tl.arange(0, PAIRS)
+            here = pair < pairs
+            number = tl.sum((upto[None, :] <= pair[:, None]).to(tl.int32), 1)
+            pair -= tl.sum(tl.where((every - base)[None, :] < number[:, None], come[None, :], 0), 1)
+            unit = tl.where(here, base + number, 0)
+            request = unit // HEADS
+            run, _ = _listed(missing, lacking, unit, pair, splits, room, MOST)
+            older, total = _listed(old, olds, unit, pair, splits, room, MOST)
+            same, _ = _listed(level, levels, unit, pair - total, splits, room, MOST)
+            start = tl.load(page_start + request * caps_per_request + first + unit % HEADS, mask=here, other=0)
+            now = tl.load(length + request, mask=here, other=0)
+            listed = slots + tl.load(starts + request, mask=here, other=0).to(tl.int64)
+            # Their rows: [PAIRS, RUN], then one after the other.
+            token = run[:, None] * RUN + within[None, :]
+            there = here[:, None] & (within >= 0)[None, :]
+            row = sink + tl.where(pair < total, older, same)[:, None] * RUN + within[None, :]
+            page = tl.load(page_list + start[:, None] + row // P, mask=there, other=0).to(tl.int64)
+            slot = tl.load(listed[:, None] + token, mask=there, other=0).to(tl.int64)
+            to = page * P + row % P
+            tl.store(position + to, token, mask=there)
+            tl.store(used + to, now[:, None] + within[None, :] * 0, mask=there)
+            source = (slot // BLOCK * HEADS + (unit % HEADS)[:, None]) * BLOCK + slot % BLOCK
+            source = tl.reshape(source, [PAIRS * RUN])[:, None] * (D + DV)  # seen to be a multiple: wide loads
+            to, there = tl.reshape(to, [PAIRS * RUN])[:, None], tl.reshape(there, [PAIRS * RUN])[:, None]
+            key = tl.load(host + source + at[None, :], mask=there & (at < D)[None, :])
+            value = tl.load(host + source + D + at_v[None, :], mask=there & (at_v < DV)[None, :])
+            tl.store(hot_k + to * D + at[None, :], key, mask=there & (at < D)[None, :])
+            tl.store(hot_v + to * DV + at_v[None, :], value, mask=there & (at_v < DV)[None, :])
 
 
 def swap_in(
@@ -88,5 +94,34 @@ def swap_in(
         layer.first, work.splits(units), sink, work.room,
         HEADS=heads, RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
-        UNITS=triton.next_power_of_2(units), SPLITS=work.top.shape[1], MOST=work.top.shape[1], ROWS=_ROWS, num_warps=8,
+        UNITS=min(_UNITS, triton.next_power_of_2(units)), MOST=MOST_SPLITS, PAIRS=_ROWS[work.run] // work.run,
+        num_warps=8,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n"])
+def _bring(
+    host, slots, out, n, HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    at = tl.arange(0, BLOCK_SIZE)
+    for item in range(tl.program_id(0), tl.cdiv(n, ROWS) * HEADS, tl.num_programs(0)):
+        head, token = item % HEADS, item // HEADS * ROWS + tl.arange(0, ROWS)
+        slot = tl.load(slots + token, mask=token < n, other=0).to(tl.int64)
+        source = ((slot // BLOCK * HEADS + head) * BLOCK + slot % BLOCK) * SIZE
+        there = (token < n)[:, None] & (at < SIZE)[None, :]
+        rows = tl.load(host + source[:, None] + at[None, :], mask=there)
+        tl.store(out + ((token.to(tl.int64) * HEADS + head) * SIZE)[:, None] + at[None, :], rows, mask=there)
+
+
+def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = ALONE) -> None:
+    """Rows of token slots [n] on the device to `out` [n, C, D + Dv]; host [blocks, C, BLOCK, D + Dv], a layer's.
+
+    Slots may lie anywhere; where they follow each other a head's rows are read together.
+    """
+    n, (_, heads, _, size) = slots.numel(), host.shape
+    if n and heads:
+        _bring[(programs,)](
+            host, slots, out, n, HEADS=heads, SIZE=size, BLOCK=BLOCK, BLOCK_SIZE=triton.next_power_of_2(size), ROWS=64,
+            num_warps=8,
+        )  # fmt: skip

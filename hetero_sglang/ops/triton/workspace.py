@@ -7,15 +7,18 @@ import torch
 from hetero_sglang.ops.reference.choose import BINS
 
 TILE = 1024  # tokens, runs or places that a program looks at together
-_PROGRAMS = 264  # to keep every processor busy
-_MOST_SPLITS = 64
+MOST_PARTS = 128  # of a unit's tokens
+MOST_SPLITS = 64  # of its runs, and of its places
+SCORE_BINS = BINS // 2  # a score is at most 1, whose bin is 1016
+_READERS = 1056  # programs that read tokens: enough under way to wait for memory together
+_LISTERS = 264  # programs that list runs and places: each begins with what all splits share
 
 
 class Workspace:
     """For `units` (request, compressed head) pairs of up to `context` tokens, of which `most` runs may come at once.
 
-    A unit's work is cut into as many equal splits as its step has room for; their sizes follow from lengths on the
-    device.
+    A unit's work is cut into as many equal pieces as its step has room for; their sizes follow from lengths on the
+    device. To be used by one stream: a layer's lists last until the next layer's `choose`.
     """
 
     def __init__(
@@ -23,33 +26,39 @@ class Workspace:
     ) -> None:
         self.heads, self.group, self.context, self.run, self.room = heads, group, context, run, most
         units = batch * heads
-        self.tiles = -(-context // TILE)  # a split is some tiles
+        self.tiles = -(-context // TILE)  # a piece is some tiles
 
         def make(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        splits = _MOST_SPLITS
         self.most = make(1)  # runs that may come to a head in a step, at most `room`
         self.most.fill_(most)
-        self.logits = make(units, group, context, dtype=torch.float32)
-        self.top = make(units, splits, group, dtype=torch.float32)
-        self.total = make(units, splits, group, dtype=torch.float32)
+        self.logits = make(units, context, group, dtype=torch.float32)  # base 2
+        self.top = make(units, MOST_PARTS, group, dtype=torch.float32)
+        self.total = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.scores = make(units, -(-context // run), dtype=torch.float32)
-        self.wanted = make(units, BINS)  # runs by the bin of their score
+        self.wanted = make(units, SCORE_BINS)  # runs by the bin of their score
         self.idle = make(units, BINS)  # unwanted places by the bin of their last use
         self.hits = make(units)  # wanted places
-        self.missing = make(units, splits, most)  # runs that are wanted and not held
-        self.lacking = make(units, splits)  # how many
-        self.old = make(units, splits, most)  # places that are given away: bins below the edge
-        self.olds = make(units, splits)
-        self.level = make(units, splits, most)  # and of the edge's bin
-        self.levels = make(units, splits)
+        self.missing = make(units, MOST_SPLITS, most)  # runs that are wanted and not held
+        self.lacking = make(units, MOST_SPLITS)  # how many
+        self.old = make(units, MOST_SPLITS, most)  # places that are given away: bins below the edge
+        self.olds = make(units, MOST_SPLITS)
+        self.level = make(units, MOST_SPLITS, most)  # and of the edge's bin
+        self.levels = make(units, MOST_SPLITS)
         self.comes = make(units)  # runs that come
-        self.counted = make(2, dtype=torch.int64)  # runs that came, and that were late, since the start
+        self.counted = make(2, dtype=torch.int64)  # rows that came, and that were late, since the start
+
+    def parts(self, units: int) -> int:
+        """Pieces of a unit's tokens in a step of so many units; a power of two."""
+        return self._pieces(units, MOST_PARTS, _READERS)
 
     def splits(self, units: int) -> int:
-        """Splits of a unit in a step of so many units; a power of two."""
-        wanted = max(1, min(_MOST_SPLITS, self.tiles, _PROGRAMS // max(1, units)))
+        """Pieces of its runs, and of its places."""
+        return self._pieces(units, MOST_SPLITS, _LISTERS)
+
+    def _pieces(self, units: int, most: int, programs: int) -> int:
+        wanted = max(1, min(most, self.tiles, programs // max(1, units)))
         return 1 << (wanted.bit_length() - 1)
 
     @property

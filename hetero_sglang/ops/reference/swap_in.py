@@ -1,0 +1,26 @@
+"""Rows on their way from the host store to the device: of runs that come, and of a whole prefix."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.memory.host_store import BLOCK
+from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.ops.reference.choose import Swaps
+
+
+def bring(host: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Rows [n, C, D + Dv] of token slots [n]; host [blocks, C, BLOCK, D + Dv], a layer's."""
+    return host[slots // BLOCK, :, slots % BLOCK]
+
+
+def swap_in(
+    swaps: Swaps, host: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, hot: HotPool, length: int, run: int
+) -> None:
+    """Bring what a request's step has chosen: token slots [L], flat hot rows [C, places, run] of its heads."""
+    token = swaps.run[:, None] * run + torch.arange(run)  # [m, run]
+    slot, flat = slots[token], rows[swaps.head, swaps.place]
+    values = host[slot // BLOCK, swaps.head[:, None], slot % BLOCK]  # [m, run, D + Dv]
+    hot.write(flat, *values.split((hot.k.shape[-1], hot.v.shape[-1]), -1))
+    hot.position.view(-1)[flat] = token.int()
+    hot.used.view(-1)[flat] = length
