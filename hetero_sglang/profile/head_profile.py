@@ -12,6 +12,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.roles import Role
 
 if TYPE_CHECKING:
+    from hetero_sglang.profile.index_plan import IndexPlan
     from hetero_sglang.profile.measurements import Measurements
 
 NO_PIVOT = -1
@@ -86,6 +87,7 @@ class HeadProfile:
     layers: tuple[LayerRoles, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
     measurements: Measurements | None = field(default=None, hash=False, compare=False, repr=False)
+    index: IndexPlan | None = field(default=None, hash=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.layers) != self.num_layers or not self.layers:
@@ -96,6 +98,16 @@ class HeadProfile:
                     f"layer {index} lists {len(layer.roles)} heads and the model has {self.num_kv_heads}; "
                     "list each once."
                 )
+        if self.index is not None:
+            self._check_index(self.index)
+
+    def _check_index(self, index: IndexPlan) -> None:
+        ours = (self.num_layers, self.num_kv_heads, self.head_dim)
+        if index.encode.shape[:3] != ours:
+            raise HeteroError(
+                "the key index is of {} layers of {} KV heads of {} dimensions and the profile of {}, {} and {}; "
+                "make the index with `hetero-sglang profile index`.".format(*index.encode.shape[:3], *ours)
+            )
 
     @property
     def num_heads(self) -> int:
@@ -132,8 +144,9 @@ class HeadProfile:
             start = rank * count
         layers = scale_weights(tuple(layer.heads(start, start + count) for layer in self.layers))
         query = None if self.num_query_heads is None else self.num_query_heads // size
+        index = None if self.index is None else self.index.heads(start, start + count)
         return replace(
-            self, num_kv_heads=count, num_query_heads=query, layers=layers, measurements=None
+            self, num_kv_heads=count, num_query_heads=query, layers=layers, measurements=None, index=index
         )  # measurements speak of all heads
 
     def check_model(
