@@ -23,7 +23,7 @@ def run(argv: list[str], verbs: str) -> int:
     args.model = local_folder(args.model) or args.model
     shape = read_shape(args.model)
     options = read_role_options(args, shape.num_kv_heads)
-    fields, index_run = read_index_options(args, shape.head_dim)
+    fields, index_run = read_index_options(args, shape)
     out = Path(args.out)
     check_writable(out)
 

@@ -27,11 +27,9 @@ def index(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     model = local_folder(args.model) or args.model
     shape = read_shape(model)
-    fields, run = read_index_options(args, shape.head_dim)
+    fields, run = read_index_options(args, shape)
     profile, out = load_profile(args.profile), Path(args.out or args.profile)
-    profile.check_model(
-        shape.num_layers, shape.num_query_heads, shape.num_kv_heads, shape.head_dim, name=args.profile
-    )
+    profile.check_model(shape.num_layers, shape.num_query_heads, shape.num_kv_heads, shape.head_dim, name=args.profile)
     if found := mismatch(profile.provenance, args.profile, model):
         raise HeteroError(found)
     check_writable(out)

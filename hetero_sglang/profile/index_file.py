@@ -48,6 +48,12 @@ def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) 
         raise HeteroError(said if said.startswith("`") else f"`index`: {said}") from None
 
 
+def text_bytes(num_layers: int, num_kv_heads: int, head_dim: int, fields: Fields) -> int:
+    """Bytes of the tables in a file, about."""
+    directions = sum(count for count, _ in fields)
+    return num_layers * num_kv_heads * (2 * head_dim + 1) * directions * _NUMBER.itemsize * 4 // 3
+
+
 def _fields(value: Any, head_dim: int) -> Fields:
     if not isinstance(value, list) or len(value) > head_dim:
         raise HeteroError(f"`index.fields` is {shown(value)}; it must list pairs of directions and bits.")

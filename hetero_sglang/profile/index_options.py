@@ -7,7 +7,10 @@ import re
 
 from hetero_sglang.calibration.index import DEFAULT_FIELDS, fit_fields
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.checkpoint import Shape
+from hetero_sglang.profile.index_file import text_bytes
 from hetero_sglang.profile.index_plan import RUNS, Fields, check_fields
+from hetero_sglang.profile.json_file import MOST_BYTES
 
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +31,27 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_index_options(args: argparse.Namespace, head_dim: int) -> tuple[Fields, int]:
-    """Fields, the default ones cut to what a head of `head_dim` has, and the run. Raises HeteroError for others."""
+def read_index_options(args: argparse.Namespace, shape: Shape) -> tuple[Fields, int]:
+    """Fields, the default ones cut to what the model's heads have, and the run. Raises HeteroError for others, and for
+    more than a file holds."""
     if args.index_run not in RUNS:
         raise HeteroError(f"`--index-run` is {args.index_run}; choose one of {', '.join(map(str, RUNS))}.")
     if args.index_fields is None:
-        return fit_fields(DEFAULT_FIELDS, head_dim), args.index_run
+        fields = fit_fields(DEFAULT_FIELDS, shape.head_dim)
+    else:
+        fields = _fields(args.index_fields, shape.head_dim)
+    size = text_bytes(shape.num_layers, shape.num_kv_heads, shape.head_dim, fields)
+    if size > 0.9 * MOST_BYTES:  # the rest is for measurements
+        raise HeteroError(
+            f"an index of {sum(count for count, _ in fields)} directions of {shape.num_layers * shape.num_kv_heads} "
+            f"heads takes {size} bytes of a profile of at most {MOST_BYTES}; list fewer with `--index-fields`."
+        )
+    return fields, args.index_run
+
+
+def _fields(texts: list[str], head_dim: int) -> Fields:
     fields = []
-    for text in args.index_fields:
+    for text in texts:
         found = re.fullmatch(r"(\d{1,6})x(\d{1,2})", text, re.ASCII)
         if found is None:
             raise HeteroError(f"`--index-fields` has {text!r}; write directions and bits as in 24x2.")
@@ -45,4 +61,4 @@ def read_index_options(args: argparse.Namespace, head_dim: int) -> tuple[Fields,
         raise HeteroError(
             f"`--index-fields` lists {directions} directions and this model's heads have {head_dim}; list less."
         )
-    return tuple(fields), args.index_run
+    return tuple(fields)

@@ -69,9 +69,9 @@ def decode(data: Mapping[str, Any]) -> HeadProfile:
         raise HeteroError(f"`provenance` is {type(provenance).__name__}; it must be an object.")
     measured = data.get("measurements")
     measurements = None if measured is None else Measurements.decode(measured, num_layers, num_kv_heads)
-    found = data.get("index")
-    index = None if found is None else index_file.decode(found, num_layers, num_kv_heads, sizes[3])
-    profile = HeadProfile(num_layers, num_kv_heads, *sizes[2:], tuple(layers), provenance, measurements, index)
+    table = data.get("index")
+    plan = None if table is None else index_file.decode(table, num_layers, num_kv_heads, sizes[3])
+    profile = HeadProfile(num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements, plan)
     check_weights(profile)
     return profile
 
