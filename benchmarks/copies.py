@@ -166,6 +166,6 @@ def _buffers(host: HostStore, layer: int, device: torch.device) -> LayerBuffers:
     hot_k, hot_v = (torch.empty(1, 16, dim, dtype=host.dtype, device=device) for dim in dims)
     position = torch.zeros(1, 16, dtype=torch.int32, device=device)
     return LayerBuffers(
-        role.to(device), resident_k, resident_v, host.k[layer], host.v[layer], hot_k, hot_v, position,
+        role.to(device), resident_k, resident_v, host.blocks[layer], hot_k, hot_v, position,
         position.float(), 0,
     )  # fmt: skip

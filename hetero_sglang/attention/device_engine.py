@@ -76,8 +76,8 @@ class DeviceEngine:
         role[spec.resident_index] = torch.arange(len(spec.resident), dtype=torch.int32)
         role[spec.compressed_index] = -1 - torch.arange(len(spec.compressed), dtype=torch.int32)
         return LayerBuffers(
-            role.to(self.device), cache.resident.k[index], cache.resident.v[index], cache.host.k[index],
-            cache.host.v[index], cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score, spec.first,
+            role.to(self.device), cache.resident.k[index], cache.resident.v[index], cache.host.blocks[index],
+            cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score, spec.first,
         )  # fmt: skip
 
     # ---- prefill
@@ -139,7 +139,8 @@ class DeviceEngine:
         keys, values = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
         resident, compressed, _ = self.counts[layer]
         heads, buffers = self.heads[layer], self.layers[layer]
-        host_k, host_v = self.prefixes.take(layer) if compressed else (k, v)
+        if compressed:
+            host_k, host_v = self.prefixes.take(layer).split((k.shape[2], v.shape[2]), 2)
         start = taken = 0
         for seq in plan.sequences:
             prefix, rows = seq.prefix, slice(start, start + seq.prefix)

@@ -58,7 +58,7 @@ class TorchEngine:
             kr, vr = self.cache.resident.read(layer, slots.to(k.device), seq.run)
             keys[: seq.prefix, spec.resident_index], values[: seq.prefix, spec.resident_index] = kr, vr
         if spec.compressed:
-            kc, vc = self.cache.host.read(layer, slots)
+            kc, vc = self.cache.host.read(layer, slots).split((k.shape[-1], v.shape[-1]), -1)
             keys[: seq.prefix, spec.compressed_index] = kc.to(k.device)
             values[: seq.prefix, spec.compressed_index] = vc.to(v.device)
         return keys, values

@@ -68,9 +68,10 @@ class LazyStep:
         within = torch.arange(self.run, device=run.device)
         tokens = (run[:, None] * self.run + within).flatten().cpu()  # [m * run]
         flat = rows[head.repeat_interleave(self.run).to(rows.device), (place[:, None] * self.run + within).flatten()]
-        k, v = self.cache.host.read_heads(layer, ws.slots[tokens], head.repeat_interleave(self.run).cpu())
         hot, counters = self.cache.hot, self.cache.counters
+        both = self.cache.host.read_heads(layer, ws.slots[tokens], head.repeat_interleave(self.run).cpu())
+        k, v = both.split((hot.k.shape[-1], hot.v.shape[-1]), -1)
         hot.write(flat, k.to(hot.k.device), v.to(hot.v.device))
         hot.position.view(-1)[flat] = tokens.to(hot.position.device, torch.int32)
         counters.fetched_rows += tokens.numel()
-        counters.fetched_bytes += sum(t.numel() * t.element_size() for t in (k, v))
+        counters.fetched_bytes += both.numel() * both.element_size()

@@ -25,7 +25,7 @@ class WriteBack:
     def __init__(self, host: HostStore, hot: HotPool, layers: Sequence[LayerLayout], window: int) -> None:
         self.hot, self.window, self.device = hot, window, hot.k.device
         self.lane = Lane(self.device, urgent=False)
-        self.places = HostPlaces.of(host.k, host.v, layers, self.device) if any(host.heads) else None
+        self.places = HostPlaces.of(host.blocks, layers, self.device) if any(host.heads) else None
         self.latest = self.before = mark(self.device)  # of the last two batches of copies
         self._owed: tuple[DecodeStep, StepTables] | None = None
 

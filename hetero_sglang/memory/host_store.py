@@ -18,8 +18,10 @@ _ALIGNMENT = 4096  # each layer's block starts on a page
 
 
 class HostStore:
-    """Per layer K [rows, C, D] and V [rows, C, Dv], row = SGLang's slot id; C = 0 gives empty views.
+    """Per layer `blocks` [blocks, C, BLOCK, D + Dv]: K and V of SGLang's slot s and compressed head c side by side at
+    [s // BLOCK, c, s % BLOCK]; C = 0 gives empty views.
 
+    A kernel reads host memory at the speed of places visited: a row is one, and so are a head's neighbouring rows.
     `generation` [rows] int32 counts how often a slot was released: whoever works on a slot across steps takes
     `stamp` first and asks `unchanged` before it uses the result.
     """
@@ -36,7 +38,7 @@ class HostStore:
         """`heads`: compressed heads per layer. HeteroError when the memory cannot be had or pinned."""
         self.rows, self.heads = rows, list(heads)
         self.head_dim, self.v_head_dim, self.dtype = head_dim, v_head_dim, dtype
-        self._k_offsets, self._v_offsets, self.nbytes = self._place()
+        self._offsets, self.nbytes = self._place()
         free = free_host_bytes()
         if self.nbytes > free:
             raise HeteroError(
@@ -45,14 +47,11 @@ class HostStore:
                 f"container's memory limit."
             )
         self.memory = SharedMemory("hetero-host-store", self.nbytes, pin)
-        self.k = [
-            self.memory.tensor(dtype, (rows, count, head_dim), at)  # [rows, C, D]
-            for count, at in zip(self.heads, self._k_offsets, strict=True)
+        self.blocks = [
+            self.memory.tensor(dtype, (-(-rows // BLOCK), count, BLOCK, head_dim + v_head_dim), at)
+            for count, at in zip(self.heads, self._offsets, strict=True)
         ]
-        self.v = [
-            self.memory.tensor(dtype, (rows, count, v_head_dim), at)  # [rows, C, Dv]
-            for count, at in zip(self.heads, self._v_offsets, strict=True)
-        ]
+        self._items = [_as_items(blocks) for blocks in self.blocks]
         self.generation = torch.zeros(rows, dtype=torch.int32)  # [rows]
         self._released: deque[tuple[torch.Tensor, Mark]] = deque()  # slots on their way from the device
 
@@ -63,24 +62,24 @@ class HostStore:
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put k [n, C, D] and v [n, C, Dv] at `slots` [n]; on the CPU. IndexError for a slot out of range."""
-        index = self._index(slots)
-        for store, values in ((self.k[layer], k), (self.v[layer], v)):
-            shape = (len(index), *store.shape[1:])
-            if values.shape != shape or values.dtype != store.dtype:
-                raise ValueError(f"expected {shape} {store.dtype}, got {tuple(values.shape)} {values.dtype}")
-            if values.numel():
-                # One memory copy per row; torch's indexed copies go by element and wake its thread pool.
-                _as_rows(store)[index] = _as_rows(values.contiguous())
+        for dim, values in ((self.head_dim, k), (self.v_head_dim, v)):
+            shape = (slots.numel(), self.heads[layer], dim)
+            if values.shape != shape or values.dtype != self.dtype:
+                raise ValueError(f"expected {shape} {self.dtype}, got {tuple(values.shape)} {values.dtype}")
+        if k.numel():
+            # One memory copy per row; torch's indexed copies go by element and wake its thread pool.
+            self._items[layer][self._places(layer, slots)] = _as_items(torch.cat((k, v), -1))
+        else:
+            self._index(slots)
 
-    def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies k [n, C, D], v [n, C, Dv] of `slots` [n], on the CPU. IndexError for a slot out of range."""
-        index = self._index(slots)
-        k, v = (self._gather(store[layer], index) for store in (self.k, self.v))
-        return k, v
+    def read(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
+        """A copy [n, C, D + Dv] of `slots` [n], on the CPU. IndexError for a slot out of range."""
+        return self._gather(layer, self._places(layer, slots))
 
-    def read_heads(self, layer: int, slots: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies k [n, D], v [n, Dv] of head `heads[i]` of slot `slots[i]`, both [n] on the CPU."""
-        return self.k[layer][slots, heads], self.v[layer][slots, heads]
+    def read_heads(self, layer: int, slots: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """A copy [n, D + Dv] of head `heads[i]` of slot `slots[i]`, both [n] on the CPU."""
+        index = self._index(slots)
+        return self._gather(layer, (index // BLOCK * self.heads[layer] + heads.numpy()) * BLOCK + index % BLOCK)
 
     def release(self, slots: torch.Tensor) -> None:
         """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing."""
@@ -112,26 +111,24 @@ class HostStore:
             "v_head_dim": self.v_head_dim,
             "dtype": str(self.dtype).removeprefix("torch."),
             "itemsize": self.dtype.itemsize,
-            "k_offsets": self._k_offsets,
-            "v_offsets": self._v_offsets,
+            "block": BLOCK,
+            "offsets": self._offsets,
             "nbytes": self.nbytes,
         }
 
     def close(self) -> None:
         """Unpin and give the memory back; the store is unusable afterwards."""
-        self.k, self.v = [], []
+        self.blocks, self._items = [], []
         self.memory.close()
 
-    def _place(self) -> tuple[list[int], list[int], int]:
-        k_offsets: list[int] = []
-        v_offsets: list[int] = []
+    def _place(self) -> tuple[list[int], int]:
+        offsets: list[int] = []
         end = 0
         for count in self.heads:
-            for offsets, dim in ((k_offsets, self.head_dim), (v_offsets, self.v_head_dim)):
-                offsets.append(end)
-                size = self.rows * count * dim * self.dtype.itemsize
-                end += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return k_offsets, v_offsets, end
+            offsets.append(end)
+            size = -(-self.rows // BLOCK) * BLOCK * count * (self.head_dim + self.v_head_dim) * self.dtype.itemsize
+            end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return offsets, end
 
     def _index(self, slots: torch.Tensor) -> np.ndarray:
         index = slots.numpy()
@@ -139,14 +136,23 @@ class HostStore:
             raise IndexError(f"slot ids must lie in [0, {self.rows})")
         return index
 
-    def _gather(self, store: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        out = torch.empty((len(index), *store.shape[1:]), dtype=store.dtype)
+    def _places(self, layer: int, slots: torch.Tensor) -> np.ndarray:
+        """Items [n, C] of all heads of `slots` [n]."""
+        index, heads = self._index(slots), self.heads[layer]
+        first = (index // BLOCK * heads * BLOCK + index % BLOCK)[:, None]
+        return first + np.arange(heads) * BLOCK
+
+    def _gather(self, layer: int, places: np.ndarray) -> torch.Tensor:
+        out = torch.empty((*places.shape, self.head_dim + self.v_head_dim), dtype=self.dtype)
         if out.numel():
-            _as_rows(out)[:] = _as_rows(store)[index]
+            _as_items(out)[:] = self._items[layer][places]
         return out
 
 
-def _as_rows(values: torch.Tensor) -> np.ndarray:
-    """[n] opaque items, one per row of a contiguous [n, ...] tensor of any dtype."""
-    flat = values.view(torch.uint8).view(len(values), -1).numpy()
-    return flat.view(f"V{flat.shape[1]}")[:, 0]
+def _as_items(values: torch.Tensor) -> np.ndarray:
+    """Opaque items of the shape of a contiguous tensor's leading dimensions but the last; blocks' [n] in one line."""
+    if not values.numel():
+        return np.empty(0, "V1")
+    flat = values.view(torch.uint8).numpy()
+    items = flat.view(f"V{flat.shape[-1]}")[..., 0]
+    return items.reshape(-1) if values.ndim == 4 else items

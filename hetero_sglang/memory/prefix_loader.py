@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.memory.lanes import Lane, Mark, mark
+from hetero_sglang.memory.host_store import BLOCK, HostStore
+from hetero_sglang.memory.lanes import Lane, Mark, mark, upload
 
-_SHORT_RUN = 16  # rows; below that on average, one gather and one copy beat a copy per run
+SPREAD = 1.25  # rows of whole blocks to rows that are wanted: beyond it the wanted ones are gathered on the host
+_SHORT_RUN = 4  # blocks; runs shorter than that on average are gathered, too
 
 
 class PrefixLoader:
@@ -19,39 +20,40 @@ class PrefixLoader:
         self.lane = Lane(device)
         self.layers = [index for index, heads in enumerate(host.heads) if heads]
         self.slots = torch.empty(0, dtype=torch.int64)
-        self.runs: list[tuple[int, int, int]] = []
+        self.runs: list[tuple[int, int, int]] = []  # of blocks; none: rows are gathered
+        self.places: tuple[torch.Tensor, torch.Tensor] | None = None  # of each slot: block of the buffer, row in it
         self.after = mark(device)
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._buffers: list[torch.Tensor] = []
         self._arrived: dict[int, Mark] = {}
         self._free: list[Mark] = []
 
     def begin(self, slots: torch.Tensor, after: Mark) -> None:
         """A forward pass needs these token slots [n] (CPU int64); their rows are in the host store `after` that."""
-        self.slots, self.runs = slots, slot_runs(slots)
-        self.after = after
+        self.slots, self.after = slots, after
         self._arrived.clear()
         if not slots.numel() or not self.layers:
             return
-        host, count = self.host, slots.numel()
-        widest = max(host.heads)
-        self._buffers = [
-            (
-                torch.empty(count, widest, host.head_dim, dtype=host.dtype, device=self.device),
-                torch.empty(count, widest, host.v_head_dim, dtype=host.dtype, device=self.device),
-            )
-            for _ in range(2)
-        ]
+        blocks, which = (slots // BLOCK).unique_consecutive(return_inverse=True)
+        self.runs = slot_runs(blocks)
+        rows, self.places = blocks.numel() * BLOCK, None
+        if rows > SPREAD * slots.numel() or len(self.runs) * _SHORT_RUN > blocks.numel():
+            self.runs, rows = [], slots.numel()
+        else:
+            self.places = upload(which, self.device), upload(slots % BLOCK, self.device)
+        size = rows * max(self.host.heads) * (self.host.head_dim + self.host.v_head_dim)
+        self._buffers = [torch.empty(size, dtype=self.host.dtype, device=self.device) for _ in range(2)]
         self._free = [mark(self.device) for _ in range(2)]
         self.lane.follow(after)
         self._bring(0)
 
-    def take(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K [n, C, D] and V [n, C, Dv] of a layer, valid until `done`; the next layer's rows start moving."""
+    def take(self, layer: int) -> torch.Tensor:
+        """Rows [n, C, D + Dv] of a layer, valid until `done`; the next layer's start moving."""
         place = self.layers.index(layer)
         self._arrived.pop(place).hold(self.device)
         if place + 1 < len(self.layers):
             self._bring(place + 1)
-        return self._views(place)
+        rows = self._view(place)
+        return rows if self.places is None else rows[self.places[0], :, self.places[1]]
 
     def done(self, layer: int) -> None:
         """The layer's rows were read by what is enqueued so far."""
@@ -59,39 +61,33 @@ class PrefixLoader:
 
     def end(self) -> None:
         """Give the buffers back once the last layer is through."""
-        for buffers in self._buffers:
-            self.lane.keep(*buffers)
+        for buffer in self._buffers:
+            self.lane.keep(buffer)
         self._buffers = []
 
-    def _views(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        heads, count = self.host.heads[self.layers[place]], self.slots.numel()
-        k, v = self._buffers[place % 2]
-        return (
-            k.view(-1)[: count * heads * self.host.head_dim].view(count, heads, -1),
-            v.view(-1)[: count * heads * self.host.v_head_dim].view(count, heads, -1),
-        )
+    def _view(self, place: int) -> torch.Tensor:
+        """A layer's buffer: blocks [b, C, BLOCK, D + Dv], or gathered rows [n, C, D + Dv]."""
+        store = self.host.blocks[self.layers[place]]
+        count = sum(stop - start for start, stop, _ in self.runs) or self.slots.numel()
+        shape = (count, *(store.shape[1:] if self.runs else (store.shape[1], store.shape[3])))
+        size = torch.Size(shape).numel()
+        return self._buffers[place % 2][:size].view(shape)
 
     def _bring(self, place: int) -> None:
-        layer = self.layers[place]
+        layer, out = self.layers[place], self._view(place)
         self.lane.follow(self._free[place % 2])
-        with self.lane:
-            for store, out in zip((self.host.k[layer], self.host.v[layer]), self._views(place), strict=True):
-                self._copy(store, out)
-        self._arrived[place] = self.lane.mark()
-
-    def _copy(self, store: torch.Tensor, out: torch.Tensor) -> None:
-        if len(self.runs) * _SHORT_RUN > self.slots.numel():
+        if not self.runs:
             self.after.wait()  # the host itself reads here
-            gathered = torch.empty(out.shape, dtype=out.dtype, pin_memory=self.device.type == "cuda")
-            torch.index_select(store, 0, self.slots, out=gathered)
-            out.copy_(gathered, non_blocking=True)
-            return
-        for start, stop, at in self.runs:
-            out[at : at + stop - start].copy_(store[start:stop], non_blocking=True)
+        with self.lane:
+            for start, stop, at in self.runs:
+                out[at : at + stop - start].copy_(self.host.blocks[layer][start:stop], non_blocking=True)
+            if not self.runs:
+                out.copy_(upload(self.host.read(layer, self.slots), self.device), non_blocking=True)
+        self._arrived[place] = self.lane.mark()
 
 
 def slot_runs(slots: torch.Tensor) -> list[tuple[int, int, int]]:
-    """Consecutive stretches of `slots` [n]: (first slot, one past the last, place in the list)."""
+    """Consecutive stretches of `slots` [n], or of blocks: (first, one past the last, place in the list)."""
     if not slots.numel():
         return []
     breaks = (slots[1:] - slots[:-1] != 1).nonzero()[:, 0] + 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hetero_sglang.memory.admission import Admission
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import HeadLayout
+from hetero_sglang.memory.prefix_loader import SPREAD
 
 PREFILL_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
 LOOK_WORKSPACE = 256 << 20  # bytes; logits of one glance
@@ -79,7 +80,7 @@ class Workspaces:
     prefill: int  # FlashInfer's partial results
     looks: int  # logits of pivots that watch for drift
     staging: int  # the device's mirror of fetched rows
-    prefix: int  # a prefix on its way back from the host: two layers' rows, and one layer put together
+    prefix: int  # a prefix on its way back from the host: two layers' blocks, and one layer put together
 
     @classmethod
     def of(cls, shape: Shape, layout: HeadLayout, longest: int, staging: int) -> Workspaces:
@@ -89,7 +90,8 @@ class Workspaces:
         heads = max(len(x.resident) + len(x.compressed) for x in layout.layers)
         widest = max(len(x.compressed) for x in layout.layers)
         looks = LOOK_WORKSPACE if staging else 0
-        return cls(PREFILL_WORKSPACE, looks, staging, longest * (2 * widest + heads) * shape.row)
+        blocks = int(2 * SPREAD * longest) * widest  # two layers' blocks; then the rows themselves, and all heads'
+        return cls(PREFILL_WORKSPACE, looks, staging, (blocks + longest * (widest + heads)) * shape.row)
 
     @property
     def total(self) -> int:

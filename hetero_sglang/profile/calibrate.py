@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.observe import Observation, watched
 from hetero_sglang.profile.output_tracker import OutputTracker, Step
 from hetero_sglang.profile.tracker import DocumentStatistics, Tracker, combine
+
+if TYPE_CHECKING:
+    from hetero_sglang.calibration.moments import Moments
 
 PREFILL_CHUNK = 1024
 TOPK_CAP = 1024
@@ -74,9 +78,15 @@ class Plan:
 
 
 def calibrate(
-    checkpoint: Checkpoint, documents: Sequence[Document], plan: Plan, advance: Callable[[int], object]
+    checkpoint: Checkpoint,
+    documents: Sequence[Document],
+    plan: Plan,
+    advance: Callable[[int], object],
+    moments: Moments | None = None,
 ) -> Measurements:
-    """Measures every document and combines them. Raises HeteroError for documents too short or too long."""
+    """Measures every document and combines them; adds what its prefill shows to `moments`.
+
+    Raises HeteroError for documents too short or too long."""
     sizes = [plan.topk.of(document) for document in documents]
     window = plan.observation.window
     for document in documents:
@@ -86,7 +96,9 @@ def calibrate(
                 f"{window}; give longer text."
             )
     try:
-        return combine([measure(checkpoint, d, k, plan, advance) for d, k in zip(documents, sizes, strict=True)])
+        return combine([
+            measure(checkpoint, d, k, plan, advance, moments) for d, k in zip(documents, sizes, strict=True)
+        ])  # fmt: skip
     except torch.OutOfMemoryError:
         longest = max(len(d.tokens) for d in documents)
         raise HeteroError(f"{longest} tokens do not fit on {checkpoint.device}; choose a smaller `--length`.") from None
@@ -94,7 +106,12 @@ def calibrate(
 
 @torch.inference_mode()
 def measure(
-    checkpoint: Checkpoint, document: Document, k: int, plan: Plan, advance: Callable[[int], object]
+    checkpoint: Checkpoint,
+    document: Document,
+    k: int,
+    plan: Plan,
+    advance: Callable[[int], object],
+    moments: Moments | None = None,
 ) -> DocumentStatistics:
     """Prefills in chunks, then decodes greedily."""
     model, prompt, window = checkpoint.model, len(document.tokens), plan.observation.window
@@ -109,6 +126,8 @@ def measure(
     def watcher(
         layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, o_proj: torch.Tensor
     ) -> None:
+        if moments is not None and key.shape[1] <= prompt:
+            moments.add(layer, query, key[:, -query.shape[1] :])
         if not observing:
             return
         scores = plan.observation.score(query[:, -window:], key, scaling, prompt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from hetero_sglang.cli import Parser
@@ -11,8 +10,11 @@ from hetero_sglang.profile.checkpoint import read_shape
 from hetero_sglang.profile.clusters import heads_per_rank
 from hetero_sglang.profile.files import PROFILE_NAME, check_writable, save_profile
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.index_options import add_index_options, read_index_options
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.role_options import add_role_options, read_role_options
+from hetero_sglang.profile.summary import index_line
+from hetero_sglang.profile.text_options import add_text_options, read_text_options, warn_of_built_in_text
 
 
 def run(argv: list[str], verbs: str) -> int:
@@ -21,34 +23,35 @@ def run(argv: list[str], verbs: str) -> int:
     args.model = local_folder(args.model) or args.model
     shape = read_shape(args.model)
     options = read_role_options(args, shape.num_kv_heads)
+    fields, index_run = read_index_options(args, shape)
     out = Path(args.out)
     check_writable(out)
 
     # torch and transformers take seconds to import.
     from tqdm import tqdm
 
+    from hetero_sglang.calibration.index import plan_index
+    from hetero_sglang.calibration.moments import Moments
     from hetero_sglang.profile import provenance
     from hetero_sglang.profile.calibrate import Plan, TopK, calibrate
     from hetero_sglang.profile.checkpoint import open_checkpoint
     from hetero_sglang.profile.observe import Observation
     from hetero_sglang.profile.peak_memory import PeakMemory
-    from hetero_sglang.profile.source import Source
     from hetero_sglang.profile.thresholds import classify
 
     observation = Observation(args.window, args.pooling, args.gqa)
     plan = Plan(args.steps, TopK(args.topk, args.topk_share), observation, args.smoothing, args.measure)
-    source = Source(tuple(args.text), args.length and tuple(args.length), args.documents, args.seed)
+    source = read_text_options(args)
     checkpoint = open_checkpoint(args.model, args.device)
     documents = source.documents(checkpoint, shape, plan.steps)
     about = provenance.of_measurement(args.model, checkpoint, documents, plan)
-    if not args.text:
-        warning = "warning: calibrating on built-in text; text of your own fits your use better (--text FILE)."
-        print(warning, file=sys.stderr)
+    warn_of_built_in_text(args)
     peak = PeakMemory(checkpoint.device)
     bar_format = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    moments = Moments(shape.num_layers)
     label, total = f"{len(documents)} documents", plan.cost(documents)
     with tqdm(total=total, desc=label, disable=args.quiet, mininterval=0.5, bar_format=bar_format) as bar:
-        measured = calibrate(checkpoint, documents, plan, bar.update)
+        measured = calibrate(checkpoint, documents, plan, bar.update, moments)
     print(f"peak memory beyond the weights: {peak.beyond() / 1e6:.0f} MB ({checkpoint.device})")
 
     thresholds, table = options.decide(measured, provenance.topk_share(about))
@@ -63,6 +66,7 @@ def run(argv: list[str], verbs: str) -> int:
         layers,
         about,
         measured,
+        plan_index(moments.all(), fields, index_run),
     )
     save_profile(profile, out)
     print(
@@ -70,6 +74,7 @@ def run(argv: list[str], verbs: str) -> int:
         f"{profile.num_resident} of {profile.num_heads} heads resident, "
         f"keep ratios above {profile.floor:.4f} are possible"
     )
+    print(index_line(profile))
     return 0
 
 
@@ -80,18 +85,8 @@ def _parser(verbs: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", help="local Hugging Face checkpoint (Llama, Mistral, Qwen2, Qwen3)")
-    add(
-        "--text",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="UTF-8 calibration texts (default: built-in text)",
-    )
+    add_text_options(parser)
     add("--out", default=PROFILE_NAME, help="profile to write (default %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
-    add("--length", type=int, nargs="+", help="prompt lengths in tokens (default 2048 4096)")
-    add("--documents", type=int, default=8, help="built-in documents (default %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the first built-in document (default %(default)s)")
     add("--steps", type=int, default=64, help="decode steps per document (default %(default)s)")
     add("--topk", type=int, metavar="N", help="keys in a head's set (default: --topk-share)")
     add("--topk-share", type=float, default=0.2, help="a share of the prompt, at most 1024 keys (default 0.2)")
@@ -104,6 +99,6 @@ def _parser(verbs: str) -> argparse.ArgumentParser:
     )
     add("--pooling", type=int, default=5, help="neighbouring keys averaged (default %(default)s)")
     add("--gqa", default="mean", help="mean or max over the query heads of a KV head (default %(default)s)")
-    add("--quiet", action="store_true", help="no progress bar")
     add_role_options(parser)
+    add_index_options(parser)
     return parser

@@ -12,7 +12,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile import reference, schema
 from hetero_sglang.profile.fingerprint import fingerprint as fingerprint
 from hetero_sglang.profile.head_profile import HeadProfile
-from hetero_sglang.profile.json_file import check_file, read_object
+from hetero_sglang.profile.json_file import MOST_BYTES, check_file, read_object
 from hetero_sglang.profile.local_model import local_folder
 
 PROFILE_NAME = "hetero_profile.json"
@@ -37,8 +37,14 @@ def load_profile(path: str | Path) -> HeadProfile:
 
 
 def save_profile(profile: HeadProfile, path: str | Path) -> None:
-    """Writes our schema, whole or not at all. Raises HeteroError when the folder cannot take it."""
-    write_text(path, dumps(schema.encode(profile)))
+    """Writes our schema, whole or not at all. Raises HeteroError when the folder cannot take it, or no one read it."""
+    text = dumps(schema.encode(profile))
+    if (size := len(text.encode())) > MOST_BYTES:
+        raise HeteroError(
+            f"the profile would have {size} bytes and none with more than {MOST_BYTES} is read; choose a smaller "
+            "`--index-fields`."
+        )
+    write_text(path, text)
 
 
 def dumps(data: dict[str, Any]) -> str:

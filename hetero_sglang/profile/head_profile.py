@@ -98,6 +98,16 @@ class HeadProfile:
                     f"layer {index} lists {len(layer.roles)} heads and the model has {self.num_kv_heads}; "
                     "list each once."
                 )
+        if self.index is not None:
+            self._check_index(self.index)
+
+    def _check_index(self, index: IndexPlan) -> None:
+        ours = (self.num_layers, self.num_kv_heads, self.head_dim)
+        if index.encode.shape[:3] != ours:
+            raise HeteroError(
+                "the key index is of {} layers of {} KV heads of {} dimensions and the profile of {}, {} and {}; "
+                "make the index with `hetero-sglang profile index`.".format(*index.encode.shape[:3], *ours)
+            )
 
     @property
     def num_heads(self) -> int:
@@ -134,8 +144,9 @@ class HeadProfile:
             start = rank * count
         layers = scale_weights(tuple(layer.heads(start, start + count) for layer in self.layers))
         query = None if self.num_query_heads is None else self.num_query_heads // size
+        index = None if self.index is None else self.index.heads(start, start + count)
         return replace(
-            self, num_kv_heads=count, num_query_heads=query, layers=layers, measurements=None
+            self, num_kv_heads=count, num_query_heads=query, layers=layers, measurements=None, index=index
         )  # measurements speak of all heads
 
     def check_model(

@@ -10,7 +10,8 @@ from typing import Any, NoReturn, TypeGuard
 
 from hetero_sglang.errors import HeteroError
 
-MOST_BYTES = 16 << 20  # half of it is a profile of 80 layers of 64 KV heads with its measurements
+# Half of it is the profile of 40 layers of 40 KV heads of 128 dimensions with its key index and measurements.
+MOST_BYTES = 80 << 20
 MOST_PARTS = 2 << 20  # lists, objects and commas: twice those of that profile; each may cost a hundred bytes
 MOST_DIGITS = 20  # those of a 64-bit number
 

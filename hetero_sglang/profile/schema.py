@@ -7,6 +7,7 @@ from reprlib import repr as shown  # a few words of a value of any size
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile import index_file
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.json_file import is_number, is_whole
 from hetero_sglang.profile.measurements import Measurements
@@ -35,6 +36,8 @@ def encode(profile: HeadProfile) -> dict[str, Any]:
     }
     if profile.measurements is not None:
         data["measurements"] = profile.measurements.encode()
+    if profile.index is not None:
+        data["index"] = index_file.encode(profile.index)
     return data
 
 
@@ -66,7 +69,9 @@ def decode(data: Mapping[str, Any]) -> HeadProfile:
         raise HeteroError(f"`provenance` is {type(provenance).__name__}; it must be an object.")
     measured = data.get("measurements")
     measurements = None if measured is None else Measurements.decode(measured, num_layers, num_kv_heads)
-    profile = HeadProfile(num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements)
+    table = data.get("index")
+    plan = None if table is None else index_file.decode(table, num_layers, num_kv_heads, sizes[3])
+    profile = HeadProfile(num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements, plan)
     check_weights(profile)
     return profile
 

@@ -15,8 +15,22 @@ LETTERS = {Role.PIVOT: "P", Role.SATELLITE: "s", Role.ANCHOR: "a", Role.VOLATILE
 def summary(profile: HeadProfile, keep_ratios: tuple[float, ...], strict: bool = False) -> str:
     """Origin, roles per layer, cluster sizes and budgets. With `strict` a ratio at or below the floor raises
     HeteroError, else it is shown as impossible."""
-    parts = [_origin(profile), _roles(profile), _layers(profile), _clusters(profile)]
+    parts = [_origin(profile), _roles(profile), _layers(profile), _clusters(profile), index_line(profile)]
     return "\n\n".join([*parts, _budgets(profile, keep_ratios, strict)])
+
+
+def index_line(profile: HeadProfile) -> str:
+    """The key index in a sentence: fields, bits, bytes, share of K and V in 16 bits."""
+    index, dim = profile.index, profile.head_dim
+    if index is None or dim is None:
+        return "no key index"
+    fields = ", ".join(f"{count} directions in {bits} bits" for count, bits in index.fields)
+    row = index.row_bytes
+    runs = "" if index.run == 1 else f", tokens in runs of {index.run}"
+    return (
+        f"key index of {fields}: {8 * row} bits, {row} bytes a token and head, {row * profile.num_heads} bytes a "
+        f"token for all heads, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}"
+    )
 
 
 def _origin(profile: HeadProfile) -> str:

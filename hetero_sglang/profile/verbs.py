@@ -1,4 +1,4 @@
-"""What can be done with an existing profile: show, diff, assign, import, export, validate."""
+"""What can be done with an existing profile: show, diff, assign, index, import, export, validate."""
 
 from __future__ import annotations
 
@@ -128,10 +128,18 @@ def validate(argv: list[str]) -> int:
     return 0
 
 
+def index(argv: list[str]) -> int:
+    """Calibrates the key index alone."""
+    from hetero_sglang.profile.index_command import index as calibrate
+
+    return calibrate(argv)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "show": show,
     "diff": diff,
     "assign": assign,
+    "index": index,
     "import": import_,
     "export": export,
     "validate": validate,

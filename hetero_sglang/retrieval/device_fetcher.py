@@ -80,10 +80,8 @@ class DeviceFetcher(Fetcher):
         self.lane.follow(self.scattered)
         with self.lane:
             target.copy_(rows, non_blocking=True)
-        half = done.k.numel() * done.k.element_size()
-        k, v = target[:half].view(done.k.dtype), target[half:].view(done.v.dtype)
-        landing = Landing(pending, done.ticket, k.view(done.k.shape), v.view(done.v.shape), self.lane.mark())
-        self.landings.append(landing)
+        k, v = target.view(done.k.dtype).view(len(done.k), -1).split((done.k.shape[1], done.v.shape[1]), 1)
+        self.landings.append(Landing(pending, done.ticket, k, v, self.lane.mark()))
 
     def _put(
         self, rows: torch.Tensor, positions: torch.Tensor, scores: torch.Tensor, k: torch.Tensor, v: torch.Tensor

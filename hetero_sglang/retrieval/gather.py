@@ -30,15 +30,18 @@ class HostRows:
 
     def __init__(self, buffer: mmap.mmap, layout: HostLayout) -> None:
         self.layout = layout
-        self._k_bytes = layout.head_dim * layout.itemsize
-        self._v_bytes = layout.v_head_dim * layout.itemsize
-        self.word = np.dtype(f"u{math.gcd(self._k_bytes, self._v_bytes, 8)}")  # the widest that fits both
-        self.k = [self._rows(buffer, *place, self._k_bytes) for place in self._places(layout.k_offsets)]
-        self.v = [self._rows(buffer, *place, self._v_bytes) for place in self._places(layout.v_offsets)]
+        k_bytes, v_bytes = layout.head_dim * layout.itemsize, layout.v_head_dim * layout.itemsize
+        self.word = np.dtype(f"u{math.gcd(k_bytes, v_bytes, 8)}")  # the widest that fits both
+        self.k_words = k_bytes // self.word.itemsize  # of a row, V's follow
+        slots = -(-layout.rows // layout.block) * layout.block
+        self.rows = [
+            self._view(buffer, at, slots * heads) for at, heads in zip(layout.offsets, layout.heads, strict=True)
+        ]  # per layer [blocks * C * block, words]
 
     def index(self, layer: int, head: int, slots: np.ndarray) -> np.ndarray:
-        """Row numbers in `k[layer]` and `v[layer]` [n] int64."""
-        return slots * self.layout.heads[layer] + head
+        """Row numbers in `rows[layer]` [n] int64."""
+        block = self.layout.block
+        return (slots // block * self.layout.heads[layer] + head) * block + slots % block
 
     def check(self, items: Sequence[Gather | Query], slots: np.ndarray) -> None:
         """ProtocolError unless every item names a compressed head and every slot a row."""
@@ -48,28 +51,18 @@ class HostRows:
         if slots.size and (slots.min() < 0 or slots.max() >= self.layout.rows):
             raise ProtocolError(f"slots must lie in [0, {self.layout.rows})")
 
-    def staging(self, buffer: mmap.mmap, start: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Words of K [n, D] and V [n, Dv] of the staging segment at row `start`."""
-        at = start * self.layout.row_bytes
-        k = self._view(buffer, at, rows, self._k_bytes)
-        return k, self._view(buffer, at + rows * self._k_bytes, rows, self._v_bytes)
+    def staging(self, buffer: mmap.mmap, start: int, rows: int) -> np.ndarray:
+        """Words [n, words] of the staging segment at row `start`."""
+        return self._view(buffer, start * self.layout.row_bytes, rows)
 
-    def copy(self, piece: Piece, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
-        """Fill rows [low, high) of k [N, D] and v [N, Dv]; runs without Python's lock."""
+    def copy(self, piece: Piece, slots: np.ndarray, out: np.ndarray) -> None:
+        """Fill rows [low, high) of `out` [N, words]; runs without Python's lock."""
         index = self.index(piece.layer, piece.head, slots[piece.low : piece.high])
-        for source, out in ((self.k[piece.layer], k), (self.v[piece.layer], v)):
-            # "clip" writes straight to `out`; "raise" would buffer. The slots were checked.
-            np.take(source, index, axis=0, out=out[piece.low : piece.high], mode="clip")
+        # "clip" writes straight to `out`; "raise" would buffer. The slots were checked.
+        np.take(self.rows[piece.layer], index, axis=0, out=out[piece.low : piece.high], mode="clip")
 
-    def _places(self, offsets: list[int]) -> list[tuple[int, int]]:
-        counts = (self.layout.rows * heads for heads in self.layout.heads)
-        return list(zip(offsets, counts, strict=True))
-
-    def _rows(self, buffer: mmap.mmap, offset: int, rows: int, row_bytes: int) -> np.ndarray:
-        return self._view(buffer, offset, rows, row_bytes)  # [rows * C, words]
-
-    def _view(self, buffer: mmap.mmap, offset: int, rows: int, row_bytes: int) -> np.ndarray:
-        words = row_bytes // self.word.itemsize
+    def _view(self, buffer: mmap.mmap, offset: int, rows: int) -> np.ndarray:
+        words = self.layout.row_bytes // self.word.itemsize
         flat = np.frombuffer(buffer, self.word, rows * words, offset) if rows else np.empty(0, self.word)
         return flat.reshape(rows, words)
 

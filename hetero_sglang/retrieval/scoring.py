@@ -10,21 +10,21 @@ _CHUNK = 8192  # rows decoded at a time, which bounds the memory a request takes
 
 
 def score(
-    keys: np.ndarray, dtype: str, index: np.ndarray, query: np.ndarray, item: Query
+    stored: np.ndarray, k_words: int, dtype: str, index: np.ndarray, query: np.ndarray, item: Query
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions [k] int32 into `index` of the best rows, ascending, and their scores [k] float32.
 
-    keys: [rows * C, words]; index: [L] rows of one head; query: [G, D] float32, already times the softmax
-    scale. A row's score is max over G of avg_pool(softmax over L), SnapKV's rule; k = min(topk, L).
-    ProtocolError when that is no number.
+    stored: [rows, words], each row's first `k_words` its key; index: [L] rows of one head; query: [G, D] float32,
+    already times the softmax scale. A row's score is max over G of avg_pool(softmax over L), SnapKV's rule;
+    k = min(topk, L). ProtocolError when that is no number.
     """
     if item.pool % 2 == 0:
         raise ProtocolError(f"the pooling kernel must be odd, not {item.pool}")
     logits = np.empty((len(query), len(index)), np.float32)  # [G, L]
     with np.errstate(all="ignore"):  # what is not finite is refused once, below
         for low in range(0, len(index), _CHUNK):
-            rows = np.take(keys, index[low : low + _CHUNK], axis=0, mode="clip")
-            np.matmul(query, to_float32(rows, dtype).T, out=logits[:, low : low + _CHUNK])
+            rows = np.take(stored, index[low : low + _CHUNK], axis=0, mode="clip")[:, :k_words]
+            np.matmul(query, to_float32(np.ascontiguousarray(rows), dtype).T, out=logits[:, low : low + _CHUNK])
         pooled = average(softmax(logits), item.pool).max(axis=0, initial=0.0)  # [L]
     if not np.isfinite(pooled).all():
         raise ProtocolError("the scores are not finite")

@@ -88,11 +88,11 @@ class Service:
         (told,) = protocol.get(self._staging, request.start * self._spec.layout.row_bytes, (np.int32, rows))
         slots = told.astype(np.int64)
         self._rows.check(request.items, slots)
-        k, v = self._rows.staging(self._staging, request.start, rows)
+        out = self._rows.staging(self._staging, request.start, rows)
 
         def copy(pieces: list[Piece]) -> None:
             for piece in pieces:
-                self._rows.copy(piece, slots, k, v)
+                self._rows.copy(piece, slots, out)
 
         loop = asyncio.get_running_loop()
         shares = cut(request.items, self._spec.threads)
@@ -128,4 +128,5 @@ class Service:
 
     def _search(self, item: protocol.Query, slots: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         index = self._rows.index(item.layer, item.head, slots)
-        return scoring.score(self._rows.k[item.layer], self._spec.layout.dtype, index, query, item)
+        rows = self._rows
+        return scoring.score(rows.rows[item.layer], rows.k_words, self._spec.layout.dtype, index, query, item)

@@ -6,7 +6,7 @@ import msgspec
 
 
 class HostLayout(msgspec.Struct, frozen=True):
-    """`HostStore.layout()`: K [rows, heads[i], head_dim] of layer i at byte k_offsets[i], V likewise."""
+    """`HostStore.layout()`: layer i's [blocks, heads[i], block, head_dim + v_head_dim] lies at byte offsets[i]."""
 
     rows: int
     heads: list[int]
@@ -14,8 +14,8 @@ class HostLayout(msgspec.Struct, frozen=True):
     v_head_dim: int
     dtype: str
     itemsize: int
-    k_offsets: list[int]
-    v_offsets: list[int]
+    block: int
+    offsets: list[int]
     nbytes: int
 
     @property

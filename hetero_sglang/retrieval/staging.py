@@ -8,7 +8,7 @@ from hetero_sglang.retrieval.ring import Ring, Segment
 
 
 class StagingRing(Ring):
-    """A row is one token's K and V of one head; a segment of n rows holds K [n, D], then V [n, Dv]."""
+    """A row is one token's K and V of one head, side by side."""
 
     def __init__(self, rows: int, head_dim: int, v_head_dim: int, dtype: torch.dtype, pin: bool = False) -> None:
         """HeteroError when the memory cannot be had or pinned."""
@@ -19,8 +19,8 @@ class StagingRing(Ring):
 
     def views(self, segment: Segment) -> tuple[torch.Tensor, torch.Tensor]:
         """The segment's K [n, D] and V [n, Dv], without a copy."""
-        at = segment.start * self.row_bytes
-        k = self.memory.tensor(self.dtype, (segment.rows, self.head_dim), at)  # [n, D]
-        at += segment.rows * self.head_dim * self.dtype.itemsize
-        v = self.memory.tensor(self.dtype, (segment.rows, self.v_head_dim), at)  # [n, Dv]
+        shape = (segment.rows, self.head_dim + self.v_head_dim)
+        k, v = self.memory.tensor(self.dtype, shape, segment.start * self.row_bytes).split(
+            (self.head_dim, self.v_head_dim), 1
+        )
         return k, v

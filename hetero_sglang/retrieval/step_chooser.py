@@ -126,7 +126,7 @@ class StepChooser:
         if not positions.numel():
             return
         slots = ws.slots[positions]
-        k, v = self.host.k[layer][slots, head], self.host.v[layer][slots, head]
+        k, v = self.host.read_heads(layer, slots, head).split((self.hot.k.shape[-1], self.hot.v.shape[-1]), -1)
         self.hot.write(victims, k.to(self.hot.k.device), v.to(self.hot.v.device))
         self.hot.position.view(-1)[victims] = positions.to(self.hot.position.device, torch.int32)
         self.counters.fetched_rows += positions.numel()

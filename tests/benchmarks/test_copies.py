@@ -27,8 +27,9 @@ def test_write_back_stores_every_compressed_head() -> None:
     slots = torch.randperm(64)[:20]
     rate = copies.write_back(host, CPU, slots, "some")
     assert rate.nbytes == 20 * host.bytes_per_row
-    for view in (view for view in (*host.k, *host.v) if view.numel()):
-        assert view.flatten(1).ne(0).all(1).nonzero()[:, 0].tolist() == slots.sort().values.tolist()
+    for view in (view for view in host.blocks if view.numel()):
+        rows = view.transpose(1, 2).flatten(0, 1)  # [slots, C, D + Dv]
+        assert rows.flatten(1).ne(0).all(1).nonzero()[:, 0].tolist() == slots.sort().values.tolist()
     host.close()
 
 

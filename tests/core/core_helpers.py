@@ -68,7 +68,7 @@ def make_cache(
     pin = torch.device(device).type == "cuda"
     host = HostStore(slots, [len(x.compressed) for x in layout.layers], DIM, DIM, dtype, pin)
     hot = HotPool(pages, settings.rule.page_size, DIM, DIM, dtype, device)
-    for tensor in (*resident.k, *resident.v, *host.k, *host.v, hot.k, hot.v):
+    for tensor in (*resident.k, *resident.v, *host.blocks, hot.k, hot.v):
         tensor.fill_(float("nan"))
     return HeteroCache(settings, resident, host, hot, Counters(), on_device)
 

@@ -25,13 +25,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def device_copy(cache) -> SimpleNamespace:
     """The cache's stores and pool, copied to the device the kernels run on."""
     pool = {name: getattr(cache.hot, name).to(DEVICE, copy=True) for name in ("k", "v", "position", "score")}
-    both = {
-        name: SimpleNamespace(
-            k=[t.to(DEVICE, copy=True) for t in store.k], v=[t.to(DEVICE, copy=True) for t in store.v]
-        )
-        for name, store in (("resident", cache.resident), ("host", cache.host))
-    }
-    return SimpleNamespace(settings=cache.settings, hot=SimpleNamespace(**pool), **both)
+    resident, host = (
+        SimpleNamespace(**{name: [t.to(DEVICE, copy=True) for t in getattr(store, name)] for name in names})
+        for store, names in ((cache.resident, "kv"), (cache.host, ["blocks"]))
+    )
+    return SimpleNamespace(settings=cache.settings, hot=SimpleNamespace(**pool), resident=resident, host=host)
 
 
 def layer_buffers(cache: SimpleNamespace, index: int) -> LayerBuffers:
@@ -40,13 +38,13 @@ def layer_buffers(cache: SimpleNamespace, index: int) -> LayerBuffers:
     role[spec.resident_index] = torch.arange(len(spec.resident), dtype=torch.int32)
     role[spec.compressed_index] = -1 - torch.arange(len(spec.compressed), dtype=torch.int32)
     return LayerBuffers(
-        role.to(DEVICE), cache.resident.k[index], cache.resident.v[index], cache.host.k[index], cache.host.v[index],
+        role.to(DEVICE), cache.resident.k[index], cache.resident.v[index], cache.host.blocks[index],
         cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score, spec.first,
     )  # fmt: skip
 
 
 def tensors(cache) -> list[torch.Tensor]:
-    stores = (*cache.resident.k, *cache.resident.v, *cache.host.k, *cache.host.v)
+    stores = (*cache.resident.k, *cache.resident.v, *cache.host.blocks)
     return [t.cpu() for t in (*stores, cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score)]
 
 

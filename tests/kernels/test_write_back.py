@@ -16,7 +16,7 @@ from test_decode_step import DEVICE
 
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.attention.kernels.write_back import HostPlaces, locate, write_back
-from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.host_store import BLOCK, HostStore
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import build_layout
 from hetero_sglang.memory.working_set import ring_row
@@ -33,7 +33,7 @@ def test_every_new_row_comes_to_its_slot_and_head(seed: int) -> None:
     batch = 300 // heads + 2  # more rows than one round of the programs takes
     dim, v_dim = 16, 8
     host = HostStore(SLOTS, [len(x.compressed) for x in layers], dim, v_dim, torch.float32, DEVICE.type == "cuda")
-    for tensor in (*host.k, *host.v):
+    for tensor in host.blocks:
         tensor.fill_(float("nan"))
     caps = torch.tensor([[rng.randint(8, 24) for _ in range(heads)] for _ in range(batch)], dtype=torch.int32)
     lengths = torch.tensor([rng.choice((0, rng.randint(1, 60))) for _ in range(batch)], dtype=torch.int32)
@@ -50,11 +50,10 @@ def test_every_new_row_comes_to_its_slot_and_head(seed: int) -> None:
     starts = torch.arange(batch, dtype=torch.int32) * 60
     step = StepTables(*(t.to(DEVICE) for t in (lengths, caps, page_start, page_list)))
     new = locate(step, slots.to(DEVICE).view(-1), starts.to(DEVICE), WINDOW, PAGE)
-    write_back(new, hot, HostPlaces.of(host.k, host.v, layers, DEVICE))
+    write_back(new, hot, HostPlaces.of(host.blocks, layers, DEVICE))
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    wanted_k = [torch.full_like(t, float("nan")) for t in host.k]
-    wanted_v = [torch.full_like(t, float("nan")) for t in host.v]
+    wanted = [torch.full_like(t, float("nan")) for t in host.blocks]
     k, v = hot.k.view(-1, dim).cpu(), hot.v.view(-1, v_dim).cpu()
     for b in range(batch):
         for layer, spec in enumerate(layers):
@@ -62,7 +61,7 @@ def test_every_new_row_comes_to_its_slot_and_head(seed: int) -> None:
                 number = spec.first + c
                 row = int(ring_row(int(lengths[b]) - 1, int(caps[b, number]), WINDOW))
                 flat = int(page_list[page_start[b, number] + row // PAGE]) * PAGE + row % PAGE
-                wanted_k[layer][taken[b], c], wanted_v[layer][taken[b], c] = k[flat], v[flat]
-    for got, want in zip((*host.k, *host.v), (*wanted_k, *wanted_v), strict=True):
+                wanted[layer][taken[b] // BLOCK, c, taken[b] % BLOCK] = torch.cat((k[flat], v[flat]))
+    for got, want in zip(host.blocks, wanted, strict=True):
         assert torch.equal(got.nan_to_num(-7), want.nan_to_num(-7))
     host.close()

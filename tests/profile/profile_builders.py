@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from hetero_sglang.profile.head_profile import NO_PIVOT, HeadProfile, LayerRoles, scale_weights
+from hetero_sglang.profile.index_plan import Fields, IndexPlan
 from hetero_sglang.profile.roles import Role
 
 ROLE_LETTERS = {"P": Role.PIVOT, "s": Role.SATELLITE, "a": Role.ANCHOR, "V": Role.VOLATILE}
@@ -30,6 +31,18 @@ def profile_of(*layers: str, **fields: Any) -> HeadProfile:
     heads = len(layers[0])
     given = {"num_query_heads": 2 * heads, "head_dim": 64} | fields
     return HeadProfile(len(layers), heads, layers=tuple(layer_of(letters) for letters in layers), **given)
+
+
+def index_of(layers: int, heads: int, dim: int, fields: Fields, run: int = 1, seed: int = 0) -> IndexPlan:
+    """A random key index in numbers that float16 holds."""
+    rng = np.random.default_rng(seed)
+    directions = sum(count for count, _ in fields)
+
+    def table(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32).astype(np.float16).astype(np.float32)
+
+    whole = (layers, heads, dim, directions)
+    return IndexPlan(fields, table(*whole), table(layers, heads, directions), table(*whole), run)
 
 
 @st.composite

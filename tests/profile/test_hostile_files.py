@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from profile_builders import profile_of
+from profile_builders import index_of, profile_of
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.files import PROFILE_NAME, dumps, find_profile, fingerprint, load_profile
@@ -38,10 +38,11 @@ def measured(layers: int, heads: int, steps: int) -> Measurements:
 
 
 def objects() -> dict[str, dict[str, Any]]:
-    """A profile in our form and in the reference's."""
+    """A profile in our form, with a key index, and in the reference's form."""
     texts = [{"tokens": 9, "topk": 3}]
     profile = profile_of("Psaa", "VVaP", provenance={"texts": texts}, measurements=measured(2, 4, 3))
-    return {"ours": encode(profile), "reference": encode_reference(profile)}
+    indexed = profile_of("Psaa", "VVaP", head_dim=4, index=index_of(2, 4, 4, ((4, 4),)))
+    return {"ours": encode(profile), "indexed": encode(indexed), "reference": encode_reference(profile)}
 
 
 def refusal(path: Path) -> str | None:
@@ -97,7 +98,7 @@ def text_of(value: Any) -> str:
 
 
 @settings(max_examples=400, **same_folder)
-@given(st.sampled_from(["ours", "reference"]), st.data())
+@given(st.sampled_from(["ours", "indexed", "reference"]), st.data())
 def test_a_profile_with_anything_anywhere_is_read_or_refused_in_a_sentence(tmp_path, form, data):
     found = copy.deepcopy(objects()[form])
     for _ in range(data.draw(st.integers(1, 2))):
@@ -120,7 +121,7 @@ def test_a_profile_with_anything_anywhere_is_read_or_refused_in_a_sentence(tmp_p
 
 
 @settings(max_examples=200, **same_folder)
-@given(st.sampled_from(["ours", "reference"]), st.data())
+@given(st.sampled_from(["ours", "indexed", "reference"]), st.data())
 def test_changed_bytes_are_read_or_refused_in_a_sentence(tmp_path, form, data):
     content = bytearray(dumps(objects()[form]).encode())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -199,12 +200,15 @@ def test_a_file_beyond_the_bound_is_refused_unread(tmp_path, size):
     assert time.process_time() - began < 0.1
 
 
-@pytest.mark.parametrize("unit", [" ", "[],", '"x",', "1,", "1.5e-3333,", '{"a":1},', "[", "9"])
+LONG = f"1.5e-{'3' * 40},"
+
+
+@pytest.mark.parametrize("unit", [" ", "[],", '"x",', "1,", LONG, '{"a":1},', "[", "9"])
 def test_a_file_as_large_as_may_be_takes_a_moment(tmp_path, unit):
     path = written(tmp_path, ("[" + unit * (MOST_BYTES // len(unit)))[:MOST_BYTES])
     began = time.process_time()
     said = refusal(path)
-    assert said is not None and ("parts" in said) == (unit not in (" ", "9", "1.5e-3333,"))
+    assert said is not None and ("parts" in said) == (unit not in (" ", "9", LONG))
     assert time.process_time() - began < 3  # seconds of the processor
 
 
@@ -214,6 +218,17 @@ def test_the_largest_model_that_is_served_has_room(tmp_path):
     text = dumps(encode(whole))
     assert len(text) < 0.6 * MOST_BYTES and sum(map(text.count, "[{,")) < 0.6 * MOST_PARTS
     assert refusal(written(tmp_path, text)) is None
+
+
+def test_a_key_index_of_1600_heads_has_room(tmp_path):
+    """40 layers of 40 KV heads of 128 dimensions: Llama-2-13B."""
+    index = index_of(40, 40, 128, ((8, 4), (24, 2)))
+    whole = profile_of(*["P" + "s" * 39] * 40, head_dim=128, measurements=measured(40, 40, 64), index=index)
+    text = dumps(encode(whole))
+    assert len(text) < 0.6 * MOST_BYTES
+    began = time.process_time()
+    assert refusal(written(tmp_path, text)) is None
+    assert time.process_time() - began < 3  # seconds of the processor
 
 
 def test_what_is_no_regular_file_is_refused_and_never_opened(tmp_path):

@@ -27,7 +27,7 @@ def random_store(
     if heads is None:
         heads = [rng.randint(0, 4) for _ in range(rng.randint(1, 5))] + [rng.randint(1, 4)]
     store = HostStore(rows, heads, rng.randint(1, 20), rng.randint(1, 20), dtype)
-    for view in (*store.k, *store.v):
+    for view in store.blocks:
         view.copy_(torch.randn(view.shape))
     return store
 
@@ -44,14 +44,17 @@ def random_items(rng: random.Random, store: HostStore, count: int, most: int = 6
     return items
 
 
+def held(store: HostStore, layer: int) -> torch.Tensor:
+    """A copy [slots, C, D + Dv] of what a layer holds."""
+    return store.blocks[layer].transpose(1, 2).flatten(0, 1)
+
+
 def oracle(store: HostStore, items: Sequence[FetchItem]) -> tuple[torch.Tensor, torch.Tensor]:
     """K [N, D] and V [N, Dv] of the items, row by row."""
-    k = [store.k[item.layer][int(slot), item.head] for item in items for slot in item.slots]
-    v = [store.v[item.layer][int(slot), item.head] for item in items for slot in item.slots]
-    return (
-        torch.stack(k) if k else torch.empty(0, store.head_dim, dtype=store.dtype),
-        torch.stack(v) if v else torch.empty(0, store.v_head_dim, dtype=store.dtype),
-    )
+    rows = [held(store, item.layer)[int(slot), item.head] for item in items for slot in item.slots]
+    width = store.head_dim + store.v_head_dim
+    both = torch.stack(rows) if rows else torch.empty(0, width, dtype=store.dtype)
+    return both[:, : store.head_dim], both[:, store.head_dim :]
 
 
 def poison(client: RetrievalClient) -> None:

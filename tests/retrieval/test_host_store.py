@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retrieval_helpers import held
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.memory import host_store
@@ -35,19 +36,21 @@ def test_reading_gives_what_was_written_last(dtype: torch.dtype, rng: random.Ran
         store.write(layer, slots, k, v)
         for at, slot in enumerate(slots.tolist()):
             written[layer, slot] = raw(k[at]), raw(v[at])
-        assert raw(store.k[layer][slots.clone()]) == raw(k)
+        assert raw(held(store, layer)[slots, :, :5].contiguous()) == raw(k)
     for (layer, slot), (k_bytes, v_bytes) in written.items():
-        k, v = store.read(layer, torch.tensor([slot]))
+        k, v = store.read(layer, torch.tensor([slot])).split((5, 7), 2)
         assert k.shape == (1, heads[layer], 5) and v.shape == (1, heads[layer], 7)
         assert (raw(k), raw(v)) == (k_bytes, v_bytes)
+        one = store.read_heads(layer, torch.tensor([slot] * heads[layer]), torch.arange(heads[layer]))
+        assert raw(one) == raw(store.read(layer, torch.tensor([slot])))
     store.close()
 
 
 def test_a_read_is_a_copy() -> None:
     store = HostStore(4, [1], 2, 2, torch.float32)
-    k, _ = store.read(0, torch.tensor([1, 1]))
+    rows = store.read(0, torch.tensor([1, 1]))
     store.write(0, torch.tensor([1]), torch.ones(1, 1, 2), torch.ones(1, 1, 2))
-    assert k.tolist() == [[[0, 0]], [[0, 0]]]
+    assert rows.tolist() == [[[0, 0, 0, 0]], [[0, 0, 0, 0]]]
 
 
 @pytest.mark.parametrize("slot", [-1, 8, 2**40])
@@ -62,7 +65,7 @@ def test_a_slot_out_of_range_is_refused_everywhere(slot: int) -> None:
     ):
         with pytest.raises(IndexError):
             action()
-    assert not store.k[0].any() and not store.generation.any()
+    assert not store.blocks[0].any() and not store.generation.any()
 
 
 def test_values_of_another_shape_or_dtype_are_refused() -> None:
@@ -78,20 +81,17 @@ def test_the_layout_is_json_and_says_where_every_row_lies(rng: random.Random) ->
     layout = json.loads(json.dumps(store.layout()))
     assert layout["nbytes"] == store.nbytes and layout["dtype"] == "float16"
     for layer, heads in enumerate(layout["heads"]):
-        for views, offsets, dim in (
-            (store.k, layout["k_offsets"], layout["head_dim"]),
-            (store.v, layout["v_offsets"], layout["v_head_dim"]),
-        ):
-            assert views[layer].shape == (9, heads, dim)
-            views[layer].copy_(torch.randn(9, heads, dim))
-            size = 9 * heads * dim * layout["itemsize"]
-            held = np.frombuffer(store.memory.buffer, np.uint8, offset=offsets[layer])[:size].tobytes()
-            assert held == raw(views[layer])
+        view = store.blocks[layer]
+        assert view.shape == (1, heads, layout["block"], layout["head_dim"] + layout["v_head_dim"])
+        view.copy_(torch.randn(view.shape))
+        size = view.numel() * layout["itemsize"]
+        held = np.frombuffer(store.memory.buffer, np.uint8, offset=layout["offsets"][layer])[:size].tobytes()
+        assert held == raw(view)
 
 
 def test_no_two_layers_share_a_byte() -> None:
     store = HostStore(3, [1, 2, 0, 1], 3, 5, torch.float32)
-    blocks = [*store.k, *store.v]
+    blocks = store.blocks
     for number, block in enumerate(blocks):
         block.fill_(number)
     assert all(bool((block == number).all()) for number, block in enumerate(blocks))
@@ -113,7 +113,7 @@ def test_more_than_the_free_memory_is_refused_in_words(monkeypatch: pytest.Monke
 def test_a_store_without_compressed_heads_works() -> None:
     store = HostStore(4, [0, 0], 8, 8, torch.bfloat16)
     assert store.nbytes == 0 and store.bytes_per_row == 0
-    assert store.read(1, torch.tensor([2]))[0].shape == (1, 0, 8)
+    assert store.read(1, torch.tensor([2])).shape == (1, 0, 16)
     store.close()
 
 

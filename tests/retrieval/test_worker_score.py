@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrieval_helpers import Connect, random_store, wait_all
+from retrieval_helpers import Connect, held, random_store, wait_all
 
-from hetero_sglang.memory.host_store import HostStore
+from hetero_sglang.memory.host_store import BLOCK, HostStore
 from hetero_sglang.retrieval import scoring
 from hetero_sglang.retrieval.client import Failed, Scored, ScoreItem
 
 
 def oracle(store: HostStore, slots: torch.Tensor, item: ScoreItem) -> torch.Tensor:
     """Pooled scores [L] in double precision."""
-    keys = store.k[item.layer][slots, item.head].double()
+    keys = held(store, item.layer)[slots, item.head, : store.head_dim].double()
     weights = torch.softmax(torch.as_tensor(item.query).double() @ keys.T, dim=-1)
     pooled = F.avg_pool1d(weights[None], item.pool, 1, item.pool // 2, count_include_pad=False)[0]
     return pooled.amax(dim=0)
@@ -65,7 +65,7 @@ def test_scores_equal_the_oracle(dtype: torch.dtype, rng: random.Random, connect
 def test_scores_that_are_no_numbers_fail(poison: float, rng: random.Random, connect: Connect) -> None:
     store = random_store(rng, torch.bfloat16)
     layer = max(range(len(store.heads)), key=store.heads.__getitem__)
-    store.k[layer][17] = poison
+    store.blocks[layer][17 // BLOCK, :, 17 % BLOCK] = poison
     client = connect(store, staging_rows=10)
     query = torch.ones(1, store.head_dim)
     tickets = [client.score(torch.tensor(slots), [ScoreItem(layer, 0, query, 2, 1)]) for slots in ([16, 17], [16, 18])]

@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from hetero_sglang.attention.kernels.overlap import overlaps
+from hetero_sglang.memory.host_store import BLOCK
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class LayerBuffers:
     role: torch.Tensor
     resident_k: torch.Tensor  # [rows, R, D]
     resident_v: torch.Tensor  # [rows, R, Dv]
-    host_k: torch.Tensor  # [rows, C, D], pinned host memory that the device writes to directly
-    host_v: torch.Tensor  # [rows, C, Dv]
+    host: torch.Tensor  # [blocks, C, BLOCK, D + Dv], pinned host memory that the device writes to directly
     hot_k: torch.Tensor  # [pages, P, D]
     hot_v: torch.Tensor  # [pages, P, Dv]
     position: torch.Tensor  # [pages, P] int32
@@ -51,12 +51,12 @@ def ring_row(token, rows, window):
 
 @triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "window"])
 def _store(
-    k, v, slots, role, resident_k, resident_v, host_k, host_v, hot_k, hot_v, position, score,
+    k, v, slots, role, resident_k, resident_v, host, hot_k, hot_v, position, score,
     length, cap, page_start, page_list, q, saved, resident_heads, compressed_heads, first, caps_per_request, window,
     k_stride, v_stride, q_stride,
     HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
     RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -82,9 +82,9 @@ def _store(
     else:
         compressed = -1 - place
         if HOST:
-            row = slot * compressed_heads + compressed
-            tl.store(host_k + row * D + at, key, mask=here)
-            tl.store(host_v + row * DV + at_v, value, mask=here_v)
+            row = (slot // BLOCK * compressed_heads + compressed) * BLOCK + slot % BLOCK
+            tl.store(host + row * (D + DV) + at, key, mask=here)
+            tl.store(host + row * (D + DV) + D + at_v, value, mask=here_v)
         if HOT:
             number = token * caps_per_request + first + compressed
             rows = tl.load(cap + number)
@@ -130,13 +130,13 @@ def store(
     tables = step or StepTables(slots, slots, slots, slots)
     group = 1 if q is None else q.shape[1] // heads
     _store[(n, heads)](
-        k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host_k, layer.host_v,
-        layer.hot_k, layer.hot_v, layer.position, layer.score,
+        k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host, layer.hot_k, layer.hot_v,
+        layer.position, layer.score,
         tables.length, tables.cap, tables.page_start, tables.page_list, k if q is None else q,
-        k if saved is None else saved, layer.resident_k.shape[1], layer.host_k.shape[1], layer.first,
+        k if saved is None else saved, layer.resident_k.shape[1], layer.host.shape[1], layer.first,
         tables.cap.shape[-1], window, k.stride(0), v.stride(0), 0 if q is None else q.stride(0),
         HEADS=heads, D=dim, DV=v_dim, P=page, GROUP=group,
-        RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host_k.shape[1] > 0,
+        RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK,
         HOT=step is not None, SAVE=saved is not None, BLOCK_D=triton.next_power_of_2(dim),
         BLOCK_DV=triton.next_power_of_2(v_dim), BLOCK_G=triton.next_power_of_2(group),
         PDL=step is not None and overlaps(k.device), num_warps=1,

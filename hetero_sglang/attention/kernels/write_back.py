@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from hetero_sglang.attention.kernels.store import StepTables, ring_row
+from hetero_sglang.memory.host_store import BLOCK
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.memory.layout import LayerLayout
 
@@ -23,35 +24,24 @@ _ROWS = 16
 
 @dataclass(frozen=True)
 class HostPlaces:
-    """Where every compressed head's rows lie in the host store, in elements from `k` and `v`; [Hc] int64 on the device.
+    """Where every compressed head's rows lie in the host store, in elements from `base`; [Hc] int64 on the device.
 
-    Row s of head h begins at `k_at[h] + s * k_stride[h]`.
+    Block b of head h begins at `at[h] + b * stride[h]`.
     """
 
-    k: torch.Tensor  # some layer's [rows, C, D], pinned
-    v: torch.Tensor
-    k_at: torch.Tensor
-    v_at: torch.Tensor
-    k_stride: torch.Tensor
-    v_stride: torch.Tensor
+    base: torch.Tensor  # some layer's [blocks, C, BLOCK, D + Dv], pinned
+    at: torch.Tensor
+    stride: torch.Tensor
 
     @classmethod
-    def of(
-        cls, k: Sequence[torch.Tensor], v: Sequence[torch.Tensor], layers: Sequence[LayerLayout], device: torch.device
-    ) -> HostPlaces:
-        """k and v: the host store's tensors, by layer."""
+    def of(cls, blocks: Sequence[torch.Tensor], layers: Sequence[LayerLayout], device: torch.device) -> HostPlaces:
+        """blocks: the host store's, by layer."""
         pairs = [(layer, c) for layer, x in enumerate(layers) for c in range(len(x.compressed))]
-        first = pairs[0][0]
-
-        def at(stores: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-            size, begin = stores[first].element_size(), stores[first].data_ptr()
-            dim = stores[first].shape[-1]
-            places = [(stores[layer].data_ptr() - begin) // size + c * dim for layer, c in pairs]
-            strides = [stores[layer].shape[1] * dim for layer, _ in pairs]
-            return torch.tensor(places, device=device), torch.tensor(strides, device=device)
-
-        (k_at, k_stride), (v_at, v_stride) = at(k), at(v)
-        return cls(k[first], v[first], k_at, v_at, k_stride, v_stride)
+        base = blocks[pairs[0][0]]
+        size, begin = base.element_size(), base.data_ptr()
+        places = [(blocks[layer].data_ptr() - begin) // size + c * blocks[layer].stride(1) for layer, c in pairs]
+        strides = [blocks[layer].stride(0) for layer, _ in pairs]
+        return cls(base, torch.tensor(places, device=device), torch.tensor(strides, device=device))
 
 
 @dataclass(frozen=True)
@@ -97,8 +87,9 @@ def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, window: 
 
 @triton.jit(do_not_specialize=["heads", "total"])
 def _write_back(
-    row, slot, hot_k, hot_v, host_k, host_v, k_at, v_at, k_stride, v_stride, heads, total,
+    row, slot, hot_k, hot_v, host, host_at, host_stride, heads, total,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     for start in range(tl.program_id(0) * ROWS, total, tl.num_programs(0) * ROWS):
@@ -108,14 +99,14 @@ def _write_back(
         head = number % heads
         to = tl.load(slot + number // heads, mask=there, other=0).to(tl.int64)
         # Heads begin at multiples of their size: wide stores.
-        k_row = tl.load(k_at + head, mask=there, other=0) + to * tl.load(k_stride + head, mask=there, other=0)
-        v_row = tl.load(v_at + head, mask=there, other=0) + to * tl.load(v_stride + head, mask=there, other=0)
-        k_row, v_row = tl.multiple_of(k_row, 16), tl.multiple_of(v_row, 16)
+        place = tl.load(host_at + head, mask=there, other=0) + to % BLOCK * (D + DV)
+        place += to // BLOCK * tl.load(host_stride + head, mask=there, other=0)
+        place = tl.multiple_of(place, 16)
         here, here_v = there[:, None] & (at < D)[None, :], there[:, None] & (at_v < DV)[None, :]
         key = tl.load(hot_k + flat[:, None] * D + at[None, :], mask=here)
-        tl.store(host_k + k_row[:, None] + at[None, :], key, mask=here)
+        tl.store(host + place[:, None] + at[None, :], key, mask=here)
         value = tl.load(hot_v + flat[:, None] * DV + at_v[None, :], mask=here_v)
-        tl.store(host_v + v_row[:, None] + at_v[None, :], value, mask=here_v)
+        tl.store(host + place[:, None] + D + at_v[None, :], value, mask=here_v)
 
 
 def write_back(rows: NewRows, hot: HotPool, host: HostPlaces) -> None:
@@ -124,7 +115,7 @@ def write_back(rows: NewRows, hot: HotPool, host: HostPlaces) -> None:
     dim, v_dim = hot.k.shape[-1], hot.v.shape[-1]
     programs = min(_PROGRAMS, triton.cdiv(batch * heads, _ROWS))
     _write_back[(programs,)](
-        rows.row, rows.slot, hot.k, hot.v, host.k, host.v, host.k_at, host.v_at, host.k_stride, host.v_stride, heads,
-        batch * heads, D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
-        ROWS=_ROWS, num_warps=4,
+        rows.row, rows.slot, hot.k, hot.v, host.base, host.at, host.stride, heads, batch * heads,
+        D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+        ROWS=_ROWS, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
