@@ -62,7 +62,8 @@ class Layers:
             for layer in range(LAYERS)
         ]  # fmt: skip
         self.q = torch.randn(LAYERS, batch, HEADS * GROUP, DIM, device=device).to(DTYPE)
-        self.work = Workspace(batch, HEADS, GROUP, tokens, run, max(1, COME // run), device)
+        self.work = Workspace(batch, HEADS, GROUP, tokens, batch * tokens, run, max(1, COME // run), device)
+        self.work.plan(self.step.length)
         self.host, self.run = host, run
 
     def _hold(self, places: int, tokens: int, run: int) -> None:

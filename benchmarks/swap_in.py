@@ -111,15 +111,16 @@ def _swaps(
     layer = LayerIndex(torch.arange(HEADS, **ints), nothing, nothing, nothing, nothing, ((16, 1),), 0)
     slots = scattered(host, requests * tokens, BLOCK).to(device, torch.int32)
     starts = torch.arange(requests, **ints) * tokens
-    layers = [Workspace(requests, HEADS, 1, 1, length, runs, device) for _ in range(LAYERS)]
+    layers = [Workspace(requests, HEADS, 1, 1, 1, length, runs, device) for _ in range(LAYERS)]
     for work in layers:
         work.comes.fill_(runs)
-        work.lacking[:, 0] = work.olds[:, 0] = runs
-        work.old[:, 0] = torch.arange(runs, **ints)
+        work.lacking.fill_(runs)  # one split each
+        work.olds.fill_(runs)
+        work.old[:] = torch.arange(runs, **ints)
 
     def choose() -> None:
         for work in layers:
-            work.missing[:, 0] = torch.randint(tokens // length, (units, runs), **ints)
+            work.missing[:units] = torch.randint(tokens // length, (units, runs), **ints)
 
     def read() -> None:
         for work in layers:

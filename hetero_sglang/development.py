@@ -1,7 +1,8 @@
 """Switches for measurements and tests. They change what a server answers, so they need HETERO_DEVELOPMENT=1.
 
 HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every look, whatever they hold; or a file
-with it, which may change while the server runs. HETERO_WAIT_FOR_FETCH=1: every fetch is waited for between steps, so
+with it, which may change while the server runs. HETERO_CHANGED_ROWS, also a number or a file with one: how many rows
+may come to a head with a key index in a step; with random weights so many do. HETERO_WAIT_FOR_FETCH=1: every fetch is waited for between steps, so
 that tokens of two runs can be compared.
 """
 
@@ -14,6 +15,7 @@ from hetero_sglang.errors import HeteroError
 
 ALLOWED = "HETERO_DEVELOPMENT"
 FETCH_RATE = "HETERO_FETCH_RATE"
+CHANGED_ROWS = "HETERO_CHANGED_ROWS"
 WAIT = "HETERO_WAIT_FOR_FETCH"
 
 
@@ -23,22 +25,29 @@ def check() -> None:
         if os.environ.get(name, "") not in ("", "0", "1"):
             raise HeteroError(f"{name} is {os.environ[name][:40]!r}: set it to 1, or unset it.")
     if os.environ.get(ALLOWED) != "1":
-        for name in (FETCH_RATE, WAIT):
+        for name in (FETCH_RATE, CHANGED_ROWS, WAIT):
             if os.environ.get(name):
                 raise HeteroError(
                     f"{name} is set, which is for measurements and tests alone: unset it, or set {ALLOWED}=1 as well."
                 )
     fetch_rate()
+    changed_rows()
+
+
+def changed_rows() -> int | None:
+    """None: as many as the server's bound allows. HeteroError when what is set is no whole number."""
+    given = _written(CHANGED_ROWS)
+    if given and not given.isdecimal():
+        raise HeteroError(f"{CHANGED_ROWS} is {given[:40]!r}: set it to a whole number or to a file with one.")
+    return int(given) if given else None
 
 
 def fetch_rate() -> float | None:
     """None: drift decides. HeteroError when what is set is no share."""
-    given = _set(FETCH_RATE)
+    given = _written(FETCH_RATE)
     try:
-        if os.path.isfile(given):
-            given = Path(given).read_text().strip()
         rate = float(given) if given else None
-    except (OSError, ValueError):  # bytes that are no text, too
+    except ValueError:
         rate = float("nan")
     if rate is not None and not 0 <= rate <= 1:
         raise HeteroError(f"{FETCH_RATE} is {given[:40]!r}: set it to a share from 0 to 1 or to a file with one.")
@@ -48,6 +57,15 @@ def fetch_rate() -> float | None:
 def waits() -> bool:
     """Whether fetches are waited for between steps."""
     return _set(WAIT) == "1"
+
+
+def _written(name: str) -> str:
+    """What is set, or what the file that is set says."""
+    given = _set(name)
+    try:
+        return Path(given).read_text().strip() if os.path.isfile(given) else given
+    except (OSError, ValueError):  # bytes that are no text, too
+        return "nothing readable"
 
 
 def _set(name: str) -> str:

@@ -11,6 +11,7 @@ from hetero_sglang.attention.decode_kernels.triton import TritonDecode
 from hetero_sglang.attention.kernels.slots import copy_slots
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.device_tables import DeviceTables
+from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.settings import Settings
 
 
@@ -20,8 +21,11 @@ class DecodeStep:
     def __init__(
         self, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,
         queries: torch.Tensor | None = None, kernel: Callable[[DecodeStep], DecodeKernel] = TritonDecode,
+        work: Workspace | None = None,
     ) -> None:  # fmt: skip
-        """`queries` [layers, batch, Hq, D]: where a step sets its queries aside, if anybody reads them."""
+        """`queries` [layers, batch, Hq, D]: where a step sets its queries aside, if anybody reads them; `work`: where
+        heads with a key index look for rows."""
+        self.work = work
         self.layout, device = settings.layout, tables.device
         self.tables, self.batch, self.context, self.queries = tables, batch, context, queries
         self.group, self.v_dim, self.window = group, v_dim, settings.rule.window
@@ -55,4 +59,6 @@ class DecodeStep:
         torch.index_select(self.tables.page_start, 0, requests, out=self.page_start[:width])
         step = self.tables_of(width)
         self.kernel.plan(step)
+        if self.work is not None:
+            self.work.plan(step.length)
         return step

@@ -10,7 +10,7 @@ from hetero_sglang.attention.decode_kernels.choice import decode_kernel
 from hetero_sglang.attention.decode_step import DecodeStep
 from hetero_sglang.attention.kernels.fill import fill
 from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, rows_apart, store
-from hetero_sglang.attention.lazy_step import LazyStep
+from hetero_sglang.attention.device_lazy import DeviceLazy
 from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.prefill import RaggedPrefill
 from hetero_sglang.attention.write_back import WriteBack
@@ -62,7 +62,7 @@ class DeviceEngine:
         self.prefixes = PrefixLoader(host, device)
         self.write_back = WriteBack(host, hot, layout.layers, self.settings.rule.window)
         self.group = query_heads // sum(self.counts[0][:2])
-        self.lazy = LazyStep(cache) if cache.index else None
+        self.lazy = DeviceLazy(cache, [x.compressed32 for x in self.heads]) if cache.index else None
         self.monitor: DeviceMonitor | None = None
         if self.settings.retrieves and isinstance(cache.fetcher, DeviceFetcher):
             self.monitor = DeviceMonitor(
@@ -127,7 +127,7 @@ class DeviceEngine:
         """Resident rows now; host rows beside the computation."""
         store(self.layers[layer], slots, k, v, host=False)
         if self.lazy:
-            self.lazy.write(layer, slots, k[:, self.heads[layer].compressed])
+            self.lazy.write(layer, slots, k)
         if self.counts[layer][1]:
             self.write_back.chunk(self.layers[layer], slots, k, v)
 
@@ -202,8 +202,9 @@ class DeviceEngine:
         if self.monitor:
             queries = k.new_empty(len(self.layers), batch, self.query_heads, k.shape[-1])
         kernel = decode_kernel(self.settings.decode_kernel, self.layers)
+        work = self.lazy.workspace(batch, context, self.group) if self.lazy else None
         return DecodeStep(
-            self.settings, self.tables, batch, context, self.group, self.cache.hot.v.shape[-1], queries, kernel
+            self.settings, self.tables, batch, context, self.group, self.cache.hot.v.shape[-1], queries, kernel, work
         )
 
     def eager(self, width: int, longest: int) -> DecodeStep:
@@ -228,6 +229,8 @@ class DeviceEngine:
         if any([self.tables.put(ws.slot, ws) for ws in known]):  # their pages may have been another's
             self.write_back.hold()
         step.fill(requests, lengths, width, req_to_token)
+        if self.lazy and step.work:
+            self.lazy.begin(step.work)
         if requests:
             self.write_back.owe(step, width)
         if self.monitor and requests:
@@ -245,4 +248,7 @@ class DeviceEngine:
             assert step.queries is not None  # made for its eyes
             saved, self.monitor.scale = step.queries[layer], scale
         store(buffers, slots, k, v, host=False, step=tables, window=self.settings.rule.window, q=q, saved=saved)
+        if self.lazy and step.work:
+            self.lazy.write(layer, slots, k)
+            self.lazy.swap(layer, step, tables, q, scale)
         return step.kernel.attend(layer, q, buffers, tables, scale)

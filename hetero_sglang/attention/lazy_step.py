@@ -13,17 +13,12 @@ from hetero_sglang.ops.reference.index import index, probe
 PART = 4  # a quarter of the rows that may change is what a step can want
 
 
-class LazyStep:
-    """Key indexes written and asked, for one layer at a time; a layer's compressed heads are alike."""
+class LazyHeads:
+    """Heads with a key index, all alike: how a prompt's end chooses their rows, on any device."""
 
     def __init__(self, cache: HeteroCache) -> None:
         assert cache.index is not None
         self.cache, self.settings, self.index, self.run = cache, cache.settings, cache.index, cache.index.run
-
-    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
-        """Index new keys k [n, C, D] at token slots [n]."""
-        made = index(k, self.index.encode[layer], self.index.offset[layer], self.index.fields)  # [C, n, words]
-        self.index.rows[layer][:, slots.to(made.device)] = made
 
     def pick(self, scores: torch.Tensor, count: int, low: int, high: int) -> torch.Tensor:
         """At prefill end: positions [C, count] ascending, of the best whole runs within [low, high); scores [C, L]."""
@@ -35,6 +30,15 @@ class LazyStep:
         """`used` int32 [C, L] of a prompt's tokens by its scores [C, L]: their runs', 0 where those are incomplete."""
         best = used_at_first(run_scores(scores, self.run)).repeat_interleave(self.run, 1)
         return torch.nn.functional.pad(best, (0, scores.shape[1] - best.shape[1]))
+
+
+class LazyStep(LazyHeads):
+    """Key indexes written and asked in torch, for one layer at a time."""
+
+    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
+        """Index new keys k [n, C, D] at token slots [n]."""
+        made = index(k, self.index.encode[layer], self.index.offset[layer], self.index.fields)  # [C, n, words]
+        self.index.rows[layer][:, slots.to(made.device)] = made
 
     def step(self, ws: WorkingSet, layer: int, q: torch.Tensor, scale: float) -> None:
         """Before a decode step attends: q [C, G, D] of the layer's compressed heads; the new token is in its row."""

@@ -37,6 +37,7 @@ class IndexedHeads(Policy):
     """heterocache with a key index: all heads keep a small working set, which changes lazily, step by step."""
 
     name: ClassVar[str] = "heterocache"
+    on_device: ClassVar[bool] = True
     refresh: ClassVar[Refresh] = Refresh.LAZY
 
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:

@@ -89,7 +89,8 @@ class Runtime:
         """Of a rank whose requests are no longer than the model's context, or its token slots."""
         longest = self.context if slots is None else min(self.context, slots)
         staging = self.settings.staging_mb << 20 if self.settings.retrieves else 0
-        return Workspaces.of(shape, self.settings.ranks[rank], longest, staging)
+        looks = self.settings.retrieves or self.settings.index is not None
+        return Workspaces.of(shape, self.settings.ranks[rank], longest, staging, looks)
 
     def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> HeteroCache:
         """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went.

@@ -131,14 +131,15 @@ def test_a_step_is_the_reference_s(
             monkeypatch.setattr(sys.modules[function.__module__], "TILE", 64)
     world = make(run + len(lengths), run, lengths, caps, ties)
     device = on_device(world)
-    work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, run, most, DEVICE)
+    work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, DEVICE)
     assert not ties or work.splits(len(lengths) * HEADS) > 8
     for name in ("logits", "top", "total", "scores"):
         getattr(work, name).fill_(float("nan"))
     scale = DIM**-0.5
     args = (device.slots, device.starts, device.step)
+    work.plan(device.step.length)
     probe(device.q, device.layer, *args, scale, SINK, WINDOW, work)
-    scores = work.scores.cpu().clone().unflatten(0, (len(lengths), HEADS))
+    flat_scores, begins = work.scores.cpu().clone(), work.place.tolist()
     choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
     swap_in(device.layer, device.host, *args, device.hot, SINK, work, programs=3)
     came = late = 0
@@ -151,8 +152,9 @@ def test_a_step_is_the_reference_s(
         kept = world.layer.rows.index_select(1, world.tokens[b][:-1])
         q = world.q[b].view(TOTAL, GROUP, DIM)[world.layer.heads.long()]
         wanted = run_scores(reference.probe(q, kept, world.layer.decode, FIELDS, scale), run)
-        torch.testing.assert_close(scores[b, :, :runs], wanted, rtol=2e-2, atol=1e-7)
-        given = scores[b, :, :runs].contiguous()
+        at = [begins[b] * HEADS + c * length for c in range(HEADS)]
+        given = torch.stack([flat_scores[begin : begin + runs] for begin in at])
+        torch.testing.assert_close(given, wanted, rtol=2e-2, atol=1e-7)
         rows = torch.stack([world.rows(b, c, torch.arange(places)) for c in range(HEADS)])  # [C, n, run]
         held = hot.position.view(-1)[rows[..., 0]] // run
         used = hot.used.view(-1)[rows[..., 0]].contiguous()
@@ -184,3 +186,18 @@ def test_a_step_is_the_reference_s(
                 device.hot.v.cpu().view(-1, DIM)[flat][new], world.host[slot // BLOCK, c, slot % BLOCK, DIM:]
             )
     assert int((~fresh.isnan().any(1)).sum()) == came * run, "rows were written that nobody asked for"
+
+
+def test_a_request_beyond_the_workspace_keeps_what_it_has() -> None:
+    world = make(5, 1, [700, 900], [200, 300])
+    device = on_device(world)
+    work = Workspace(2, HEADS, GROUP, CONTEXT, 1000, 1, 300, DEVICE)
+    work.plan(device.step.length)
+    args = (device.slots, device.starts, device.step)
+    probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
+    choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
+    swap_in(device.layer, device.host, *args, device.hot, SINK, work)
+    for b, changed in enumerate((True, False)):
+        rows = torch.stack([world.rows(b, c, torch.arange(world.places(b))) for c in range(HEADS)])
+        before, now = (hot.position.cpu().view(-1)[rows] for hot in (world.hot, device.hot))
+        assert torch.equal(before, now) != changed

@@ -14,7 +14,7 @@ from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.ops.reference.choose import BINS
 from hetero_sglang.ops.triton.probe import LayerIndex, span
-from hetero_sglang.ops.triton.workspace import MOST_SPLITS, SCORE_BINS, TILE, Workspace
+from hetero_sglang.ops.triton.workspace import SCORE_BINS, TILE, Workspace
 
 PART = 4  # a quarter of a head's places is what a step can want
 _FINE, _NEVER = 20, 4096  # as the reference's
@@ -54,10 +54,10 @@ def _append(listed, count, what, mask, room):
     return count + tl.sum(mask.to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "runs_in_all", "sink", "window"])
+@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
 def _hold(
-    length, cap, page_start, page_list, position, used, scores, wanted, idle, hits,
-    caps_per_request, first, splits, runs_in_all, sink, window,
+    length, cap, place_of, page_start, page_list, position, used, scores, wanted, idle, hits,
+    caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr,
 ):  # fmt: skip
@@ -67,8 +67,10 @@ def _hold(
     number = request * caps_per_request + first + unit % HEADS
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window) // RUN
-    if (tokens <= rows) | (places <= 0):
+    begins = tl.load(place_of + request)
+    if (tokens <= rows) | (places <= 0) | (begins < 0):
         return
+    scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
     begin, end = span(places, split, splits, TILE)
     if begin >= end:
         return
@@ -82,7 +84,7 @@ def _hold(
         row = _place_row(page_list, start, place, here, sink, RUN, P)
         run = tl.load(position + row, mask=here, other=0) // RUN
         before = tl.load(used + row, mask=here, other=0)
-        mine = scores + unit.to(tl.int64) * runs_in_all + run
+        mine = scores + run
         score = tl.load(mine, mask=here, other=-1.0)
         hit = here & ((score.to(tl.int32, bitcast=True) >> FINE) >= edge)
         tl.store(mine, -1.0, mask=hit)
@@ -96,12 +98,12 @@ def _hold(
     tl.atomic_add(hits + unit, kept, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "runs_in_all", "sink", "window", "room"])
+@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window", "room"])
 def _exchange(
-    length, cap, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking, old, olds, level,
-    levels, comes, counted, caps_per_request, first, splits, runs_in_all, sink, window, room,
+    length, cap, place_of, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking, old, olds,
+    level, levels, comes, counted, caps_per_request, first, splits, sink, window, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr,
-    TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, MOST: tl.constexpr,
+    TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr,
 ):  # fmt: skip
     """Half of the programs: runs that are wanted and not held. The others: places that are given away, as many as runs
     come, longest unwanted first. A split lists its first `room` and counts all."""
@@ -112,20 +114,22 @@ def _exchange(
     places = (rows - sink - window) // RUN
     low, high = sink // RUN, (tokens - window) // RUN
     come, lack, edge = 0, 0, 0
-    if (tokens > rows) & (places > 0):
+    begins = tl.load(place_of + request)
+    if (tokens > rows) & (places > 0) & (begins >= 0):
         kept = tl.load(hits + unit)
         edge, lack = _edge(wanted, unit, places, low, high, PART, SCORE_BINS)
         lack -= kept  # what is held lies where runs may come in
         come = tl.minimum(tl.minimum(lack, places - kept), tl.load(most))
-    mine = unit * MOST + split
+    mine = unit * splits + split
     if giving == 0:
         count = 0
         if come > 0:
+            scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
             begin, end = span(high, split, splits, TILE)
             for opening in range(begin, end, TILE):
                 run = opening + tl.arange(0, TILE)
                 here = (run < end) & (run >= low)
-                score = tl.load(scores + unit.to(tl.int64) * runs_in_all + run, mask=here, other=-1.0)
+                score = tl.load(scores + run, mask=here, other=-1.0)
                 lacks = here & ((score.to(tl.int32, bitcast=True) >> FINE) >= edge)
                 count = _append(missing + mine * room, count, run, lacks, room)
         tl.store(lacking + mine, count)
@@ -167,12 +171,11 @@ def choose(
         NEVER=_NEVER, num_warps=8,
     )  # fmt: skip
     _hold[(units, splits)](
-        step.length, step.cap, step.page_start, step.page_list, hot.position, hot.used, work.scores, work.wanted,
-        work.idle, work.hits, per_request, layer.first, splits, work.scores.shape[1], sink, window, **sizes,
+        step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
+        work.wanted, work.idle, work.hits, per_request, layer.first, splits, sink, window, **sizes,
     )  # fmt: skip
     _exchange[(units, splits, 2)](
-        step.length, step.cap, step.page_start, step.page_list, hot.used, work.scores, work.wanted, work.idle,
-        work.hits, work.most, work.missing, work.lacking, work.old, work.olds, work.level, work.levels, work.comes,
-        work.counted, per_request, layer.first, splits, work.scores.shape[1], sink, window, work.room, **sizes,
-        MOST=MOST_SPLITS,
+        step.length, step.cap, work.place, step.page_start, step.page_list, hot.used, work.scores, work.wanted,
+        work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds, work.level, work.levels, work.comes,
+        work.counted, per_request, layer.first, splits, sink, window, work.room, **sizes,
     )  # fmt: skip

@@ -80,10 +80,10 @@ def _codes(
     return tl.reshape(code & ((1 << B) - 1), [words.shape[0], PAD]).to(tl.float16)
 
 
-@triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale", "context"])
+@triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
 def _logits(
-    q, slots, starts, length, cap, heads, rows, decode, out, tops, totals, wanted, idle, hits,
-    q_stride, slots_in_all, caps_per_request, first, parts, scale, context,
+    q, slots, starts, length, cap, place, heads, rows, decode, out, tops, totals, wanted, idle, hits,
+    q_stride, slots_in_all, caps_per_request, first, parts, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, WORDS: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr, MOST: tl.constexpr,
     NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
@@ -96,7 +96,8 @@ def _logits(
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(hits + unit, 0)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
-    if tokens < tl.load(cap + request * caps_per_request + first + compressed):
+    where = tl.load(place + request)
+    if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (where < 0):
         return
     begin, end = span(tokens, part, parts, TOKENS)
     member, within = tl.arange(0, BLOCK_G), tl.arange(0, TOKENS)
@@ -110,7 +111,7 @@ def _logits(
     if N2 > 0:
         third = _weights(query, scale, turn, D, R, GROUP, N0 + N1, N2, PAD2, BLOCK_G)
     table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
-    place_out = out + unit.to(tl.int64) * context * GROUP
+    place_out = out + (where.to(tl.int64) * HEADS + compressed * (tokens + 1)) * GROUP
     # The softmax runs in every place of the tile by itself: threads meet at its end only.
     top = tl.full([TOKENS, BLOCK_G], NOTHING, tl.float32)
     total = tl.zeros([TOKENS, BLOCK_G], tl.float32)
@@ -137,18 +138,19 @@ def _logits(
     tl.store(totals + where, tl.sum(total * tl.exp2(top - highest[None, :]), 0), mask=member < GROUP)
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "parts", "context", "runs_in_all", "sink", "window"])
+@triton.jit(do_not_specialize=["caps_per_request", "first", "parts", "sink", "window"])
 def _scores(
-    length, cap, logits, tops, totals, scores, wanted,
-    caps_per_request, first, parts, context, runs_in_all, sink, window,
+    length, cap, place, logits, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr,
     RUNS: tl.constexpr, MOST: tl.constexpr, FINE: tl.constexpr, NOTHING: tl.constexpr,
 ):  # fmt: skip
     unit, part = tl.program_id(0), tl.program_id(1)
     request = unit // HEADS
     tokens = tl.load(length + request) - 1
-    if tokens < tl.load(cap + request * caps_per_request + first + unit % HEADS):
+    begins = tl.load(place + request)
+    if (tokens < tl.load(cap + request * caps_per_request + first + unit % HEADS)) | (begins < 0):
         return
+    mine = begins.to(tl.int64) * HEADS + unit % HEADS * (tokens + 1)
     low, high = sink // RUN, (tokens + 1 - window) // RUN
     begin, end = span(tokens // RUN, part, parts, RUNS)
     every, member, run, within = tl.arange(0, MOST), tl.arange(0, BLOCK_G), tl.arange(0, RUNS), tl.arange(0, RUN)
@@ -164,10 +166,10 @@ def _scores(
         number = start + run
         here = number < end
         token = number[:, None] * RUN + within[None, :]  # [RUNS, RUN]
-        place = logits + (unit.to(tl.int64) * context + token)[:, :, None] * GROUP + member[None, None, :]
-        value = tl.load(place, mask=here[:, None, None] & real[None, None, :], other=float("-inf"))
+        from_ = logits + (mine + token)[:, :, None] * GROUP + member[None, None, :]
+        value = tl.load(from_, mask=here[:, None, None] & real[None, None, :], other=float("-inf"))
         best = tl.max(tl.sum(tl.exp2(value - top[None, None, :]) * share[None, None, :], 2), 1)
-        tl.store(scores + unit.to(tl.int64) * runs_in_all + number, best, mask=here)
+        tl.store(scores + mine + number, best, mask=here)
         bin = tl.minimum(tl.maximum(best.to(tl.int32, bitcast=True) >> FINE, 0), BINS - 1)
         counted += tl.histogram(bin, BINS, mask=here & (number >= low) & (number < high))
     tl.atomic_add(wanted + unit * BINS + tl.arange(0, BINS), counted, mask=counted > 0, sem="relaxed")
@@ -188,17 +190,17 @@ def probe(
     parts, group = work.parts(units), work.group
     sizes = dict(HEADS=heads, GROUP=group, MOST=MOST_PARTS, NOTHING=_NOTHING)
     _logits[(units, parts)](
-        q, slots, starts, step.length, step.cap, layer.heads, layer.rows, layer.decode, work.logits, work.top,
+        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.logits, work.top,
         work.total, work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1],
-        layer.first, parts, scale * 1.4426950408889634, work.context, **sizes,
+        layer.first, parts, scale * 1.4426950408889634, **sizes,
         D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS, SCORE_BINS=SCORE_BINS,
         BLOCK_G=max(8, triton.next_power_of_2(group)), WORD_BITS=WORD, **flat_fields(layer.fields),
         **pads(layer.fields), num_warps=4,
         maxnreg=64 if group <= 8 else 128,  # a processor runs eight, or four, at once
     )  # fmt: skip
     _scores[(units, parts)](
-        step.length, step.cap, work.logits, work.top, work.total, work.scores, work.wanted, step.cap.shape[1],
-        layer.first, parts, work.context, work.scores.shape[1], sink, window, **sizes,
+        step.length, step.cap, work.place, work.logits, work.top, work.total, work.scores, work.wanted,
+        step.cap.shape[1], layer.first, parts, sink, window, **sizes,
         BLOCK_G=triton.next_power_of_2(group), RUN=work.run, BINS=SCORE_BINS, RUNS=TILE // work.run, FINE=_FINE,
         num_warps=8,
     )  # fmt: skip

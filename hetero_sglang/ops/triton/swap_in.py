@@ -25,13 +25,13 @@ _UNITS = 64  # whose counts a program looks through at once
 def _listed(lists, counts, unit, number, splits, room, MOST: tl.constexpr):
     """Entry `number` [n] of a unit's lists, which follow each other by splits; and how many there are in all."""
     part = tl.arange(0, MOST)
-    count = tl.load(counts + unit[:, None] * MOST + part[None, :], mask=part[None, :] < splits, other=0)  # [n, MOST]
+    count = tl.load(counts + unit[:, None] * splits + part[None, :], mask=part[None, :] < splits, other=0)  # [n, MOST]
     upto = tl.cumsum(count, 1)
     split = tl.sum((upto <= number[:, None]).to(tl.int32), 1)
     before = tl.sum(tl.where(part[None, :] < split[:, None], count, 0), 1)
     total = tl.sum(count, 1)
     there = (number >= 0) & (number < total)
-    entry = tl.load(lists + (unit * MOST + split) * room + number - before, mask=there, other=0)
+    entry = tl.load(lists + (unit * splits + split) * room + number - before, mask=there, other=0)
     return entry, total
 
 

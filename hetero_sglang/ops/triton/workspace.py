@@ -15,16 +15,18 @@ _LISTERS = 264  # programs that list runs and places: each begins with what all 
 
 
 class Workspace:
-    """For `units` (request, compressed head) pairs of up to `context` tokens, of which `most` runs may come at once.
+    """For steps of up to `batch` requests of up to `context` tokens and of `tokens` in all, to each of whose heads
+    `most` runs may come at once. What does not fit is left out: those requests keep the rows that they have.
 
-    A unit's work is cut into as many equal pieces as its step has room for; their sizes follow from lengths on the
+    A unit is a request's head; a unit's work is cut into as many equal pieces as its step has room for; their sizes follow from lengths on the
     device. To be used by one stream: a layer's lists last until the next layer's `choose`.
     """
 
     def __init__(
-        self, batch: int, heads: int, group: int, context: int, run: int, most: int, device: torch.device | str
-    ) -> None:
-        self.heads, self.group, self.context, self.run, self.room = heads, group, context, run, most
+        self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
+        device: torch.device | str,
+    ) -> None:  # fmt: skip
+        self.heads, self.group, self.tokens, self.run, self.room = heads, group, tokens, run, most
         units = batch * heads
         self.tiles = -(-context // TILE)  # a piece is some tiles
 
@@ -33,21 +35,34 @@ class Workspace:
 
         self.most = make(1)  # runs that may come to a head in a step, at most `room`
         self.most.fill_(most)
-        self.logits = make(units, context, group, dtype=torch.float32)  # base 2
+        self.turn = make(1, dtype=torch.int64)
+        self.place = make(batch)  # where a request's tokens begin among all, -1: left out
+        self.logits = make(tokens * heads, group, dtype=torch.float32)  # base 2
         self.top = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.total = make(units, MOST_PARTS, group, dtype=torch.float32)
-        self.scores = make(units, -(-context // run), dtype=torch.float32)
+        self.scores = make(tokens * heads, dtype=torch.float32)  # of runs; a unit's begin where its tokens do
         self.wanted = make(units, SCORE_BINS)  # runs by the bin of their score
         self.idle = make(units, BINS)  # unwanted places by the bin of their last use
         self.hits = make(units)  # wanted places
-        self.missing = make(units, MOST_SPLITS, most)  # runs that are wanted and not held
-        self.lacking = make(units, MOST_SPLITS)  # how many
-        self.old = make(units, MOST_SPLITS, most)  # places that are given away: bins below the edge
-        self.olds = make(units, MOST_SPLITS)
-        self.level = make(units, MOST_SPLITS, most)  # and of the edge's bin
-        self.levels = make(units, MOST_SPLITS)
+        lists = max(units, _LISTERS)  # units times splits
+        self.missing = make(lists, most)  # runs that are wanted and not held
+        self.lacking = make(lists)  # how many
+        self.old = make(lists, most)  # places that are given away: bins below the edge
+        self.olds = make(lists)
+        self.level = make(lists, most)  # and of the edge's bin
+        self.levels = make(lists)
         self.comes = make(units)  # runs that come
         self.counted = make(2, dtype=torch.int64)  # rows that came, and that were late, since the start
+
+    def plan(self, length: torch.Tensor) -> None:
+        """Once per step, recorded in the graph: where each request's tokens go; length [B] int32."""
+        batch = length.numel()
+        # Another request is first each time: of many that share a prefix, none is left out for good.
+        self.turn += 1
+        order = (torch.arange(batch, device=length.device) + self.turn) % batch
+        sizes = length[order]
+        end = sizes.cumsum(0)
+        self.place[order] = torch.where(end <= self.tokens, end - sizes, -1).int()
 
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units; a power of two."""
