@@ -8,12 +8,15 @@ the logits, its eigenvalue. A key's part is k . R u, a query's q . R^(-1) u.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hetero_sglang.calibration.moments import HeadMoments
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.index_plan import STEPS, WORD, Fields, IndexPlan, check_fields
+
+if TYPE_CHECKING:
+    from hetero_sglang.calibration.moments import HeadMoments  # imports torch, for which options need not wait
 
 DEFAULT_FIELDS: Fields = ((8, 4), (24, 2))
 _RIDGE = 1e-4  # of the mean square of a query's dimension, so that dimensions no query uses can be inverted
