@@ -8,9 +8,9 @@ import torch
 
 from hetero_sglang.attention.decode_kernels.choice import decode_kernel
 from hetero_sglang.attention.decode_step import DecodeStep
+from hetero_sglang.attention.device_lazy import DeviceLazy
 from hetero_sglang.attention.kernels.fill import fill
 from hetero_sglang.attention.kernels.store import LayerBuffers, StepTables, rows_apart, store
-from hetero_sglang.attention.device_lazy import DeviceLazy
 from hetero_sglang.attention.plan import Plan, Sequence
 from hetero_sglang.attention.prefill import RaggedPrefill
 from hetero_sglang.attention.write_back import WriteBack

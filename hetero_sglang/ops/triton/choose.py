@@ -176,6 +176,6 @@ def choose(
     )  # fmt: skip
     _exchange[(units, splits, 2)](
         step.length, step.cap, work.place, step.page_start, step.page_list, hot.used, work.scores, work.wanted,
-        work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds, work.level, work.levels, work.comes,
-        work.counted, per_request, layer.first, splits, sink, window, work.room, **sizes,
+        work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds, work.level, work.levels,
+        work.comes, work.counted, per_request, layer.first, splits, sink, window, work.room, **sizes,
     )  # fmt: skip

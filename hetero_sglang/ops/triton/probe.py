@@ -190,8 +190,8 @@ def probe(
     parts, group = work.parts(units), work.group
     sizes = dict(HEADS=heads, GROUP=group, MOST=MOST_PARTS, NOTHING=_NOTHING)
     _logits[(units, parts)](
-        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.logits, work.top,
-        work.total, work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1],
+        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.logits,
+        work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1],
         layer.first, parts, scale * 1.4426950408889634, **sizes,
         D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS, SCORE_BINS=SCORE_BINS,
         BLOCK_G=max(8, triton.next_power_of_2(group)), WORD_BITS=WORD, **flat_fields(layer.fields),

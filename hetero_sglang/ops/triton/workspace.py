@@ -18,8 +18,8 @@ class Workspace:
     """For steps of up to `batch` requests of up to `context` tokens and of `tokens` in all, to each of whose heads
     `most` runs may come at once. What does not fit is left out: those requests keep the rows that they have.
 
-    A unit is a request's head; a unit's work is cut into as many equal pieces as its step has room for; their sizes follow from lengths on the
-    device. To be used by one stream: a layer's lists last until the next layer's `choose`.
+    A unit is a request's head. Its work is cut into as many equal pieces as its step has room for, whose sizes follow
+    from lengths on the device. To be used by one stream: a layer's lists last until the next layer's `choose`.
     """
 
     def __init__(
