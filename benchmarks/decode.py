@@ -16,7 +16,14 @@ from typing import Any
 from benchmarks import shapes
 from benchmarks.bandwidth import copied
 from benchmarks.cases import measure
-from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, forced_rate
+from benchmarks.dummy import (
+    add_policies_option,
+    changed_rows,
+    chosen_policies,
+    dummy_server,
+    forced_rate,
+    index_profile,
+)
 from benchmarks.run import Run, add_log_option, add_options, named
 from benchmarks.verdict import verdict
 
@@ -30,6 +37,10 @@ def main() -> None:
         "--fetch-rate", nargs="*", type=float, default=[],
         help="shares of the satellites that each look refills; without it, those that drift",
     )  # fmt: skip
+    parser.add_argument(
+        "--changed-rows", nargs="*", type=int, default=[],
+        help="heads have key indexes of random directions, and so many rows come to each in a step",
+    )  # fmt: skip
     parser.add_argument("--max-total-tokens", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -38,7 +49,7 @@ def main() -> None:
     add_options(parser, "decode")
     add_log_option(parser)
     given = parser.parse_args()
-    policies = chosen_policies(given)
+    policies = given.policies if given.changed_rows else chosen_policies(given)
     with Run(given, max_total_tokens=given.max_total_tokens, steps=given.steps) as run:
         run.does("the copy bandwidth")
         run.told["copy_bytes_per_second"] = copied()
@@ -77,12 +88,13 @@ def line(row: dict[str, Any]) -> str:
 def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) -> None:
     ours = policy != "full"
     flags = {"max_total_tokens": given.max_total_tokens, **named(given.flags + (given.hetero_flags if ours else []))}
-    rates, file = given.fetch_rate if ours else [], scratch / "rate"
+    rates, file = given.changed_rows or given.fetch_rate if ours else [], scratch / "rate"
     file.write_text("0")
-    env = forced_rate(file) if rates else None
+    env = (changed_rows if given.changed_rows else forced_rate)(file) if rates else None
+    profile = str(index_profile(scratch)) if given.changed_rows else given.profile
     run.does(f"{policy}: the server's start")
     model = shapes.write(scratch / "llama-8b")
-    with dummy_server(model, policy, given.profile, run.log(policy), env, **flags) as server:
+    with dummy_server(model, policy, profile, run.log(policy), env, **flags) as server:
         for case in given.cases:
             run.does(f"{policy}: {case}")
             size = (*map(int, case.split("x")), given.steps, given.rounds)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks import shapes
 from benchmarks.launch import Server
 from hetero_sglang import development
 from hetero_sglang.memory.layout import HeadLayout, build_layout
-from hetero_sglang.profile.files import load_profile
+from hetero_sglang.profile.ablation import alike
+from hetero_sglang.profile.files import load_profile, save_profile
+from hetero_sglang.profile.index_plan import IndexPlan
 from hetero_sglang.settings import HOT_PAGE
 
 VOCABULARY = 120000  # ids below the special ones
@@ -68,6 +74,25 @@ def dummy_server(
     if policy != "full":
         chosen = {"kv_policy": "heterocache", "hetero_keep_ratio": policy, "hetero_profile": profile_path(profile)}
     return Server(model=model, log=log, env=env, **FLAGS | chosen | flags)
+
+
+def index_profile(folder: Path) -> Path:
+    """A head profile of the shape whose heads have key indexes of random directions, 80 bits a token."""
+    names = ("num_hidden_layers", "num_key_value_heads", "head_dim", "num_attention_heads")
+    layers, kv_heads, dim, query_heads = (int(str(shapes.LLAMA_8B[name])) for name in names)
+    profile, rng = alike(layers, kv_heads, query_heads, dim), np.random.default_rng(0)
+    fields = ((8, 4), (24, 2))
+    encode = rng.normal(size=(layers, kv_heads, dim, 32)).astype(np.float32) / dim**0.5
+    levels = np.concatenate([np.full(count, 2.0**bits - 1) for count, bits in fields])
+    offset = np.broadcast_to(-levels / 2, (layers, kv_heads, 32)).astype(np.float32)
+    path = folder / "index_profile.json"
+    save_profile(replace(profile, index=IndexPlan(fields, encode * levels / 4, offset, encode)), path)
+    return path
+
+
+def changed_rows(rows: int | Path) -> dict[str, str]:
+    """Environment of a server to whose heads so many rows come in every step; or a file with the number."""
+    return {development.ALLOWED: "1", development.CHANGED_ROWS: str(rows)}
 
 
 def forced_rate(rate: float | Path) -> dict[str, str]:
