@@ -12,8 +12,8 @@ from benchmarks.launch import Server
 from benchmarks.streams import Stream, gaps, run_together
 
 COUNTERS = (
-    "drift_checks", "drift_triggers", "anchor_refreshes", "fetches", "late_fetches", "fetched_rows", "late_rows", "fetched_bytes",
-    "failed_fetches", "refused_fetches", "dropped_rows",
+    "drift_checks", "drift_triggers", "anchor_refreshes", "fetches", "late_fetches", "fetched_rows", "late_rows",
+    "fetched_bytes", "failed_fetches", "refused_fetches", "dropped_rows",
 )  # fmt: skip
 
 

@@ -188,16 +188,19 @@ def test_a_step_is_the_reference_s(
     assert int((~fresh.isnan().any(1)).sum()) == came * run, "rows were written that nobody asked for"
 
 
-def test_a_request_beyond_the_workspace_keeps_what_it_has() -> None:
+def test_requests_beyond_the_workspace_take_turns() -> None:
+    """One keeps the rows that it has, in the next step the other."""
     world = make(5, 1, [700, 900], [200, 300])
     device = on_device(world)
     work = Workspace(2, HEADS, GROUP, CONTEXT, 1000, 1, 300, DEVICE)
-    work.plan(device.step.length)
-    args = (device.slots, device.starts, device.step)
-    probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
-    choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
-    swap_in(device.layer, device.host, *args, device.hot, SINK, work)
-    for b, changed in enumerate((True, False)):
-        rows = torch.stack([world.rows(b, c, torch.arange(world.places(b))) for c in range(HEADS)])
-        before, now = (hot.position.cpu().view(-1)[rows] for hot in (world.hot, device.hot))
-        assert torch.equal(before, now) != changed
+    args, before, chosen = (device.slots, device.starts, device.step), device.hot.position.cpu().clone(), []
+    for _ in range(2):
+        work.plan(device.step.length)
+        probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
+        choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
+        swap_in(device.layer, device.host, *args, device.hot, SINK, work)
+        now = device.hot.position.cpu().clone()
+        rows = [torch.stack([world.rows(b, c, torch.arange(world.places(b))) for c in range(HEADS)]) for b in (0, 1)]
+        chosen.append([not torch.equal(before.view(-1)[each], now.view(-1)[each]) for each in rows])
+        before = now
+    assert sorted(chosen) == [[False, True], [True, False]]

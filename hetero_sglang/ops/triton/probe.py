@@ -96,8 +96,8 @@ def _logits(
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(hits + unit, 0)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
-    where = tl.load(place + request)
-    if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (where < 0):
+    begins = tl.load(place + request)
+    if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0):
         return
     begin, end = span(tokens, part, parts, TOKENS)
     member, within = tl.arange(0, BLOCK_G), tl.arange(0, TOKENS)
@@ -111,7 +111,7 @@ def _logits(
     if N2 > 0:
         third = _weights(query, scale, turn, D, R, GROUP, N0 + N1, N2, PAD2, BLOCK_G)
     table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
-    place_out = out + (where.to(tl.int64) * HEADS + compressed * (tokens + 1)) * GROUP
+    place_out = out + (begins.to(tl.int64) * HEADS + compressed * (tokens + 1)) * GROUP
     # The softmax runs in every place of the tile by itself: threads meet at its end only.
     top = tl.full([TOKENS, BLOCK_G], NOTHING, tl.float32)
     total = tl.zeros([TOKENS, BLOCK_G], tl.float32)
