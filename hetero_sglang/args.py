@@ -77,11 +77,11 @@ class HeteroServerArgs(ServerArgs):
     hetero_fetch: A[
         str,
         Arg(
-            help="Whether rows come while decoding goes on, or a step waits for those that its pivots ask for. "
-            f"One of {named('hetero_fetch')}.",
+            help="When rows come: ahead, as soon as they are known to be wanted or can be guessed, or in the very step "
+            f"that wants them, which waits. One of {named('hetero_fetch')}.",
         ),
         NS("memory"),
-    ] = "ahead"
+    ] = "auto"
     hetero_reassign: A[
         bool, Arg(help="Give satellites that no longer follow their pivot another one, or none."), NS("memory")
     ] = False
@@ -149,7 +149,7 @@ class HeteroServerArgs(ServerArgs):
 
         policy, interval = self.hetero_policy(), self.hetero_monitor_interval
         if interval is None:
-            interval = 1 if policy.refresh is Refresh.STEP or self.hetero_fetch == "wait" else 4
+            interval = 1 if policy.refresh is Refresh.STEP or self.hetero_fetch == "same-step" else 4
         return profile_for(policy, self), {
             "policy": policy,
             "keep_ratio": self.hetero_keep_ratio,
@@ -159,7 +159,7 @@ class HeteroServerArgs(ServerArgs):
             "drift_threshold": self.hetero_drift_threshold,
             "monitor_interval": interval,
             "retrieval": self.hetero_retrieval,
-            "waits": self.hetero_fetch == "wait",
+            "fetch": self.hetero_fetch,
             "reassign": self.hetero_reassign,
             "decode_kernel": self.hetero_decode_kernel,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 POLICIES = ["full", "heterocache", "streamingllm", "snapkv", "quest", "chunkkv", "rocketkv", "fier", "kvcluster"]
 RETRIEVAL = ["accumulate", "replace", "off"]
 ROLES = ["profile", "ratio"]
-FETCH = ["ahead", "wait"]
+FETCH = ["auto", "ahead", "same-step"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
 INDEXES = ["auto", "directions", "none"]
 DECODE_KERNELS = ["auto", "flashinfer", "triton"]

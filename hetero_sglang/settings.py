@@ -37,6 +37,7 @@ class Settings:
     refill_rows: int  # tokens that come to a head at one refill, at most: the best
     history: int  # looks whose median overlap decides
     waits: bool  # a step waits for the rows that its pivots ask for
+    ahead: bool  # heads with a key index look for rows one layer ahead, by queries that are guessed
     reassign: bool  # satellites that no longer follow their pivot get another, or none
     staging_mb: int
     worker_threads: int
@@ -79,7 +80,7 @@ def resolve(
     observe: int = 32,
     anchor_interval: int = 8,
     retrieval: str = "accumulate",
-    waits: bool = False,
+    fetch: str = "auto",
     reassign: bool = False,
     reserve: int = 4096,
     decode_kernel: str = "auto",
@@ -88,6 +89,7 @@ def resolve(
 ) -> Settings:
     """Validate the options against the profile. Raises HeteroError with the legal recipe."""
     policy = policy or HeteroCache()
+    waits = policy.refresh is Refresh.DRIFT and fetch == "same-step"
     lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
     plan = profile.index if lazy else None
     if lazy and plan is None:
@@ -148,6 +150,7 @@ def resolve(
         refill_rows=1024,
         history=1 if waits else 3,
         waits=waits,
+        ahead=lazy and fetch == "ahead",
         reassign=reassign,
         staging_mb=64,
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),

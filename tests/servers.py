@@ -54,7 +54,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "hetero_keep_ratio": RATIO,
         "hetero_roles": "ratio",
         "hetero_reassign": True,
-        "hetero_fetch": "wait",
+        "hetero_fetch": "same-step",
         "hetero_window": 16,
         "max_total_tokens": 8000,
     },

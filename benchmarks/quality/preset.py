@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hetero_sglang.choices import POLICIES
 
 # HeteroCache twice: rows fetched while decoding goes on, and rows that a step waits for, as other policies' steps do.
-VARIANTS = (*POLICIES[:2], "heterocache:fetch=wait:roles=ratio", *POLICIES[2:])
+VARIANTS = (*POLICIES[:2], "heterocache:fetch=same-step:roles=ratio", *POLICIES[2:])
 
 
 @dataclass(frozen=True)

@@ -250,5 +250,5 @@ class DeviceEngine:
         store(buffers, slots, k, v, host=False, step=tables, window=self.settings.rule.window, q=q, saved=saved)
         if self.lazy and step.work:
             self.lazy.write(layer, slots, k)
-            self.lazy.swap(layer, step, tables, q, scale)
-        return step.kernel.attend(layer, q, buffers, tables, scale)
+            self.lazy.ready(layer, step, tables, q, scale)
+        return step.kernel.attend(layer, q, buffers, tables, scale, ordered=self.lazy is not None)

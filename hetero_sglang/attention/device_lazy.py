@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from hetero_sglang import development
@@ -9,7 +11,7 @@ from hetero_sglang.attention.decode_step import DecodeStep
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.attention.lazy_step import LazyHeads
 from hetero_sglang.cache import HeteroCache
-from hetero_sglang.memory.lanes import Mark, mark
+from hetero_sglang.memory.lanes import Lane, Mark, mark
 from hetero_sglang.memory.sizes import LOOK_WORKSPACE
 from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.index import index
@@ -40,6 +42,9 @@ class DeviceLazy(LazyHeads):
         self.most: dict[Workspace, int] = {}
         self.steps = 0
         self.counted: torch.Tensor | None = None
+        self.lane = Lane(device, urgent=False)
+        self.read_state: dict[int, Mark] = {}  # by layer: the guess has read what it is made of
+        self.arrived: dict[int, Mark] = {}  # by layer whose rows come ahead
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
         """Index new keys k [n, H, D] at token slots [n]."""
@@ -79,6 +84,29 @@ class DeviceLazy(LazyHeads):
         if self.counted is not None:
             self.counts.copy_(self.counted, non_blocking=True)
             self.read = mark(cache.hot.k.device)
+
+    def ahead(
+        self, layer: int, step: DecodeStep, tables: StepTables, queries: Callable[[], torch.Tensor], scale: float
+    ) -> None:
+        """While the layer before runs its MLP: rows that `layer` wants by guessed queries [B, Hq * D] come in."""
+        self.lane.follow(mark(self.cache.hot.k.device))
+        with self.lane:
+            q = queries()
+            self.read_state[layer] = self.lane.mark()
+            self.swap(layer, step, tables, q.unflatten(1, (-1, self.cache.hot.k.shape[-1])), scale)
+        self.arrived[layer] = self.lane.mark()
+
+    def state_changes(self, layer: int) -> None:
+        """What `layer`'s queries are guessed from is about to be overwritten."""
+        if layer in self.read_state:
+            self.read_state.pop(layer).hold(self.cache.hot.k.device)
+
+    def ready(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
+        """Before a layer attends with q [B, Hq, D]: its rows are there, or come now."""
+        if layer in self.arrived:
+            self.arrived.pop(layer).hold(self.cache.hot.k.device)
+        else:
+            self.swap(layer, step, tables, q, scale)
 
     def swap(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
         """Before a layer attends: q [B, Hq, D]; rows that are wanted come in."""

@@ -7,7 +7,7 @@ import torch
 from hetero_sglang.cache import HeteroCache
 from hetero_sglang.memory.layout import LayerLayout
 from hetero_sglang.memory.working_set import WorkingSet
-from hetero_sglang.ops.reference.choose import choose, first_edge, run_scores, used_at_first
+from hetero_sglang.ops.reference.choose import choose, run_scores, used_at_first
 from hetero_sglang.ops.reference.index import index, probe
 
 PART = 4  # a quarter of the rows that may change is what a step can want
@@ -27,10 +27,8 @@ class LazyHeads:
         return (best[..., None] * self.run + torch.arange(self.run, device=scores.device)).flatten(1)
 
     def first_use(self, scores: torch.Tensor) -> torch.Tensor:
-        """`used` int32 [C, L] of a prompt's tokens by its scores [C, L]: their runs'; 0 where those are incomplete, and
-        of the first token, in whose row the head's edge will be."""
+        """`used` int32 [C, L] of a prompt's tokens by its scores [C, L]: their runs', 0 where those are incomplete."""
         best = used_at_first(run_scores(scores, self.run)).repeat_interleave(self.run, 1)
-        best[:, 0] = 0
         return torch.nn.functional.pad(best, (0, scores.shape[1] - best.shape[1]))
 
 
@@ -59,12 +57,7 @@ class LazyStep(LazyHeads):
         held = hot.position.view(-1)[heads] // self.run
         low, high = rule.sink // self.run, (length - int(ws.ring[spec.first])) // self.run
         want = max(1, heads.shape[1] // PART)
-        # A head's first row is a sink, whose use nobody asks for: its edge is kept there.
-        first = torch.stack([ws.flat(n, torch.zeros(1, dtype=torch.int64)) for n in numbers])[:, 0]  # [C]
-        edge = hot.used.view(-1)[first]
-        edge = torch.where(edge > 0, edge, first_edge(length))
-        swaps = choose(scores, held, mine, edge, length, low, high, want, self.settings.most_swaps)
-        hot.used.view(-1)[first] = edge
+        swaps = choose(scores, held, mine, length, low, high, want, self.settings.most_swaps)
         hot.used.view(-1)[rows] = mine.repeat_interleave(self.run, 1)
         self.cache.counters.late_rows += swaps.late * self.run
         self._bring(ws, layer, spec, rows, swaps.head, swaps.place, swaps.run)

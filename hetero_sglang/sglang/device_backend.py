@@ -15,6 +15,7 @@ from hetero_sglang.attention.device_engine import DeviceEngine
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.attention.plan import plan_extend
 from hetero_sglang.retrieval.rehearsal import rehearse
+from hetero_sglang.sglang.ahead import Ahead, Queries
 from hetero_sglang.sglang.pool import token_slots
 from hetero_sglang.sglang.runtime import runtime
 
@@ -36,7 +37,20 @@ class DeviceAttnBackend(AttentionBackend):
         self.step: DecodeStep | None = None
         self.tables: StepTables | None = None
         self.known = True  # this prefill's requests are the cache's
+        self.scale = 1.0
+        self.ahead = self._ahead(model_runner.model) if self.cache.settings.ahead else None
         runtime().when_built = self.rehearse
+
+    def _ahead(self, model: Any) -> Ahead | None:
+        lazy = self.engine.lazy
+        if lazy is None:
+            return None
+
+        def bring(layer: int, queries: Queries) -> None:
+            assert self.step is not None and self.tables is not None
+            lazy.ahead(layer, self.step, self.tables, queries, self.scale)
+
+        return Ahead(model, bring, lazy.state_changes)
 
     def rehearse(self) -> None:
         """Before the first request: what is slow the first time happens now."""
@@ -102,6 +116,8 @@ class DeviceAttnBackend(AttentionBackend):
         """q [n, Hq * D], k [n, H, D], v [n, H, Dv] -> [n, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
+        if self.ahead is not None:
+            self.ahead.positions = None
         return self.engine.extend(index, slots, q, k, v, layer.scaling).reshape(q.shape[0], -1)
 
     def forward_decode(
@@ -111,6 +127,8 @@ class DeviceAttnBackend(AttentionBackend):
         """q [B, Hq * D], k [B, H, D], v [B, H, Dv] -> [B, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
+        if self.ahead is not None:
+            self.ahead.positions, self.scale = forward_batch.positions, layer.scaling
         assert self.step is not None and self.tables is not None
         out = self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling)
         return out.reshape(q.shape[0], -1)

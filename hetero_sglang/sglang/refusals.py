@@ -55,7 +55,7 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 # field of ours, whether a policy reads it, and why one that does not has no use for it
 OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
-    ("hetero_fetch", lambda policy: policy.refresh is Refresh.DRIFT, "no pivot of its asks for rows"),
+    ("hetero_fetch", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.LAZY), "no pivot of its asks for rows"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh is not Refresh.NEVER, "it fetches nothing"),
     ("hetero_monitor_interval", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP), "it needs none"),
@@ -126,6 +126,11 @@ def check_policy(args: Any) -> None:
     policy = args.hetero_policy()
     check_options(args, policy)
     if args.attention_backend != "flashinfer":
+        if policy.refresh is Refresh.LAZY and args.hetero_fetch == "ahead":
+            raise HeteroError(
+                "--hetero-fetch ahead guesses queries while the layer before them runs, which the torch engine cannot; "
+                "drop it."
+            )
         return
     if args.hetero_window < 2:
         raise HeteroError(

@@ -59,6 +59,8 @@ def test_policies(name: str) -> None:
 def test_drift_and_fetches(reassign: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(development, "waits", lambda: True)
     profile = random_profile(4, layers=3, heads=5)
-    requests = both(make_settings(profile, drift_threshold=0.8, anchor_interval=2, waits=True, reassign=reassign))
+    requests = both(
+        make_settings(profile, drift_threshold=0.8, anchor_interval=2, fetch="same-step", reassign=reassign)
+    )
     same(requests)
     assert requests[1].cache.counters.fetched_rows > 0

@@ -52,7 +52,7 @@ def begun(cache: HeteroCache) -> Request:
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_step_that_waits_attends_to_what_its_pivot_asks_for(waits: bool) -> None:
-    cache = cache_of(waits=waits)
+    cache = cache_of(fetch="same-step" if waits else "ahead")
     try:
         request = begun(cache)
         held = set(held_positions(request, 0, PROMPT).tolist())
@@ -74,7 +74,7 @@ def test_a_step_that_waits_attends_to_what_its_pivot_asks_for(waits: bool) -> No
 
 @pytest.mark.parametrize(("reassign", "follows"), [(True, 1), (True, None), (False, 1)])
 def test_a_satellite_moves_to_the_pivot_it_resembles_or_to_none(reassign: bool, follows: int | None) -> None:
-    cache = cache_of(reassign=reassign, waits=True)
+    cache = cache_of(reassign=reassign, fetch="same-step")
     try:
         request = planted(cache)
         if follows is not None:

@@ -21,10 +21,11 @@ class DecodeKernel(ABC):
 
     @abstractmethod
     def attend(
-        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float
-    ) -> torch.Tensor:
+        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
+        ordered: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """q [B, Hq, D] -> [B, Hq, Dv], heads in the model's order, recorded in the graph.
 
         Resident heads attend to the request's tokens, compressed ones to their first min(cap, length) rows; padding
-        (length 0) gives something finite.
+        (length 0) gives something finite. `ordered`: other kernels than `store` may have written rows just before.
         """

@@ -133,8 +133,9 @@ class FlashInferDecode(DecodeKernel):
         split(tables, self.now.split, self.context)
 
     def attend(
-        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float
-    ) -> torch.Tensor:
+        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
+        ordered: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         assert self.now is not None  # planned
         batch, query_heads, dim = q.shape
         now, group, resident = self.now, self.group, buffers.resident_k.shape[1]

@@ -26,6 +26,7 @@ class TritonDecode(DecodeKernel):
         self.work.plan(tables.length, tables.cap, tables.page_start, self.starts)
 
     def attend(
-        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float
-    ) -> torch.Tensor:
-        return decode_attention(q, buffers, self.slots, tables.page_list, scale, self.work, layer)
+        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
+        ordered: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        return decode_attention(q, buffers, self.slots, tables.page_list, scale, self.work, layer, ordered)

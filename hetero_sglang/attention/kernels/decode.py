@@ -172,19 +172,19 @@ def _merge(
 
 def decode_attention(
     q: torch.Tensor, layer: LayerBuffers, slots: torch.Tensor, page_list: torch.Tensor, scale: float,
-    work: DecodeBuffers, index: int,
+    work: DecodeBuffers, index: int, ordered: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """One token per request: q [B, Hq, D] (rows may lie apart) -> [B, Hq, Dv]. Requests of length 0 give zeros.
 
     Resident heads attend to the slots that `slots` lists for their request, compressed ones to the rows of their pages
     in `page_list`: as `work.plan` was told for this step. `index`: of the layer. Of what is read here the kernel just
-    before may have written the queries and this step's rows, nothing else.
+    before may have written the queries and this step's rows, nothing else, unless it is `ordered`.
     """
     batch, query_heads, dim = q.shape
     heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
     group, shape = query_heads // heads, work.shape
     block_d, block_dv = triton.next_power_of_2(dim), triton.next_power_of_2(v_dim)
-    not_first = work.pdl and index > 0  # nothing but the plan may have come before layer 0
+    not_first = work.pdl and index > 0 and not ordered  # nothing but the plan may have come before layer 0
     out = q.new_empty(batch, query_heads, v_dim)
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     registers = shape.registers(max(block_d, block_dv) * q.element_size()) if work.one_wave else None

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-BINS = 64  # of scores around the last step's edge, and of times since a run was wanted
-BELOW = 16  # bins below the last edge: two octaves; what lies lower is not wanted in this step
-_FINE = 20  # low bits of a float32 that a score's bin leaves out: eight bins to an octave
+BINS = 128  # of scores, and of times since a run was wanted
+_FINE = 21  # low bits of a float32 that a score's bin leaves out: four bins to an octave
+_LEAST = 384  # bins of float32 below the scores that are told apart, 2 ** -31 and above
 _NEVER = 4096  # a run not wanted since its prompt ended has `used` = its score's bin - _NEVER
-_LEAST = 96  # octaves of float32 below the scores that are told apart
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Swaps:
 
 
 def score_bin(scores: torch.Tensor) -> torch.Tensor:
-    """Of scores float32 >= 0: int32, at most 1016 for those up to 1."""
-    return scores.view(torch.int32) >> _FINE
+    """Of scores float32 in [0, 1]: int32 in [0, BINS)."""
+    return ((scores.view(torch.int32) >> _FINE) - _LEAST).clamp(0, BINS - 1)
 
 
 def used_at_first(scores: torch.Tensor) -> torch.Tensor:
@@ -38,17 +37,12 @@ def used_at_first(scores: torch.Tensor) -> torch.Tensor:
 def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
     """Bin of `used` int32 for a request of `length` tokens, in [0, BINS): the lower, the longer unwanted.
 
-    Octaves of the prompt's score below, half octaves of the steps since then above.
+    Half octaves of the prompt's score below, quarter octaves of the steps since then above.
     """
     half = BINS // 2
-    never = ((used + _NEVER) // 8 - _LEAST).clamp(0, half - 1)
-    age = (length - used).clamp(min=1).float().view(torch.int32) // (1 << 22) - 254  # twice its logarithm
+    never = ((used + _NEVER) // 2).clamp(0, half - 1)
+    age = ((length - used).clamp(min=1).float().view(torch.int32) >> _FINE) - 508  # four times its logarithm
     return torch.where(used < 0, never, BINS - 1 - age.clamp(max=half - 1))
-
-
-def first_edge(length: int | torch.Tensor) -> torch.Tensor:
-    """The edge before any step: what every token would score if all were alike."""
-    return score_bin(1.0 / torch.as_tensor(length, dtype=torch.float32))
 
 
 def run_scores(scores: torch.Tensor, run: int) -> torch.Tensor:
@@ -58,16 +52,14 @@ def run_scores(scores: torch.Tensor, run: int) -> torch.Tensor:
 
 
 def choose(
-    scores: torch.Tensor, held: torch.Tensor, used: torch.Tensor, edge: torch.Tensor, length: int, low: int, high: int,
-    want: int, most: int,
-) -> Swaps:  # fmt: skip
-    """One step of the rule for C heads; `used` and `edge` are brought up to date, moving the rows is the caller's.
+    scores: torch.Tensor, held: torch.Tensor, used: torch.Tensor, length: int, low: int, high: int, want: int, most: int
+) -> Swaps:
+    """One step of the rule for C heads; `used` is brought up to date, moving the rows is the caller's.
 
     scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run; used [C, n] int32: the request's
-    length when it was last wanted, else `used_at_first`; edge [C] int32: the last step's, else `first_edge`. Runs in
-    [low, high) may come in, no others are held. Wanted are those whose score's bin is that of the `want`th best or
-    higher, the new edge; it falls by no more than BELOW bins in a step. Of the wanted that are not held the first
-    `most` come, each in the place of an unwanted run, those with the lowest `used_bin` first; of equals the first.
+    length when it was last wanted, else `used_at_first`. Runs in [low, high) may come in, no others are held. Wanted
+    are those whose score's bin is that of the `want`th best or higher. Of the wanted that are not held the first
+    `most` come, each in the place of the unwanted run with the lowest `used_bin`; of equals the first.
     """
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
@@ -75,15 +67,8 @@ def choose(
     if not count or not places:
         nothing = torch.empty(0, dtype=torch.int64)
         return Swaps(nothing, nothing, nothing, 0)
-    base = (edge - BELOW).clamp(min=0)[:, None]  # [C, 1]
-    bins = (score_bin(inside) - base).clamp(max=BINS - 1)  # [C, n']
-    counted = torch.zeros(heads, BINS + 1, dtype=torch.int64, device=scores.device)
-    counted.scatter_add_(1, torch.where(bins < 0, BINS, bins).long(), torch.ones_like(bins, dtype=torch.int64))
-    above = counted[:, :BINS].flip(1).cumsum(1).flip(1)  # [C, BINS] runs of this bin and higher
-    lowest = (above >= count).sum(1, keepdim=True) - 1  # [C, 1]
-    lowest = lowest.clamp(min=0).int()
-    edge.copy_((base + lowest)[:, 0])
-    wanted = bins >= lowest  # [C, n']
+    edge = score_bin(inside.topk(count).values[:, -1:])  # [C, 1]
+    wanted = score_bin(inside) >= edge  # [C, n']
     at = held.long() - low
     hit = wanted.gather(1, at)  # [C, n]
     used[hit] = length
