@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 BINS = 128  # of scores, and of times since a run was wanted
-_FINE = 21  # low bits of a float32 that a score's bin leaves out: four bins to an octave
-_LEAST = 384  # bins of float32 below the scores that are told apart, 2 ** -31 and above
-_NEVER = 4096  # a run not wanted since its prompt ended has `used` = its score's bin - _NEVER
+FINE = 21  # low bits of a float32 that a score's bin leaves out: four bins to an octave
+LEAST = 384  # bins of float32 below the scores that are told apart, 2 ** -31 and above
+NEVER = 4096  # a run not wanted since its prompt ended has `used` = its score's bin - NEVER
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Swaps:
 
 def score_bin(scores: torch.Tensor) -> torch.Tensor:
     """Of scores float32 in [0, 1]: int32 in [0, BINS)."""
-    return ((scores.view(torch.int32) >> _FINE) - _LEAST).clamp(0, BINS - 1)
+    return ((scores.view(torch.int32) >> FINE) - LEAST).clamp(0, BINS - 1)
 
 
 def used_at_first(scores: torch.Tensor) -> torch.Tensor:
     """`used` int32 of runs that a prompt's end chose by these scores >= 0: before any step, the best latest."""
-    return score_bin(scores.float()) - _NEVER
+    return score_bin(scores.float()) - NEVER
 
 
 def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
@@ -40,8 +40,8 @@ def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
     Half octaves of the prompt's score below, quarter octaves of the steps since then above.
     """
     half = BINS // 2
-    never = ((used + _NEVER) // 2).clamp(0, half - 1)
-    age = ((length - used).clamp(min=1).float().view(torch.int32) >> _FINE) - 508  # four times its logarithm
+    never = ((used + NEVER) // 2).clamp(0, half - 1)
+    age = ((length - used).clamp(min=1).float().view(torch.int32) >> FINE) - 508  # four times its logarithm
     return torch.where(used < 0, never, BINS - 1 - age.clamp(max=half - 1))
 
 

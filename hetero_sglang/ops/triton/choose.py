@@ -12,12 +12,11 @@ import triton.language as tl
 
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.ops.reference.choose import BINS
-from hetero_sglang.ops.triton.probe import LayerIndex, span
-from hetero_sglang.ops.triton.workspace import SCORE_BINS, TILE, Workspace
+from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER
+from hetero_sglang.ops.triton.probe import LayerIndex, score_bin, span
+from hetero_sglang.ops.triton.workspace import TILE, Workspace
 
 PART = 4  # a quarter of a head's places is what a step can want
-_FINE, _NEVER = 20, 4096  # as the reference's
 
 
 @triton.jit
@@ -32,11 +31,12 @@ def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexp
 
 
 @triton.jit
-def _used_bin(used, length, BINS: tl.constexpr, NEVER: tl.constexpr):
+def _used_bin(used, length, BINS: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr):
     """Bin of a place's last use: the lower, the longer it is unwanted."""
     half: tl.constexpr = BINS // 2
-    never = tl.minimum(tl.maximum(used + NEVER, 0), half - 1)
-    return tl.where(used < 0, never, BINS - 1 - tl.minimum(tl.maximum(length - used, 0), half - 1))
+    never = tl.minimum(tl.maximum((used + NEVER) // 2, 0), half - 1)
+    age = (tl.maximum(length - used, 1).to(tl.float32).to(tl.int32, bitcast=True) >> FINE) - 508
+    return tl.where(used < 0, never, BINS - 1 - tl.minimum(age, half - 1))
 
 
 @triton.jit
@@ -58,8 +58,8 @@ def _append(listed, count, what, mask, room):
 def _hold(
     length, cap, place_of, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, splits, sink, window,
-    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr,
-    TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr,
+    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
+    PART: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr, NEVER: tl.constexpr,
 ):  # fmt: skip
     """Places whose run is wanted are used now, and their runs no longer candidates; the others count by last use."""
     unit, split = tl.program_id(0), tl.program_id(1)
@@ -74,7 +74,7 @@ def _hold(
     begin, end = span(places, split, splits, TILE)
     if begin >= end:
         return
-    edge, _ = _edge(wanted, unit, places, sink // RUN, (tokens - window) // RUN, PART, SCORE_BINS)
+    edge, _ = _edge(wanted, unit, places, sink // RUN, (tokens - window) // RUN, PART, BINS)
     start = tl.load(page_start + number)
     counted = tl.zeros([BINS], tl.int32)
     kept = 0
@@ -86,13 +86,13 @@ def _hold(
         before = tl.load(used + row, mask=here, other=0)
         mine = scores + run
         score = tl.load(mine, mask=here, other=-1.0)
-        hit = here & ((score.to(tl.int32, bitcast=True) >> FINE) >= edge)
+        hit = here & (score_bin(score, BINS, FINE, LEAST) >= edge)
         tl.store(mine, -1.0, mask=hit)
         for within in tl.static_range(RUN):
             each = _place_row(page_list, start, place, hit, sink + within, RUN, P)
             tl.store(used + each, tokens + place * 0, mask=hit)
         kept += tl.sum(hit.to(tl.int32), 0)
-        counted += tl.histogram(_used_bin(before, tokens, BINS, NEVER), BINS, mask=here & (hit == 0))
+        counted += tl.histogram(_used_bin(before, tokens, BINS, FINE, NEVER), BINS, mask=here & (hit == 0))
     bins = tl.arange(0, BINS)
     tl.atomic_add(idle + unit * BINS + bins, counted, mask=counted > 0, sem="relaxed")
     tl.atomic_add(hits + unit, kept, sem="relaxed")
@@ -102,8 +102,8 @@ def _hold(
 def _exchange(
     length, cap, place_of, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking, old, olds,
     level, levels, comes, counted, caps_per_request, first, splits, sink, window, room,
-    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr,
-    TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr,
+    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
+    PART: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr, NEVER: tl.constexpr,
 ):  # fmt: skip
     """Half of the programs: runs that are wanted and not held. The others: places that are given away, as many as runs
     come, longest unwanted first. A split lists its first `room` and counts all."""
@@ -117,7 +117,7 @@ def _exchange(
     begins = tl.load(place_of + request)
     if (tokens > rows) & (places > 0) & (begins >= 0):
         kept = tl.load(hits + unit)
-        edge, lack = _edge(wanted, unit, places, low, high, PART, SCORE_BINS)
+        edge, lack = _edge(wanted, unit, places, low, high, PART, BINS)
         lack -= kept  # what is held lies where runs may come in
         come = tl.minimum(tl.minimum(lack, places - kept), tl.load(most))
     mine = unit * splits + split
@@ -130,7 +130,7 @@ def _exchange(
                 run = opening + tl.arange(0, TILE)
                 here = (run < end) & (run >= low)
                 score = tl.load(scores + run, mask=here, other=-1.0)
-                lacks = here & ((score.to(tl.int32, bitcast=True) >> FINE) >= edge)
+                lacks = here & (score_bin(score, BINS, FINE, LEAST) >= edge)
                 count = _append(missing + mine * room, count, run, lacks, room)
         tl.store(lacking + mine, count)
     else:
@@ -144,7 +144,7 @@ def _exchange(
                 place = opening + tl.arange(0, TILE)
                 here = place < end
                 row = _place_row(page_list, start, place, here, sink, RUN, P)
-                age = _used_bin(tl.load(used + row, mask=here, other=0), tokens, BINS, NEVER)
+                age = _used_bin(tl.load(used + row, mask=here, other=0), tokens, BINS, FINE, NEVER)
                 older = _append(old + mine * room, older, place, here & (age < last), room)
                 same = _append(level + mine * room, same, place, here & (age == last), room)
         tl.store(olds + mine, older)
@@ -167,8 +167,8 @@ def choose(
     units = step.length.numel() * heads
     splits, per_request = work.splits(units), step.cap.shape[1]
     sizes = dict(
-        HEADS=heads, RUN=work.run, P=hot.page_size, BINS=BINS, SCORE_BINS=SCORE_BINS, TILE=TILE, PART=PART, FINE=_FINE,
-        NEVER=_NEVER, num_warps=8,
+        HEADS=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, LEAST=LEAST,
+        NEVER=NEVER, num_warps=8,
     )  # fmt: skip
     _hold[(units, splits)](
         step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,

@@ -13,13 +13,12 @@ import triton
 import triton.language as tl
 
 from hetero_sglang.attention.kernels.store import StepTables
-from hetero_sglang.ops.reference.choose import BINS
+from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.index import flat_fields, pads
-from hetero_sglang.ops.triton.workspace import MOST_PARTS, SCORE_BINS, TILE, Workspace
+from hetero_sglang.ops.triton.workspace import MOST_PARTS, TILE, Workspace
 from hetero_sglang.profile.index_plan import WORD, Fields
 
 _TOKENS = 128  # whose codes a program unpacks at once
-_FINE = 20  # low bits of a score that its bin leaves out
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
 
 
@@ -42,6 +41,13 @@ def span(length, split, splits, TILE: tl.constexpr):
     """This split's share [begin, end) of `length` things, in whole tiles."""
     size = tl.cdiv(tl.cdiv(length, splits), TILE) * TILE
     return tl.minimum(split * size, length), tl.minimum((split + 1) * size, length)
+
+
+@triton.jit
+def score_bin(score, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr):
+    """Twin of ops/reference/choose.py's; negative for what is marked as held."""
+    bin = tl.minimum(tl.maximum((score.to(tl.int32, bitcast=True) >> FINE) - LEAST, 0), BINS - 1)
+    return tl.where(score < 0, -1, bin)
 
 
 @triton.jit
@@ -85,14 +91,14 @@ def _logits(
     q, slots, starts, length, cap, place, heads, rows, decode, out, tops, totals, wanted, idle, hits,
     q_stride, slots_in_all, caps_per_request, first, parts, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, WORDS: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BINS: tl.constexpr, SCORE_BINS: tl.constexpr, MOST: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
     NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
     B2: tl.constexpr, PAD0: tl.constexpr, PAD1: tl.constexpr, PAD2: tl.constexpr, WORD_BITS: tl.constexpr,
 ):  # fmt: skip
     unit, part = tl.program_id(0), tl.program_id(1)
     request, compressed = unit // HEADS, unit % HEADS
     if part == 0:
-        tl.store(wanted + unit * SCORE_BINS + tl.arange(0, SCORE_BINS), tl.zeros([SCORE_BINS], tl.int32))
+        tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(hits + unit, 0)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
@@ -142,7 +148,7 @@ def _logits(
 def _scores(
     length, cap, place, logits, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr,
-    RUNS: tl.constexpr, MOST: tl.constexpr, FINE: tl.constexpr, NOTHING: tl.constexpr,
+    RUNS: tl.constexpr, MOST: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr, NOTHING: tl.constexpr,
 ):  # fmt: skip
     unit, part = tl.program_id(0), tl.program_id(1)
     request = unit // HEADS
@@ -170,7 +176,7 @@ def _scores(
         value = tl.load(from_, mask=here[:, None, None] & real[None, None, :], other=float("-inf"))
         best = tl.max(tl.sum(tl.exp2(value - top[None, None, :]) * share[None, None, :], 2), 1)
         tl.store(scores + mine + number, best, mask=here)
-        bin = tl.minimum(tl.maximum(best.to(tl.int32, bitcast=True) >> FINE, 0), BINS - 1)
+        bin = score_bin(best, BINS, FINE, LEAST)
         counted += tl.histogram(bin, BINS, mask=here & (number >= low) & (number < high))
     tl.atomic_add(wanted + unit * BINS + tl.arange(0, BINS), counted, mask=counted > 0, sem="relaxed")
 
@@ -193,7 +199,7 @@ def probe(
         q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.logits,
         work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1],
         layer.first, parts, scale * 1.4426950408889634, **sizes,
-        D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS, SCORE_BINS=SCORE_BINS,
+        D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS,
         BLOCK_G=max(8, triton.next_power_of_2(group)), WORD_BITS=WORD, **flat_fields(layer.fields),
         **pads(layer.fields), num_warps=4,
         maxnreg=64 if group <= 8 else 128,  # a processor runs eight, or four, at once
@@ -201,6 +207,6 @@ def probe(
     _scores[(units, parts)](
         step.length, step.cap, work.place, work.logits, work.top, work.total, work.scores, work.wanted,
         step.cap.shape[1], layer.first, parts, sink, window, **sizes,
-        BLOCK_G=triton.next_power_of_2(group), RUN=work.run, BINS=SCORE_BINS, RUNS=TILE // work.run, FINE=_FINE,
+        BLOCK_G=triton.next_power_of_2(group), RUN=work.run, BINS=BINS, RUNS=TILE // work.run, FINE=FINE, LEAST=LEAST,
         num_warps=8,
     )  # fmt: skip

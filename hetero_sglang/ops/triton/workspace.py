@@ -9,7 +9,6 @@ from hetero_sglang.ops.reference.choose import BINS
 TILE = 1024  # tokens, runs or places that a program looks at together
 MOST_PARTS = 128  # of a unit's tokens
 MOST_SPLITS = 64  # of its runs, and of its places
-SCORE_BINS = BINS // 2  # a score is at most 1, whose bin is 1016
 _READERS = 1056  # programs that read tokens: enough under way to wait for memory together
 _LISTERS = 264  # programs that list runs and places: each begins with what all splits share
 
@@ -41,7 +40,7 @@ class Workspace:
         self.top = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.total = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.scores = make(tokens * heads, dtype=torch.float32)  # of runs; a unit's begin where its tokens do
-        self.wanted = make(units, SCORE_BINS)  # runs by the bin of their score
+        self.wanted = make(units, BINS)  # runs by the bin of their score
         self.idle = make(units, BINS)  # unwanted places by the bin of their last use
         self.hits = make(units)  # wanted places
         lists = max(units, _LISTERS)  # units times splits
