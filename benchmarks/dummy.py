@@ -86,7 +86,9 @@ def index_profile(folder: Path) -> Path:
     levels = np.concatenate([np.full(count, 2.0**bits - 1) for count, bits in fields])
     offset = np.broadcast_to(-levels / 2, (layers, kv_heads, 32)).astype(np.float32)
     path = folder / "index_profile.json"
-    save_profile(replace(profile, index=IndexPlan(fields, encode * levels / 4, offset, encode)), path)
+    # Random weights make queries and keys of about 0.04: codes use their bits, and logits differ by some units.
+    index = IndexPlan(fields, 27 * encode * levels / 4, offset, 40 * encode)
+    save_profile(replace(profile, index=index), path)
     return path
 
 
