@@ -86,8 +86,9 @@ def index_profile(folder: Path) -> Path:
     levels = np.concatenate([np.full(count, 2.0**bits - 1) for count, bits in fields])
     offset = np.broadcast_to(-levels / 2, (layers, kv_heads, 32)).astype(np.float32)
     path = folder / "index_profile.json"
-    # Random weights make queries and keys of about 0.04: codes use their bits, and logits differ by some units.
-    index = IndexPlan(fields, 27 * encode * levels / 4, offset, 40 * encode)
+    # Random weights, of norms too, lie within 0.001: queries and keys are about 2e-5. So codes use their bits, and
+    # logits differ by some units.
+    index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode)
     save_profile(replace(profile, index=index), path)
     return path
 
