@@ -22,7 +22,7 @@ from benchmarks.quality.plots import load_pyplot
 from benchmarks.quality.servers import Servers
 from benchmarks.real.arithmetic import ALL, rows_per_head, summarize
 from benchmarks.real.measure import Measure
-from benchmarks.real.setting import Setting, parse_settings
+from benchmarks.real.setting import FULL, Setting, parse_settings
 from benchmarks.real.show import plot, table
 from benchmarks.real.sources import KINDS
 from benchmarks.real.texts import CALIBRATION, HELD_OUT, Text, texts
@@ -46,21 +46,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Measure every setting. Raises HeteroError for what cannot be, or a server that does not follow."""
-    settings, pyplot = parse_settings(given.policies), None if given.no_plot else load_pyplot()
+    """Measure every setting that has a server. Raises HeteroError for what cannot be, or without plain SGLang's."""
+    settings, pyplot = parse_settings(given.policies, given.profile), None if given.no_plot else load_pyplot()
     flags = {"enable_custom_logit_processor": True, **parse_flags(given.server_flags)}
     flags.setdefault("max_total_tokens", max(LEAST_SLOTS, 2 * given.parallel * (given.prompt + given.steps)))
+    if given.scratch and not given.scratch.is_dir():
+        raise HeteroError(f"--scratch {given.scratch} is no folder: make it first.")
     heads = kv_heads(given.model)
     chosen = wanted(given, HELD_OUT)
     told = {"model": given.model.name, "prompt": given.prompt, "steps": given.steps, "parallel": given.parallel}
-    told |= {"server_flags": given.server_flags, "heads": heads, "inputs": [text.told for text in chosen]}
+    told |= {
+        "profile": given.profile and Path(given.profile).name,
+        "server_flags": given.server_flags,
+        "heads": heads,
+        "inputs": [text.told for text in chosen],
+    }
     with Run(given, **told) as measured, tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
         servers = Servers(str(given.model), flags, given.log_dir or Path(scratch, "logs"))
         measure = Measure(chosen, given.prompt, Path(scratch), given.parallel)
         for setting in settings:
             measured.does(f"{setting.label}: the server starts")
-            with servers.serve(setting) as client:
-                _measure(measured, measure, client, setting, heads)
+            try:
+                with servers.serve(setting) as client:
+                    _measure(measured, measure, client, setting, heads)
+            except HeteroError as error:
+                if setting == FULL:  # which all others are compared with
+                    raise
+                measured.told.setdefault("failures", {})[setting.label] = str(error)
+                print(f"{setting.label} is left out: {error}", flush=True)
     print(table(measured.rows))
     print("saved", measured.save())
     if pyplot and any(row["policy"] != "full" for row in measured.rows):
@@ -69,7 +82,7 @@ def run(given: argparse.Namespace) -> None:
 
 def _measure(run: Run, measure: Measure, client: Client, setting: Setting, heads: int) -> None:
     """A row per kind and, of several, one of all."""
-    every: list[dict[str, Any]] = []
+    done, every = len(run.rows), []
     counted: list[dict[str, int | None]] = []
     kinds = list(dict.fromkeys(text.kind for text in measure.texts))
     for kind in kinds:
@@ -79,7 +92,7 @@ def _measure(run: Run, measure: Measure, client: Client, setting: Setting, heads
         run.keep({**row(setting, kind, scores, [counters], heads), "by_text": scores})
     if len(kinds) > 1:
         run.keep(row(setting, ALL, every, counted, heads))
-    print(table(run.rows[-len(kinds) - 1 :]), flush=True)
+    print(table(run.rows[done:]), flush=True)
 
 
 def row(
@@ -142,7 +155,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--kinds", nargs="+", metavar="KIND", default=list(KINDS), help=f"of {', '.join(KINDS)} (default: all)")
     add("--texts", type=int, default=2, help="of each kind (default: 2)")
     add("--parallel", type=int, default=1, help="texts in flight at once (default: 1)")
-    add("--server-flags", default="", metavar="WORDS", help="for every server, as '--hetero-profile FILE'")
+    add("--profile", metavar="FILE", help="head profile, for the policies that read one (default: the model's own)")
+    add(
+        "--server-flags", default="", metavar="WORDS", help="for every server, as '--hetero-window 128 --dtype float32'"
+    )
     add(
         "--calibration-out",
         type=Path,

@@ -10,13 +10,15 @@ from benchmarks.quality.cell import Cell
 from benchmarks.quality.host import parse_flags
 from hetero_sglang.choices import POLICIES
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.policy.choice import make_policy
 
 
 @dataclass(frozen=True)
 class Setting(Cell):
-    """A policy at a keep ratio, with `words` as further flags of its server."""
+    """A policy at a keep ratio, with `words` as further flags of its server; `profile` is for policies that read one."""
 
     words: str = ""
+    profile: str | None = None
 
     @property
     def label(self) -> str:
@@ -26,18 +28,20 @@ class Setting(Cell):
 
     @property
     def flags(self) -> dict[str, Any]:
-        return super().flags | parse_flags(self.words)
+        profiled = self.profile and self.policy != "full" and make_policy(self.policy).roles
+        return super().flags | ({"hetero_profile": self.profile} if profiled else {}) | parse_flags(self.words)
 
 
 FULL = Setting("full")
 
 
-def parse_settings(words: Sequence[str]) -> list[Setting]:
+def parse_settings(words: Sequence[str], profile: str | None = None) -> list[Setting]:
     """Each once, plain SGLang first: the others are compared with it. Raises HeteroError for what no server knows."""
-    return list(dict.fromkeys([FULL, *map(_parse, words)]))
+    given = (_parse(word, profile) for word in words)
+    return list(dict.fromkeys([FULL, *(setting for setting in given if setting.label != FULL.label)]))
 
 
-def _parse(word: str) -> Setting:
+def _parse(word: str, profile: str | None) -> Setting:
     head, _, flags = word.partition(":")
     policy, at, ratio = head.partition("@")
     if policy not in POLICIES:
@@ -51,4 +55,4 @@ def _parse(word: str) -> Setting:
         raise HeteroError(f"Keep ratio {ratio!r} in {word!r}: write a fraction such as 0.5.") from None
     if number is not None and not 0 < number <= 1:
         raise HeteroError(f"Keep ratio {ratio!r} in {word!r}: pass more than 0 and at most 1.")
-    return Setting(policy, number, words=flags.strip())
+    return Setting(policy, number, words=flags.strip(), profile=profile)

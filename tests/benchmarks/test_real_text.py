@@ -242,6 +242,12 @@ def test_settings_are_policy_ratio_and_flags() -> None:
     assert settings[3].flags == {"kv_policy": "full", "page_size": "16"}
 
 
+def test_a_profile_is_for_policies_that_read_one() -> None:
+    words = ["heterocache@0.5", "heterocache@0.5:--hetero-profile other", "snapkv@0.5", "full"]
+    profiles = [setting.flags.get("hetero_profile") for setting in parse_settings(words, "p.json")]
+    assert profiles == [None, "p.json", "other", None]
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
