@@ -15,7 +15,7 @@ from hetero_sglang.policy.choice import make_policy
 
 @dataclass(frozen=True)
 class Setting(Cell):
-    """A policy at a keep ratio, with `words` as further flags of its server; `profile` is for policies that read one."""
+    """A policy at a keep ratio; `words`: further flags of its server, `profile`: for policies that read one."""
 
     words: str = ""
     profile: str | None = None
