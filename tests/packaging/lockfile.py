@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
 HEADER = """\
-# Every package of the run-time, dev, plot and build environments, as tested: Linux x86_64, Python 3.11.
+# Every package of the run-time, dev, plot, bench and build environments, as tested: Linux x86_64, Python 3.11.
 # Written by `make lock`; do not edit. Install: pip install -r requirements.lock
 #                                               pip install --no-deps --no-build-isolation -e .
 """

@@ -1,0 +1,1 @@
+"""A real checkpoint on real texts: what `python -m benchmarks.real_text` is made of."""
