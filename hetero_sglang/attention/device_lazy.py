@@ -53,7 +53,7 @@ class DeviceLazy(LazyHeads):
 
     def workspace(self, batch: int, context: int, group: int) -> Workspace:
         """For steps of up to `batch` requests of up to `context` tokens."""
-        tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * self.widest * (group + 1))))
+        tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * self.widest)))
         room = self.settings.most_swaps
         work = Workspace(batch, self.widest, group, context, tokens, self.run, room, self.cache.hot.k.device)
         if self.counted is not None:

@@ -20,7 +20,7 @@ from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.probe import LayerIndex, probe
 from hetero_sglang.ops.triton.swap_in import swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
-from hetero_sglang.profile.index_plan import words
+from hetero_sglang.profile.index_plan import Fields, words
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FIELDS = ((8, 4), (24, 2))
@@ -53,7 +53,34 @@ class World:
         return (int(self.step.cap[b, FIRST]) - SINK - WINDOW) // self.run
 
 
-def make(seed: int, run: int, lengths: list[int], caps: list[int], ties: bool = False) -> World:
+def rounded(weight: torch.Tensor, fields: Fields) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [..., R] in 8 bits with a scale per field; and by how much a logit may be off for it, [...].
+
+    Each weight by half a step, times how far codes are apart: what all tokens share does not count.
+    """
+    made, off = [], torch.zeros(weight.shape[:-1])
+    for part, (count, bits) in zip(weight.split([count for count, _ in fields], -1), fields, strict=True):
+        step = part.abs().amax(-1, keepdim=True) / 127
+        made.append((part / step).round() * step)
+        off += step[..., 0] / 2 * count * (2**bits - 1)
+    return torch.cat(made, -1), off
+
+
+def check_scores(world: World, b: int, given: torch.Tensor, fields: Fields, scale: float) -> None:
+    """Of run scores [C, U]: exact but for 8-bit weights, and no further from the reference than those may bring."""
+    kept = world.layer.rows.index_select(1, world.tokens[b][:-1])
+    q, decode = world.q[b].view(TOTAL, -1, DIM)[world.layer.heads.long()], world.layer.decode
+    weight, off = rounded(torch.bmm(q, decode) * scale, fields)
+    logits = torch.bmm(weight, reference.unpack(kept, fields).transpose(1, 2))
+    torch.testing.assert_close(given, run_scores(logits.softmax(-1).mean(1), world.run), rtol=2e-4, atol=1e-9)
+    wanted = run_scores(reference.probe(q, kept, decode, fields, scale), world.run)
+    assert ((given / wanted).log().abs() <= off.amax(1)[:, None] + 1e-4).all()
+
+
+def make(
+    seed: int, run: int, lengths: list[int], caps: list[int], ties: bool = False, fields: Fields = FIELDS,
+    group: int = GROUP,
+) -> World:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     batch, pages = len(lengths), sum(-(-cap // PAGE) * HEADS for cap in caps) + 5
     hot = HotPool(pages, PAGE, DIM, DIM, torch.float32, "cpu")
@@ -67,10 +94,10 @@ def make(seed: int, run: int, lengths: list[int], caps: list[int], ties: bool = 
     every = torch.randperm(SLOTS, generator=g).int()
     tokens, given, at = [], 0, 0
     host = torch.full((SLOTS // BLOCK, HEADS, BLOCK, 2 * DIM), float("nan"))
-    encode, offset = random_index(FIELDS, HEADS, DIM, g)
-    decode = torch.randn(HEADS, DIM, 32, generator=g) / 12
-    rows = torch.randint(-(2**15), 2**15, (HEADS, SLOTS, words(FIELDS)), generator=g).to(torch.int16)
-    layer = LayerIndex(torch.tensor([1, 3], dtype=torch.int32), rows, encode, decode, offset, FIELDS, FIRST)
+    encode, offset = random_index(fields, HEADS, DIM, g)
+    decode = torch.randn(HEADS, DIM, sum(count for count, _ in fields), generator=g) / 12
+    rows = torch.randint(-(2**15), 2**15, (HEADS, SLOTS, words(fields)), generator=g).to(torch.int16)
+    layer = LayerIndex(torch.tensor([1, 3], dtype=torch.int32), rows, encode, decode, offset, fields, FIRST)
     world = World(layer, None, hot, host, slots, starts, torch.empty(0), tokens, run)
     for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
         mine = every[at : at + length]
@@ -93,8 +120,8 @@ def make(seed: int, run: int, lengths: list[int], caps: list[int], ties: bool = 
             never = used_at_first(torch.rand(places, generator=g))
             use = torch.where(torch.rand(places, generator=g) < 0.5, never, old)
             hot.used.view(-1)[flat] = torch.zeros_like(use)[:, None] if ties else use[:, None]
-    wide = torch.randn(batch, 2 * TOTAL * GROUP, DIM, generator=g)
-    world.q = wide[:, : TOTAL * GROUP]
+    wide = torch.randn(batch, 2 * TOTAL * group, DIM, generator=g)
+    world.q = wide[:, : TOTAL * group]
     return world
 
 
@@ -103,7 +130,7 @@ def on_device(world: World) -> World:
         return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
 
     hot = HotPool(world.hot.pages, PAGE, DIM, DIM, torch.float32, DEVICE)
-    for name in ("k", "v", "position", "score"):
+    for name in ("k", "v", "position", "used", "score"):
         getattr(hot, name).copy_(getattr(world.hot, name))
     layer = LayerIndex(**{k: move(v) for k, v in vars(world.layer).items()})
     step = StepTables(**{k: move(v) for k, v in vars(world.step).items()})
@@ -127,13 +154,15 @@ def test_a_step_is_the_reference_s(
 ) -> None:
     if ties:  # steps of more heads than `swap_in` looks through at once, and of many more splits
         monkeypatch.setattr(sys.modules[swap_in.__module__], "_UNITS", 2)
-        for function in (probe, choose, Workspace):
+        for function in (choose, Workspace):
             monkeypatch.setattr(sys.modules[function.__module__], "TILE", 64)
+        for function in (probe, Workspace):
+            monkeypatch.setattr(sys.modules[function.__module__], "READ", 256)
     world = make(run + len(lengths), run, lengths, caps, ties)
     device = on_device(world)
     work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, DEVICE)
     assert not ties or work.splits(len(lengths) * HEADS) > 8
-    for name in ("logits", "top", "total", "scores"):
+    for name in ("factors", "top", "total", "scores"):
         getattr(work, name).fill_(float("nan"))
     scale = DIM**-0.5
     args = (device.slots, device.starts, device.step)
@@ -149,12 +178,9 @@ def test_a_step_is_the_reference_s(
             continue
         places = world.places(b)
         runs = (length - 1) // run
-        kept = world.layer.rows.index_select(1, world.tokens[b][:-1])
-        q = world.q[b].view(TOTAL, GROUP, DIM)[world.layer.heads.long()]
-        wanted = run_scores(reference.probe(q, kept, world.layer.decode, FIELDS, scale), run)
         at = [begins[b] * HEADS + c * length for c in range(HEADS)]
         given = torch.stack([flat_scores[begin : begin + runs] for begin in at])
-        torch.testing.assert_close(given, wanted, rtol=2e-2, atol=1e-7)
+        check_scores(world, b, given, FIELDS, scale)
         rows = torch.stack([world.rows(b, c, torch.arange(places)) for c in range(HEADS)])  # [C, n, run]
         held = hot.position.view(-1)[rows[..., 0]] // run
         used = hot.used.view(-1)[rows[..., 0]].contiguous()
@@ -186,6 +212,24 @@ def test_a_step_is_the_reference_s(
                 device.hot.v.cpu().view(-1, DIM)[flat][new], world.host[slot // BLOCK, c, slot % BLOCK, DIM:]
             )
     assert int((~fresh.isnan().any(1)).sum()) == came * run, "rows were written that nobody asked for"
+
+
+PLANS = [
+    (((8, 4), (24, 2)), 1, 1), (((8, 4), (16, 2), (16, 1)), 5, 4), (((16, 1),), 16, 8), (((16, 2), (16, 1)), 2, 1),
+    (((4, 4), (48, 1)), 4, 1), (((40, 4), (32, 2)), 3, 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "group", "run"), PLANS)
+def test_scores_by_indexes_of_any_fields(fields: Fields, group: int, run: int) -> None:
+    world = make(group, run, [1301], [94], fields=fields, group=group)
+    device = on_device(world)
+    work = Workspace(1, HEADS, group, CONTEXT, 1301, run, 300, DEVICE)
+    work.plan(device.step.length)
+    args = (device.slots, device.starts, device.step)
+    probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
+    given = torch.stack([work.scores.cpu()[c * 1301 : c * 1301 + 1300 // run] for c in range(HEADS)])
+    check_scores(world, 0, given, fields, DIM**-0.5)
 
 
 def test_requests_beyond_the_workspace_take_turns() -> None:

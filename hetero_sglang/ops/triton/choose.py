@@ -34,7 +34,7 @@ def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexp
 def _used_bin(used, length, BINS: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr):
     """Bin of a place's last use: the lower, the longer it is unwanted."""
     half: tl.constexpr = BINS // 2
-    never = tl.minimum(tl.maximum((used + NEVER) // 2, 0), half - 1)
+    never = tl.minimum(tl.maximum((used + NEVER) >> 1, 0), half - 1)
     age = (tl.maximum(length - used, 1).to(tl.float32).to(tl.int32, bitcast=True) >> FINE) - 508
     return tl.where(used < 0, never, BINS - 1 - tl.minimum(age, half - 1))
 
@@ -59,7 +59,7 @@ def _hold(
     length, cap, place_of, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
-    PART: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr, NEVER: tl.constexpr,
+    PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Places whose run is wanted are used now, and their runs no longer candidates; the others count by last use."""
     unit, split = tl.program_id(0), tl.program_id(1)
@@ -89,7 +89,7 @@ def _hold(
         hit = here & (score_bin(score, BINS, FINE, LEAST) >= edge)
         tl.store(mine, -1.0, mask=hit)
         for within in tl.static_range(RUN):
-            each = _place_row(page_list, start, place, hit, sink + within, RUN, P)
+            each = row + within if TOGETHER else _place_row(page_list, start, place, hit, sink + within, RUN, P)
             tl.store(used + each, tokens + place * 0, mask=hit)
         kept += tl.sum(hit.to(tl.int32), 0)
         counted += tl.histogram(_used_bin(before, tokens, BINS, FINE, NEVER), BINS, mask=here & (hit == 0))
@@ -100,10 +100,10 @@ def _hold(
 
 @triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window", "room"])
 def _exchange(
-    length, cap, place_of, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking, old, olds,
-    level, levels, comes, counted, caps_per_request, first, splits, sink, window, room,
-    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
-    PART: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr, NEVER: tl.constexpr,
+    length, cap, place_of, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking,
+    old, olds, level, levels, comes, counted, caps_per_request, first, splits, sink, window, room,
+    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
+    TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """Half of the programs: runs that are wanted and not held. The others: places that are given away, as many as runs
     come, longest unwanted first. A split lists its first `room` and counts all."""
@@ -167,15 +167,17 @@ def choose(
     units = step.length.numel() * heads
     splits, per_request = work.splits(units), step.cap.shape[1]
     sizes = dict(
-        HEADS=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, LEAST=LEAST,
-        NEVER=NEVER, num_warps=8,
+        HEADS=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
+        LEAST=LEAST, num_warps=8,
     )  # fmt: skip
     _hold[(units, splits)](
         step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
-        work.wanted, work.idle, work.hits, per_request, layer.first, splits, sink, window, **sizes,
+        work.wanted, work.idle, work.hits, per_request, layer.first, splits, sink, window,
+        TOGETHER=sink % work.run == 0 and hot.page_size % work.run == 0, **sizes,
     )  # fmt: skip
     _exchange[(units, splits, 2)](
         step.length, step.cap, work.place, step.page_start, step.page_list, hot.used, work.scores, work.wanted,
-        work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds, work.level, work.levels,
-        work.comes, work.counted, per_request, layer.first, splits, sink, window, work.room, **sizes,
+        work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds, work.level,
+        work.levels, work.comes, work.counted, per_request, layer.first, splits, sink, window, work.room,
+        **sizes,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Scores of every run of a request's tokens by its heads' key indexes: twin of ops/reference/index.py's `probe`.
 
-Two launches: logits of all tokens with each part's maximum and sum of exponents; then scores and how many fall in
-which bin.
+Two launches that read the index rows: one for each query's maximum and sum of exponents, one for scores and how many
+fall in which bin. A query's weights are rounded to 8 bits with a scale per field, the codes stay packed: four at a time
+are multiplied and added up in integers.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
-from hetero_sglang.ops.triton.index import flat_fields, pads
-from hetero_sglang.ops.triton.workspace import MOST_PARTS, TILE, Workspace
-from hetero_sglang.profile.index_plan import WORD, Fields
+from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
+from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, Workspace
+from hetero_sglang.profile.index_plan import Fields
 
-_TOKENS = 128  # whose codes a program unpacks at once
+_WARPS = 8
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
 
 
@@ -45,139 +47,334 @@ def span(length, split, splits, TILE: tl.constexpr):
 
 @triton.jit
 def score_bin(score, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr):
-    """Twin of ops/reference/choose.py's; negative for what is marked as held."""
+    """Twin of ops/reference/choose.py's; -1 for what is marked as held."""
     bin = tl.minimum(tl.maximum((score.to(tl.int32, bitcast=True) >> FINE) - LEAST, 0), BINS - 1)
     return tl.where(score < 0, -1, bin)
 
 
 @triton.jit
-def _weights(
-    query, scale, decode, D: tl.constexpr, R: tl.constexpr, GROUP: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr,
-    PAD: tl.constexpr, BLOCK_G: tl.constexpr,
-):  # fmt: skip
-    """What each of N directions' codes counts for each query: [PAD, BLOCK_G] float16, 0 beyond N and GROUP."""
-    way, member = tl.arange(0, PAD), tl.arange(0, BLOCK_G)
-    weight = tl.zeros([PAD, BLOCK_G], tl.float32)
-    for start in range(0, D, 32):
-        at = start + tl.arange(0, 32)
-        both = (way < N)[:, None] & (at < D)[None, :]
-        turn = tl.load(decode + at[None, :] * R + FIRST + way[:, None], mask=both, other=0.0)
-        both = (at < D)[:, None] & (member < GROUP)[None, :]
-        asked = tl.load(query + member[None, :] * D + at[:, None], mask=both, other=0.0)
-        weight = tl.dot(turn, asked.to(tl.float32), weight, input_precision="tf32x3")
-    return (weight * scale).to(tl.float16)
+def _stack(values):
+    """One, two or four tensors as one, along a new last axis that a thread keeps together."""
+    if len(values) == 4:
+        both = tl.join(tl.join(values[0], values[2]), tl.join(values[1], values[3]))
+        stacked = tl.reshape(both, values[0].shape + [4])
+    elif len(values) == 2:
+        stacked = tl.join(values[0], values[1])
+    else:
+        stacked = tl.expand_dims(values[0], -1)
+    return stacked
 
 
 @triton.jit
-def _codes(
-    words, here, FIRST_WORD: tl.constexpr, N: tl.constexpr, B: tl.constexpr, PAD: tl.constexpr, WORD_BITS: tl.constexpr
+def _byte(way, N: tl.constexpr, B: tl.constexpr):
+    """Where among a field's weights that of direction `way` is, so that four together meet four codes of `_codes`."""
+    full: tl.constexpr = N * B // 32 * 32 // B  # directions in whole pairs of words
+    bit = way * B % 32
+    pair = way * B // 32 * (32 // B) + bit % 8 // B * 4 + bit // 8
+    last = full + bit % 4 // B * 4 + bit // 8 + bit % 8 // 4 * 2
+    return tl.where(way < full, pair, last)
+
+
+@triton.jit
+def _factor(top, FIRST: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr):
+    """What one of 8 bits counts [QUERIES] in a field, of each four directions' largest weight [PAD // 4, QUERIES]."""
+    way = tl.arange(0, PAD // 4) * 4
+    inside = (way >= FIRST) & (way < FIRST + N)
+    return tl.max(tl.where(inside[:, None], top, 0.0), 0) * (1.0 / 127.0)
+
+
+@triton.jit
+def _ask(
+    query, scale, decode, weights, factors, first,
+    GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr,
+    ROWS: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
+    B2: tl.constexpr, MOST_FIELDS: tl.constexpr,
 ):  # fmt: skip
-    """Codes [T, PAD] float16 of N directions in B bits of tokens whose rows begin at words [T]; a word is read once."""
-    each: tl.constexpr = WORD_BITS // B
-    word = tl.arange(0, PAD // each)
-    real = here[:, None] & (word * each < N)[None, :]
-    packed = tl.load(words[:, None] + FIRST_WORD + word[None, :], mask=real, other=0).to(tl.int32)
-    code = tl.join(packed, packed >> 8)  # halves of halves: a thread keeps a word's codes together
-    code = tl.join(code, code >> 4)
-    if B < 4:
-        code = tl.join(code, code >> 2)
-    if B < 2:
-        code = tl.join(code, code >> 1)
-    return tl.reshape(code & ((1 << B) - 1), [words.shape[0], PAD]).to(tl.float16)
+    """Write what each direction's codes count for a unit's queries from `first` on: `weights` int8, `factors` by field.
+
+    All parts of a unit write the same.
+    """
+    way, member = tl.arange(0, PAD), tl.arange(0, QUERIES)
+    weight = tl.zeros([PAD, QUERIES], tl.float32)
+    for start in range(0, D, ROWS):
+        at = start + tl.arange(0, ROWS)
+        both = (at < D)[:, None] & (way < R)[None, :]
+        turn = tl.load(decode + at[:, None] * R + way[None, :], mask=both, other=0.0)
+        products: tl.tuple = ()
+        for i in tl.static_range(QUERIES):
+            asked = tl.load(query + (first + i) * D + at, mask=(at < D) & (first + i < GROUP), other=0.0)
+            products = products + (turn * asked.to(tl.float32)[:, None],)
+        weight += tl.sum(_stack(products), 0)
+    weight *= scale
+    top = tl.max(tl.reshape(tl.abs(weight), [PAD // 4, 4, QUERIES]), 1)
+    real = first + member < GROUP
+    factors += (first + member) * MOST_FIELDS
+    factor = _factor(top, 0, N0, PAD)
+    tl.store(factors, factor, mask=real)
+    count = 1.0 / tl.maximum(factor, 1e-30)[None, :]
+    byte = _byte(way, N0, B0)
+    if N1 > 0:
+        factor = _factor(top, N0, N1, PAD)
+        tl.store(factors + 1, factor, mask=real)
+        count = tl.where((way < N0)[:, None], count, 1.0 / tl.maximum(factor, 1e-30)[None, :])
+        byte = tl.where(way < N0, byte, N0 + _byte(way - N0, N1, B1))
+    if N2 > 0:
+        factor = _factor(top, N0 + N1, N2, PAD)
+        tl.store(factors + 2, factor, mask=real)
+        count = tl.where((way < N0 + N1)[:, None], count, 1.0 / tl.maximum(factor, 1e-30)[None, :])
+        byte = tl.where(way < N0 + N1, byte, N0 + N1 + _byte(way - N0 - N1, N2, B2))
+    # Rounded into the low bits of 1.5 * 2**23.
+    rounded = (weight * count + 12582912.0).to(tl.int32, bitcast=True)
+    where = weights + (first + member)[None, :] * R + byte[:, None]
+    tl.store(where, rounded.to(tl.int8), mask=(way < R)[:, None] & real[None, :])
+
+
+@triton.jit
+def _asked(weights, factors, first, GROUP: tl.constexpr, QUERIES: tl.constexpr, R: tl.constexpr, FIELDS: tl.constexpr,
+           MOST_FIELDS: tl.constexpr):  # fmt: skip
+    """What `_ask` wrote, four weights to a number: by queries, then directions; and by queries, then fields."""
+    weight: tl.tuple = ()
+    factor: tl.tuple = ()
+    for i in tl.static_range(QUERIES):
+        real = first + i < GROUP
+        for four in tl.static_range(R // 4):
+            weight = weight + (tl.load(weights + (first + i) * (R // 4) + four, mask=real, other=0),)
+        for field in tl.static_range(FIELDS):
+            factor = factor + (tl.load(factors + (first + i) * MOST_FIELDS + field, mask=real, other=0.0),)
+    return weight, factor
+
+
+@triton.jit
+def _word(words, here):
+    return tl.load(words, mask=here, other=0).to(tl.uint16, bitcast=True).to(tl.int32)
+
+
+@triton.jit
+def _field_words(words, here, FIRST: tl.constexpr, N: tl.constexpr, B: tl.constexpr):
+    """A field's words from word FIRST on, two to a number; of a last one alone, what is left of each byte follows."""
+    row: tl.tuple = ()
+    for pair in tl.static_range(N * B // 32):
+        low = _word(words + FIRST + 2 * pair, here)
+        row = row + (low | (_word(words + FIRST + 2 * pair + 1, here) << 16),)
+    if N * B % 32 > 0:
+        last = _word(words + FIRST + N * B // 16 - 1, here)
+        row = row + (last | ((last >> 4) << 16),)
+    return row
+
+
+@triton.jit
+def _words(words, here, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
+           B2: tl.constexpr):  # fmt: skip
+    """The rows at words [T], as some int32 [T]."""
+    row = _field_words(words, here, 0, N0, B0)
+    if N1 > 0:
+        row = row + _field_words(words, here, N0 * B0 // 16, N1, B1)
+    if N2 > 0:
+        row = row + _field_words(words, here, (N0 * B0 + N1 * B1) // 16, N2, B2)
+    return row
+
+
+@triton.jit
+def _field_codes(row, FIRST: tl.constexpr, N: tl.constexpr, B: tl.constexpr):
+    """Codes of a field that begins with number FIRST of the row, four to a number's bytes, as `_byte` has them."""
+    mask: tl.constexpr = ((1 << B) - 1) * 0x01010101
+    codes: tl.tuple = ()
+    for pair in tl.static_range(N * B // 32):
+        for turn in tl.static_range(8 // B):
+            codes = codes + ((row[FIRST + pair] >> (turn * B)) & mask,)
+    if N * B % 32 > 0:
+        for turn in tl.static_range(4 // B):
+            codes = codes + ((row[FIRST + N * B // 32] >> (turn * B)) & mask,)
+    return codes
+
+
+@triton.jit
+def _codes(row, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
+           B2: tl.constexpr):  # fmt: skip
+    codes = _field_codes(row, 0, N0, B0)
+    if N1 > 0:
+        codes = codes + _field_codes(row, (N0 * B0 + 16) // 32, N1, B1)
+    if N2 > 0:
+        codes = codes + _field_codes(row, (N0 * B0 + 16) // 32 + (N1 * B1 + 16) // 32, N2, B2)
+    return codes
+
+
+@triton.jit
+def _dot4(codes, weights, total, ASM: tl.constexpr):
+    """total + the sum of four products, of unsigned bytes with signed ones."""
+    if ASM:
+        total = tl.inline_asm_elementwise(
+            "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [codes, weights, total], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        for byte in tl.static_range(4):
+            total += ((codes >> (8 * byte)) & 255) * ((weights << (24 - 8 * byte)) >> 24)
+    return total
+
+
+@triton.jit
+def _part(codes, weight, first: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, ASM: tl.constexpr):
+    """What one field adds to a query's logits [T], in its factor; the query's weights are from `first` on."""
+    # Summed in the low bits of 1.5 * 2**23, which makes a float of it without a conversion.
+    total = tl.full(codes[0].shape, 0x4B400000, tl.int32)
+    for four in tl.static_range(FIRST // 4, (FIRST + N) // 4):
+        total = _dot4(codes[four], weight[first + four], total, ASM)
+    return total.to(tl.float32, bitcast=True) - 12582912.0
+
+
+@triton.jit
+def _logit(
+    codes, weight, factor, minus, i: tl.constexpr,
+    R: tl.constexpr, FIELDS: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Query i's logits [T], less `minus`."""
+    logit = _part(codes, weight, i * (R // 4), 0, N0, ASM) * factor[i * FIELDS] - minus
+    if N1 > 0:
+        logit += _part(codes, weight, i * (R // 4), N0, N1, ASM) * factor[i * FIELDS + 1]
+    if N2 > 0:
+        logit += _part(codes, weight, i * (R // 4), N0 + N1, N2, ASM) * factor[i * FIELDS + 2]
+    return logit
 
 
 @triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
-def _logits(
-    q, slots, starts, length, cap, place, heads, rows, decode, out, tops, totals, wanted, idle, hits,
-    q_stride, slots_in_all, caps_per_request, first, parts, scale,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, WORDS: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
-    NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
-    B2: tl.constexpr, PAD0: tl.constexpr, PAD1: tl.constexpr, PAD2: tl.constexpr, WORD_BITS: tl.constexpr,
+def _totals(
+    q, slots, starts, length, cap, place, heads, rows, decode, weights, fours, factors, tops, totals, wanted, idle,
+    hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+    WORDS: tl.constexpr, THREADS: tl.constexpr, EACH: tl.constexpr, BINS: tl.constexpr,
+    FINE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr, NOTHING: tl.constexpr, PAD: tl.constexpr,
+    ROWS: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
+    B2: tl.constexpr, FIELDS: tl.constexpr, MOST_FIELDS: tl.constexpr, MOST_DIRECTIONS: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
-    unit, part = tl.program_id(0), tl.program_id(1)
+    TOKENS: tl.constexpr = THREADS * EACH
+    unit, part, asker = tl.program_id(0), tl.program_id(1), tl.program_id(2) * QUERIES
     request, compressed = unit // HEADS, unit % HEADS
-    if part == 0:
+    begins = tl.load(place + request)
+    tokens = tl.load(length + request) - 1  # the newest one is in the ring
+    listed = slots + tl.load(starts + request).to(tl.int64)
+    out = (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0)
+    if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(hits + unit, 0)
-    tokens = tl.load(length + request) - 1  # the newest one is in the ring
-    begins = tl.load(place + request)
-    if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0):
+    if out:
         return
     begin, end = span(tokens, part, parts, TOKENS)
-    member, within = tl.arange(0, BLOCK_G), tl.arange(0, TOKENS)
-    listed = slots + tl.load(starts + request).to(tl.int64)
-    slot = tl.load(listed + begin + within, mask=begin + within < end, other=0)  # read one turn ahead
-    query = q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D
-    turn = decode + compressed * D * R
-    weight = _weights(query, scale, turn, D, R, GROUP, 0, N0, PAD0, BLOCK_G)
-    if N1 > 0:
-        second = _weights(query, scale, turn, D, R, GROUP, N0, N1, PAD1, BLOCK_G)
-    if N2 > 0:
-        third = _weights(query, scale, turn, D, R, GROUP, N0 + N1, N2, PAD2, BLOCK_G)
+    within = tl.arange(0, TOKENS)
     table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
-    place_out = out + (begins.to(tl.int64) * HEADS + compressed * (tokens + 1)) * GROUP
-    # The softmax runs in every place of the tile by itself: threads meet at its end only.
-    top = tl.full([TOKENS, BLOCK_G], NOTHING, tl.float32)
-    total = tl.zeros([TOKENS, BLOCK_G], tl.float32)
+    # Rows are read one turn ahead, their slots two.
+    slot = tl.load(listed + begin + within, mask=begin + within < end, other=0).to(tl.int64)
+    row = _words(table + slot * WORDS, begin + within < end, N0, B0, N1, B1, N2, B2)
+    slot = tl.load(listed + begin + TOKENS + within, mask=begin + TOKENS + within < end, other=0).to(tl.int64)
+    query = q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D
+    _ask(
+        query, scale, decode + compressed * D * R, weights + unit * GROUP * MOST_DIRECTIONS,
+        factors + unit * GROUP * MOST_FIELDS, asker, GROUP, QUERIES, D, R, PAD, ROWS, N0, B0, N1, B1, N2, B2,
+        MOST_FIELDS,
+    )  # fmt: skip
+    tl.debug_barrier()
+    weight, factor = _asked(
+        fours + unit * GROUP * (MOST_DIRECTIONS // 4), factors + unit * GROUP * MOST_FIELDS, asker, GROUP, QUERIES, R,
+        FIELDS, MOST_FIELDS,
+    )  # fmt: skip
+    # Every thread has a softmax of its own: they meet at the end only.
+    top: tl.tuple = ()
+    total: tl.tuple = ()
+    for _ in tl.static_range(QUERIES):
+        top = top + (tl.full([THREADS], NOTHING, tl.float32),)
+        total = total + (tl.zeros([THREADS], tl.float32),)
     for start in range(begin, end, TOKENS):
-        token = start + within
-        here = token < end
-        words = table + slot.to(tl.int64) * WORDS
-        slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0)
-        logits = tl.dot(_codes(words, here, 0, N0, B0, PAD0, WORD_BITS), weight)  # [TOKENS, BLOCK_G]
-        if N1 > 0:
-            logits = tl.dot(_codes(words, here, N0 * B0 // WORD_BITS, N1, B1, PAD1, WORD_BITS), second, logits)
-        if N2 > 0:
-            codes = _codes(words, here, (N0 * B0 + N1 * B1) // WORD_BITS, N2, B2, PAD2, WORD_BITS)
-            logits = tl.dot(codes, third, logits)
-        where = place_out + token[:, None] * GROUP + member[None, :]
-        tl.store(where, logits, mask=here[:, None] & (member < GROUP)[None, :])
-        logits = tl.where(here[:, None], logits, NOTHING)
-        highest = tl.maximum(top, logits)
-        total = total * tl.exp2(top - highest) + tl.where(here[:, None], tl.exp2(logits - highest), 0.0)
-        top = highest
-    highest = tl.max(top, 0)
+        nothing = tl.where(start + within < end, 0.0, -NOTHING)
+        codes = _codes(row, N0, B0, N1, B1, N2, B2)
+        token = start + TOKENS + within
+        row = _words(table + slot * WORDS, token < end, N0, B0, N1, B1, N2, B2)
+        slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0).to(tl.int64)
+        tops_now: tl.tuple = ()
+        totals_now: tl.tuple = ()
+        for i in tl.static_range(QUERIES):
+            logit = _logit(codes, weight, factor, nothing, i, R, FIELDS, N0, N1, N2, ASM)
+            logit = tl.reshape(logit, [EACH, THREADS])
+            highest = tl.maximum(top[i], tl.max(logit, 0))
+            more = tl.sum(tl.exp2(logit - highest[None, :]), 0)
+            totals_now = totals_now + (total[i] * tl.exp2(top[i] - highest) + more,)
+            tops_now = tops_now + (highest,)
+        top, total = tops_now, totals_now
+    each = _stack(top)  # [THREADS, QUERIES]
+    highest = tl.max(each, 0)
+    member = asker + tl.arange(0, QUERIES)
     where = (unit * MOST + part) * GROUP + member
     tl.store(tops + where, highest, mask=member < GROUP)
-    tl.store(totals + where, tl.sum(total * tl.exp2(top - highest[None, :]), 0), mask=member < GROUP)
+    tl.store(totals + where, tl.sum(_stack(total) * tl.exp2(each - highest[None, :]), 0), mask=member < GROUP)
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["slots_in_all", "caps_per_request", "first", "parts", "sink", "window"])
 def _scores(
-    length, cap, place, logits, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr,
-    RUNS: tl.constexpr, MOST: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr, NOTHING: tl.constexpr,
+    slots, starts, length, cap, place, rows, fours, factors, tops, totals, scores, wanted,
+    slots_in_all, caps_per_request, first, parts, sink, window,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, R: tl.constexpr, WORDS: tl.constexpr,
+    THREADS: tl.constexpr, EACH: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr,
+    LEAST: tl.constexpr, MOST: tl.constexpr, NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
+    N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, FIELDS: tl.constexpr,
+    MOST_FIELDS: tl.constexpr, MOST_DIRECTIONS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
+    TOKENS: tl.constexpr = THREADS * EACH
+    RUNS: tl.constexpr = TOKENS // RUN
+    COUNT: tl.constexpr = 2 * THREADS
     unit, part = tl.program_id(0), tl.program_id(1)
-    request = unit // HEADS
-    tokens = tl.load(length + request) - 1
-    begins = tl.load(place + request)
-    if (tokens < tl.load(cap + request * caps_per_request + first + unit % HEADS)) | (begins < 0):
+    request, compressed = unit // HEADS, unit % HEADS
+    tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
+    listed = slots + tl.load(starts + request).to(tl.int64)
+    if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0):
         return
-    mine = begins.to(tl.int64) * HEADS + unit % HEADS * (tokens + 1)
+    mine = scores + begins.to(tl.int64) * HEADS + compressed * (tokens + 1)
     low, high = sink // RUN, (tokens + 1 - window) // RUN
-    begin, end = span(tokens // RUN, part, parts, RUNS)
-    every, member, run, within = tl.arange(0, MOST), tl.arange(0, BLOCK_G), tl.arange(0, RUNS), tl.arange(0, RUN)
-    real = member < GROUP
-    where = (unit * MOST + every)[:, None] * GROUP + member[None, :]
-    there = (every < parts)[:, None] & real[None, :]
-    each = tl.load(tops + where, mask=there, other=NOTHING)
-    top = tl.max(each, 0)  # [BLOCK_G]
-    total = tl.sum(tl.load(totals + where, mask=there, other=0.0) * tl.exp2(each - top[None, :]), 0)
-    share = tl.where(real, 1.0 / (tl.where(real, total, 1.0) * GROUP), 0.0)
+    begin, end = span(tokens // RUN * RUN, part, parts, TOKENS)
+    within, every, queries = tl.arange(0, TOKENS), tl.arange(0, MOST), tl.arange(0, QUERIES)
+    table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
+    slot = tl.load(listed + begin + within, mask=begin + within < end, other=0).to(tl.int64)
+    row = _words(table + slot * WORDS, begin + within < end, N0, B0, N1, B1, N2, B2)
+    slot = tl.load(listed + begin + TOKENS + within, mask=begin + TOKENS + within < end, other=0).to(tl.int64)
+    # A group's queries by as many as a thread has room for; what is the same in every turn is found once.
+    shares: tl.tuple = ()
+    weight: tl.tuple = ()
+    factor: tl.tuple = ()
+    for asker in tl.static_range(0, GROUP, QUERIES):
+        member = asker + queries
+        where = (unit * MOST + every)[:, None] * GROUP + member[None, :]
+        there = (every < parts)[:, None] & (member < GROUP)[None, :]
+        each = tl.load(tops + where, mask=there, other=NOTHING)
+        highest = tl.max(each, 0)  # [QUERIES]
+        total = tl.sum(tl.load(totals + where, mask=there, other=0.0) * tl.exp2(each - highest[None, :]), 0)
+        share = tl.where(member < GROUP, highest + tl.log2(tl.where(member < GROUP, total, 1.0) * GROUP), -NOTHING)
+        for i in tl.static_range(QUERIES):
+            shares = shares + (tl.sum(tl.where(queries == i, share, 0.0), 0),)
+        some = _asked(
+            fours + unit * GROUP * (MOST_DIRECTIONS // 4), factors + unit * GROUP * MOST_FIELDS, asker, GROUP, QUERIES,
+            R, FIELDS, MOST_FIELDS,
+        )  # fmt: skip
+        weight, factor = weight + some[0], factor + some[1]
+    for start in range(begin, end, TOKENS):
+        codes = _codes(row, N0, B0, N1, B1, N2, B2)
+        token = start + TOKENS + within
+        row = _words(table + slot * WORDS, token < end, N0, B0, N1, B1, N2, B2)
+        slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0).to(tl.int64)
+        score = tl.zeros([TOKENS], tl.float32)
+        for i in tl.static_range(GROUP):
+            score += tl.exp2(_logit(codes, weight, factor, shares[i], i, R, FIELDS, N0, N1, N2, ASM))
+        run = start // RUN + tl.arange(0, RUNS)
+        if RUN > 1:
+            score = tl.max(tl.reshape(score, [RUNS, RUN]), 1)
+        here = run < end // RUN
+        tl.store(mine + run, score, mask=here)
+    # Counted from what was stored: there each run is in one thread alone.
+    tl.debug_barrier()
     counted = tl.zeros([BINS], tl.int32)
-    for start in range(begin, end, RUNS):
-        number = start + run
-        here = number < end
-        token = number[:, None] * RUN + within[None, :]  # [RUNS, RUN]
-        from_ = logits + (mine + token)[:, :, None] * GROUP + member[None, None, :]
-        value = tl.load(from_, mask=here[:, None, None] & real[None, None, :], other=float("-inf"))
-        best = tl.max(tl.sum(tl.exp2(value - top[None, None, :]) * share[None, None, :], 2), 1)
-        tl.store(scores + mine + number, best, mask=here)
-        bin = score_bin(best, BINS, FINE, LEAST)
-        counted += tl.histogram(bin, BINS, mask=here & (number >= low) & (number < high))
+    for start in range(begin // RUN, end // RUN, COUNT):
+        run = start + tl.arange(0, COUNT)
+        here = (run < end // RUN) & (run >= low) & (run < high)
+        score = tl.load(mine + run, mask=here, other=0.0)
+        counted += tl.histogram(score_bin(score, BINS, FINE, LEAST), BINS, mask=here)
     tl.atomic_add(wanted + unit * BINS + tl.arange(0, BINS), counted, mask=counted > 0, sem="relaxed")
 
 
@@ -193,20 +390,25 @@ def probe(
     batch, _, dim = q.shape
     heads = layer.heads.numel()
     units = batch * heads
-    parts, group = work.parts(units), work.group
-    sizes = dict(HEADS=heads, GROUP=group, MOST=MOST_PARTS, NOTHING=_NOTHING)
-    _logits[(units, parts)](
-        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.logits,
-        work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1],
-        layer.first, parts, scale * 1.4426950408889634, **sizes,
-        D=dim, R=layer.decode.shape[2], WORDS=layer.rows.shape[2], TOKENS=_TOKENS, BINS=BINS,
-        BLOCK_G=max(8, triton.next_power_of_2(group)), WORD_BITS=WORD, **flat_fields(layer.fields),
-        **pads(layer.fields), num_warps=4,
-        maxnreg=64 if group <= 8 else 128,  # a processor runs eight, or four, at once
+    parts, group, directions = work.parts(units), work.group, layer.decode.shape[2]
+    assert directions <= MOST_DIRECTIONS
+    pad = triton.next_power_of_2(directions)
+    most = 4 if directions <= 64 else 2 if directions <= 128 else 1  # whose weights a thread has room for
+    queries = min(most, triton.next_power_of_2(group))
+    sizes = dict(
+        HEADS=heads, GROUP=group, QUERIES=queries, R=directions, WORDS=layer.rows.shape[2], THREADS=32 * _WARPS,
+        EACH=READ // (32 * _WARPS), BINS=BINS, FINE=FINE, LEAST=LEAST, MOST=MOST_PARTS, NOTHING=_NOTHING,
+        **flat_fields(layer.fields), FIELDS=len(layer.fields), MOST_FIELDS=MOST_FIELDS, MOST_DIRECTIONS=MOST_DIRECTIONS,
+        ASM=not knobs.runtime.interpret, num_warps=_WARPS,
+    )  # fmt: skip
+    _totals[(units, parts, triton.cdiv(group, queries))](
+        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.weights,
+        work.fours, work.factors, work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0),
+        layer.rows.shape[1], step.cap.shape[1], layer.first, parts, scale * 1.4426950408889634, D=dim, PAD=pad,
+        ROWS=min(triton.next_power_of_2(dim), max(4, 4096 // pad)), **sizes,
     )  # fmt: skip
     _scores[(units, parts)](
-        step.length, step.cap, work.place, work.logits, work.top, work.total, work.scores, work.wanted,
-        step.cap.shape[1], layer.first, parts, sink, window, **sizes,
-        BLOCK_G=triton.next_power_of_2(group), RUN=work.run, BINS=BINS, RUNS=TILE // work.run, FINE=FINE, LEAST=LEAST,
-        num_warps=8,
+        slots, starts, step.length, step.cap, work.place, layer.rows, work.fours, work.factors, work.top, work.total,
+        work.scores, work.wanted, layer.rows.shape[1], step.cap.shape[1], layer.first, parts, sink, window,
+        RUN=work.run, **sizes,
     )  # fmt: skip

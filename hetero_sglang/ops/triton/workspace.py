@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 
 from hetero_sglang.ops.reference.choose import BINS
+from hetero_sglang.ops.triton.index import MOST_FIELDS
 
-TILE = 1024  # tokens, runs or places that a program looks at together
+TILE = 256  # runs or places that a program looks at together
+READ = 1024  # tokens
 MOST_PARTS = 128  # of a unit's tokens
 MOST_SPLITS = 64  # of its runs, and of its places
-_READERS = 1056  # programs that read tokens: enough under way to wait for memory together
+MOST_DIRECTIONS = 512  # of an index
+_READERS = 264  # programs that read tokens: what runs at once, as each begins with its queries' weights
 _LISTERS = 264  # programs that list runs and places: each begins with what all splits share
 
 
@@ -27,7 +30,7 @@ class Workspace:
     ) -> None:  # fmt: skip
         self.heads, self.group, self.tokens, self.run, self.room = heads, group, tokens, run, most
         units = batch * heads
-        self.tiles = -(-context // TILE)  # a piece is some tiles
+        self.context = context
 
         def make(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
@@ -36,7 +39,9 @@ class Workspace:
         self.most.fill_(most)
         self.turn = make(1, dtype=torch.int64)
         self.place = make(batch)  # where a request's tokens begin among all, -1: left out
-        self.logits = make(tokens * heads, group, dtype=torch.float32)  # base 2
+        self.weights = make(units, group, MOST_DIRECTIONS, dtype=torch.int8)  # of queries; a unit's lie close
+        self.fours = self.weights.view(torch.int32)
+        self.factors = make(units, group, MOST_FIELDS, dtype=torch.float32)
         self.top = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.total = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.scores = make(tokens * heads, dtype=torch.float32)  # of runs; a unit's begin where its tokens do
@@ -65,16 +70,26 @@ class Workspace:
 
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units; a power of two."""
-        return self._pieces(units, MOST_PARTS, _READERS)
+        return self._pieces(units, MOST_PARTS, READ, _READERS)
 
     def splits(self, units: int) -> int:
         """Pieces of its runs, and of its places."""
-        return self._pieces(units, MOST_SPLITS, _LISTERS)
+        return self._pieces(units, MOST_SPLITS, TILE, _LISTERS)
 
-    def _pieces(self, units: int, most: int, programs: int) -> int:
-        wanted = max(1, min(most, self.tiles, programs // max(1, units)))
+    def _pieces(self, units: int, most: int, tile: int, programs: int) -> int:
+        wanted = max(
+            1,
+            min(
+                most,
+                -(-self.context // tile),  # a piece is some tiles
+                programs // max(1, units),
+            ),
+        )
         return 1 << (wanted.bit_length() - 1)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in vars(self).values() if isinstance(t, torch.Tensor))
+        return sum(
+            t.numel() * t.element_size()
+            for t in {t.data_ptr(): t for t in vars(self).values() if isinstance(t, torch.Tensor)}.values()
+        )
