@@ -81,7 +81,7 @@ class Setup:
         for spec in layout.layers:
             host = torch.empty(1, len(spec.compressed), DIM)
             k, v = (torch.empty(rows, len(spec.resident), DIM, dtype=DTYPE, device=DEVICE).normal_() for _ in "kv")
-            self.buffers.append(LayerBuffers(role, k, v, host, host, pool.k, pool.v, pool.position, pool.score,
+            self.buffers.append(LayerBuffers(role, k, v, host, pool.k, pool.v, pool.position, pool.score,
                                              spec.first))  # fmt: skip
         self.tables = DeviceTables(case.batch, layout.num_compressed, pages, DEVICE)
         for slot in range(case.batch):

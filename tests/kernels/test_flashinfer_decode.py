@@ -48,9 +48,7 @@ class World:
             k, v = (torch.empty(slots, len(spec.resident), dim, dtype=dtype, device=device) for _ in "kv")
             host = torch.empty(1, len(spec.compressed), dim)
             pool = self.pool
-            self.buffers.append(
-                LayerBuffers(role, k, v, host, host, pool.k, pool.v, pool.position, pool.score, spec.first)
-            )
+            self.buffers.append(LayerBuffers(role, k, v, host, pool.k, pool.v, pool.position, pool.score, spec.first))
         self.tables = DeviceTables(16, self.layout.num_compressed, pages, device)
         self.req_to_token = torch.zeros(16, CONTEXT, dtype=torch.int32, device=device)
         self.requests: dict[int, WorkingSet] = {}
