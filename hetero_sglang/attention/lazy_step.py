@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 
 from hetero_sglang.cache import HeteroCache
-from hetero_sglang.memory.layout import LayerLayout
 from hetero_sglang.memory.working_set import WorkingSet
-from hetero_sglang.ops.reference.choose import choose, run_scores, used_at_first
+from hetero_sglang.ops.reference.choose import PART, choose, run_scores, used_at_first
 from hetero_sglang.ops.reference.index import index, probe
-
-PART = 4  # a quarter of the rows that may change is what a step can want
+from hetero_sglang.ops.reference.swap_in import swap_in
 
 
 class LazyHeads:
@@ -60,22 +58,9 @@ class LazyStep(LazyHeads):
         swaps = choose(scores, held, mine, length, low, high, want, self.settings.most_swaps)
         hot.used.view(-1)[rows] = mine.repeat_interleave(self.run, 1)
         self.cache.counters.late_rows += swaps.late * self.run
-        self._bring(ws, layer, spec, rows, swaps.head, swaps.place, swaps.run)
-
-    def _bring(
-        self, ws: WorkingSet, layer: int, spec: LayerLayout, rows: torch.Tensor, head: torch.Tensor,
-        place: torch.Tensor, run: torch.Tensor,
-    ) -> None:  # fmt: skip
-        """Copy the rows of runs [m] from the host store to their places among `rows` [C, n]."""
-        if not run.numel():
-            return
-        within = torch.arange(self.run, device=run.device)
-        tokens = (run[:, None] * self.run + within).flatten().cpu()  # [m * run]
-        flat = rows[head.repeat_interleave(self.run).to(rows.device), (place[:, None] * self.run + within).flatten()]
-        hot, counters = self.cache.hot, self.cache.counters
-        both = self.cache.host.read_heads(layer, ws.slots[tokens], head.repeat_interleave(self.run).cpu())
-        k, v = both.split((hot.k.shape[-1], hot.v.shape[-1]), -1)
-        hot.write(flat, k.to(hot.k.device), v.to(hot.v.device))
-        hot.position.view(-1)[flat] = tokens.to(hot.position.device, torch.int32)
-        counters.fetched_rows += tokens.numel()
-        counters.fetched_bytes += both.numel() * both.element_size()
+        tokens = swaps.run.numel() * self.run
+        if tokens:
+            host = self.cache.host.blocks[layer]
+            swap_in(swaps, host, ws.slots, rows.unflatten(1, (-1, self.run)), hot, length, self.run)
+            self.cache.counters.fetched_rows += tokens
+            self.cache.counters.fetched_bytes += tokens * host.shape[-1] * host.element_size()

@@ -82,7 +82,8 @@ class PrefixLoader:
             for start, stop, at in self.runs:
                 out[at : at + stop - start].copy_(self.host.blocks[layer][start:stop], non_blocking=True)
             if not self.runs:
-                out.copy_(upload(self.host.read(layer, self.slots), self.device), non_blocking=True)
+                rows = self.host.read(layer, self.slots)
+                out.copy_(rows.pin_memory() if out.is_cuda else rows, non_blocking=True)
         self._arrived[place] = self.lane.mark()
 
 

@@ -12,11 +12,9 @@ import triton.language as tl
 
 from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER
+from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.probe import LayerIndex, score_bin, span
 from hetero_sglang.ops.triton.workspace import TILE, Workspace
-
-PART = 4  # a quarter of a head's places is what a step can want
 
 
 @triton.jit
