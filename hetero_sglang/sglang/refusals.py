@@ -58,7 +58,7 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_fetch", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.LAZY), "no pivot of its asks for rows"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh is not Refresh.NEVER, "it fetches nothing"),
-    ("hetero_monitor_interval", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP), "it needs none"),
+    ("hetero_monitor_interval", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP), "it chooses once, or in every step"),
 )
 
 
