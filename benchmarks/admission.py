@@ -14,17 +14,25 @@ from statistics import median
 import numpy as np
 
 from benchmarks import results
-from hetero_sglang.memory.admission import Admission
-from hetero_sglang.memory.sizes import Shape, Sizes
+from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.sizes import Shape, Sizes
+from hetero_sglang.config.settings import resolve
+from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.files import load_profile
-from hetero_sglang.settings import resolve
 
 SHAPE = Shape(128, 128, 2)
 
 
 def passes(profile: Path, ranks: int, waiting: int, rounds: int) -> dict[str, object]:
     """Milliseconds of the first pass and the median of later ones, over `waiting` requests of 200 to 9,700 tokens."""
-    options = {"window": 64, "sink": 4, "dense_below": None, "drift_threshold": 0.9, "monitor_interval": 4}
+    options = {
+        "policy": HeteroCache(),
+        "window": 64,
+        "sink": 4,
+        "dense_below": None,
+        "drift_threshold": 0.9,
+        "monitor_interval": 4,
+    }
     settings = resolve(load_profile(profile), keep_ratio=0.25, size=ranks, **options)
     pages = [Sizes(SHAPE, layout, settings.rule.page_size, 4_000_000).hot_pages for layout in settings.ranks]
     books = Admission(settings.rule, [layout.fractions for layout in settings.ranks], pages)

@@ -20,8 +20,8 @@ from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server,
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import gaps, peak, step_seconds
-from hetero_sglang.memory.sizes import Shape, Sizes, slots_within
-from hetero_sglang.settings import HOT_PAGE
+from hetero_sglang.cache.sizes import Shape, Sizes, slots_within
+from hetero_sglang.config.settings import HOT_PAGE
 
 
 def token_slots(policy: str, profile: str | None, kv_bytes: int) -> tuple[int, int]:

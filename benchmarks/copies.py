@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hetero_sglang.attention.kernels.store import LayerBuffers, store
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.memory.lanes import mark
-from hetero_sglang.memory.prefix_loader import PrefixLoader
-from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.cache.lanes import mark
+from hetero_sglang.ops.triton.store import LayerBuffers, store
+from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, RetrievalClient
+from hetero_sglang.transfer.prefix_loader import PrefixLoader
 
 RUN = 256  # slots of a run, as SGLang's allocator leaves them after a while
 ITEM = 1024  # rows that one head asks for

@@ -26,7 +26,7 @@ from benchmarks.answers import Answers, News
 from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
 from benchmarks.run import Run, add_log_option, add_options, named
-from hetero_sglang import development
+from hetero_sglang.config import development
 
 REFERENCE = "device-identity-cpu"
 FLAGS = {"hetero_keep_ratio": 0.3, "hetero_dense_below": 1200, "hetero_window": 32}

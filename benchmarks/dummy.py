@@ -13,12 +13,12 @@ import numpy as np
 
 from benchmarks import shapes
 from benchmarks.launch import Server
-from hetero_sglang import development
-from hetero_sglang.memory.layout import HeadLayout, build_layout
+from hetero_sglang.config import development
+from hetero_sglang.config.layout import HeadLayout, build_layout
+from hetero_sglang.config.settings import HOT_PAGE
 from hetero_sglang.profile.ablation import alike
 from hetero_sglang.profile.files import load_profile, save_profile
 from hetero_sglang.profile.index_plan import IndexPlan
-from hetero_sglang.settings import HOT_PAGE
 
 VOCABULARY = 120000  # ids below the special ones
 FLAGS: dict[str, Any] = {

@@ -23,7 +23,7 @@ from benchmarks.dummy import add_profile_option, dummy_server, layout_of, random
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import Stream, gaps
-from hetero_sglang.memory.layout import HeadLayout
+from hetero_sglang.config.layout import HeadLayout
 
 AT_ONCE = 8  # messages per step that this process reads without falling behind
 DENSE_BELOW = 2048  # at least: the smallest head's rows have to hold sinks and window

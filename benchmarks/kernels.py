@@ -19,19 +19,20 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from benchmarks import results
-from hetero_sglang.attention.decode_kernels.base import DecodeKernel
-from hetero_sglang.attention.decode_kernels.choice import decode_kernel
-from hetero_sglang.attention.decode_kernels.triton import TritonDecode
-from hetero_sglang.attention.decode_step import DecodeStep
-from hetero_sglang.attention.kernels.store import LayerBuffers
-from hetero_sglang.attention.kernels.work import DecodeShape
-from hetero_sglang.memory.device_tables import DeviceTables
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.config.settings import Settings, resolve
+from hetero_sglang.ops.base import DecodeKernel
+from hetero_sglang.ops.decode_kernel import decode_kernel
+from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.ops.triton.attend import TritonDecode
+from hetero_sglang.ops.triton.store import LayerBuffers
+from hetero_sglang.ops.triton.work import DecodeShape
+from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.files import load_profile
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
-from hetero_sglang.settings import Settings, resolve
 
 HEADS, GROUP, DIM, DTYPE, DEVICE = 8, 4, 128, torch.bfloat16, "cuda"
 ROW = 2 * DIM * DTYPE.itemsize  # bytes of a token's K and V in one head
@@ -60,7 +61,14 @@ def profile_of(resident: int, layers: int = LAYERS) -> HeadProfile:
 
 def settings_of(profile: HeadProfile, keep_ratio: float) -> Settings:
     return resolve(
-        profile, keep_ratio=keep_ratio, window=64, sink=4, dense_below=None, drift_threshold=0, monitor_interval=4
+        profile,
+        policy=HeteroCache(),
+        keep_ratio=keep_ratio,
+        window=64,
+        sink=4,
+        dense_below=None,
+        drift_threshold=0,
+        monitor_interval=4,
     )
 
 

@@ -14,9 +14,9 @@ import torch
 from benchmarks import copies, shapes
 from benchmarks.copies import Rate
 from benchmarks.run import Run, add_options
+from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval.client import RetrievalClient
+from hetero_sglang.transfer.client import RetrievalClient
 
 
 def main() -> None:

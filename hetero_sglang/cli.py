@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
-from typing import NoReturn
 
 from hetero_sglang.errors import HeteroError
 
 # name -> module with `run(argv) -> exit code`, and what it does
 COMMANDS = {
-    "profile": ("hetero_sglang.profile.commands", "find out what each KV head of a model does, and show it"),
+    "profile": ("hetero_sglang.calibration.commands", "find out what each KV head of a model does, and show it"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals are one sentence."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Raises HeteroError; `main` prints it."""
-        raise HeteroError(f"{message}; see `{self.prog} --help`.")
 
 
 def main(argv: list[str] | None = None) -> int:

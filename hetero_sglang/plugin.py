@@ -13,7 +13,7 @@ def register() -> None:
 
 
 def _register() -> None:
-    from hetero_sglang import development
+    from hetero_sglang.config import development
     from hetero_sglang.sglang.version import check_version
 
     check_version()
@@ -21,9 +21,9 @@ def _register() -> None:
     from sglang.srt.entrypoints.engine import Engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from hetero_sglang.args import HeteroServerArgs
     from hetero_sglang.cpu import grammar, paged
     from hetero_sglang.sglang import port
+    from hetero_sglang.sglang.args import HeteroServerArgs
     from hetero_sglang.sglang.bodies import watch
     from hetero_sglang.sglang.hooks import enter_scheduler, install
     from hetero_sglang.sglang.reporting import add_routes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.launch import ROOT
 from benchmarks.recall import Language
-from hetero_sglang.choices import POLICIES
+from hetero_sglang.config.choices import POLICIES
 from hetero_sglang.errors import HeteroError
 
 from .cell import parse_cells

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hetero_sglang.choices import ABLATIONS, DECODE_KERNELS, FETCH, INDEXES, POLICIES, RETRIEVAL, ROLES
+from hetero_sglang.config.choices import ABLATIONS, DECODE_KERNELS, FETCH, INDEXES, POLICIES, RETRIEVAL, ROLES
 from hetero_sglang.errors import HeteroError
 
 OPTIONS: dict[str, list[str]] = {  # of heterocache; no values: a switch

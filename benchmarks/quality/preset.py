@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hetero_sglang.choices import POLICIES
+from hetero_sglang.config.choices import POLICIES
 
 # HeteroCache twice: rows fetched while decoding goes on, and rows that a step waits for, as other policies' steps do.
 VARIANTS = (*POLICIES[:2], "heterocache:fetch=same-step:roles=ratio", *POLICIES[2:])

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import accelerator_present, cpu_engine
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.policy.choice import make_policy
+from hetero_sglang.sglang.asked import make_policy
 
 from .cell import Cell
 from .client import Client

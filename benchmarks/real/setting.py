@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.quality.cell import Cell
 from benchmarks.quality.host import parse_flags
-from hetero_sglang.choices import POLICIES
+from hetero_sglang.config.choices import POLICIES
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.policy.choice import make_policy
+from hetero_sglang.sglang.asked import make_policy
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from hetero_sglang.calibration.calibrate import chunk_bounds
+from hetero_sglang.calibration.checkpoint import Checkpoint
+from hetero_sglang.calibration.documents import Document
+from hetero_sglang.calibration.kv_buffer import host_cache
 from hetero_sglang.calibration.moments import Moments
+from hetero_sglang.calibration.observe import watched
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.calibrate import chunk_bounds
-from hetero_sglang.profile.checkpoint import Checkpoint
-from hetero_sglang.profile.documents import Document
-from hetero_sglang.profile.kv_buffer import host_cache
-from hetero_sglang.profile.observe import watched
 
 
 @torch.inference_mode()

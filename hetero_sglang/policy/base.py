@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import Enum
 from typing import ClassVar
 
 import torch
 
+from hetero_sglang.config.description import Description, Refresh, Unit
 
-class Refresh(Enum):
-    """When a request's selected rows are chosen again after its prompt."""
-
-    NEVER = "never"
-    DRIFT = "drift"  # when a pivot's attention has moved; rows arrive while decoding goes on
-    STEP = "step"  # every decode step, from the policy's index; the step waits for its rows
-    LAZY = "lazy"  # every decode step, from each head's key index: what it wants most and lacks comes in
+__all__ = ["Index", "Policy", "Refresh"]
 
 
-class Index(ABC):
+class Index(Unit, ABC):
     """A summary of keys that stays on the device, by which a STEP policy finds tokens again.
 
     It is made of units of `span` consecutive tokens, `rows` hot rows each, so its bytes come out of the working
     set's. A unit never changes once it is complete; younger tokens are in the ring (`span` is at most the window).
     """
-
-    span: ClassVar[int]
-    rows: ClassVar[int]
 
     @abstractmethod
     def build(self, k: torch.Tensor, v_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +33,7 @@ class Index(ABC):
 
 
 @dataclass(frozen=True)
-class Policy(ABC):
+class Policy(Description, ABC):
     """One way to choose which rows of a head stay on the device. Methods are pure: any device, no state.
 
     Heads are the compressed KV heads of one layer (C of them, each for G query heads); sinks and the most recent
@@ -50,10 +41,6 @@ class Policy(ABC):
     one seeing all L tokens; k [L, C, D].
     """
 
-    name: ClassVar[str]
-    refresh: ClassVar[Refresh] = Refresh.NEVER
-    roles: ClassVar[bool] = False  # heads differ by a head profile; else all are compressed alike
-    recent_only: ClassVar[bool] = False  # whatever is not a sink is the most recent tokens
     index: ClassVar[Index | None] = None
     on_device: ClassVar[bool] = False  # the CUDA engine runs it: picks the best tokens, at prefill end or on drift
 
@@ -84,19 +71,3 @@ class Policy(ABC):
         None: all of them. The index is made of these, so n is a multiple of its span and n <= `max_candidates`.
         """
         return None
-
-    def max_candidates(self, length: int, count: int, window: int) -> int:
-        """How many of a prompt's `length` tokens `candidates` may return at most."""
-        return length
-
-    def index_rows(self, prompt: int, final: int, fraction: float, window: int) -> int:
-        """Hot rows of one head's index for a prompt that may grow to `final` tokens and keeps `fraction` of them."""
-        if self.index is None:
-            return 0
-        listed = self.max_candidates(prompt, int(fraction * final), window) + (final - prompt)
-        return -(-listed // self.index.span) * self.index.rows
-
-    @property
-    def index_share(self) -> float:
-        """Hot rows of the index per indexed token: below it, a keep ratio leaves no room for any token."""
-        return self.index.rows / self.index.span if self.index else 0.0

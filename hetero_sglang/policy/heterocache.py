@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from hetero_sglang.policy.base import Policy, Refresh
-from hetero_sglang.policy.scores import attention_scores
+from hetero_sglang.selection.scores import attention_scores
 
 
 @dataclass(frozen=True)

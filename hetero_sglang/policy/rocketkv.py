@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hetero_sglang.policy.base import Index, Policy, Refresh
 from hetero_sglang.policy.quest import PAGE, PageIndex
-from hetero_sglang.policy.scores import observed_weights
+from hetero_sglang.selection.scores import observed_weights
 
 POOL = 63  # neighbours of which stage 1 takes the greatest, as in the paper
 

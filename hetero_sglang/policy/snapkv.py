@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from hetero_sglang.policy.base import Policy
-from hetero_sglang.policy.scores import observed_weights, pool_average
+from hetero_sglang.selection.scores import observed_weights, pool_average
 
 
 @dataclass(frozen=True)

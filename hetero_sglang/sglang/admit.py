@@ -9,7 +9,7 @@ import numpy as np
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.schedule_policy import AddReqResult
 
-from hetero_sglang.memory.budget import Grant
+from hetero_sglang.config.caps import Grant
 from hetero_sglang.sglang.runtime import runtime
 
 

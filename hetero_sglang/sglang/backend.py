@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from hetero_sglang.attention.engine import TorchEngine
-from hetero_sglang.attention.plan import Plan, plan_decode, plan_extend
+from hetero_sglang.engine.engine import TorchEngine
+from hetero_sglang.engine.plan import Plan, plan_decode, plan_extend
 from hetero_sglang.sglang.pool import token_slots
 
 

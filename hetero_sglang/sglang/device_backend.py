@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from hetero_sglang.attention.decode_step import DecodeStep
-from hetero_sglang.attention.device_engine import DeviceEngine
-from hetero_sglang.attention.kernels.store import StepTables
-from hetero_sglang.attention.plan import plan_extend
-from hetero_sglang.retrieval.rehearsal import rehearse
+from hetero_sglang.engine.device_engine import DeviceEngine
+from hetero_sglang.engine.plan import plan_extend
+from hetero_sglang.engine.rehearsal import rehearse
+from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.ops.triton.store import StepTables
 from hetero_sglang.sglang.ahead import Ahead, Queries
 from hetero_sglang.sglang.pool import token_slots
 from hetero_sglang.sglang.runtime import runtime

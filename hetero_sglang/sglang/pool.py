@@ -13,7 +13,7 @@ from sglang.srt.distributed import get_tp_group
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator, MemoryPoolConfig
 
-from hetero_sglang.memory.sizes import Shape
+from hetero_sglang.cache.sizes import Shape
 from hetero_sglang.sglang.runtime import runtime
 
 

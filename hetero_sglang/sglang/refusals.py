@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hetero_sglang.cache.limits import free_host_bytes
+from hetero_sglang.config.settings import resolve
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory.limits import free_host_bytes
 from hetero_sglang.policy.base import Policy, Refresh
-from hetero_sglang.settings import resolve
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -58,7 +58,11 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_fetch", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.LAZY), "no pivot of its asks for rows"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh is not Refresh.NEVER, "it fetches nothing"),
-    ("hetero_monitor_interval", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP), "it chooses once, or in every step"),
+    (
+        "hetero_monitor_interval",
+        lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP),
+        "it chooses once, or in every step",
+    ),
 )
 
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from hetero_sglang.cache import HeteroCache
-from hetero_sglang.memory.admission import Admission
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.limits import free_host_bytes
-from hetero_sglang.memory.resident_store import ResidentStore
-from hetero_sglang.memory.sizes import Shape, Sizes, Workspaces, slots_within, table
-from hetero_sglang.metrics import Counters
+from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.counters import Counters
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.limits import free_host_bytes
+from hetero_sglang.cache.resident_store import ResidentStore
+from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within, table
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.profile.head_profile import HeadProfile
-from hetero_sglang.settings import Settings, resolve
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -53,10 +53,10 @@ class Runtime:
     current: bool = False  # nothing has happened since it
     waiting_since: float | None = None  # when requests were first seen to wait while nothing runs
     counters: Counters = field(default_factory=Counters)
-    _cache: HeteroCache | None = None
+    _cache: TieredCache | None = None
 
     @property
-    def cache(self) -> HeteroCache:
+    def cache(self) -> TieredCache:
         """The two-tier cache, once SGLang has built its pool."""
         assert self._cache is not None, "the pool is not built yet"
         return self._cache
@@ -92,7 +92,7 @@ class Runtime:
         looks = self.settings.retrieves or self.settings.index is not None
         return Workspaces.of(shape, self.settings.ranks[rank], longest, staging, looks)
 
-    def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> HeteroCache:
+    def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> TieredCache:
         """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went.
 
         HeteroError where the hot pool could not hold a request that the slots can.
@@ -110,7 +110,7 @@ class Runtime:
         )
         host = HostStore(rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin)
         hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
-        cache = self._cache = HeteroCache(self.settings, resident, host, hot, self.counters, self.on_device, pages)
+        cache = self._cache = TieredCache(self.settings, resident, host, hot, self.counters, self.on_device, pages)
         cache.fetcher.start_worker(pin)
         workspaces = self.workspaces(shape, self.settings.rank, slots) if self.on_device else None
         logger.info(

@@ -17,9 +17,9 @@ import pytest
 import torch
 from sglang.srt.server_args import ServerArgs
 
-from hetero_sglang.args import HeteroServerArgs
-from hetero_sglang.choices import CHOICES
+from hetero_sglang.config.choices import CHOICES
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang.args import HeteroServerArgs
 from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels, check_policy
 
 RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
@@ -157,7 +157,7 @@ def test_a_window_of_one_row_is_refused_where_its_row_is_copied_while_the_next_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert arguments(hetero_window=1, hetero_dense_below=512).hetero_window == 1  # the torch engine copies at once
-    monkeypatch.setattr("hetero_sglang.args._cuda", lambda device: True)
+    monkeypatch.setattr("hetero_sglang.sglang.args._cuda", lambda device: True)
     with pytest.raises(HeteroError, match="--hetero-window 1 is too small for the CUDA engine.*at least 2"):
         arguments(hetero_window=1, attention_backend="flashinfer")
     two = arguments(hetero_window=2, hetero_dense_below=512, attention_backend="torch_native")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hetero_sglang import development, plugin
+from hetero_sglang import plugin
+from hetero_sglang.config import development
 from hetero_sglang.errors import HeteroError
 
 

@@ -13,7 +13,7 @@ from benchmarks.alternation import groups, turns, up
 from benchmarks.idle import Size
 from benchmarks.launch import RECALL
 from benchmarks.streams import Stream
-from hetero_sglang.settings import HOT_PAGE
+from hetero_sglang.config.settings import HOT_PAGE
 
 PROFILE = str(RECALL / "hetero_profile.json")
 

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import copies, transfer
 from benchmarks.copies import RUN, Rate
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.memory.prefix_loader import slot_runs
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer.prefix_loader import slot_runs
 
 CPU = torch.device("cpu")
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hetero_sglang.attention.engine import TorchEngine
-from hetero_sglang.attention.plan import plan_decode, plan_extend
-from hetero_sglang.cache import HeteroCache
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.resident_store import ResidentStore
-from hetero_sglang.metrics import Counters
+from hetero_sglang.cache.counters import Counters
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.resident_store import ResidentStore
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.config.settings import Settings, resolve
+from hetero_sglang.engine.engine import TorchEngine
+from hetero_sglang.engine.plan import plan_decode, plan_extend
+from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
-from hetero_sglang.settings import Settings, resolve
 
 DIM, GROUP = 16, 2
 
@@ -49,7 +50,15 @@ def random_profile(seed: int, layers: int = 3, heads: int = 4) -> HeadProfile:
 
 def make_settings(profile: HeadProfile, keep_ratio: float | None = None, **options: object) -> Settings:
     """Settings with small windows; keep ratio None: halfway between the floor and 1."""
-    defaults = {"window": 6, "sink": 2, "dense_below": 64, "drift_threshold": 0.0, "monitor_interval": 2, "observe": 8}
+    defaults = {
+        "policy": HeteroCache(),
+        "window": 6,
+        "sink": 2,
+        "dense_below": 64,
+        "drift_threshold": 0.0,
+        "monitor_interval": 2,
+        "observe": 8,
+    }
     ratio = keep_ratio if keep_ratio is not None else (profile.floor + 1) / 2
     return resolve(profile, keep_ratio=ratio, **{**defaults, **options})
 
@@ -60,7 +69,7 @@ def make_cache(
     pages: int = 2000,
     device: torch.device | str = "cpu",
     on_device: bool = False,
-) -> HeteroCache:
+) -> TieredCache:
     """A cache whose every buffer is poisoned with NaN: reading what nobody wrote shows."""
     dtype = torch.float32
     layout = settings.layout
@@ -70,14 +79,14 @@ def make_cache(
     hot = HotPool(pages, settings.rule.page_size, DIM, DIM, dtype, device)
     for tensor in (*resident.k, *resident.v, *host.blocks, hot.k, hot.v):
         tensor.fill_(float("nan"))
-    return HeteroCache(settings, resident, host, hot, Counters(), on_device)
+    return TieredCache(settings, resident, host, hot, Counters(), on_device)
 
 
 @dataclass
 class Request:
     """A request driven by hand: random q, k, v for every token and layer."""
 
-    cache: HeteroCache
+    cache: TieredCache
     slot: int
     prompt: int
     total: int

@@ -19,13 +19,13 @@ from sglang.srt.managers import scheduler as scheduler_module
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.managers.scheduler import Scheduler
 
-from hetero_sglang.cache import HeteroCache
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.resident_store import ResidentStore
-from hetero_sglang.memory.sizes import Shape, Sizes
-from hetero_sglang.metrics import Counters
-from hetero_sglang.settings import Settings
+from hetero_sglang.cache.counters import Counters
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.resident_store import ResidentStore
+from hetero_sglang.cache.sizes import Shape, Sizes
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.config.settings import Settings
 from hetero_sglang.sglang import admit, lifecycle, runtime
 
 SHAPE = Shape(4, 4, 2)
@@ -143,7 +143,7 @@ class World:
         resident = ResidentStore(1, [0] * len(layers), 4, 4, torch.bfloat16, "cpu")
         host = HostStore(1, [0] * len(layers), 4, 4, torch.bfloat16)
         hot = HotPool(pages[settings.rank], settings.rule.page_size, 4, 4, torch.bfloat16, "cpu")
-        self.cache = self.state._cache = HeteroCache(settings, resident, host, hot, Counters(), False, pages)
+        self.cache = self.state._cache = TieredCache(settings, resident, host, hot, Counters(), False, pages)
 
     # ---- what SGLang's pass calls
 

@@ -13,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.launch import ROOT
+from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.sizes import Shape, Sizes
+from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory.admission import Admission
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.sizes import Shape, Sizes
-from hetero_sglang.memory.working_set import WorkingSet
 from hetero_sglang.policy.fier import Fier
 from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.policy.quest import Quest
@@ -26,10 +27,16 @@ from hetero_sglang.policy.streamingllm import StreamingLLM
 from hetero_sglang.profile.files import load_profile
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
-from hetero_sglang.settings import Settings, resolve
 
 SHAPE = Shape(128, 128, 2)
-PLAIN = {"window": 64, "sink": 4, "dense_below": None, "drift_threshold": 0.9, "monitor_interval": 4}
+PLAIN = {
+    "policy": HeteroCache(),
+    "window": 64,
+    "sink": 4,
+    "dense_below": None,
+    "drift_threshold": 0.9,
+    "monitor_interval": 4,
+}
 
 
 def alike(layers: int, heads: int) -> HeadProfile:

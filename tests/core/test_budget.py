@@ -7,12 +7,13 @@ from core_helpers import make_settings, random_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within, table
+from hetero_sglang.config.caps import Grant
+from hetero_sglang.config.layout import build_layout
+from hetero_sglang.config.settings import resolve
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory.admission import Admission
-from hetero_sglang.memory.budget import Grant
-from hetero_sglang.memory.layout import build_layout
-from hetero_sglang.memory.sizes import Shape, Sizes, Workspaces, slots_within, table
-from hetero_sglang.settings import resolve
+from hetero_sglang.policy.heterocache import HeteroCache
 
 SHAPE = Shape(64, 64, 2)
 
@@ -86,7 +87,14 @@ def test_the_startup_table_names_what_goes_where() -> None:
 )
 def test_settings_that_cannot_work_are_refused_with_the_recipe(change: dict, words: str) -> None:
     profile = random_profile(1)
-    options = {"keep_ratio": 0.9, "window": 32, "sink": 4, "dense_below": None, "drift_threshold": 0.5}
+    options = {
+        "policy": HeteroCache(),
+        "keep_ratio": 0.9,
+        "window": 32,
+        "sink": 4,
+        "dense_below": None,
+        "drift_threshold": 0.5,
+    }
     with pytest.raises(HeteroError, match=words):
         resolve(profile, **{**options, "monitor_interval": 4, **change})
 
@@ -95,7 +103,13 @@ def test_a_refused_window_is_legal_at_the_length_the_message_gives() -> None:
     import re
 
     profile = random_profile(1)
-    base = {"keep_ratio": 0.9, "sink": 4, "drift_threshold": 0.5, "monitor_interval": 4}
+    base = {
+        "policy": HeteroCache(),
+        "keep_ratio": 0.9,
+        "sink": 4,
+        "drift_threshold": 0.5,
+        "monitor_interval": 4,
+    }
     with pytest.raises(HeteroError) as refusal:
         resolve(profile, window=4000, dense_below=512, **base)
     needed = int(re.search(r"at least (\d+)", str(refusal.value)).group(1))

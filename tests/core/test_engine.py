@@ -208,7 +208,7 @@ def test_bits_equal_torch_native_on_bf16() -> None:
     """The exact forms must not differ from SGLang's CPU backend in a single bit."""
     from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-    from hetero_sglang.attention.reference import decode_exact, prefill_attention, prefill_exact
+    from hetero_sglang.ops.reference.attention import decode_exact, prefill_attention, prefill_exact
 
     torch.manual_seed(3)
     for prefix, count in [(0, 1), (0, 90), (130, 30), (700, 333), (40, 1100), (1500, 2)]:

@@ -8,9 +8,9 @@ from core_helpers import Request, decode, held_positions, make_cache, make_setti
 from test_engine import scattered_slots
 from test_policies_in_engine import OTHERS, settings_of
 
-from hetero_sglang import development
-from hetero_sglang.cache import HeteroCache
-from hetero_sglang.settings import Settings
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.config import development
+from hetero_sglang.config.settings import Settings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +37,7 @@ def both(settings: Settings) -> list[Request]:
 
 def same(requests: list[Request]) -> None:
     """Outputs and held tokens of some steps."""
-    caches: list[HeteroCache] = [request.cache for request in requests]
+    caches: list[TieredCache] = [request.cache for request in requests]
     for length in range(PROMPT + 1, TOTAL):
         theirs, ours = (decode([request], [length]) for request in requests)
         torch.testing.assert_close(ours, theirs, **CLOSE)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import expect, scattered_slots
 
-from hetero_sglang.cache import HeteroCache
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.engine.reassign import CHECKS, OWN, agreement
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
-from hetero_sglang.retrieval.reassign import CHECKS, OWN, agreement
 
 PROMPT, TOTAL = 200, 240
 HEADS = 5
@@ -20,7 +20,7 @@ HEADS = 5
 ROLES = LayerRoles((Role.PIVOT,) * 2 + (Role.SATELLITE,) * 3, (0.0, 0.0, 1.0, 1.0, 1.0), (0, 1, 0, 0, 1))
 
 
-def cache_of(**options: object) -> HeteroCache:
+def cache_of(**options: object) -> TieredCache:
     profile = HeadProfile(1, HEADS, HEADS * GROUP, DIM, (ROLES,))
     plain = {"drift_threshold": 0.5, "monitor_interval": 1, "anchor_interval": 4, "dense_below": 64}
     cache = make_cache(make_settings(profile, 0.7, **{**plain, **options}))
@@ -35,14 +35,14 @@ def look_at(request: Request, step: int, head: int, token: int) -> None:
     queries[step:, head] = 40 * request.k[0][token, head] / request.k[0][token, head].norm()
 
 
-def planted(cache: HeteroCache, seed: int = 3) -> Request:
+def planted(cache: TieredCache, seed: int = 3) -> Request:
     """Satellites have the keys of their pivots."""
     request = Request(cache, 1, PROMPT, TOTAL, scattered_slots(TOTAL, seed), seed)
     request.k[0][:, 2:] = request.k[0][:, [0, 0, 1]]
     return request
 
 
-def begun(cache: HeteroCache) -> Request:
+def begun(cache: TieredCache) -> Request:
     """A planted request whose prompt is run."""
     request = planted(cache)
     request.start()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero_sglang.memory.hot_pool import EMPTY, HotPool
+from hetero_sglang.cache.hot_pool import EMPTY, HotPool
 
 
 def small_pool(pages: int = 40) -> HotPool:

@@ -19,13 +19,13 @@ from core_helpers import (
     prefill,
 )
 
+from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops.reference.choose import used_bin
 from hetero_sglang.ops.reference.index import unpack
 from hetero_sglang.policy.heterocache import IndexedHeads
 from hetero_sglang.profile.ablation import alike
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.index_plan import IndexPlan
-from hetero_sglang.settings import Settings
 
 LAYERS, HEADS = 2, 3
 FIELDS = ((8, 4), (8, 2))

@@ -7,11 +7,11 @@ import torch
 from core_helpers import DIM, GROUP, Request, decode, held_positions, make_cache, make_settings, prefill
 from test_engine import expect, scattered_slots
 
+from hetero_sglang.config.settings import Settings
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import alike
-from hetero_sglang.settings import Settings
 
 HEADS, LAYERS = 3, 2
 OTHERS = [name for name, policy in POLICIES.items() if not policy.roles]

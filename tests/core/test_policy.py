@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero_sglang.policy.accumulate import accumulate, replace
-from hetero_sglang.policy.batched import refill
-from hetero_sglang.policy.scores import attention_scores, overlap, top_positions
+from hetero_sglang.selection.accumulate import accumulate, replace
+from hetero_sglang.selection.batched import refill
+from hetero_sglang.selection.scores import attention_scores, overlap, top_positions
 
 
 def naive_scores(q: torch.Tensor, k: torch.Tensor, scale: float, over: str) -> torch.Tensor:

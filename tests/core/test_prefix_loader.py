@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hetero_sglang.memory.host_store import BLOCK, HostStore
-from hetero_sglang.memory.lanes import Mark
-from hetero_sglang.memory.prefix_loader import PrefixLoader
+from hetero_sglang.cache.host_store import BLOCK, HostStore
+from hetero_sglang.cache.lanes import Mark
+from hetero_sglang.transfer.prefix_loader import PrefixLoader
 
 
 class Written(Mark):

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from queue_world import CLIP, Batch, Req, World, acting, sglang_world  # noqa: F401  (a fixture)
 
-from hetero_sglang.settings import resolve
+from hetero_sglang.config.settings import resolve
+from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.sglang import admit, reporting
 
 pytestmark = pytest.mark.usefixtures("sglang_world")
@@ -33,6 +34,7 @@ def make_worlds(seed: int, size: int, **options: object) -> list[World]:
     }
     ratio = profile.floor + (1 - profile.floor) * rng.choice((0.02, 0.3, 0.9))
     shared = {
+        "policy": HeteroCache(),
         "keep_ratio": ratio,
         "window": rng.choice((2, 16)),
         "sink": 2,
@@ -144,7 +146,14 @@ def test_every_rank_lets_in_grows_and_preempts_alike(seed: int, size: int, event
 def lone(keep: float = 0.2, **options: object) -> World:
     profile = random_profile(4, layers=3, heads=4)
     ratio = profile.floor + (1 - profile.floor) * keep
-    plain = {"window": 16, "sink": 4, "dense_below": 8192, "drift_threshold": 0.9, "monitor_interval": 4}
+    plain = {
+        "policy": HeteroCache(),
+        "window": 16,
+        "sink": 4,
+        "dense_below": 8192,
+        "drift_threshold": 0.9,
+        "monitor_interval": 4,
+    }
     room = {"slots": 7200, "requests": 16, "chunk": None, "preemption": False, **options}
     return World(resolve(profile, keep_ratio=ratio, **plain), **room)
 

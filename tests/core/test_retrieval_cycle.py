@@ -9,10 +9,10 @@ import torch
 from core_helpers import Request, decode, held_positions, make_cache, make_settings, prefill, random_profile
 from test_engine import expect, scattered_slots
 
-from hetero_sglang.cache import HeteroCache
+from hetero_sglang.cache.tiers import TieredCache
 
 
-def settle(cache: HeteroCache) -> None:
+def settle(cache: TieredCache) -> None:
     """Wait until the worker has answered everything, then publish it."""
     deadline = time.monotonic() + 20
     while cache.fetcher.fetches or cache.fetcher.scores:
@@ -50,7 +50,7 @@ def check_rows(request: Request, length: int) -> None:
             assert torch.equal(cache.hot.v.view(-1, 16)[rows], request.v[layer][positions, head])
 
 
-def test_fetched_rows_are_the_right_bytes_and_every_token_is_held_once(busy_cache: HeteroCache) -> None:
+def test_fetched_rows_are_the_right_bytes_and_every_token_is_held_once(busy_cache: TieredCache) -> None:
     requests = [
         Request(busy_cache, slot, prompt, prompt + 40, scattered_slots(600, 1)[part], slot)
         for slot, prompt, part in ((1, 150, slice(0, 190)), (2, 120, slice(190, 350)))
@@ -72,7 +72,7 @@ def test_fetched_rows_are_the_right_bytes_and_every_token_is_held_once(busy_cach
     assert counters.dropped_rows == 0 and counters.failed_fetches == 0
 
 
-def test_generated_tokens_can_be_fetched_back(busy_cache: HeteroCache) -> None:
+def test_generated_tokens_can_be_fetched_back(busy_cache: TieredCache) -> None:
     request = Request(busy_cache, 1, 80, 280, scattered_slots(280, 2), 3)
     request.start()
     prefill([request], [(0, 80)])
@@ -88,7 +88,7 @@ def test_generated_tokens_can_be_fetched_back(busy_cache: HeteroCache) -> None:
     check_rows(request, 279)
 
 
-def test_rows_of_freed_slots_are_dropped_not_published(busy_cache: HeteroCache) -> None:
+def test_rows_of_freed_slots_are_dropped_not_published(busy_cache: TieredCache) -> None:
     request = Request(busy_cache, 1, 150, 190, scattered_slots(190, 3), 4)
     request.start()
     prefill([request], [(0, 150)])
@@ -103,7 +103,7 @@ def test_rows_of_freed_slots_are_dropped_not_published(busy_cache: HeteroCache) 
     assert busy_cache.hot.position.view(-1)[row] == before.view(-1)[row]
 
 
-def test_a_fetch_for_an_ended_request_touches_nothing(busy_cache: HeteroCache) -> None:
+def test_a_fetch_for_an_ended_request_touches_nothing(busy_cache: TieredCache) -> None:
     request = Request(busy_cache, 1, 150, 190, scattered_slots(190, 3), 4)
     request.start()
     prefill([request], [(0, 150)])

@@ -7,8 +7,8 @@ from core_helpers import make_settings, random_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.working_set import WorkingSet, ring_row
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.working_set import WorkingSet, ring_row
 
 
 @given(cap=st.integers(10, 60), window=st.integers(1, 8), extra=st.integers(0, 100))

@@ -13,14 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 from core_helpers import DIM, GROUP, Request, decode, make_cache, make_settings, prefill, random_profile, table_of
 
-from hetero_sglang.attention.device_engine import DeviceEngine
-from hetero_sglang.attention.plan import plan_extend
-from hetero_sglang.cache import HeteroCache
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.engine.device_engine import DeviceEngine
+from hetero_sglang.engine.plan import plan_extend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_cache(cache: HeteroCache) -> HeteroCache:
+def device_cache(cache: TieredCache) -> TieredCache:
     """An empty cache of the same sizes whose device tiers are on the kernels' device."""
     return make_cache(cache.settings, slots=cache.host.rows, pages=cache.hot.pages, device=DEVICE, on_device=True)
 

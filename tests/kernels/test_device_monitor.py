@@ -16,17 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import DIM, GROUP, Request, decode, held_positions, make_cache, make_settings, prefill, random_profile
 from test_device_engine import DEVICE, device_cache, extend, step
 
-from hetero_sglang import development
-from hetero_sglang.attention.device_engine import DeviceEngine
-from hetero_sglang.cache import HeteroCache
-from hetero_sglang.retrieval import device_monitor
-from hetero_sglang.retrieval.device_monitor import DeviceMonitor
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.config import development
+from hetero_sglang.engine import device_monitor
+from hetero_sglang.engine.device_engine import DeviceEngine
+from hetero_sglang.engine.device_monitor import DeviceMonitor
 
 PROMPTS = (70, 100, 24)  # two that are compressed; the interpreter takes milliseconds per token
 STEPS = 8
 
 
-def pair(seed: int, **options: object) -> tuple[HeteroCache, HeteroCache]:
+def pair(seed: int, **options: object) -> tuple[TieredCache, TieredCache]:
     """Two caches of the same settings with a worker each: the torch engine's and the device's."""
     settings = make_settings(random_profile(seed, layers=2, heads=5), **options)
     theirs = make_cache(settings)
@@ -37,7 +37,7 @@ def pair(seed: int, **options: object) -> tuple[HeteroCache, HeteroCache]:
     return theirs, ours
 
 
-def begin(caches: tuple[HeteroCache, ...], seed: int) -> list[list[Request]]:
+def begin(caches: tuple[TieredCache, ...], seed: int) -> list[list[Request]]:
     """Requests in every cache, token for token alike; their prompts are run."""
     slots, made, start = torch.randperm(599, generator=torch.Generator().manual_seed(seed)) + 1, [], 0
     for slot, prompt in enumerate(PROMPTS, start=1):

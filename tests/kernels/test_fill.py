@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import DIM, Request, make_cache, make_settings, prefill, random_profile
 from test_decode_step import DEVICE, device_copy, layer_buffers
 
-from hetero_sglang.attention.kernels.fill import fill
-from hetero_sglang.memory.device_tables import DeviceTables
-from hetero_sglang.policy.batched import choose
-from hetero_sglang.policy.scores import attention_scores
+from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.ops.triton.fill import fill
+from hetero_sglang.selection.batched import choose
+from hetero_sglang.selection.scores import attention_scores
 
 
 @pytest.mark.parametrize("seed", range(5))

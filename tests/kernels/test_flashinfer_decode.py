@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import make_settings
 from fake_flashinfer import PROCESSORS, FakeWrapper
 
-from hetero_sglang.attention.decode_kernels.choice import decode_kernel
-from hetero_sglang.attention.decode_step import DecodeStep
-from hetero_sglang.attention.kernels.store import LayerBuffers
-from hetero_sglang.attention.reference import decode_exact
+from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory.device_tables import DeviceTables
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.working_set import WorkingSet
+from hetero_sglang.ops.decode_kernel import decode_kernel
+from hetero_sglang.ops.reference.attention import decode_exact
+from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.ops.triton.store import LayerBuffers
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
 

@@ -14,7 +14,7 @@ from core_helpers import GROUP, Request, dense, held_positions, make_cache
 from test_device_engine import DEVICE, extend, step
 from test_lazy_heads import HEADS, LAYERS, lazy_settings, naive, slots_of
 
-from hetero_sglang.attention.device_engine import DeviceEngine
+from hetero_sglang.engine.device_engine import DeviceEngine
 
 
 @pytest.mark.parametrize("run", [1, 4])

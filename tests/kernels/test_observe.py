@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hetero_sglang.attention.kernels import observe
-from hetero_sglang.policy import scores
+from hetero_sglang.ops.triton import observe
+from hetero_sglang.selection import scores
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

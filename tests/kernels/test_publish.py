@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hetero_sglang.attention.kernels.publish import publish
-from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.ops.triton.publish import publish
 
 NAMES = ("k", "v", "position", "score")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import GROUP, make_cache, make_settings, random_profile
 from test_device_engine import DEVICE, device_cache
 
-from hetero_sglang.attention.device_engine import DeviceEngine
-from hetero_sglang.memory.hot_pool import EMPTY
-from hetero_sglang.retrieval.rehearsal import rehearse
+from hetero_sglang.cache.hot_pool import EMPTY
+from hetero_sglang.engine.device_engine import DeviceEngine
+from hetero_sglang.engine.rehearsal import rehearse
 
 CONTEXT = 512
 

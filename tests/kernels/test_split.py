@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from fake_flashinfer import offsets
 from test_decode_step import DEVICE
 
-from hetero_sglang.attention.decode_kernels.plan_place import PlanPlace, int_words, item_count
-from hetero_sglang.attention.kernels.split import SplitTables, place, split
-from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.ops.flashinfer.plan_place import PlanPlace, int_words, item_count
+from hetero_sglang.ops.flashinfer.split import SplitTables, place, split
+from hetero_sglang.ops.triton.store import StepTables
 
 PAGE, CONTEXT = 4, 5000
 

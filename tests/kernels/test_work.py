@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import make_settings, random_profile
 from test_decode_step import DEVICE
 
-from hetero_sglang.attention.kernels.work import DecodeBuffers, DecodeShape
-from hetero_sglang.memory.working_set import ring_row
+from hetero_sglang.cache.working_set import ring_row
+from hetero_sglang.ops.triton.work import DecodeBuffers, DecodeShape
 
 HEADS, WINDOW = 4, 6
 

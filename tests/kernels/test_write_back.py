@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import random_profile
 from test_decode_step import DEVICE
 
-from hetero_sglang.attention.kernels.store import StepTables
-from hetero_sglang.attention.kernels.write_back import HostPlaces, locate, write_back
-from hetero_sglang.memory.host_store import BLOCK, HostStore
-from hetero_sglang.memory.hot_pool import HotPool
-from hetero_sglang.memory.layout import build_layout
-from hetero_sglang.memory.working_set import ring_row
+from hetero_sglang.cache.host_store import BLOCK, HostStore
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.working_set import ring_row
+from hetero_sglang.config.layout import build_layout
+from hetero_sglang.ops.triton.store import StepTables
+from hetero_sglang.ops.triton.write_back import HostPlaces, locate, write_back
 
 PAGE, WINDOW, SLOTS = 4, 6, 64
 

@@ -13,7 +13,7 @@ import torch
 from naive import check_choice, fresh
 
 from benchmarks.quality.cell import Cell, parse_cells
-from hetero_sglang import choices
+from hetero_sglang.config import choices
 from hetero_sglang.policy.base import Policy
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import ABLATIONS
@@ -44,7 +44,7 @@ def test_the_quality_benchmark_takes_every_choice_of_the_flags() -> None:
 
 
 def test_names_are_known_without_torch_and_sglang() -> None:
-    loaded = "import sys, hetero_sglang.choices; print({'torch', 'sglang'} & set(sys.modules))"
+    loaded = "import sys, hetero_sglang.config.choices; print({'torch', 'sglang'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert said == "set()\n"
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profile_builders import profile_of, profiles
 
-from hetero_sglang.choices import ABLATIONS as NAMES
+from hetero_sglang.config.choices import ABLATIONS as NAMES
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.policy.choice import decide_for
 from hetero_sglang.profile.ablation import ABLATIONS, alike, layerwise, uniform, without_clusters
-from hetero_sglang.profile.choice import GRID
 from hetero_sglang.profile.head_profile import NO_PIVOT, HeadProfile
 from hetero_sglang.profile.measurements import Measurements
+from hetero_sglang.profile.ratio import GRID
 from hetero_sglang.profile.roles import Role
 from hetero_sglang.profile.thresholds import Thresholds, classify
+from hetero_sglang.sglang.asked import decide_for
 
 
 def weights_of(profile: HeadProfile) -> list[float]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetero_sglang.calibration.documents import built_in, from_file
+from hetero_sglang.calibration.text import Text, names
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.documents import built_in, from_file
-from hetero_sglang.profile.text import Text, names
 
 
 @pytest.fixture(scope="module")

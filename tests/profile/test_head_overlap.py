@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero_sglang.policy.scores import POOL, attention_scores, pool_average
-from hetero_sglang.profile.observe import Observation
-from hetero_sglang.profile.overlap import (
+from hetero_sglang.calibration.observe import Observation
+from hetero_sglang.calibration.overlap import (
     overlap,
     pairwise_overlap,
     reduce_group,
     top_mask,
     window_attention,
 )
+from hetero_sglang.selection.scores import POOL, attention_scores, pool_average
 
 seeds = st.integers(0, 2**31)
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetero_sglang.calibration.frontier import frontier, frontier_table
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.choice import GRID, choices, choose
 from hetero_sglang.profile.clusters import star_clusters
-from hetero_sglang.profile.frontier import frontier, frontier_table
 from hetero_sglang.profile.head_profile import LayerRoles
 from hetero_sglang.profile.measurements import Measurements
+from hetero_sglang.profile.ratio import GRID, choices, choose
 from hetero_sglang.profile.roles import Role
 from hetero_sglang.profile.thresholds import Thresholds, classify
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero_sglang.profile.tracker import DocumentStatistics, Tracker, combine
+from hetero_sglang.calibration.tracker import DocumentStatistics, Tracker, combine
 
 
 def top(scores: np.ndarray, k: int) -> set[int]:

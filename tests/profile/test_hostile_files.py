@@ -21,7 +21,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.files import PROFILE_NAME, dumps, find_profile, fingerprint, load_profile
 from hetero_sglang.profile.json_file import MOST_BYTES, MOST_DIGITS, MOST_PARTS
 from hetero_sglang.profile.measurements import Measurements
-from hetero_sglang.profile.provenance import topk_share
+from hetero_sglang.profile.ratio import topk_share
 from hetero_sglang.profile.reference import encode_reference
 from hetero_sglang.profile.schema import encode
 

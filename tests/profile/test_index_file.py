@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from profile_builders import index_of, profile_of
 
+from hetero_sglang.calibration.summary import summary
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile import files
 from hetero_sglang.profile.files import load_profile, save_profile
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.index_plan import IndexPlan
 from hetero_sglang.profile.schema import decode, encode
-from hetero_sglang.profile.summary import summary
 
 FIELDS = ((4, 4), (8, 2))
 TABLES = ("encode", "offset", "decode")

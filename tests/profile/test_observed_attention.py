@@ -8,14 +8,14 @@ import torch
 from profile_builders import write_checkpoint
 from transformers import AutoModelForCausalLM
 
+from hetero_sglang.calibration import calibrate as calibration
+from hetero_sglang.calibration.calibrate import Plan, TopK, chunk_bounds, measure
+from hetero_sglang.calibration.checkpoint import open_checkpoint
+from hetero_sglang.calibration.documents import Document
+from hetero_sglang.calibration.observe import Observation, watched
+from hetero_sglang.calibration.overlap import reduce_group
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.policy.scores import pool_average
-from hetero_sglang.profile import calibrate as calibration
-from hetero_sglang.profile.calibrate import Plan, TopK, chunk_bounds, measure
-from hetero_sglang.profile.checkpoint import open_checkpoint
-from hetero_sglang.profile.documents import Document
-from hetero_sglang.profile.observe import Observation, watched
-from hetero_sglang.profile.overlap import reduce_group
+from hetero_sglang.selection.scores import pool_average
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

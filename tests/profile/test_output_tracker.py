@@ -10,14 +10,14 @@ import torch
 from profile_builders import write_checkpoint
 from test_observed_attention import document, greedy
 
+from hetero_sglang.calibration import calibrate as calibration
+from hetero_sglang.calibration.calibrate import Plan, TopK, measure
+from hetero_sglang.calibration.checkpoint import open_checkpoint
+from hetero_sglang.calibration.observe import Observation, watched
+from hetero_sglang.calibration.output_tracker import OutputTracker, Step
 from hetero_sglang.cli import main
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile import calibrate as calibration
-from hetero_sglang.profile.calibrate import Plan, TopK, measure
-from hetero_sglang.profile.checkpoint import open_checkpoint
 from hetero_sglang.profile.files import load_profile
-from hetero_sglang.profile.observe import Observation, watched
-from hetero_sglang.profile.output_tracker import OutputTracker, Step
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 SCALE = 0.4

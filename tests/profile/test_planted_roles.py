@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from profile_builders import PlantedLayer
 
+from hetero_sglang.calibration.tracker import Tracker, combine
 from hetero_sglang.profile.roles import Role
 from hetero_sglang.profile.thresholds import Thresholds, classify
-from hetero_sglang.profile.tracker import Tracker, combine
 
 
 @pytest.mark.parametrize("heads", [8, 32, 64])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from profile_builders import edit_json, profile_of, write_checkpoint
 
+from hetero_sglang.calibration import calibrate as calibration
 from hetero_sglang.cli import main
-from hetero_sglang.profile import calibrate as calibration
 from hetero_sglang.profile.files import fingerprint, load_profile, save_profile
 from hetero_sglang.profile.reference import encode_reference
 

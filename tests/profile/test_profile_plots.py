@@ -11,7 +11,7 @@ from hetero_sglang.profile.measurements import Measurements
 
 pytest.importorskip("matplotlib")
 
-from hetero_sglang.profile.plots import plot_all, plot_overlap, plot_roles, plot_similarity, plot_stability
+from hetero_sglang.calibration.plots import plot_all, plot_overlap, plot_roles, plot_similarity, plot_stability
 
 
 def measured(layers: int, heads: int) -> Measurements:

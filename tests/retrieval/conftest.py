@@ -8,8 +8,8 @@ import pytest
 import torch
 from retrieval_helpers import PATIENCE_S, Connect, random_store
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval.client import RetrievalClient
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer.client import RetrievalClient
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import sys
 import msgspec
 import numpy as np
 
-from hetero_sglang.retrieval import protocol
-from hetero_sglang.retrieval.channel import MOST_BYTES
-from hetero_sglang.retrieval.protocol import Done, Error, Fetch, Hello, Pong, Scored, pack
-from hetero_sglang.retrieval.spec import WorkerSpec
+from hetero_sglang.transfer import protocol
+from hetero_sglang.transfer.channel import MOST_BYTES
+from hetero_sglang.transfer.protocol import Done, Error, Fetch, Hello, Pong, Scored, pack
+from hetero_sglang.transfer.spec import WorkerSpec
 
 
 class Liar:

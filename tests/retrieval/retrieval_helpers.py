@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval.client import Completion, FetchItem, RetrievalClient
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer.client import Completion, FetchItem, RetrievalClient
 
 Connect = Callable[..., RetrievalClient]
 

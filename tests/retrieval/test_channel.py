@@ -13,9 +13,9 @@ import pytest
 import torch
 from retrieval_helpers import Connect, fetch_one, listening, socket_inodes, wait_all, what_others_can_open
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval import channel, process, protocol
-from hetero_sglang.retrieval.client import Fetched, FetchItem
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer import channel, process, protocol
+from hetero_sglang.transfer.client import Fetched, FetchItem
 
 NOBODY = 65534
 

@@ -10,10 +10,10 @@ import msgspec
 import torch
 from retrieval_helpers import Connect
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval import protocol
-from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, ScoreItem
-from hetero_sglang.retrieval.protocol import Done, Error, Hello, Pong, ProtocolError, Scored, pack
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer import protocol
+from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, ScoreItem
+from hetero_sglang.transfer.protocol import Done, Error, Hello, Pong, ProtocolError, Scored, pack
 
 SLOW = [sys.executable, str(Path(__file__).with_name("fake_worker.py")), "slow"]
 

@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 from core_helpers import DIM, GROUP, make_cache, make_settings, random_profile
 
-from hetero_sglang.retrieval import device_fetcher
-from hetero_sglang.retrieval.client import ClientStats, Scored
-from hetero_sglang.retrieval.fetcher import Anchor, PendingFetch, Swap
-from hetero_sglang.retrieval.ring import Segment
-from hetero_sglang.retrieval.staging import StagingRing
+from hetero_sglang.transfer import device_fetcher
+from hetero_sglang.transfer.client import ClientStats, Scored
+from hetero_sglang.transfer.fetcher import Anchor, PendingFetch, Swap
+from hetero_sglang.transfer.ring import Segment
+from hetero_sglang.transfer.staging import StagingRing
 
 
 def test_a_ranked_anchor_is_busy_until_its_rows_are_chosen() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hetero_sglang.memory.limits import free_host_bytes
+from hetero_sglang.cache.limits import free_host_bytes
 
 MB = 1 << 20
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 from core_helpers import GROUP, make_cache, make_settings, random_profile
 
-from hetero_sglang.retrieval.glances import Crowd, Subject
+from hetero_sglang.engine.glances import Crowd, Subject
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_helpers import held
 
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.cache.tiers import host_store
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory import host_store
-from hetero_sglang.memory.host_store import HostStore
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn]
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hetero_sglang.cache.shared_memory import SharedMemory
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory.shared_memory import SharedMemory
 
 
 class Cudart:

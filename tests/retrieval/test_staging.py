@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from hetero_sglang.retrieval.ring import Segment
-from hetero_sglang.retrieval.staging import StagingRing
+from hetero_sglang.transfer.ring import Segment
+from hetero_sglang.transfer.staging import StagingRing
 
 ROWS = 37
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hetero_sglang.retrieval.supervisor import Supervisor
+from hetero_sglang.transfer.supervisor import Supervisor
 
 
 class FakeWorker:

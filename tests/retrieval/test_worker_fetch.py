@@ -20,10 +20,10 @@ from retrieval_helpers import (
     wait_all,
 )
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem
-from hetero_sglang.retrieval.gather import cut
-from hetero_sglang.retrieval.protocol import Gather
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer.client import Failed, Fetched, FetchItem
+from hetero_sglang.transfer.gather import cut
+from hetero_sglang.transfer.protocol import Gather
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

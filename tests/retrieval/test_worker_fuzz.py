@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from retrieval_helpers import held
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval import process, protocol
-from hetero_sglang.retrieval.channel import MOST_BYTES
-from hetero_sglang.retrieval.ring import Ring, Segment
-from hetero_sglang.retrieval.spec import HostLayout, WorkerSpec
-from hetero_sglang.retrieval.staging import StagingRing
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer import process, protocol
+from hetero_sglang.transfer.channel import MOST_BYTES
+from hetero_sglang.transfer.ring import Ring, Segment
+from hetero_sglang.transfer.spec import HostLayout, WorkerSpec
+from hetero_sglang.transfer.staging import StagingRing
 
 ROWS, STAGING, SCORES = 50, 64, 4096
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from retrieval_helpers import Connect, fetch_one, poll_until, wait_all
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval import process, supervisor
-from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, ScoreItem
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer import process, supervisor
+from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, ScoreItem
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
 ABOUT_FETCHES = [

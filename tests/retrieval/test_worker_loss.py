@@ -28,9 +28,9 @@ from retrieval_helpers import (
     what_others_can_open,
 )
 
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval.client import Failed, Fetched, FetchItem, RetrievalClient
-from hetero_sglang.retrieval.process import WorkerProcess
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, RetrievalClient
+from hetero_sglang.transfer.process import WorkerProcess
 
 
 def ended(pid: int) -> bool:
@@ -255,8 +255,8 @@ def test_a_forgotten_client_takes_its_worker_along(store: HostStore) -> None:
 
 PARENT = """
 import os, signal, sys, time, torch
-from hetero_sglang.memory.host_store import HostStore
-from hetero_sglang.retrieval.client import FetchItem, RetrievalClient
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.transfer.client import FetchItem, RetrievalClient
 store = HostStore(100_000, [4], 64, 64, torch.bfloat16)
 client = RetrievalClient(store, 1_000_000)
 assert sys.argv[1] == "starting" or client.wait_up(60)
@@ -284,7 +284,7 @@ def test_nothing_outlives_a_killed_parent(doing: str) -> None:
 
 def test_the_worker_needs_neither_torch_nor_sglang() -> None:
     check = (
-        "import sys, hetero_sglang.retrieval.worker, hetero_sglang.retrieval.service; "
+        "import sys, hetero_sglang.transfer.worker, hetero_sglang.transfer.service; "
         "print(sorted({'torch', 'sglang', 'triton'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_helpers import Connect, held, random_store, wait_all
 
-from hetero_sglang.memory.host_store import BLOCK, HostStore
-from hetero_sglang.retrieval import scoring
-from hetero_sglang.retrieval.client import Failed, Scored, ScoreItem
+from hetero_sglang.cache.host_store import BLOCK, HostStore
+from hetero_sglang.transfer import scoring
+from hetero_sglang.transfer.client import Failed, Scored, ScoreItem
 
 
 def oracle(store: HostStore, slots: torch.Tensor, item: ScoreItem) -> torch.Tensor:

@@ -11,14 +11,14 @@ from test_conservation import check_empty_handed, settled
 
 from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language
-from hetero_sglang.args import HeteroServerArgs
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.config.settings import HOT_PAGE
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.memory.hot_pool import HotPool
 from hetero_sglang.policy.base import Refresh
-from hetero_sglang.policy.choice import decide_for
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.files import load_profile
-from hetero_sglang.settings import HOT_PAGE
+from hetero_sglang.sglang.args import HeteroServerArgs
+from hetero_sglang.sglang.asked import decide_for
 
 HEADS, DIM, ITEM = 8 * 4, 64, 2  # of the recall model: KV heads of all layers, their width, bytes of a number
 ROW = 2 * DIM * ITEM

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hetero_sglang.choices import POLICIES
+from hetero_sglang.config.choices import POLICIES
 from hetero_sglang.errors import HeteroError
 
 from ..cell import parse_cells

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hetero_sglang.memory.host_store import BLOCK
-from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.reference.choose import Swaps
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hetero_sglang.attention.kernels.store import StepTables
-from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.probe import LayerIndex, score_bin, span
+from hetero_sglang.ops.triton.store import StepTables
 from hetero_sglang.ops.triton.workspace import TILE, Workspace
 
 

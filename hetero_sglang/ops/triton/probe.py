@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from hetero_sglang.attention.kernels.store import StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
+from hetero_sglang.ops.triton.store import StepTables
 from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, Workspace
 from hetero_sglang.profile.index_plan import Fields
 

@@ -9,10 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.attention.kernels.store import StepTables
-from hetero_sglang.memory.host_store import BLOCK
-from hetero_sglang.memory.hot_pool import HotPool
+from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.triton.probe import LayerIndex
+from hetero_sglang.ops.triton.store import StepTables
 from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 
 PROGRAMS = 8  # beside a step

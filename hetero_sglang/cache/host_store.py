@@ -1,0 +1,158 @@
+"""Keys and values of every compressed head for every slot, in host memory the retrieval worker can read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hetero_sglang.cache.lanes import Mark, download, mark
+from hetero_sglang.cache.limits import free_host_bytes
+from hetero_sglang.cache.shared_memory import SharedMemory
+from hetero_sglang.errors import HeteroError
+
+BLOCK = 16  # slots whose rows of a head lie together
+_ALIGNMENT = 4096  # each layer's block starts on a page
+
+
+class HostStore:
+    """Per layer `blocks` [blocks, C, BLOCK, D + Dv]: K and V of SGLang's slot s and compressed head c side by side at
+    [s // BLOCK, c, s % BLOCK]; C = 0 gives empty views.
+
+    A kernel reads host memory at the speed of places visited: a row is one, and so are a head's neighbouring rows.
+    `generation` [rows] int32 counts how often a slot was released: whoever works on a slot across steps takes
+    `stamp` first and asks `unchanged` before it uses the result.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        heads: Sequence[int],
+        head_dim: int,
+        v_head_dim: int,
+        dtype: torch.dtype,
+        pin: bool = False,
+    ) -> None:
+        """`heads`: compressed heads per layer. HeteroError when the memory cannot be had or pinned."""
+        self.rows, self.heads = rows, list(heads)
+        self.head_dim, self.v_head_dim, self.dtype = head_dim, v_head_dim, dtype
+        self._offsets, self.nbytes = self._place()
+        free = free_host_bytes()
+        if self.nbytes > free:
+            raise HeteroError(
+                f"the host tier needs {self.nbytes / 1e9:.3g} GB ({rows} slots of {self.bytes_per_row} B) "
+                f"but {free / 1e9:.3g} GB of host memory are free: lower --hetero-host-size, or raise the "
+                f"container's memory limit."
+            )
+        self.memory = SharedMemory("hetero-host-store", self.nbytes, pin)
+        self.blocks = [
+            self.memory.tensor(dtype, (-(-rows // BLOCK), count, BLOCK, head_dim + v_head_dim), at)
+            for count, at in zip(self.heads, self._offsets, strict=True)
+        ]
+        self._items = [_as_items(blocks) for blocks in self.blocks]
+        self.generation = torch.zeros(rows, dtype=torch.int32)  # [rows]
+        self._released: deque[tuple[torch.Tensor, Mark]] = deque()  # slots on their way from the device
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Host bytes of one token over all layers."""
+        return sum(self.heads) * (self.head_dim + self.v_head_dim) * self.dtype.itemsize
+
+    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Put k [n, C, D] and v [n, C, Dv] at `slots` [n]; on the CPU. IndexError for a slot out of range."""
+        for dim, values in ((self.head_dim, k), (self.v_head_dim, v)):
+            shape = (slots.numel(), self.heads[layer], dim)
+            if values.shape != shape or values.dtype != self.dtype:
+                raise ValueError(f"expected {shape} {self.dtype}, got {tuple(values.shape)} {values.dtype}")
+        if k.numel():
+            # One memory copy per row; torch's indexed copies go by element and wake its thread pool.
+            self._items[layer][self._places(layer, slots)] = _as_items(torch.cat((k, v), -1))
+        else:
+            self._index(slots)
+
+    def read(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
+        """A copy [n, C, D + Dv] of `slots` [n], on the CPU. IndexError for a slot out of range."""
+        return self._gather(layer, self._places(layer, slots))
+
+    def read_heads(self, layer: int, slots: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """A copy [n, D + Dv] of head `heads[i]` of slot `slots[i]`, both [n] on the CPU."""
+        index = self._index(slots)
+        return self._gather(layer, (index // BLOCK * self.heads[layer] + heads.numpy()) * BLOCK + index % BLOCK)
+
+    def release(self, slots: torch.Tensor) -> None:
+        """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing."""
+        self._released.append((download(slots), mark(slots.device)))
+        while self._released and self._released[0][1].passed:
+            self._age()
+
+    def stamp(self, slots: torch.Tensor) -> torch.Tensor:
+        """Generations [n] int32 of `slots` [n] now; waits for slots that are still on their way from the device."""
+        while self._released:
+            self._age()
+        return torch.from_numpy(self.generation.numpy()[self._index(slots)])
+
+    def _age(self) -> None:
+        slots, arrived = self._released.popleft()
+        arrived.wait()
+        self.generation.numpy()[self._index(slots)] += 1
+
+    def unchanged(self, slots: torch.Tensor, generations: torch.Tensor) -> torch.Tensor:
+        """Bool [n]: which `slots` were not released since `generations` was stamped."""
+        return self.stamp(slots) == generations
+
+    def layout(self) -> dict[str, object]:
+        """Where everything lies in the mapping, in bytes; plain JSON types."""
+        return {
+            "rows": self.rows,
+            "heads": self.heads,
+            "head_dim": self.head_dim,
+            "v_head_dim": self.v_head_dim,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "itemsize": self.dtype.itemsize,
+            "block": BLOCK,
+            "offsets": self._offsets,
+            "nbytes": self.nbytes,
+        }
+
+    def close(self) -> None:
+        """Unpin and give the memory back; the store is unusable afterwards."""
+        self.blocks, self._items = [], []
+        self.memory.close()
+
+    def _place(self) -> tuple[list[int], int]:
+        offsets: list[int] = []
+        end = 0
+        for count in self.heads:
+            offsets.append(end)
+            size = -(-self.rows // BLOCK) * BLOCK * count * (self.head_dim + self.v_head_dim) * self.dtype.itemsize
+            end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return offsets, end
+
+    def _index(self, slots: torch.Tensor) -> np.ndarray:
+        index = slots.numpy()
+        if index.size and (index.min() < 0 or index.max() >= self.rows):
+            raise IndexError(f"slot ids must lie in [0, {self.rows})")
+        return index
+
+    def _places(self, layer: int, slots: torch.Tensor) -> np.ndarray:
+        """Items [n, C] of all heads of `slots` [n]."""
+        index, heads = self._index(slots), self.heads[layer]
+        first = (index // BLOCK * heads * BLOCK + index % BLOCK)[:, None]
+        return first + np.arange(heads) * BLOCK
+
+    def _gather(self, layer: int, places: np.ndarray) -> torch.Tensor:
+        out = torch.empty((*places.shape, self.head_dim + self.v_head_dim), dtype=self.dtype)
+        if out.numel():
+            _as_items(out)[:] = self._items[layer][places]
+        return out
+
+
+def _as_items(values: torch.Tensor) -> np.ndarray:
+    """Opaque items of the shape of a contiguous tensor's leading dimensions but the last; blocks' [n] in one line."""
+    if not values.numel():
+        return np.empty(0, "V1")
+    flat = values.view(torch.uint8).numpy()
+    items = flat.view(f"V{flat.shape[-1]}")[..., 0]
+    return items.reshape(-1) if values.ndim == 4 else items

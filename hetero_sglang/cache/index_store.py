@@ -1,0 +1,31 @@
+"""The key index of the compressed heads: a few bits for every token slot, on the device."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.config.layout import HeadLayout
+from hetero_sglang.profile.index_plan import IndexPlan, words
+
+
+class IndexStore:
+    """Per layer `rows` int16 [C, slots, words], row = SGLang's slot id, shared by requests as K and V are; and what
+    makes and reads them, float32: `encode`, `decode` [C, D, R], `offset` [C, R].
+    """
+
+    def __init__(self, slots: int, layout: HeadLayout, plan: IndexPlan, device: torch.device | str) -> None:
+        """`plan`: of this rank's heads."""
+        self.fields, self.run, self.row_bytes = plan.fields, plan.run, plan.row_bytes
+        self.rows: list[torch.Tensor] = []
+        self.encode: list[torch.Tensor] = []
+        self.decode: list[torch.Tensor] = []
+        self.offset: list[torch.Tensor] = []
+        for number, layer in enumerate(layout.layers):
+            heads = list(layer.compressed)
+            self.rows.append(torch.zeros(len(heads), slots, words(plan.fields), dtype=torch.int16, device=device))
+            for kept, of in ((self.encode, plan.encode), (self.decode, plan.decode), (self.offset, plan.offset)):
+                kept.append(torch.tensor(of[number][heads], dtype=torch.float32, device=device))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.numel() * rows.element_size() for rows in self.rows)

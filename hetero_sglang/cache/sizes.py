@@ -1,0 +1,164 @@
+"""How many token slots and hot pages a byte budget gives; pure arithmetic, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.config.layout import HeadLayout
+
+PREFILL_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
+LOOK_WORKSPACE = 256 << 20  # bytes; logits of one glance
+SPREAD = 1.25  # rows of whole blocks to rows that are wanted: beyond it a prefix is gathered row by row
+ROUNDING_REQUESTS = 16  # requests whose half-empty last pages the hot pool has room for
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Bytes of one head's K+V row: `head_dim` and `v_head_dim` elements of `itemsize` bytes."""
+
+    head_dim: int
+    v_head_dim: int
+    itemsize: int
+
+    @property
+    def row(self) -> int:
+        return (self.head_dim + self.v_head_dim) * self.itemsize
+
+    @property
+    def hot_row(self) -> int:
+        return HotPool.row_bytes(self.head_dim, self.v_head_dim, self.itemsize)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one rank's tiers."""
+
+    shape: Shape
+    layout: HeadLayout
+    page_size: int  # rows of a hot page
+    slots: int
+    index_row: int = 0  # bytes of a token in a compressed head's key index
+
+    @property
+    def hot_rows_per_slot(self) -> float:
+        return sum(self.layout.fractions)
+
+    @property
+    def hot_pages(self) -> int:
+        rounding = self.layout.num_compressed * ROUNDING_REQUESTS
+        return -(-int(self.slots * self.hot_rows_per_slot) // self.page_size) + rounding
+
+    @property
+    def resident_bytes_per_slot(self) -> int:
+        return self.layout.num_resident * self.shape.row
+
+    @property
+    def index_bytes_per_slot(self) -> int:
+        return self.layout.num_compressed * self.index_row
+
+    @property
+    def host_bytes_per_slot(self) -> int:
+        return self.layout.num_compressed * self.shape.row
+
+    @property
+    def dense_bytes_per_slot(self) -> int:
+        return self.resident_bytes_per_slot + self.host_bytes_per_slot
+
+    @property
+    def device_bytes(self) -> int:
+        cell = self.resident_bytes_per_slot + self.index_bytes_per_slot
+        return self.slots * cell + self.hot_pages * self.page_size * self.shape.hot_row
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """Device bytes beside the stores that a rank with compressed heads uses at most, all at once."""
+
+    prefill: int  # FlashInfer's partial results
+    looks: int  # logits of pivots that watch for drift, or of heads that probe their indexes
+    staging: int  # the device's mirror of fetched rows
+    prefix: int  # a prefix on its way back from the host: two layers' blocks, and one layer put together
+
+    @classmethod
+    def of(cls, shape: Shape, layout: HeadLayout, longest: int, staging: int, looks: bool) -> Workspaces:
+        """`longest`: tokens of the longest request; `staging`: bytes of the ring, 0 where nothing is fetched; `looks`:
+        whether any head looks for rows."""
+        if not layout.num_compressed:
+            return cls(PREFILL_WORKSPACE, 0, 0, 0)
+        heads = max(len(x.resident) + len(x.compressed) for x in layout.layers)
+        widest = max(len(x.compressed) for x in layout.layers)
+        blocks = int(2 * SPREAD * longest) * widest  # two layers' blocks; then the rows themselves, and all heads'
+        return cls(
+            PREFILL_WORKSPACE, LOOK_WORKSPACE * looks, staging, (blocks + longest * (widest + heads)) * shape.row
+        )
+
+    @property
+    def total(self) -> int:
+        return self.prefill + self.looks + self.staging + self.prefix
+
+
+def slots_within(
+    layouts: Sequence[HeadLayout], shape: Shape, page_size: int, device_bytes: int, host_bytes: int | None,
+    joint: bool, index_row: int = 0,
+) -> int:  # fmt: skip
+    """Token slots that fit every rank's device bytes and host bytes (None: no limit of its own).
+
+    joint: the host tier lives in the same memory as the device tier (CPU engine), so both come out of
+    `device_bytes`. The poorest rank decides: capacities of SGLang's ranks must agree.
+    """
+    slots: list[int] = []
+    for layout in layouts:
+        one = Sizes(shape, layout, page_size, 0, index_row)
+        fixed = (one.hot_pages + 1) * page_size * shape.hot_row  # rounding, of requests and of the pool itself
+        cell = one.resident_bytes_per_slot + one.index_bytes_per_slot + one.hot_rows_per_slot * shape.hot_row
+        if joint:
+            cell += one.host_bytes_per_slot
+        slots.append(int((device_bytes - fixed) / cell))
+        if host_bytes is not None and one.host_bytes_per_slot:
+            slots.append(host_bytes // one.host_bytes_per_slot)
+    return max(0, min(slots))
+
+
+def table(sizes: Sizes, admission: Admission, longest: int, workspaces: Workspaces | None) -> str:
+    """The start-up log: what goes where on this rank, and how many requests of which lengths fit at once."""
+    dense = sizes.device_bytes // sizes.dense_bytes_per_slot
+    hot = sizes.device_bytes - sizes.slots * (sizes.resident_bytes_per_slot + sizes.index_bytes_per_slot)
+    lengths = [n << 10 for n in (4, 32, 128) if n << 10 < longest]
+    rows = [
+        ("resident store", sizes.resident_bytes_per_slot, sizes.slots * sizes.resident_bytes_per_slot, "device"),
+        (
+            "hot pool",
+            round(hot / max(sizes.slots, 1)),
+            hot,
+            f"device, {sizes.hot_pages} pages of {sizes.page_size} rows",
+        ),
+        ("key index", sizes.index_bytes_per_slot, sizes.slots * sizes.index_bytes_per_slot, "device"),
+        ("host store", sizes.host_bytes_per_slot, sizes.slots * sizes.host_bytes_per_slot, "host"),
+    ]
+    if workspaces is not None:
+        parts = ", ".join(f"{name} {_size(count)}" for name, count in vars(workspaces).items() if count)
+        rows.append(("workspaces", 0, workspaces.total, f"device, at most: {parts}"))
+    lines = [f"  {'tier':<16}{'bytes/token':>12}{'total':>12}"]
+    lines += [f"  {name:<16}{cell or '':>12}{_size(total):>12}  {where}" for name, cell, total, where in rows]
+    fits = [f"{min(sizes.slots // n, admission.concurrent(n))} of {n >> 10}K" for n in lengths]
+    fits.append(f"{min(sizes.slots // longest, admission.concurrent(longest))} of the longest, {longest} tokens")
+    whole = f"prompts under {admission.rule.dense_below} tokens are kept whole where that fits the hot pool"
+    return "\n".join(
+        [
+            *lines,
+            f"  token slots {sizes.slots}; dense KV in the same device bytes: {dense} "
+            f"({sizes.slots / max(dense, 1):.2f}x)",
+            f"  concurrent requests: {', '.join(fits)}; {whole}",
+        ]
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    raise AssertionError

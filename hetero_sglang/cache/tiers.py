@@ -1,0 +1,145 @@
+"""The two-tier cache of one tensor-parallel rank: its stores, its requests, and the laws that tie them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.counters import Counters
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.index_store import IndexStore
+from hetero_sglang.cache.resident_store import ResidentStore
+from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.config.caps import Grant
+from hetero_sglang.config.settings import Settings
+from hetero_sglang.engine.monitor import DriftMonitor
+from hetero_sglang.engine.step_chooser import StepChooser
+from hetero_sglang.transfer.device_fetcher import DeviceFetcher
+from hetero_sglang.transfer.fetcher import Fetcher
+
+
+class TieredCache:
+    """Owns every pool and working set. Used from the scheduler's thread alone."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        resident: ResidentStore,
+        host: HostStore,
+        hot: HotPool,
+        counters: Counters,
+        on_device: bool = False,
+        pages: Sequence[int] | None = None,
+    ) -> None:
+        """`on_device`: DeviceEngine runs the steps, which nothing may hold up; else TorchEngine. `pages`: hot pages of
+        every rank; None: all have as many as this one."""
+        self.settings = settings
+        self.resident = resident
+        self.host = host
+        self.hot = hot
+        self.counters = counters
+        self.index: IndexStore | None = None
+        if settings.index is not None:
+            self.index = IndexStore(host.rows, settings.layout, settings.index, hot.k.device)
+        ranks = [layout.fractions for layout in settings.ranks]
+        self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks))
+        self.requests: dict[int, WorkingSet] = {}  # by request slot
+        # token slots [rows] that hold a token, in both tiers; where SGLang's slots are, so that nothing waits for them
+        self.written = torch.zeros(host.rows, dtype=torch.bool, device=hot.k.device)
+        self.fetcher = (DeviceFetcher if on_device else Fetcher)(settings, host, hot, counters)
+        if not on_device:  # TorchEngine's; the device's are in DeviceEngine
+            self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
+            self.chooser = StepChooser(settings, host, hot, counters)
+
+    def start(self, slot: int, grant: Grant) -> WorkingSet:
+        """A request got request slot `slot`: it gets the working set it was granted."""
+        self.admission.open(slot, grant)
+        ws = self.requests[slot] = WorkingSet(self.hot, self.settings.rule, grant)
+        ws.slot = slot
+        self.counters.requests += 1
+        return ws
+
+    def make_room(self, ws: WorkingSet, length: int) -> None:
+        """Before a decode step: let a request that outgrows its reserve keep what its budget allows."""
+        if ws.outgrown or not ws.final < length <= ws.grant.limit:
+            return
+        if self.admission.grow(ws.slot):
+            ws.grow()
+        else:
+            ws.outgrown = True
+            self.counters.refused_growth += 1
+
+    def compressed(self, ws: WorkingSet) -> None:
+        """A prompt has ended longer than its working set: count what the request keeps on the device, and of what."""
+        index = self.index.nbytes if self.index else 0
+        resident = (self.resident.nbytes + index) // self.host.rows  # bytes of a token
+        page = self.hot.nbytes // max(1, self.hot.pages)
+        self.counters.compressed_requests += 1
+        self.counters.kept_bytes += ws.pages.numel() * page + ws.final * resident
+        self.counters.dense_bytes += ws.final * (self.resident.nbytes // self.host.rows + self.host.bytes_per_row)
+
+    def finish(self, slot: int) -> None:
+        """The request of this slot ended, was aborted or retracted: its pages are free at once."""
+        self.requests.pop(slot).release()
+        self.admission.close(slot)
+
+    def slots_taken(self, slots: torch.Tensor) -> None:
+        """A step is about to write tokens at `slots` [n], on the device; nothing waits for it."""
+        self.written.index_fill_(0, slots.long(), True)
+
+    def release_slots(self, slots: torch.Tensor) -> None:
+        """Token slots [n] were freed in SGLang's allocator: free in both tiers, fetches from them are void.
+
+        Any integer type, on the device or the host; nothing waits for them.
+        """
+        slots = slots.long()
+        self.host.release(slots)
+        self.written.index_fill_(0, slots.to(self.written.device), False)
+
+    def reset(self) -> None:
+        """Cache flush: every request, page and row is forgotten."""
+        for slot in list(self.requests):
+            self.finish(slot)
+        self.release_slots(torch.arange(self.host.rows))
+
+    def check_integrity(self, free_slots: torch.Tensor | None = None) -> None:
+        """Conservation in every tier; `free_slots` [n] are the token slots free in SGLang's allocator.
+
+        Waits for the device. Raises RuntimeError with the counts when a page or row is lost, owned twice, or kept for a
+        free slot.
+        """
+        empty = torch.empty(0, dtype=torch.int64)
+        self.hot.check_integrity(torch.cat([empty, *(w.pages for w in self.requests.values())]))
+        self.admission.check_integrity(self.settings.rank, self.hot.available)
+        self.fetcher.check_integrity(idle=not self.requests)
+        if free_slots is not None and bool(self.written[free_slots].any()):
+            kept = int(self.written[free_slots].sum())
+            raise RuntimeError(f"{kept} of {free_slots.numel()} free token slots still count as holding a token")
+
+    def levels(self) -> dict[str, int]:
+        """What is in use, told in microseconds."""
+        return {
+            "live_requests": len(self.requests),
+            "hot_pages": self.hot.pages,
+            "hot_pages_free": self.hot.available,
+        }
+
+    def stats(self) -> dict[str, float | int | str | bool]:
+        """Counters, levels and sizes, for /hetero/stats and /server_info; waits for nothing."""
+        return {
+            **self.counters.as_dict(),
+            **self.levels(),
+            "resident_bytes": self.resident.nbytes,
+            "hot_bytes": self.hot.nbytes,
+            "index_bytes": self.index.nbytes if self.index else 0,
+            "host_bytes": self.host.nbytes,
+            **self.fetcher.stats(),
+        }
+
+    def close(self) -> None:
+        """Stop the worker and unmap the host store."""
+        self.fetcher.close()
+        self.host.close()

@@ -1,0 +1,169 @@
+"""One request's working set: which hot rows hold which tokens, for every compressed head.
+
+    row    0 ......... sink ................ cap - ring .......... cap
+           | sink tokens |  selected tokens  |  ring of recent ones |
+
+Token t lives at row t while it fits, afterwards at ring row cap - ring + (t - cap) mod ring. A head whose
+cap is never reached is therefore exact, and a full head keeps its length for the request's life.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.config.caps import ROOMY, CapRule, Grant
+
+
+def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, ring: torch.Tensor | int) -> torch.Tensor:
+    """Row of token t in a head of `cap` rows whose last `ring` turn over (broadcasts; int64)."""
+    token, cap, ring = torch.as_tensor(token), torch.as_tensor(cap), torch.as_tensor(ring)
+    ring = torch.minimum(ring, cap)  # a request shorter than the window is all ring once it wraps
+    return torch.where(token < cap, token, cap - ring + (token - cap) % ring)
+
+
+class WorkingSet:
+    """Pages and caps of one request; owns its pages until `release`."""
+
+    def __init__(self, pool: HotPool, rule: CapRule, grant: Grant) -> None:
+        """RuntimeError when the pool has fewer pages than `grant` promises: whoever promised it has miscounted."""
+        self.pool = pool
+        self.rule = rule
+        self.grant = grant
+        self.outgrown = False  # it wanted to grow and could not: full heads have begun to turn over
+        self.alive = True
+        self.slot = -1  # request slot, once it has one
+        self.drift: dict[int, Any] = {}  # the monitor's state, by head
+        self.history: Any = None  # the device monitor's
+        self.leaders: dict[int, int] = {}  # heads whose cluster is no longer the layout's
+        self.agreements: dict[int, Any] = {}  # what is known of satellites and pivots, by head
+        self.busy: set[int] = set()  # heads with a fetch under way
+        self.slots = torch.empty(0, dtype=torch.int64)  # token slots [L] at the present step
+        self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
+        self.units: dict[int, Any] = {}  # per layer, what its index covers
+        self.rows = rule.rows(grant)
+        nothing = torch.empty(0, dtype=torch.int64)
+        self._take([nothing] * len(self.rows.caps), [nothing] * len(self.rows.caps))
+
+    @property
+    def prompt(self) -> int:
+        """Tokens to prefill."""
+        return self.grant.prompt
+
+    @property
+    def final(self) -> int:
+        """Tokens the caps are made for."""
+        return self.grant.final
+
+    def _take(self, tables: list[torch.Tensor], index: list[torch.Tensor]) -> None:
+        """Pages that `rows` need beyond these, head by head."""
+        held = [*tables, *index]
+        wanted = self.rule.pages(self.rows).ravel().tolist()
+        extra = [count - pages.numel() for count, pages in zip(wanted, held, strict=True)]
+        taken = self.pool.alloc(sum(extra))
+        if taken is None:
+            raise RuntimeError(
+                f"hot pool: {sum(extra)} pages wanted, {self.pool.available} free: admission let through too much"
+            )
+        parts = [torch.cat(pair) for pair in zip(held, taken.split(extra), strict=True)]
+        self.index = parts[len(tables) :]  # per head [pages of its index]
+        self._tabulate(parts[: len(tables)])
+
+    def _tabulate(self, tables: list[torch.Tensor]) -> None:
+        self.tables = tables  # per head [pages of the head]
+        self._table: torch.Tensor | None = None
+        self._runs: list[int] | None = None
+        self.caps: list[int] = self.rows.caps.tolist()
+        self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
+        self.ring = torch.tensor([self.rule.ring(cap) for cap in self.caps], dtype=torch.int64)  # [heads]
+        self.smallest_cap = min(self.caps, default=self.grant.limit)
+
+    @property
+    def table(self) -> torch.Tensor:
+        """Pages by head, [heads, widest] int64, padded with 0; made when first asked for, as a device never does."""
+        if self._table is None:
+            widest = max((t.numel() for t in self.tables), default=0)
+            self._table = torch.zeros(len(self.tables), widest, dtype=torch.int64)
+            for head, pages in enumerate(self.tables):
+                self._table[head, : pages.numel()] = pages
+        return self._table
+
+    @property
+    def runs(self) -> list[int]:
+        """Each head's first page where its pages are consecutive, else -1."""
+        if self._runs is None:
+            self._runs = [run_start(pages) for pages in self.tables]
+        return self._runs
+
+    @property
+    def pages(self) -> torch.Tensor:
+        """Every page of this request."""
+        return torch.cat([*self.tables, *self.index]) if self.tables else torch.empty(0, dtype=torch.int64)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether room for an index is reserved."""
+        return any(pages.numel() for pages in self.index)
+
+    def exact(self, length: int) -> bool:
+        """Whether every head still holds every one of `length` tokens."""
+        return length <= self.smallest_cap
+
+    def rows_of_token(self, token: int) -> torch.Tensor:
+        """Flat hot row of token t in every head: [heads]."""
+        row = ring_row(token, self.cap, self.ring)
+        return self.table.gather(1, (row // self.pool.page_size)[:, None])[:, 0] * self.pool.page_size + (
+            row % self.pool.page_size
+        )
+
+    def flat(self, head: int, rows: torch.Tensor) -> torch.Tensor:
+        """Flat hot rows of one head's rows, given in working-set order."""
+        return self.pool.rows(self.tables[head], rows)
+
+    def selected_rows(self, head: int) -> torch.Tensor:
+        """Rows of a full head that a fetch may overwrite: neither sinks nor ring."""
+        return torch.arange(self.rule.sink, max(self.rule.sink, self.caps[head] - self.rule.ring(self.caps[head])))
+
+    def has_choice(self, head: int) -> bool:
+        """Whether a head is full at the present length and has rows that a fetch may overwrite."""
+        cap = self.caps[head]
+        return cap < self.slots.numel() and cap > self.rule.sink + self.rule.ring(cap)
+
+    def refillable(self, length: int) -> np.ndarray:
+        """Bool [heads]: full at `length`, with as many rows to choose as there are sinks and ring.
+
+        What is seen while decoding would push what the prompt found out of fewer (docs/quality.md).
+        """
+        return ((self.cap < length) & (self.cap >= ROOMY * (self.rule.sink + self.ring))).numpy()
+
+    def grow(self) -> None:
+        """Become what the rule makes of twice the length. RuntimeError when the pool has not so many pages."""
+        self.grant, self.rows = self.rule.grown(self.grant, self.rows)
+        self._take(self.tables, self.index)
+
+    def layout_of(self, head: int, length: int, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and positions of a head filled at prefill end with `length` > cap tokens.
+
+        `selected` holds the chosen positions, ascending, one per selected row. Returns rows [cap] and
+        positions [cap], both int64.
+        """
+        cap, sink = self.caps[head], self.rule.sink
+        ring = self.rule.ring(cap)
+        recent = torch.arange(length - ring, length)
+        rows = torch.cat((torch.arange(sink), self.selected_rows(head), ring_row(recent, cap, ring)))
+        return rows, torch.cat((torch.arange(sink), selected.to(torch.int64), recent))
+
+    def release(self) -> None:
+        """Give every page back; a fetch still under way for this request is dropped when it arrives."""
+        self.alive = False
+        self.pool.free(self.pages)
+
+
+def run_start(ids: torch.Tensor) -> int:
+    """The first of `ids` [n] where they are consecutive, else -1."""
+    if not ids.numel() or int(ids[-1]) != int(ids[0]) + ids.numel() - 1:
+        return -1
+    return int(ids[0]) if bool((ids[1:] - ids[:-1] == 1).all()) else -1

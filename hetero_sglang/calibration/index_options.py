@@ -1,0 +1,64 @@
+"""The options that decide how many bits a key index has, shared by calibration and `index`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from hetero_sglang.calibration.checkpoint import Shape
+from hetero_sglang.calibration.index import DEFAULT_FIELDS, fit_fields
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.index_file import text_bytes
+from hetero_sglang.profile.index_plan import RUNS, Fields, check_fields
+from hetero_sglang.profile.json_file import MOST_BYTES
+
+
+def add_index_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options; read them back with `read_index_options`."""
+    default = " ".join(f"{count}x{bits}" for count, bits in DEFAULT_FIELDS)
+    parser.add_argument(
+        "--index-fields",
+        nargs="+",
+        metavar="NxB",
+        help=f"key index: N directions in B bits each (1, 2 or 4), widest first (default {default})",
+    )
+    parser.add_argument(
+        "--index-run",
+        type=int,
+        default=1,
+        metavar="N",
+        help="neighbouring tokens that come and go together: 1, 4 or 8 (default %(default)s)",
+    )
+
+
+def read_index_options(args: argparse.Namespace, shape: Shape) -> tuple[Fields, int]:
+    """Fields, the default ones cut to what the model's heads have, and the run. Raises HeteroError for others, and for
+    more than a file holds."""
+    if args.index_run not in RUNS:
+        raise HeteroError(f"`--index-run` is {args.index_run}; choose one of {', '.join(map(str, RUNS))}.")
+    if args.index_fields is None:
+        fields = fit_fields(DEFAULT_FIELDS, shape.head_dim)
+    else:
+        fields = _fields(args.index_fields, shape.head_dim)
+    size = text_bytes(shape.num_layers, shape.num_kv_heads, shape.head_dim, fields)
+    if size > 0.9 * MOST_BYTES:  # the rest is for measurements
+        raise HeteroError(
+            f"an index of {sum(count for count, _ in fields)} directions of {shape.num_layers * shape.num_kv_heads} "
+            f"heads takes {size} bytes of a profile of at most {MOST_BYTES}; list fewer with `--index-fields`."
+        )
+    return fields, args.index_run
+
+
+def _fields(texts: list[str], head_dim: int) -> Fields:
+    fields = []
+    for text in texts:
+        found = re.fullmatch(r"(\d{1,6})x(\d{1,2})", text, re.ASCII)
+        if found is None:
+            raise HeteroError(f"`--index-fields` has {text!r}; write directions and bits as in 24x2.")
+        fields.append((int(found[1]), int(found[2])))
+    check_fields(tuple(fields))
+    if (directions := sum(count for count, _ in fields)) > head_dim:
+        raise HeteroError(
+            f"`--index-fields` lists {directions} directions and this model's heads have {head_dim}; list less."
+        )
+    return tuple(fields)

@@ -1,0 +1,65 @@
+"""Watching a Transformers model's attention without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hetero_sglang.calibration.overlap import REDUCTIONS, reduce_group, window_attention
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.selection.scores import pool_average
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NAME = "hetero_observed_sdpa"
+Watcher = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How attention becomes a score per key: which queries, pooling width, and reduction over query heads."""
+
+    window: int = 16  # last prompt queries, for the prefill top-k; 1 = the last query only, as in the reference
+    pooling: int = 5
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise HeteroError(f"`--window` is {self.window}; choose at least 1 query.")
+        if self.pooling < 1 or self.pooling % 2 == 0:
+            raise HeteroError(f"`--pooling` is {self.pooling}; choose an odd width of at least 1.")
+        if self.reduction not in REDUCTIONS:
+            raise HeteroError(f"`--gqa` is {self.reduction!r}; choose {' or '.join(REDUCTIONS)}.")
+
+    def score(self, query: torch.Tensor, key: torch.Tensor, scaling: float, prompt: int) -> torch.Tensor:
+        """query [Hq, W, D], key [H, L, D] -> [H, prompt]: pooled scores of the prompt's keys."""
+        attention = window_attention(query, key, scaling)[..., :prompt]  # [H, G, prompt]
+        return reduce_group(pool_average(attention, self.pooling), self.reduction)
+
+
+@contextmanager
+def watched(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
+    """Inside, every attention layer runs SDPA and shows `watcher(layer, query, key, value, scaling, o_proj)` its
+    queries [Hq, q, D], all its keys and values [H, L, D], RoPE applied, batch of one, and its output projection."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):  # noqa: ANN001, ANN202
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        watcher(module.layer_idx, query[0], key[0], value[0], scale, module.o_proj.weight)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+    before = model.config._attn_implementation
+    AttentionInterface.register(_NAME, attend)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

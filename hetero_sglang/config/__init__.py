@@ -1,0 +1,1 @@
+"""What was asked for at start, resolved once: flags, layouts of heads, caps."""

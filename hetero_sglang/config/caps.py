@@ -1,0 +1,123 @@
+"""How many rows each compressed head of a request keeps: the one place where lengths become caps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from hetero_sglang.config.description import Description
+
+ROOMY = 2  # times its sinks and ring: a head of as many rows has as many to choose as it always holds
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a request may hold."""
+
+    prompt: int  # tokens to prefill
+    final: int  # tokens its working set is made for; more than the prompt
+    limit: int  # tokens it may reach
+    whole: bool  # every row is kept up to `dense_below` tokens; else it is compressed as its prompt ends
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Hot rows by compressed head, each [heads] int64: of tokens (`caps`) and of the policy's index."""
+
+    caps: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class CapRule:
+    """Rows of a request's heads from its lengths; pure, so that every rank can tell what any rank's heads take.
+
+    `fractions` [heads]: the share of its tokens each compressed head may keep. A prompt shorter than `dense_below`
+    tokens keeps every row until it has that many, so requests that stay shorter are exact; a longer one keeps
+    `fraction * final` rows per head. `reserve` bounds how much of max_new_tokens is reserved ahead (SGLang's own
+    clip, managers/schedule_policy.py). What a policy's index takes comes out of a head's rows. `run`: so many
+    neighbouring tokens come and go together; rows to choose are whole runs.
+    """
+
+    policy: Description
+    fractions: tuple[float, ...]
+    page_size: int
+    sink: int
+    window: int
+    dense_below: int
+    reserve: int = 4096
+    run: int = 1
+
+    @cached_property
+    def _fractions(self) -> np.ndarray:
+        return np.array(self.fractions, dtype=np.float64)  # [heads]
+
+    @cached_property
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.unique(self._fractions, return_inverse=True)
+
+    def grant(self, prompt: int, max_new: int, done: int = 0) -> Grant:
+        """For a request of `prompt` tokens that may generate `max_new`, of which it had `done` when it was retracted.
+
+        What it asks for does not depend on where it was retracted, so it can always come back. It is made for one
+        token more than it prefills at least: with overlap scheduling a finished request still runs one step.
+        """
+        length = prompt + done
+        limit = max(prompt + max(1, max_new), length + 1)
+        final = prompt + max(1, min(max_new, self.reserve))
+        while final <= length:
+            final = min(limit, 2 * final)
+        return Grant(length, final, limit, prompt < self.dense_below)
+
+    def rows(self, grant: Grant) -> Rows:
+        """Of every head, for a request that begins."""
+        listed = self._listed(grant)
+        least = min(grant.final, max(self.dense_below if grant.whole else 0, self.sink + self.window + 1))
+        share = np.ceil(self._fractions * grant.final - 1e-9).astype(np.int64) - listed
+        caps = np.maximum(least, share)
+        chosen = -(-(caps - self.sink - self.window) // self.run) * self.run  # whole runs
+        caps = np.minimum(grant.final, np.maximum(least, self.sink + self.window + chosen))
+        return Rows(caps, np.where(caps < grant.final, listed, 0))  # a head that keeps every token needs no index
+
+    def grown(self, old: Grant, held: Rows) -> tuple[Grant, Rows]:
+        """For twice the length: heads that still hold every token get more rows, the others stay as they are.
+
+        A head that no longer keeps every token starts no index now: what came before is not at hand.
+        """
+        grant = replace(old, final=min(old.limit, 2 * old.final))
+        caps = np.where(held.caps == old.final, np.maximum(held.caps, self.rows(grant).caps), held.caps)
+        listed = np.where((caps < grant.final) & (held.index > 0), self._listed(grant), held.index)
+        return grant, Rows(caps, np.maximum(listed, held.index))
+
+    def _listed(self, grant: Grant) -> np.ndarray:
+        """Rows [heads] of each head's index over the request's tokens."""
+        if self.policy.index is None:
+            return np.zeros(len(self.fractions), dtype=np.int64)
+        kinds, kind = self._kinds
+        rows = [
+            self.policy.index_rows(grant.prompt, grant.final, f, self.window) if f < 1 else 0 for f in kinds.tolist()
+        ]
+        return np.array(rows, dtype=np.int64)[kind]
+
+    def pages(self, rows: Rows) -> np.ndarray:
+        """Hot pages [2, heads] of each head's tokens and of its index."""
+        return -(-np.stack((rows.caps, rows.index)) // self.page_size)
+
+    def demand(self, grant: Grant) -> int:
+        """Hot pages of all these heads for a request that begins."""
+        return int(self.pages(self.rows(grant)).sum())
+
+    def ring(self, cap: int) -> int:
+        """How many of a head's `cap` rows hold its most recent tokens once it is full."""
+        return cap - self.sink if self.policy.recent_only else min(cap, self.window)
+
+
+def default_dense_below(fractions: tuple[float, ...], sink: int, window: int) -> int:
+    """Smallest power of two (at least 512) at which every head is roomy."""
+    length = 512
+    poorest = min(fractions, default=1.0)
+    while poorest * length < ROOMY * (sink + window) and length < 1 << 20:
+        length *= 2
+    return length

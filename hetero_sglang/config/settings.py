@@ -1,0 +1,171 @@
+"""All start-up choices, resolved and validated once into a frozen record."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from hetero_sglang.config.caps import CapRule, default_dense_below
+from hetero_sglang.config.description import Description, Refresh
+from hetero_sglang.config.layout import HeadLayout, build_layout
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.budget import cap_fractions
+from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.index_plan import IndexPlan
+
+HOT_PAGE = 16  # rows of a hot page
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the two-tier cache of one rank needs to know, apart from sizes in bytes."""
+
+    policy: Description
+    layout: HeadLayout
+    ranks: tuple[HeadLayout, ...]  # every rank's, `layout` among them
+    rank: int
+    rule: CapRule
+    keep_ratio: float
+    floor: float
+    observe: int  # queries that choose the rows at prefill end
+    drift_threshold: float
+    monitor_interval: int  # decode steps between two looks of a pivot
+    anchor_interval: int  # looks between two refreshes of an anchor; 0 never
+    retrieval: str  # accumulate | replace | off
+    decay: float  # of a row's score, per look
+    refill_rows: int  # tokens that come to a head at one refill, at most: the best
+    history: int  # looks whose median overlap decides
+    waits: bool  # a step waits for the rows that its pivots ask for
+    ahead: bool  # heads with a key index look for rows one layer ahead, by queries that are guessed
+    reassign: bool  # satellites that no longer follow their pivot get another, or none
+    staging_mb: int
+    worker_threads: int
+    decode_kernel: str  # auto | flashinfer | triton
+    index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
+    most_swaps: int  # runs that come to a head in one step, at most
+
+    @property
+    def compresses(self) -> bool:
+        """Whether any head keeps less than everything."""
+        return any(f < 1 for f in self.layout.fractions)
+
+    @property
+    def index_row(self) -> int:
+        """Device bytes of a token in a compressed head's key index."""
+        return self.index.row_bytes if self.index else 0
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether drift is watched and rows fetched by the worker: a threshold of 0 switches retrieval off."""
+        drifts = self.policy.refresh is Refresh.DRIFT and self.drift_threshold > 0
+        return drifts and self.retrieval != "off" and self.compresses
+
+    @property
+    def chooses_each_step(self) -> bool:
+        """Whether every decode step selects anew from the policy's index."""
+        return self.policy.refresh is Refresh.STEP and self.retrieval != "off" and self.compresses
+
+
+def resolve(
+    profile: HeadProfile,
+    *,
+    policy: Description,
+    keep_ratio: float,
+    window: int,
+    sink: int,
+    dense_below: int | None,
+    drift_threshold: float,
+    monitor_interval: int,
+    observe: int = 32,
+    anchor_interval: int = 8,
+    retrieval: str = "accumulate",
+    fetch: str = "auto",
+    reassign: bool = False,
+    reserve: int = 4096,
+    decode_kernel: str = "auto",
+    rank: int = 0,
+    size: int = 1,
+) -> Settings:
+    """Validate the options against the profile. Raises HeteroError with the legal recipe."""
+    waits = policy.refresh is Refresh.DRIFT and fetch == "same-step"
+    lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
+    plan = profile.index if lazy else None
+    if lazy and plan is None:
+        raise HeteroError("this head profile has no key index; make one with `hetero-sglang profile`.")
+    run, share = (plan.run, profile_share(profile)) if plan else (1, 0.0)
+    sink = -(-sink // run) * run  # whole runs come and go
+    if not 0 < keep_ratio <= 1 or (keep_ratio < 1 and keep_ratio - share <= profile.floor):
+        if share:
+            raise HeteroError(
+                f"--hetero-keep-ratio {keep_ratio} is not in ({profile.floor + share:.3f}, 1]: the key index takes "
+                f"{share:.4f} of the KV bytes; choose a ratio above {profile.floor + share:.3f}."
+            )
+        raise HeteroError(
+            f"--hetero-keep-ratio {keep_ratio} is not in ({profile.floor:.3f}, 1]: {profile.num_resident} of "
+            f"{profile.num_heads} KV heads are resident by this profile; choose a ratio above {profile.floor:.3f}."
+        )
+    if policy.index and (keep_ratio <= policy.index_share or window < policy.index.span):
+        raise HeteroError(
+            f"{policy.name} keeps an index of {policy.index_share:.4f} of the KV bytes, over units of "
+            f"{policy.index.span} tokens: --hetero-keep-ratio {keep_ratio} must be above the first and --hetero-window "
+            f"{window} at least the second."
+        )
+    if reassign and policy.refresh is not Refresh.DRIFT:
+        raise HeteroError(f"--hetero-reassign moves satellites between pivots, and {policy.name} has none; drop it.")
+    _positive(window=window, sink=sink, monitor_interval=monitor_interval, observe=observe)
+    if not 0 <= drift_threshold <= 1:
+        raise HeteroError(f"--hetero-drift-threshold {drift_threshold} is not in [0, 1]; 0 switches retrieval off.")
+    rows_ratio = keep_ratio - share
+    fractions = [f for layer in cap_fractions(profile, rows_ratio) for f in layer]
+    rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
+    if dense_below is None:
+        dense_below = default_dense_below(rows, sink, window)
+    ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
+    layout = ranks[rank]
+    rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve, run)
+    poorest = min(rows, default=1.0)
+    if poorest * dense_below < sink + window + 1 and poorest < 1:
+        needed = int((sink + window + 1) / poorest) + 1
+        raise HeteroError(
+            f"--hetero-sink {sink} + --hetero-window {window} do not fit the smallest cap, "
+            f"{int(poorest * dense_below)} rows for a prompt of --hetero-dense-below {dense_below} tokens; "
+            f"lower them or set --hetero-dense-below to at least {needed}."
+        )
+    return Settings(
+        policy=policy,
+        layout=layout,
+        ranks=ranks,
+        rank=rank,
+        rule=rule,
+        keep_ratio=keep_ratio,
+        floor=profile.floor,
+        observe=observe,
+        drift_threshold=drift_threshold,
+        monitor_interval=monitor_interval,
+        anchor_interval=anchor_interval,
+        retrieval=retrieval,
+        decay=0.9,
+        refill_rows=1024,
+        history=1 if waits else 3,
+        waits=waits,
+        ahead=lazy and fetch == "ahead",
+        reassign=reassign,
+        staging_mb=64,
+        worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
+        decode_kernel=decode_kernel,
+        index=profile.slice(rank, size).index if plan else None,
+        most_swaps=512,
+    )
+
+
+def profile_share(profile: HeadProfile) -> float:
+    """The key index's bytes as a fraction of all heads' K and V."""
+    assert profile.index is not None and profile.head_dim is not None
+    compressed = profile.num_heads - profile.num_resident
+    return profile.index.row_bytes / (4 * profile.head_dim) * compressed / profile.num_heads
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise HeteroError(f"--hetero-{name.replace('_', '-')} {value} must be at least 1.")

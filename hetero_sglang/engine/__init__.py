@@ -1,0 +1,1 @@
+"""A request's way through a step: prefill, decode, monitor."""

@@ -1,1 +1,0 @@
-"""Device and host stores of keys and values, and their sizes."""

@@ -1,0 +1,1 @@
+"""FlashInfer's decode over per-head index lists."""

@@ -1,0 +1,32 @@
+"""Decode attention by our own kernel: resident and compressed heads in one launch, and one to merge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from hetero_sglang.ops.base import DecodeKernel
+from hetero_sglang.ops.triton.decode import DecodeBuffers, DecodeShape, decode_attention
+from hetero_sglang.ops.triton.store import LayerBuffers, StepTables
+
+if TYPE_CHECKING:
+    from hetero_sglang.ops.step import DecodeStep
+
+
+class TritonDecode(DecodeKernel):
+    """Any dtype and head size; the only one that runs in Triton's interpreter."""
+
+    def __init__(self, step: DecodeStep, shape: DecodeShape = DecodeShape()) -> None:  # noqa: B008 - frozen
+        layers, device = step.layout.layers, step.tables.device
+        self.work = DecodeBuffers(layers, step.batch, step.group, step.v_dim, step.window, device, shape)
+        self.slots, self.starts = step.slots, step.starts
+
+    def plan(self, tables: StepTables) -> None:
+        self.work.plan(tables.length, tables.cap, tables.page_start, self.starts)
+
+    def attend(
+        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
+        ordered: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        return decode_attention(q, buffers, self.slots, tables.page_list, scale, self.work, layer, ordered)

@@ -1,0 +1,205 @@
+"""Decode attention over both device tiers: one launch for a layer's resident and compressed heads, one to merge.
+
+Lengths, caps and lists are read on the device and the grid is fixed, so a captured graph serves every step.
+Items of a row are merged as in flash-decoding. An item's first blocks are read while the kernel before it still runs:
+the pipeliner moves the loop's first reads in front of the wait in its body.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from hetero_sglang.ops.triton.early import early
+from hetero_sglang.ops.triton.store import LayerBuffers
+from hetero_sglang.ops.triton.work import FIELDS, DecodeBuffers, DecodeShape
+
+__all__ = ["DecodeBuffers", "DecodeShape", "decode_attention"]
+
+
+@triton.jit
+def _rows(listed, token, seen, place, resident, P: tl.constexpr, RESIDENT: tl.constexpr):
+    """Rows of a head's tokens: of their slots in the resident store, or of its pages in the hot pool."""
+    if RESIDENT:
+        return tl.load(listed + token, mask=seen, other=0).to(tl.int64) * resident + place
+    else:
+        return tl.load(listed + token // P, mask=seen, other=0).to(tl.int64) * P + token % P
+
+
+@triton.jit
+def _begin(
+    q, k, v, row, own, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """The head's queries [16, D] at q, and the running softmax: with this step's token in it, at `row`, where `own`."""
+    at, at_v, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, 16)
+    if PDL:
+        gdc_wait()
+    there = (member < GROUP)[:, None] & (at < D)[None, :]
+    query = tl.load(q + member[:, None] * D + at[None, :], mask=there, other=0.0)
+    key = tl.load(k + row * D + at, mask=own & (at < D), other=0.0)
+    value = tl.load(v + row * DV + at_v, mask=own & (at_v < DV), other=0.0)
+    logits = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
+    best = tl.where(own, logits, float("-inf"))
+    total = tl.where(own, tl.full([16], 1.0, tl.float32), 0.0)
+    return query, best, total, tl.zeros([16, BLOCK_DV], tl.float32) + value.to(tl.float32)[None, :]
+
+
+@triton.jit
+def _attend(
+    query, best, total, out, q, k, v, listed, begin, end, fresh, place, resident, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The running softmax over an item's tokens: highest logit [16], sum of exponents [16], weighted values [16, Dv].
+
+    Where EARLY, the loop's first blocks are under way before the kernel ahead has ended. Only this step's queries and
+    rows are younger than that kernel's begin: they are read after the wait, and this step's row (`fresh`) in no block.
+    """
+    at, at_v, within = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK)
+    own = fresh >= 0
+    newest = _rows(listed, fresh, own, place, resident, P, RESIDENT)
+    for start in range(begin, end, BLOCK):
+        token = start + within
+        seen = (token < end) & (token != fresh)
+        row = _rows(listed, token, seen, place, resident, P, RESIDENT)
+        keys = tl.load(k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
+        values = tl.load(v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0)
+        if EARLY and start == begin:
+            query, best, total, out = _begin(q, k, v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
+        logits = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale  # [16, BLOCK]
+        logits = tl.where(seen[None, :], logits, float("-inf"))
+        highest = tl.maximum(best, tl.max(logits, 1))
+        shrink = tl.exp2(best - highest)
+        weights = tl.exp2(logits - highest[:, None])
+        out = out * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        total = total * shrink + tl.sum(weights, 1)
+        best = highest
+    return best, total, out
+
+
+@triton.jit(do_not_specialize=["resident"])
+def _decode(
+    q, resident_k, resident_v, hot_k, hot_v, slots, page_list, described, result, partial, weight, scale, resident,
+    q_stride,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+    FIELDS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    item = tl.program_id(0)
+    mine = described + item * FIELDS
+    row, head, opening = tl.load(mine), tl.load(mine + 1), tl.load(mine + 2)
+    begin, end, alone = tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5)
+    fresh = -1
+    if EARLY:
+        fresh = tl.load(mine + 6)
+    if PDL:
+        gdc_launch_dependents()
+    if row < 0:
+        if PDL:
+            gdc_wait()
+        return
+    request, place = row // HEADS, row % HEADS
+    at_v, member = tl.arange(0, BLOCK_DV), tl.arange(0, 16)
+    queries = q + request.to(tl.int64) * q_stride + head * GROUP * D
+    if EARLY:
+        query = tl.zeros([16, BLOCK_D], q.dtype.element_ty)
+        best = tl.full([16], float("-inf"), tl.float32)
+        total = tl.zeros([16], tl.float32)
+        out = tl.zeros([16, BLOCK_DV], tl.float32)
+    else:
+        query, best, total, out = _begin(queries, hot_k, hot_v, 0, False, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
+    if place < resident:
+        best, total, out = _attend(
+            query, best, total, out, queries, resident_k, resident_v, slots + opening.to(tl.int64), begin, end, fresh,
+            place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, True, EARLY, PDL,
+        )  # fmt: skip
+    else:
+        best, total, out = _attend(
+            query, best, total, out, queries, hot_k, hot_v, page_list + opening, begin, end, fresh, place, resident,
+            scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, False, EARLY, PDL,
+        )  # fmt: skip
+    there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
+    out = out / total[:, None]
+    if alone != 0:
+        place_out = result + ((request * HEADS + head) * GROUP + member).to(tl.int64)[:, None] * DV
+        tl.store(place_out + at_v[None, :], out.to(result.dtype.element_ty), mask=there)
+    else:
+        where = (item * GROUP + member).to(tl.int64)
+        tl.store(partial + where[:, None] * DV + at_v[None, :], out, mask=there)
+        tl.store(weight + where, best + tl.log2(total), mask=member < GROUP)
+
+
+@triton.jit
+def _merge(
+    out, partial, weight, heads, first_item,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    row, member = tl.program_id(0), tl.program_id(1)
+    at, within = tl.program_id(2) * PART + tl.arange(0, PART), tl.arange(0, BLOCK)
+    request = row // HEADS
+    head = tl.load(heads + row % HEADS)
+    begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    if end - begin == 1:  # written already
+        return
+    best = float("-inf")
+    total = 0.0
+    result = tl.zeros([PART], tl.float32)
+    for start in range(begin, end, BLOCK):
+        item = start + within
+        seen = item < end
+        where = item.to(tl.int64) * GROUP + member
+        logs = tl.load(weight + where, mask=seen, other=float("-inf"))
+        parts = tl.load(partial + where[:, None] * DV + at[None, :], mask=seen[:, None] & (at < DV)[None, :], other=0.0)
+        highest = tl.maximum(best, tl.max(logs, 0))
+        shrink = tl.exp2(best - highest)
+        shares = tl.exp2(logs - highest)
+        result = result * shrink + tl.sum(parts * shares[:, None], 0)
+        total = total * shrink + tl.sum(shares, 0)
+        best = highest
+    result = tl.where(end > begin, result / total, 0.0)
+    place_out = out + ((request * HEADS + head) * GROUP + member).to(tl.int64) * DV
+    tl.store(place_out + at, result.to(out.dtype.element_ty), mask=at < DV)
+
+
+def decode_attention(
+    q: torch.Tensor, layer: LayerBuffers, slots: torch.Tensor, page_list: torch.Tensor, scale: float,
+    work: DecodeBuffers, index: int, ordered: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """One token per request: q [B, Hq, D] (rows may lie apart) -> [B, Hq, Dv]. Requests of length 0 give zeros.
+
+    Resident heads attend to the slots that `slots` lists for their request, compressed ones to the rows of their pages
+    in `page_list`: as `work.plan` was told for this step. `index`: of the layer. Of what is read here the kernel just
+    before may have written the queries and this step's rows, nothing else, unless it is `ordered`.
+    """
+    batch, query_heads, dim = q.shape
+    heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
+    group, shape = query_heads // heads, work.shape
+    block_d, block_dv = triton.next_power_of_2(dim), triton.next_power_of_2(v_dim)
+    not_first = work.pdl and index > 0 and not ordered  # nothing but the plan may have come before layer 0
+    out = q.new_empty(batch, query_heads, v_dim)
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    registers = shape.registers(max(block_d, block_dv) * q.element_size()) if work.one_wave else None
+    _decode[(work.planned,)](
+        q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
+        out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
+        HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
+        PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None, PDL=work.pdl, num_warps=shape.warps,
+        num_stages=shape.stages, maxnreg=registers, **early(not_first),
+    )  # fmt: skip
+    items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
+    part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each
+    _merge[(work.rows, group, triton.cdiv(v_dim, part))](
+        out, work.partial, work.weight, work.heads[index], work.first_item[index],
+        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=work.pdl,
+        num_warps=max(1, items * part // 2048), **early(work.pdl),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,77 @@
+"""Filling a layer's working sets when a prompt ends: sinks, selected tokens and the ring, in one launch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from hetero_sglang.ops.triton.store import LayerBuffers
+
+
+@triton.jit(do_not_specialize=["length", "sink", "window", "widest", "k_stride", "v_stride"])
+def _fill(
+    keys, values, heads, selected, scores, cap, page_start, page_list, hot_k, hot_v, position, score,
+    length, sink, window, widest, k_stride, v_stride,
+    D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    compressed = tl.program_id(0)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(tl.load(cap + compressed), length)
+    here = row < rows
+    full = rows < length
+    ring = rows - window
+    chosen = here & full & (row >= sink) & (row < ring)
+    picked = tl.load(selected + compressed.to(tl.int64) * widest + row - sink, mask=chosen, other=0)
+    oldest = length - window
+    recent = oldest + (row - ring - (oldest - rows) % window + window) % window
+    token = tl.where(chosen, picked, tl.where(full & (row >= ring), recent, row)).to(tl.int64)
+    weight = tl.load(scores + compressed.to(tl.int64) * length + token, mask=here & full, other=0.0)
+    page = tl.load(page_list + tl.load(page_start + compressed) + row // P, mask=here, other=0).to(tl.int64)
+    flat = page * P + row % P
+    tl.store(position + flat, token.to(tl.int32), mask=here)
+    tl.store(score + flat, weight, mask=here)
+    head = tl.load(heads + compressed).to(tl.int64)
+    at = tl.arange(0, BLOCK_D)
+    both = here[:, None] & (at < D)[None, :]
+    key = tl.load(keys + token[:, None] * k_stride + head * D + at[None, :], mask=both)
+    tl.store(hot_k + flat[:, None] * D + at[None, :], key, mask=both)
+    at = tl.arange(0, BLOCK_DV)
+    both = here[:, None] & (at < DV)[None, :]
+    value = tl.load(values + token[:, None] * v_stride + head * DV + at[None, :], mask=both)
+    tl.store(hot_v + flat[:, None] * DV + at[None, :], value, mask=both)
+
+
+def fill(
+    layer: LayerBuffers,
+    heads: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    selected: torch.Tensor,
+    scores: torch.Tensor,
+    cap: torch.Tensor,
+    page_start: torch.Tensor,
+    page_list: torch.Tensor,
+    most: int,
+    sink: int,
+    window: int,
+) -> None:
+    """Place the rows of one request's compressed heads `heads` [C] int32 of this layer.
+
+    keys [L, H, D], values [L, H, Dv] of all its tokens; selected [C, n] int32: each head's chosen positions,
+    ascending, as many as its cap leaves (the rest is not read); scores [C, L] float32, kept with every row of a full
+    head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token.
+    """
+    rows = 32
+    length, _, dim = keys.shape
+    v_dim = values.shape[-1]
+    if length == 0:
+        return
+    grid = (heads.numel(), triton.cdiv(min(most, length), rows))
+    _fill[grid](
+        keys, values, heads, selected, scores, cap, page_start, page_list, layer.hot_k, layer.hot_v, layer.position,
+        layer.score, length, sink, window, selected.shape[1], keys.stride(0), values.stride(0),
+        D=dim, DV=v_dim, P=layer.hot_k.shape[1], ROWS=rows,
+        BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+    )  # fmt: skip

@@ -1,0 +1,143 @@
+"""Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer.
+
+The same launch sets a decode step's queries aside, for the drift monitor to read between steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
+
+from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.ops.triton.early import overlaps
+
+
+@dataclass(frozen=True)
+class LayerBuffers:
+    """One layer's places for K/V; `role` [H] int32 is a resident head's index r, or -1 - c for compressed head c."""
+
+    role: torch.Tensor
+    resident_k: torch.Tensor  # [rows, R, D]
+    resident_v: torch.Tensor  # [rows, R, Dv]
+    host: torch.Tensor  # [blocks, C, BLOCK, D + Dv], pinned host memory that the device writes to directly
+    hot_k: torch.Tensor  # [pages, P, D]
+    hot_v: torch.Tensor  # [pages, P, Dv]
+    position: torch.Tensor  # [pages, P] int32
+    score: torch.Tensor  # [pages, P] float32
+    first: int  # compressed heads in earlier layers
+
+
+@dataclass(frozen=True)
+class StepTables:
+    """This decode step's requests, all int32 on the device; see DeviceTables."""
+
+    length: torch.Tensor  # [B], the new token included; 0 for padding
+    cap: torch.Tensor  # [B, Hc]
+    page_start: torch.Tensor  # [B, Hc]
+    page_list: torch.Tensor  # [n]
+
+
+@triton.jit
+def ring_row(token, rows, window):
+    """Row of `token` in a head of `rows` rows: twin of cache/working_set.py's."""
+    ring = tl.minimum(rows, window)
+    wrapped = rows - ring + (token - rows) % tl.maximum(ring, 1)
+    return tl.where(token < rows, token, wrapped)
+
+
+@triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "window"])
+def _store(
+    k, v, slots, role, resident_k, resident_v, host, hot_k, hot_v, position, score,
+    length, cap, page_start, page_list, q, saved, resident_heads, compressed_heads, first, caps_per_request, window,
+    k_stride, v_stride, q_stride,
+    HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
+    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    here, here_v = at < D, at_v < DV
+    key = tl.load(k + token * k_stride + head * D + at, mask=here)
+    value = tl.load(v + token * v_stride + head * DV + at_v, mask=here_v)
+    slot = tl.load(slots + token).to(tl.int64)
+    place = tl.load(role + head)
+    if SAVE:
+        member = tl.arange(0, BLOCK_G)
+        within = (head * GROUP + member)[:, None] * D + at[None, :]
+        both = (member < GROUP)[:, None] & here[None, :]
+        query = tl.load(q + token * q_stride + within, mask=both)
+        tl.store(saved + token * HEADS * GROUP * D + within, query, mask=both)
+    if place >= 0:
+        if RESIDENT:
+            row = slot * resident_heads + place
+            tl.store(resident_k + row * D + at, key, mask=here)
+            tl.store(resident_v + row * DV + at_v, value, mask=here_v)
+    else:
+        compressed = -1 - place
+        if HOST:
+            row = (slot // BLOCK * compressed_heads + compressed) * BLOCK + slot % BLOCK
+            tl.store(host + row * (D + DV) + at, key, mask=here)
+            tl.store(host + row * (D + DV) + D + at_v, value, mask=here_v)
+        if HOT:
+            number = token * caps_per_request + first + compressed
+            rows = tl.load(cap + number)
+            last = tl.load(length + token) - 1
+            if (rows > 0) & (last >= 0):
+                where = ring_row(last, rows, window)
+                page = tl.load(page_list + tl.load(page_start + number) + where // P).to(tl.int64)
+                row = page * P + where % P
+                tl.store(hot_k + row * D + at, key, mask=here)
+                tl.store(hot_v + row * DV + at_v, value, mask=here_v)
+                tl.store(position + row, last)
+                tl.store(score + row, 0.0)
+
+
+def rows_apart(values: torch.Tensor) -> torch.Tensor:
+    """[n, H, D] as the kernels take it: the heads of a row side by side; rows may be slices of wider ones."""
+    _, _, dim = values.shape
+    return values if values.stride(2) == 1 and values.stride(1) == dim else values.contiguous()
+
+
+def store(
+    layer: LayerBuffers,
+    slots: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    resident: bool = True,
+    host: bool = True,
+    step: StepTables | None = None,
+    window: int = 1,
+    q: torch.Tensor | None = None,
+    saved: torch.Tensor | None = None,
+) -> None:
+    """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; rows may lie apart (`rows_apart`).
+
+    `step`: the tokens are one per request of a decode step and also go to their ring rows; where `saved` [>= n, Hq, D]
+    is given, their queries q [n, Hq, D] go there.
+    """
+    n, heads, dim = k.shape
+    v_dim, page = v.shape[-1], layer.hot_k.shape[1]
+    if n == 0:
+        return
+    tables = step or StepTables(slots, slots, slots, slots)
+    group = 1 if q is None else q.shape[1] // heads
+    _store[(n, heads)](
+        k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host, layer.hot_k, layer.hot_v,
+        layer.position, layer.score,
+        tables.length, tables.cap, tables.page_start, tables.page_list, k if q is None else q,
+        k if saved is None else saved, layer.resident_k.shape[1], layer.host.shape[1], layer.first,
+        tables.cap.shape[-1], window, k.stride(0), v.stride(0), 0 if q is None else q.stride(0),
+        HEADS=heads, D=dim, DV=v_dim, P=page, GROUP=group,
+        RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK,
+        HOT=step is not None, SAVE=saved is not None, BLOCK_D=triton.next_power_of_2(dim),
+        BLOCK_DV=triton.next_power_of_2(v_dim), BLOCK_G=triton.next_power_of_2(group),
+        PDL=step is not None and overlaps(k.device), num_warps=1,
+    )  # fmt: skip

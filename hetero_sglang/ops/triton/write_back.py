@@ -1,0 +1,121 @@
+"""A decode step's new rows, from ring rows of the hot pool to the host store: all layers and requests in one launch.
+
+`locate` runs between two steps, on their stream, while the step's tables are still there; `write_back` beside the
+next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.config.layout import LayerLayout
+from hetero_sglang.ops.triton.store import StepTables, ring_row
+
+_PROGRAMS = 16  # enough for the link to the host; more would hold the next step's programs up
+_ROWS = 16
+
+
+@dataclass(frozen=True)
+class HostPlaces:
+    """Where every compressed head's rows lie in the host store, in elements from `base`; [Hc] int64 on the device.
+
+    Block b of head h begins at `at[h] + b * stride[h]`.
+    """
+
+    base: torch.Tensor  # some layer's [blocks, C, BLOCK, D + Dv], pinned
+    at: torch.Tensor
+    stride: torch.Tensor
+
+    @classmethod
+    def of(cls, blocks: Sequence[torch.Tensor], layers: Sequence[LayerLayout], device: torch.device) -> HostPlaces:
+        """blocks: the host store's, by layer."""
+        pairs = [(layer, c) for layer, x in enumerate(layers) for c in range(len(x.compressed))]
+        base = blocks[pairs[0][0]]
+        size, begin = base.element_size(), base.data_ptr()
+        places = [(blocks[layer].data_ptr() - begin) // size + c * blocks[layer].stride(1) for layer, c in pairs]
+        strides = [blocks[layer].stride(0) for layer, _ in pairs]
+        return cls(base, torch.tensor(places, device=device), torch.tensor(strides, device=device))
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """What a step has written: `row` [B, Hc] int32 flat hot rows, -1 for padding; `slot` [B] int32 token slots."""
+
+    row: torch.Tensor
+    slot: torch.Tensor
+
+
+@triton.jit(do_not_specialize=["heads", "window"])
+def _locate(
+    length, cap, page_start, page_list, slots, starts, row, slot, heads, window, P: tl.constexpr, BLOCK: tl.constexpr
+):
+    request = tl.program_id(0)
+    head = tl.arange(0, BLOCK)
+    here = head < heads
+    last = tl.load(length + request) - 1
+    rows = tl.load(cap + request * heads + head, mask=here, other=1)
+    there = here & (rows > 0) & (last >= 0)
+    where = tl.where(there, ring_row(last, rows, window), 0)
+    page = tl.load(page_list + tl.load(page_start + request * heads + head, mask=here, other=0) + where // P,
+                   mask=there, other=0)  # fmt: skip
+    tl.store(row + request * heads + head, tl.where(there, page * P + where % P, -1), mask=here)
+    mine = tl.load(slots + tl.load(starts + request) + tl.maximum(last, 0))
+    tl.store(slot + request, mine)
+
+
+def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, window: int, page: int) -> NewRows:
+    """Rows and slots of the newest token of each of the step's requests, in tensors of their own.
+
+    slots: the requests' token slots, request b's from starts[b] on.
+    """
+    batch, heads = step.cap.shape
+    row = torch.empty_like(step.cap)
+    slot = torch.empty(batch, dtype=torch.int32, device=row.device)
+    _locate[(batch,)](
+        step.length, step.cap, step.page_start, step.page_list, slots, starts, row, slot, heads, window,
+        P=page, BLOCK=triton.next_power_of_2(heads), num_warps=4,
+    )  # fmt: skip
+    return NewRows(row, slot)
+
+
+@triton.jit(do_not_specialize=["heads", "total"])
+def _write_back(
+    row, slot, hot_k, hot_v, host, host_at, host_stride, heads, total,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    for start in range(tl.program_id(0) * ROWS, total, tl.num_programs(0) * ROWS):
+        number = start + tl.arange(0, ROWS)
+        flat = tl.load(row + number, mask=number < total, other=-1).to(tl.int64)
+        there = flat >= 0
+        head = number % heads
+        to = tl.load(slot + number // heads, mask=there, other=0).to(tl.int64)
+        # Heads begin at multiples of their size: wide stores.
+        place = tl.load(host_at + head, mask=there, other=0) + to % BLOCK * (D + DV)
+        place += to // BLOCK * tl.load(host_stride + head, mask=there, other=0)
+        place = tl.multiple_of(place, 16)
+        here, here_v = there[:, None] & (at < D)[None, :], there[:, None] & (at_v < DV)[None, :]
+        key = tl.load(hot_k + flat[:, None] * D + at[None, :], mask=here)
+        tl.store(host + place[:, None] + at[None, :], key, mask=here)
+        value = tl.load(hot_v + flat[:, None] * DV + at_v[None, :], mask=here_v)
+        tl.store(host + place[:, None] + D + at_v[None, :], value, mask=here_v)
+
+
+def write_back(rows: NewRows, hot: HotPool, host: HostPlaces) -> None:
+    """Copy every row to its slot's place in the host store."""
+    batch, heads = rows.row.shape
+    dim, v_dim = hot.k.shape[-1], hot.v.shape[-1]
+    programs = min(_PROGRAMS, triton.cdiv(batch * heads, _ROWS))
+    _write_back[(programs,)](
+        rows.row, rows.slot, hot.k, hot.v, host.base, host.at, host.stride, heads, batch * heads,
+        D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+        ROWS=_ROWS, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip

@@ -1,0 +1,66 @@
+"""Importance of tokens to a head, from its queries: softmax attention, pooled over neighbours and the GQA group."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+POOL = 5  # neighbours averaged, as in HeteroCache's calibration (avgpool-5)
+
+
+def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_queries: str, chunk: int = 8) -> torch.Tensor:
+    """Attention weights [C, G, L] float32 of the last W queries, reduced over them by `over_queries` (max or mean).
+
+    q [W, C, G, D]: the last one sees all L tokens, the one before all but the last, and so on; k [L, C, D].
+    """
+    if k.is_cuda:
+        from hetero_sglang.ops.triton import observe  # Triton is there where CUDA is
+
+        return observe.observed_weights(q, k, scale, over_queries)
+    width, heads = q.shape[0], q.shape[1]
+    length = k.shape[0]
+    reduced = torch.zeros(heads, q.shape[2], length, dtype=torch.float32, device=k.device)
+    for head in range(heads):
+        keys = k[:, head].float()  # [L, D]
+        for start in range(0, width, chunk):
+            queries = q[start : start + chunk, head].float()  # [w, G, D]
+            logits = torch.matmul(queries, keys.T) * scale  # [w, G, L]
+            for row in range(queries.shape[0]):
+                hidden = width - 1 - (start + row)  # tokens after this query
+                if hidden:
+                    logits[row, :, length - hidden :] = float("-inf")
+            weight = logits.softmax(-1)
+            if over_queries == "max":
+                torch.maximum(reduced[head], weight.amax(0), out=reduced[head])
+            else:
+                reduced[head] += weight.sum(0) / width
+    return reduced
+
+
+def pool_average(weights: torch.Tensor, neighbours: int = POOL) -> torch.Tensor:
+    """Mean over a centred window of `neighbours` tokens; [C, G, L] -> [C, G, L]. At the ends, over those there are."""
+    return F.avg_pool1d(weights, neighbours, 1, neighbours // 2, count_include_pad=False)
+
+
+def attention_scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+    """HeteroCache's scores [C, L] float32: the most any observed query of the group looks at a token's neighbourhood.
+
+    q [W, C, G, D], k [L, C, D] as in `observed_weights`.
+    """
+    return pool_average(observed_weights(q, k, scale, "max")).amax(1)
+
+
+def top_positions(scores: torch.Tensor, count: int, low: int = 0, high: int | None = None) -> torch.Tensor:
+    """Positions of the best `count` scores within [low, high), best first: int64."""
+    inside = scores[low:high]
+    return inside.topk(min(count, inside.numel())).indices + low
+
+
+def overlap(weights: torch.Tensor, held: torch.Tensor) -> float:
+    """The share of a head's attention, `weights` [L], on the tokens at `held` [n], distinct; 1.0 if there is none.
+
+    The paper counts how many of the top thousand tokens are the same. Nearly all of those are noise, and a head that
+    looks at one token and then at another has moved although 999 stay; weighed by attention it has.
+    """
+    total = float(weights.sum())
+    return float(weights[held].sum()) / total if total > 0 else 1.0

@@ -1,0 +1,197 @@
+"""`--kv-policy` and `--hetero-*` on SGLang's ServerArgs, and everything that is refused at start.
+
+Every process that unpickles the arguments imports this module: it stays light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from typing import Any, NoReturn
+
+from sglang.srt.arg_groups.arg_utils import NS, A, Arg
+from sglang.srt.server_args import ServerArgs
+
+from hetero_sglang.config.choices import CHOICES
+from hetero_sglang.cpu.defaults import apply_cpu_defaults
+from hetero_sglang.errors import HeteroError, ending_the_process
+
+logger = logging.getLogger("hetero_sglang")
+
+
+def named(field: str) -> str:
+    """The legal words of a field, for people."""
+    return ", ".join(CHOICES[field])
+
+
+@dataclasses.dataclass
+class HeteroServerArgs(ServerArgs):
+    """SGLang's arguments plus ours. `--kv-policy full` changes nothing else."""
+
+    kv_policy: A[str, Arg(help=f"KV cache policy: {named('kv_policy')}."), NS("memory")] = "full"
+    hetero_profile: A[
+        str | None,
+        Arg(help="Head profile (JSON); default: hetero_profile.json beside the checkpoint, else a shipped one."),
+        NS("memory"),
+    ] = None
+    hetero_keep_ratio: A[float, Arg(help="Device KV bytes kept per token, as a fraction of dense."), NS("memory")] = 0.5
+    hetero_host_size: A[
+        float | None,
+        Arg(help="Host memory for the compressed heads, in GB per rank; default: what the token slots need."),
+        NS("memory"),
+    ] = None
+    hetero_window: A[int, Arg(help="Most recent tokens every head keeps."), NS("memory")] = 64
+    hetero_sink: A[int, Arg(help="First tokens every head keeps."), NS("memory")] = 4
+    hetero_drift_threshold: A[
+        float,
+        Arg(help="A satellite is refilled when less of its pivot's attention than this lies on its rows; 0: never."),
+        NS("memory"),
+    ] = 0.9
+    hetero_monitor_interval: A[
+        int | None,
+        Arg(help="Decode steps between two looks of a pivot, or two choices by an index; default: 4, or every step."),
+        NS("memory"),
+    ] = None
+    hetero_dense_below: A[
+        int | None,
+        Arg(help="Requests shorter than this many tokens stay exact; default: from the smallest head's budget."),
+        NS("memory"),
+    ] = None
+    hetero_retrieval: A[
+        str,
+        Arg(
+            help="What a fetch does to a working set: add to what was important, or replace it; off: none are made. "
+            f"One of {named('hetero_retrieval')}.",
+        ),
+        NS("memory"),
+    ] = "accumulate"
+    hetero_roles: A[
+        str,
+        Arg(
+            help="Which heads are resident: as the profile says, or decided from its measurements for this keep ratio. "
+            f"One of {named('hetero_roles')}.",
+        ),
+        NS("memory"),
+    ] = "profile"
+    hetero_fetch: A[
+        str,
+        Arg(
+            help="When rows come: ahead, as soon as they are known to be wanted or can be guessed, or in the very step "
+            f"that wants them, which waits. One of {named('hetero_fetch')}.",
+        ),
+        NS("memory"),
+    ] = "auto"
+    hetero_reassign: A[
+        bool, Arg(help="Give satellites that no longer follow their pivot another one, or none."), NS("memory")
+    ] = False
+    hetero_ablation: A[
+        str,
+        Arg(help=f"Leave out one of HeteroCache's ideas, to measure it: {named('hetero_ablation')}."),
+        NS("memory"),
+    ] = "none"
+    hetero_index: A[
+        str,
+        Arg(
+            help="How heads find their rows: by the profile's key index, in the step that needs them, or not at all, "
+            f"as in the paper. One of {named('hetero_index')}; auto: by the index where there is one.",
+        ),
+        NS("memory"),
+    ] = "auto"
+    hetero_decode_kernel: A[
+        str,
+        Arg(help=f"What a decode step attends with on a GPU: {named('hetero_decode_kernel')}; auto is the faster one."),
+        NS("memory"),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        tokens = self.max_total_tokens  # the user's; the default for CPUs is none of theirs
+        apply_cpu_defaults(self)
+        for name, choices in CHOICES.items():  # not by argparse, whose refusal is every flag of SGLang's
+            if getattr(self, name) not in choices:
+                flag = name.replace("_", "-")
+                raise HeteroError(f"--{flag} {getattr(self, name)!r} is not one of {named(name)}.")
+        if self.kv_policy == "full":
+            super().__post_init__()
+            return
+        from hetero_sglang.sglang import refusals
+
+        refusals.check_numbers(self)
+        refusals.check_flags(self)
+        self._choose_backend()
+        refusals.check_policy(self)
+        super().__post_init__()
+        if self.model_path.lower() in ("none", "dummy"):
+            return
+        refusals.check_model(self)
+        refusals.check_memory(self, tokens)
+        if warning := self.hetero_warning():
+            logger.warning(warning)
+
+    def _choose_backend(self) -> None:
+        # The name stays one SGLang knows (it branches on it); the backend behind it is ours.
+        self.disable_prefill_cuda_graph = True
+        chosen = "torch_native" if not _cuda(self.device) else self.attention_backend or "flashinfer"
+        self.attention_backend: str | None = chosen
+        if chosen == "torch_native":
+            self.disable_decode_cuda_graph = True
+
+    def hetero_policy(self) -> Any:
+        """The policy that the flags name."""
+        from hetero_sglang.sglang.asked import indexed, make_policy
+
+        return make_policy(self.kv_policy, self.hetero_ablation, indexed(self))
+
+    def hetero_options(self) -> tuple[Any, dict[str, Any]]:
+        """The head profile and the keyword arguments of `settings.resolve`."""
+        from hetero_sglang.policy.base import Refresh
+        from hetero_sglang.sglang.asked import profile_for
+
+        policy, interval = self.hetero_policy(), self.hetero_monitor_interval
+        if interval is None:
+            interval = 1 if policy.refresh is Refresh.STEP or self.hetero_fetch == "same-step" else 4
+        return profile_for(policy, self), {
+            "policy": policy,
+            "keep_ratio": self.hetero_keep_ratio,
+            "window": self.hetero_window,
+            "sink": self.hetero_sink,
+            "dense_below": self.hetero_dense_below,
+            "drift_threshold": self.hetero_drift_threshold,
+            "monitor_interval": interval,
+            "retrieval": self.hetero_retrieval,
+            "fetch": self.hetero_fetch,
+            "reassign": self.hetero_reassign,
+            "decode_kernel": self.hetero_decode_kernel,
+        }
+
+    def hetero_warning(self) -> str | None:
+        """What is doubtful about the head profile that is served, a sentence; None: nothing is."""
+        from hetero_sglang.sglang.asked import profile_warning
+
+        return profile_warning(self.hetero_policy(), self)
+
+    @classmethod
+    def add_cli_args(cls, parser: argparse.ArgumentParser) -> None:
+        """As SGLang's, but what is wrong with a flag of ours is said without the usage of all flags."""
+        super().add_cli_args(parser)
+        refuse = parser.error
+
+        def error(message: str) -> NoReturn:
+            if "--hetero-" not in message and "--kv-policy" not in message:
+                refuse(message)
+            with ending_the_process():
+                raise HeteroError(f"{message.removeprefix('argument ')}; see --help.")
+
+        parser.error = error  # type: ignore[method-assign]
+
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace) -> HeteroServerArgs:
+        """As SGLang's, but a setting of ours that cannot work ends the command with one sentence, not a trace."""
+        with ending_the_process():
+            return super().from_cli_args(args)
+
+
+def _cuda(device: str | None) -> bool:
+    import torch
+
+    return device in (None, "cuda") and torch.version.cuda is not None and torch.cuda.is_available()

@@ -1,0 +1,108 @@
+"""The policy and the head profile that a server's flags ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.policy.base import Policy, Refresh
+from hetero_sglang.policy.heterocache import HeteroCache, IndexedHeads
+from hetero_sglang.policy.registry import POLICIES
+from hetero_sglang.profile.ablation import ABLATIONS, alike
+from hetero_sglang.profile.clusters import heads_per_rank
+from hetero_sglang.profile.files import find_profile, load_profile
+from hetero_sglang.profile.fingerprint import mismatch
+from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.local_model import local_folder
+from hetero_sglang.profile.ratio import choices, choose, topk_share
+from hetero_sglang.profile.thresholds import classify
+
+
+def make_policy(name: str, ablation: str = "none", indexed: bool = False) -> Policy:
+    """The policy of that name. Raises HeteroError for an ablation of another policy than heterocache's own."""
+    if indexed and ablation != "none":
+        raise HeteroError(
+            f"--hetero-ablation {ablation} leaves out an idea that heads with a key index do without; drop it, or add "
+            f"--hetero-index none."
+        )
+    if POLICIES[name] is HeteroCache:
+        return IndexedHeads() if indexed else HeteroCache(layerwise=ablation == "layer-wise")
+    if ablation != "none":
+        raise HeteroError(f"--hetero-ablation {ablation} is one of heterocache's, not of {name}; drop it.")
+    return POLICIES[name]()
+
+
+def indexed(args: Any) -> bool:
+    """Whether heads find their rows by a key index. Raises HeteroError where one is asked for that is not there."""
+    if args.hetero_index == "none":
+        return False
+    if POLICIES[args.kv_policy] is not HeteroCache:
+        if args.hetero_index == "directions":
+            raise HeteroError(f"--hetero-index directions is not read by --kv-policy {args.kv_policy}; drop it.")
+        return False
+    path = find_profile(args.model_path, args.hetero_profile)
+    found = load_profile(path).index is not None
+    if not found and args.hetero_index == "directions":
+        raise HeteroError(
+            f"{path} has no key index: make one with `hetero-sglang profile`, or serve without by --hetero-index none."
+        )
+    return found
+
+
+def decide_for(profile: HeadProfile, keep_ratio: float, ranks: int = 1) -> HeadProfile:
+    """The same heads with the roles that lose least at this ratio, pivots on their satellites' rank.
+
+    Raises HeteroError without measurements.
+    """
+    measured = profile.measurements
+    if measured is None:
+        raise HeteroError(
+            "--hetero-roles ratio decides from a profile's measurements, and this profile has none: leave it out, or "
+            "make one with `hetero-sglang profile`."
+        )
+    per_rank = heads_per_rank(profile.num_kv_heads, ranks)
+    taken = choose(choices(measured, topk_share(profile.provenance), per_rank), keep_ratio)
+    return replace(profile, layers=classify(measured, taken.thresholds, per_rank))
+
+
+def profile_for(policy: Policy, args: Any) -> HeadProfile:
+    """Roles of the model's heads: from the head profile, or all alike where a policy knows none.
+
+    `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, one of another model, or one
+    that nobody reads.
+    """
+    config = args.get_model_config()
+    shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
+    if policy.roles:
+        path = find_profile(args.model_path, args.hetero_profile)
+        profile = load_profile(path)
+        profile.check_model(*shape, name=path)
+        if args.hetero_roles == "ratio" and 0 < args.hetero_keep_ratio < 1:
+            try:
+                profile = decide_for(profile, args.hetero_keep_ratio, args.tp_size)
+            except HeteroError as error:
+                raise HeteroError(f"{path}: {error}") from None
+        return ABLATIONS[args.hetero_ablation](profile)
+    layers, query_heads, kv_heads, head_dim = shape
+    if policy.refresh is Refresh.LAZY:
+        path = find_profile(args.model_path, args.hetero_profile)
+        profile = load_profile(path)
+        profile.check_model(*shape, name=path)
+        return replace(alike(layers, kv_heads, query_heads, head_dim), index=profile.index)
+    if args.hetero_profile is not None:
+        raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
+    return alike(layers, kv_heads, query_heads, head_dim)
+
+
+def profile_warning(policy: Policy, args: Any) -> str | None:
+    """What is doubtful about the profile that `profile_for` reads: that it is of other weights of the model's shape.
+    None where nothing is, and where weights or profile do not say. Reads a few samples of every weight file."""
+    folder = local_folder(args.model_path)
+    if not (policy.roles or policy.refresh is Refresh.LAZY) or folder is None:
+        return None
+    path = find_profile(args.model_path, args.hetero_profile)
+    try:
+        return mismatch(load_profile(path).provenance, path, folder)
+    except HeteroError as error:
+        return f"it cannot be told whether {path} is of the weights of {args.model_path}: {error}"

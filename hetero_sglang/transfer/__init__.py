@@ -1,0 +1,1 @@
+"""How rows move: prefixes, write-back, the worker process."""

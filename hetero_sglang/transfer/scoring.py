@@ -1,0 +1,72 @@
+"""Worker side: the best rows of a head for a query, read straight from the host store."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hetero_sglang.transfer.protocol import ProtocolError, Query
+
+_CHUNK = 8192  # rows decoded at a time, which bounds the memory a request takes
+
+
+def score(
+    stored: np.ndarray, k_words: int, dtype: str, index: np.ndarray, query: np.ndarray, item: Query
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [k] int32 into `index` of the best rows, ascending, and their scores [k] float32.
+
+    stored: [rows, words], each row's first `k_words` its key; index: [L] rows of one head; query: [G, D] float32,
+    already times the softmax scale. A row's score is max over G of avg_pool(softmax over L), SnapKV's rule;
+    k = min(topk, L). ProtocolError when that is no number.
+    """
+    if item.pool % 2 == 0:
+        raise ProtocolError(f"the pooling kernel must be odd, not {item.pool}")
+    logits = np.empty((len(query), len(index)), np.float32)  # [G, L]
+    with np.errstate(all="ignore"):  # what is not finite is refused once, below
+        for low in range(0, len(index), _CHUNK):
+            rows = np.take(stored, index[low : low + _CHUNK], axis=0, mode="clip")[:, :k_words]
+            np.matmul(query, to_float32(np.ascontiguousarray(rows), dtype).T, out=logits[:, low : low + _CHUNK])
+        pooled = average(softmax(logits), item.pool).max(axis=0, initial=0.0)  # [L]
+    if not np.isfinite(pooled).all():
+        raise ProtocolError("the scores are not finite")
+    positions = best(pooled, item.topk)
+    return positions.astype(np.int32), pooled[positions].astype(np.float32)
+
+
+def to_float32(words: np.ndarray, dtype: str) -> np.ndarray:
+    """[n, D] float32 of n rows of words. ProtocolError for a dtype that cannot be scored."""
+    if dtype == "bfloat16":
+        return (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if dtype in ("float16", "float32"):
+        return words.view(dtype).astype(np.float32, copy=False)
+    raise ProtocolError(f"{dtype} keys cannot be scored")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, [G, L]."""
+    if logits.shape[-1] == 0:
+        return logits
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def average(weights: np.ndarray, pool: int) -> np.ndarray:
+    """Mean over a centred window of `pool` neighbours on the last axis; at the ends over those there are."""
+    if pool == 1:
+        return weights
+    length = weights.shape[-1]
+    sums = np.zeros((*weights.shape[:-1], length + 1))  # [G, L + 1], float64: differences of sums stay exact
+    np.cumsum(weights, axis=-1, out=sums[..., 1:])
+    at = np.arange(length)
+    low, high = np.maximum(at - pool // 2, 0), np.minimum(at + pool // 2 + 1, length)
+    return (sums[..., high] - sums[..., low]) / (high - low)
+
+
+def best(scores: np.ndarray, topk: int) -> np.ndarray:
+    """Positions [min(topk, L)] of the highest scores, ascending; of equal ones the first."""
+    count = min(topk, len(scores))
+    if count == 0:
+        return np.empty(0, np.int64)
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > least)
+    tied = np.flatnonzero(scores == least)[: count - len(above)]
+    return np.sort(np.concatenate([above, tied]))

@@ -1,0 +1,63 @@
+"""New rows on their way to the host store, beside the computation: prefill's as they are made, a step's after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hetero_sglang.cache.host_store import HostStore
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.lanes import Lane, mark
+from hetero_sglang.config.layout import LayerLayout
+from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.ops.triton.store import LayerBuffers, StepTables, store
+from hetero_sglang.ops.triton.write_back import HostPlaces, locate, write_back
+
+
+class WriteBack:
+    """Owns the lane of these copies, which keeps their order, and the marks that tell how far it is.
+
+    A step's rows leave while the next step runs, and have arrived before the one after that. So a row that the ring
+    is about to overwrite, or that anybody may ask for (older than the window), is in the host store by then.
+    """
+
+    def __init__(self, host: HostStore, hot: HotPool, layers: Sequence[LayerLayout], window: int) -> None:
+        self.hot, self.window, self.device = hot, window, hot.k.device
+        self.lane = Lane(self.device, urgent=False)
+        self.places = HostPlaces.of(host.blocks, layers, self.device) if any(host.heads) else None
+        self.latest = self.before = mark(self.device)  # of the last two batches of copies
+        self._owed: tuple[DecodeStep, StepTables] | None = None
+
+    def chunk(self, layer: LayerBuffers, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """A layer's rows of a prefill: k [n, H, D], v [n, H, Dv] at `slots` [n]."""
+        self.lane.follow(mark(self.device))
+        with self.lane:
+            store(layer, slots, k, v, resident=False)
+        self.latest = self.before = self.lane.mark()
+        self.lane.keep(k, v, slots)
+
+    def owe(self, step: DecodeStep, width: int) -> None:
+        """`step` is about to run for `width` rows of its tables: what it writes leaves with the next `send`."""
+        if self.places is not None:
+            self._owed = step, step.tables_of(width)
+
+    def send(self) -> None:
+        """Before the next forward pass, ahead of any change of tables: the last step's rows leave.
+
+        The forward passes go on once the rows of the step before that one have arrived.
+        """
+        if self._owed is not None:
+            assert self.places is not None  # else nothing is owed
+            (step, tables), self._owed = self._owed, None
+            rows = locate(tables, step.slots, step.starts, self.window, self.hot.page_size)
+            self.lane.follow(mark(self.device))
+            with self.lane:
+                write_back(rows, self.hot, self.places)
+            self.before, self.latest = self.latest, self.lane.mark()
+            self.lane.keep(rows.row, rows.slot)
+        self.before.hold(self.device)
+
+    def hold(self) -> None:
+        """Forward passes go on once everything sent has arrived: for whoever reads it, or gets pages that held it."""
+        self.latest.hold(self.device)
