@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from retrieval_helpers import held
 
 from hetero_sglang.cache.host_store import HostStore
-from hetero_sglang.cache.tiers import host_store
+from hetero_sglang.cache import host_store
 from hetero_sglang.errors import HeteroError
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn]
