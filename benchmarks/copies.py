@@ -11,7 +11,8 @@ import torch
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.lanes import mark
-from hetero_sglang.ops.triton.store import LayerBuffers, store
+from hetero_sglang.ops.base import LayerBuffers
+from hetero_sglang.ops.triton.store import store
 from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, RetrievalClient
 from hetero_sglang.transfer.prefix_loader import PrefixLoader
 

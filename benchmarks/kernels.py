@@ -23,11 +23,10 @@ from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.settings import Settings, resolve
-from hetero_sglang.ops.base import DecodeKernel
+from hetero_sglang.ops.base import DecodeKernel, LayerBuffers
 from hetero_sglang.ops.decode_kernel import decode_kernel
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.ops.triton.attend import TritonDecode
-from hetero_sglang.ops.triton.store import LayerBuffers
 from hetero_sglang.ops.triton.work import DecodeShape
 from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.files import load_profile

@@ -16,10 +16,10 @@ from benchmarks.copies import once
 from benchmarks.kernels import captured
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.triton.choose import choose
-from hetero_sglang.ops.triton.probe import LayerIndex, probe
-from hetero_sglang.ops.triton.store import StepTables
+from hetero_sglang.ops.triton.probe import probe
 from hetero_sglang.ops.triton.swap_in import swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import Fields, words

@@ -20,9 +20,8 @@ from benchmarks.run import Run, add_options
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.shared_memory import SharedMemory
+from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference import swap_in as reference
-from hetero_sglang.ops.triton.probe import LayerIndex
-from hetero_sglang.ops.triton.store import StepTables
 from hetero_sglang.ops.triton.swap_in import bring, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 

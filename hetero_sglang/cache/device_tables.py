@@ -9,16 +9,22 @@ from hetero_sglang.cache.working_set import WorkingSet
 
 
 class DeviceTables:
-    """`cap` and `page_start` [requests, Hc] int32, `page_list` [2 * pages] int32.
+    """`cap`, `page_start` and `index_start` [requests, Hc] int32, `page_list` [2 * pages] int32.
 
-    Head h of the request in slot s owns the hot pages page_list[page_start[s, h] :], as many as its cap needs.
+    Head h of the request in slot s owns the hot pages page_list[page_start[s, h] :], as many as its cap needs, and
+    those from index_start[s, h] on for its index, where the policy has one.
     Written on the stream that runs the forward passes, so a step never sees half a change.
     """
 
-    def __init__(self, requests: int, heads: int, pages: int, device: torch.device | str) -> None:
+    def __init__(
+        self, requests: int, heads: int, pages: int, device: torch.device | str, indexed: bool = False
+    ) -> None:
+        """`indexed`: requests have indexes in hot pages."""
+        self.indexed = indexed
         self.device = torch.device(device)
         self.cap = torch.zeros(requests, heads, dtype=torch.int32, device=device)
         self.page_start = torch.zeros(requests, heads, dtype=torch.int32, device=device)
+        self.index_start = torch.zeros_like(self.cap)
         # Twice the pool: every page is in one list, so after a repack at least half is free again.
         self.page_list = torch.zeros(max(1, 2 * pages), dtype=torch.int32, device=device)
         self._end = 0
@@ -45,11 +51,13 @@ class DeviceTables:
     def _append(self, slot: int, ws: WorkingSet) -> None:
         if not ws.tables:
             return
-        counts = torch.tensor([t.numel() for t in ws.tables])
-        starts = self._end + counts.cumsum(0) - counts  # [Hc]
+        counts = torch.tensor([[t.numel() for t in pages] for pages in (ws.tables, ws.index)])
+        starts = self._end + counts.flatten().cumsum(0).view_as(counts) - counts  # [2, Hc]
         end = self._end + int(counts.sum())
         self.page_list[self._end : end] = self._upload(ws.pages)
-        self.page_start[slot] = self._upload(starts)
+        self.page_start[slot] = self._upload(starts[0])
+        if self.indexed:
+            self.index_start[slot] = self._upload(starts[1])
         self.cap[slot] = self._upload(ws.cap)
         self._end = end
 

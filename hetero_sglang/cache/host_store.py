@@ -51,7 +51,6 @@ class HostStore:
             self.memory.tensor(dtype, (-(-rows // BLOCK), count, BLOCK, head_dim + v_head_dim), at)
             for count, at in zip(self.heads, self._offsets, strict=True)
         ]
-        self._items = [_as_items(blocks) for blocks in self.blocks]
         self.generation = torch.zeros(rows, dtype=torch.int32)  # [rows]
         self._released: deque[tuple[torch.Tensor, Mark]] = deque()  # slots on their way from the device
 
@@ -66,20 +65,13 @@ class HostStore:
             shape = (slots.numel(), self.heads[layer], dim)
             if values.shape != shape or values.dtype != self.dtype:
                 raise ValueError(f"expected {shape} {self.dtype}, got {tuple(values.shape)} {values.dtype}")
-        if k.numel():
-            # One memory copy per row; torch's indexed copies go by element and wake its thread pool.
-            self._items[layer][self._places(layer, slots)] = _as_items(torch.cat((k, v), -1))
-        else:
-            self._index(slots)
+        self._index(slots)
+        put_rows(self.blocks[layer], slots, torch.cat((k, v), -1))
 
     def read(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
         """A copy [n, C, D + Dv] of `slots` [n], on the CPU. IndexError for a slot out of range."""
-        return self._gather(layer, self._places(layer, slots))
-
-    def read_heads(self, layer: int, slots: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """A copy [n, D + Dv] of head `heads[i]` of slot `slots[i]`, both [n] on the CPU."""
-        index = self._index(slots)
-        return self._gather(layer, (index // BLOCK * self.heads[layer] + heads.numpy()) * BLOCK + index % BLOCK)
+        self._index(slots)
+        return take_rows(self.blocks[layer], slots)
 
     def release(self, slots: torch.Tensor) -> None:
         """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing."""
@@ -118,7 +110,7 @@ class HostStore:
 
     def close(self) -> None:
         """Unpin and give the memory back; the store is unusable afterwards."""
-        self.blocks, self._items = [], []
+        self.blocks = []
         self.memory.close()
 
     def _place(self) -> tuple[list[int], int]:
@@ -136,23 +128,33 @@ class HostStore:
             raise IndexError(f"slot ids must lie in [0, {self.rows})")
         return index
 
-    def _places(self, layer: int, slots: torch.Tensor) -> np.ndarray:
-        """Items [n, C] of all heads of `slots` [n]."""
-        index, heads = self._index(slots), self.heads[layer]
-        first = (index // BLOCK * heads * BLOCK + index % BLOCK)[:, None]
-        return first + np.arange(heads) * BLOCK
 
-    def _gather(self, layer: int, places: np.ndarray) -> torch.Tensor:
-        out = torch.empty((*places.shape, self.head_dim + self.v_head_dim), dtype=self.dtype)
-        if out.numel():
-            _as_items(out)[:] = self._items[layer][places]
-        return out
+# One memory copy per row: torch's indexed copies go by element and wake its thread pool.
 
 
-def _as_items(values: torch.Tensor) -> np.ndarray:
-    """Opaque items of the shape of a contiguous tensor's leading dimensions but the last; blocks' [n] in one line."""
-    if not values.numel():
-        return np.empty(0, "V1")
+def put_rows(blocks: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
+    """rows [n, C, S] to `slots` [n] of a layer's blocks [blocks, C, BLOCK, S]; all on the CPU."""
+    if rows.numel():
+        _items(blocks)[_places(blocks, slots)] = _items(rows.contiguous()).reshape(rows.shape[:2])
+
+
+def take_rows(blocks: torch.Tensor, slots: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
+    """A copy [n, C, S] of `slots` [n] of a layer's blocks; of head `heads[i]` alone [n, S] where `heads` [n] is given."""
+    places = _places(blocks, slots) if heads is None else _places(blocks, slots, heads[:, None].numpy())[:, 0]
+    out = torch.empty(*places.shape, blocks.shape[-1], dtype=blocks.dtype)
+    if out.numel():
+        _items(out)[:] = _items(blocks)[places.reshape(-1)]
+    return out
+
+
+def _places(blocks: torch.Tensor, slots: torch.Tensor, heads: np.ndarray | None = None) -> np.ndarray:
+    """Items [n, C] of `slots` [n]: of all heads, or of these [n, C]."""
+    slot = slots.numpy()[:, None]
+    heads = np.arange(blocks.shape[1]) if heads is None else heads
+    return (slot // BLOCK * blocks.shape[1] + heads) * BLOCK + slot % BLOCK
+
+
+def _items(values: torch.Tensor) -> np.ndarray:
+    """A contiguous tensor's rows [..., S] as opaque items, all in one line."""
     flat = values.view(torch.uint8).numpy()
-    items = flat.view(f"V{flat.shape[-1]}")[..., 0]
-    return items.reshape(-1) if values.ndim == 4 else items
+    return flat.view(f"V{flat.shape[-1]}").reshape(-1)

@@ -79,25 +79,21 @@ class Workspaces:
 
     prefill: int  # FlashInfer's partial results
     looks: int  # logits of pivots that watch for drift, or of heads that probe their indexes
-    staging: int  # the device's mirror of fetched rows
     prefix: int  # a prefix on its way back from the host: two layers' blocks, and one layer put together
 
     @classmethod
-    def of(cls, shape: Shape, layout: HeadLayout, longest: int, staging: int, looks: bool) -> Workspaces:
-        """`longest`: tokens of the longest request; `staging`: bytes of the ring, 0 where nothing is fetched; `looks`:
-        whether any head looks for rows."""
+    def of(cls, shape: Shape, layout: HeadLayout, longest: int, looks: bool) -> Workspaces:
+        """`longest`: tokens of the longest request; `looks`: whether any head looks for rows."""
         if not layout.num_compressed:
-            return cls(PREFILL_WORKSPACE, 0, 0, 0)
+            return cls(PREFILL_WORKSPACE, 0, 0)
         heads = max(len(x.resident) + len(x.compressed) for x in layout.layers)
         widest = max(len(x.compressed) for x in layout.layers)
         blocks = int(2 * SPREAD * longest) * widest  # two layers' blocks; then the rows themselves, and all heads'
-        return cls(
-            PREFILL_WORKSPACE, LOOK_WORKSPACE * looks, staging, (blocks + longest * (widest + heads)) * shape.row
-        )
+        return cls(PREFILL_WORKSPACE, LOOK_WORKSPACE * looks, (blocks + longest * (widest + heads)) * shape.row)
 
     @property
     def total(self) -> int:
-        return self.prefill + self.looks + self.staging + self.prefix
+        return self.prefill + self.looks + self.prefix
 
 
 def slots_within(

@@ -15,10 +15,6 @@ from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.caps import Grant
 from hetero_sglang.config.settings import Settings
-from hetero_sglang.engine.monitor import DriftMonitor
-from hetero_sglang.engine.step_chooser import StepChooser
-from hetero_sglang.transfer.device_fetcher import DeviceFetcher
-from hetero_sglang.transfer.fetcher import Fetcher
 
 
 class TieredCache:
@@ -31,11 +27,9 @@ class TieredCache:
         host: HostStore,
         hot: HotPool,
         counters: Counters,
-        on_device: bool = False,
         pages: Sequence[int] | None = None,
     ) -> None:
-        """`on_device`: DeviceEngine runs the steps, which nothing may hold up; else TorchEngine. `pages`: hot pages of
-        every rank; None: all have as many as this one."""
+        """`pages`: hot pages of every rank; None: all have as many as this one."""
         self.settings = settings
         self.resident = resident
         self.host = host
@@ -49,10 +43,6 @@ class TieredCache:
         self.requests: dict[int, WorkingSet] = {}  # by request slot
         # token slots [rows] that hold a token, in both tiers; where SGLang's slots are, so that nothing waits for them
         self.written = torch.zeros(host.rows, dtype=torch.bool, device=hot.k.device)
-        self.fetcher = (DeviceFetcher if on_device else Fetcher)(settings, host, hot, counters)
-        if not on_device:  # TorchEngine's; the device's are in DeviceEngine
-            self.monitor = DriftMonitor(settings, self.fetcher, hot, counters)
-            self.chooser = StepChooser(settings, host, hot, counters)
 
     def start(self, slot: int, grant: Grant) -> WorkingSet:
         """A request got request slot `slot`: it gets the working set it was granted."""
@@ -114,7 +104,6 @@ class TieredCache:
         empty = torch.empty(0, dtype=torch.int64)
         self.hot.check_integrity(torch.cat([empty, *(w.pages for w in self.requests.values())]))
         self.admission.check_integrity(self.settings.rank, self.hot.available)
-        self.fetcher.check_integrity(idle=not self.requests)
         if free_slots is not None and bool(self.written[free_slots].any()):
             kept = int(self.written[free_slots].sum())
             raise RuntimeError(f"{kept} of {free_slots.numel()} free token slots still count as holding a token")
@@ -136,10 +125,8 @@ class TieredCache:
             "hot_bytes": self.hot.nbytes,
             "index_bytes": self.index.nbytes if self.index else 0,
             "host_bytes": self.host.nbytes,
-            **self.fetcher.stats(),
         }
 
     def close(self) -> None:
-        """Stop the worker and unmap the host store."""
-        self.fetcher.close()
+        """Unmap the host store."""
         self.host.close()

@@ -9,8 +9,6 @@ cap is never reached is therefore exact, and a full head keeps its length for th
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -18,11 +16,11 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.config.caps import ROOMY, CapRule, Grant
 
 
-def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, ring: torch.Tensor | int) -> torch.Tensor:
-    """Row of token t in a head of `cap` rows whose last `ring` turn over (broadcasts; int64)."""
-    token, cap, ring = torch.as_tensor(token), torch.as_tensor(cap), torch.as_tensor(ring)
-    ring = torch.minimum(ring, cap)  # a request shorter than the window is all ring once it wraps
-    return torch.where(token < cap, token, cap - ring + (token - cap) % ring)
+def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, sink: int, ring: int) -> torch.Tensor:
+    """Row of token t in a head of `cap` rows, of which those behind the sinks turn over, `ring` at most (int64)."""
+    token, cap = torch.as_tensor(token), torch.as_tensor(cap)
+    turning = (cap - sink).clamp(1, ring)
+    return torch.where(token < cap, token, cap - turning + (token - cap) % turning)
 
 
 class WorkingSet:
@@ -36,14 +34,9 @@ class WorkingSet:
         self.outgrown = False  # it wanted to grow and could not: full heads have begun to turn over
         self.alive = True
         self.slot = -1  # request slot, once it has one
-        self.drift: dict[int, Any] = {}  # the monitor's state, by head
-        self.history: Any = None  # the device monitor's
-        self.leaders: dict[int, int] = {}  # heads whose cluster is no longer the layout's
-        self.agreements: dict[int, Any] = {}  # what is known of satellites and pivots, by head
-        self.busy: set[int] = set()  # heads with a fetch under way
-        self.slots = torch.empty(0, dtype=torch.int64)  # token slots [L] at the present step
+        self.busy: set[int] = set()  # heads that the worker ranks tokens for
+        self.units = 0  # of the policy's index, beyond those that the request's length gives
         self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
-        self.units: dict[int, Any] = {}  # per layer, what its index covers
         self.rows = rule.rows(grant)
         nothing = torch.empty(0, dtype=torch.int64)
         self._take([nothing] * len(self.rows.caps), [nothing] * len(self.rows.caps))
@@ -78,7 +71,6 @@ class WorkingSet:
         self._runs: list[int] | None = None
         self.caps: list[int] = self.rows.caps.tolist()
         self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
-        self.ring = torch.tensor([self.rule.ring(cap) for cap in self.caps], dtype=torch.int64)  # [heads]
         self.smallest_cap = min(self.caps, default=self.grant.limit)
 
     @property
@@ -104,6 +96,11 @@ class WorkingSet:
         return torch.cat([*self.tables, *self.index]) if self.tables else torch.empty(0, dtype=torch.int64)
 
     @property
+    def index_rows(self) -> int:
+        """Rows of each head's index; heads that have one are alike."""
+        return int(self.rows.index.max(initial=0))
+
+    @property
     def indexed(self) -> bool:
         """Whether room for an index is reserved."""
         return any(pages.numel() for pages in self.index)
@@ -114,7 +111,7 @@ class WorkingSet:
 
     def rows_of_token(self, token: int) -> torch.Tensor:
         """Flat hot row of token t in every head: [heads]."""
-        row = ring_row(token, self.cap, self.ring)
+        row = ring_row(token, self.cap, self.rule.sink, self.rule.ring)
         return self.table.gather(1, (row // self.pool.page_size)[:, None])[:, 0] * self.pool.page_size + (
             row % self.pool.page_size
         )
@@ -125,36 +122,19 @@ class WorkingSet:
 
     def selected_rows(self, head: int) -> torch.Tensor:
         """Rows of a full head that a fetch may overwrite: neither sinks nor ring."""
-        return torch.arange(self.rule.sink, max(self.rule.sink, self.caps[head] - self.rule.ring(self.caps[head])))
-
-    def has_choice(self, head: int) -> bool:
-        """Whether a head is full at the present length and has rows that a fetch may overwrite."""
-        cap = self.caps[head]
-        return cap < self.slots.numel() and cap > self.rule.sink + self.rule.ring(cap)
+        return torch.arange(self.rule.sink, max(self.rule.sink, self.caps[head] - self.rule.turning(self.caps[head])))
 
     def refillable(self, length: int) -> np.ndarray:
         """Bool [heads]: full at `length`, with as many rows to choose as there are sinks and ring.
 
         What is seen while decoding would push what the prompt found out of fewer (docs/quality.md).
         """
-        return ((self.cap < length) & (self.cap >= ROOMY * (self.rule.sink + self.ring))).numpy()
+        return ((self.cap < length) & (self.cap >= ROOMY * (self.rule.sink + self.rule.window))).numpy()
 
     def grow(self) -> None:
         """Become what the rule makes of twice the length. RuntimeError when the pool has not so many pages."""
         self.grant, self.rows = self.rule.grown(self.grant, self.rows)
         self._take(self.tables, self.index)
-
-    def layout_of(self, head: int, length: int, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and positions of a head filled at prefill end with `length` > cap tokens.
-
-        `selected` holds the chosen positions, ascending, one per selected row. Returns rows [cap] and
-        positions [cap], both int64.
-        """
-        cap, sink = self.caps[head], self.rule.sink
-        ring = self.rule.ring(cap)
-        recent = torch.arange(length - ring, length)
-        rows = torch.cat((torch.arange(sink), self.selected_rows(head), ring_row(recent, cap, ring)))
-        return rows, torch.cat((torch.arange(sink), selected.to(torch.int64), recent))
 
     def release(self) -> None:
         """Give every page back; a fetch still under way for this request is dropped when it arrives."""

@@ -109,9 +109,14 @@ class CapRule:
         """Hot pages of all these heads for a request that begins."""
         return int(self.pages(self.rows(grant)).sum())
 
-    def ring(self, cap: int) -> int:
-        """How many of a head's `cap` rows hold its most recent tokens once it is full."""
-        return cap - self.sink if self.policy.recent_only else min(cap, self.window)
+    @property
+    def ring(self) -> int:
+        """The most rows of a head that hold its most recent tokens once it is full."""
+        return 1 << 30 if self.policy.recent_only else self.window
+
+    def turning(self, cap: int) -> int:
+        """How many of a head's `cap` rows do."""
+        return max(1, min(cap - self.sink, self.ring))
 
 
 def default_dense_below(fractions: tuple[float, ...], sink: int, window: int) -> int:

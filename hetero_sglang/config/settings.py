@@ -34,11 +34,8 @@ class Settings:
     retrieval: str  # accumulate | replace | off
     decay: float  # of a row's score, per look
     refill_rows: int  # tokens that come to a head at one refill, at most: the best
-    history: int  # looks whose median overlap decides
-    waits: bool  # a step waits for the rows that its pivots ask for
     ahead: bool  # heads with a key index look for rows one layer ahead, by queries that are guessed
     reassign: bool  # satellites that no longer follow their pivot get another, or none
-    staging_mb: int
     worker_threads: int
     decode_kernel: str  # auto | flashinfer | triton
     index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
@@ -56,14 +53,10 @@ class Settings:
 
     @property
     def retrieves(self) -> bool:
-        """Whether drift is watched and rows fetched by the worker: a threshold of 0 switches retrieval off."""
-        drifts = self.policy.refresh is Refresh.DRIFT and self.drift_threshold > 0
-        return drifts and self.retrieval != "off" and self.compresses
-
-    @property
-    def chooses_each_step(self) -> bool:
-        """Whether every decode step selects anew from the policy's index."""
-        return self.policy.refresh is Refresh.STEP and self.retrieval != "off" and self.compresses
+        """Whether heads find rows while requests decode, and not by a key index; without drift there is nothing to."""
+        changes = self.policy.refresh is Refresh.STEP
+        changes = changes or (self.policy.refresh is Refresh.DRIFT and self.drift_threshold > 0)
+        return changes and self.retrieval != "off" and self.compresses
 
 
 def resolve(
@@ -87,7 +80,6 @@ def resolve(
     size: int = 1,
 ) -> Settings:
     """Validate the options against the profile. Raises HeteroError with the legal recipe."""
-    waits = policy.refresh is Refresh.DRIFT and fetch == "same-step"
     lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
     plan = profile.index if lazy else None
     if lazy and plan is None:
@@ -146,11 +138,8 @@ def resolve(
         retrieval=retrieval,
         decay=0.9,
         refill_rows=1024,
-        history=1 if waits else 3,
-        waits=waits,
         ahead=lazy and fetch == "ahead",
         reassign=reassign,
-        staging_mb=64,
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,

@@ -1,157 +1,269 @@
-"""Prefill and decode over the two tiers, in torch. Any device, any number of layers and heads."""
+"""Prefill and decode over the two tiers: the same on every device, with that device's operations."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.lanes import mark, upload
 from hetero_sglang.cache.tiers import TieredCache
-from hetero_sglang.cache.working_set import WorkingSet
-from hetero_sglang.config.layout import LayerLayout
-from hetero_sglang.engine.lazy_step import LazyStep
-from hetero_sglang.engine.plan import Plan, Sequence
-from hetero_sglang.ops.reference.attention import decode_exact, decode_grouped, prefill_attention, prefill_exact
+from hetero_sglang.config.description import Refresh
+from hetero_sglang.engine.finder import Finder, Parts
+from hetero_sglang.engine.lazy import Lazy
+from hetero_sglang.engine.pivots import Pivots
+from hetero_sglang.engine.plan import Prompt
+from hetero_sglang.engine.prefill import RaggedPrefill
+from hetero_sglang.engine.stepwise import Stepwise
+from hetero_sglang.ops.base import LayerBuffers, StepTables
+from hetero_sglang.ops.chosen import decode_kernel, operations
+from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.policy.base import Policy
+from hetero_sglang.transfer.prefix_loader import PrefixLoader
+from hetero_sglang.transfer.write_back import WriteBack
 
 
-class TorchEngine:
-    """Reads and writes the cache's tiers for one layer at a time."""
+class Engine:
+    """Owns the device's view of the working sets, and the streams and events of prefill's copies.
 
-    def __init__(self, cache: TieredCache) -> None:
-        self.cache = cache
-        self.settings = cache.settings
-        self.lazy = LazyStep(cache) if cache.index else None
+    `requests`: request slots; `context`: the longest request, in tokens; `ops`: the operations' module, or the device's.
+    """
 
-    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store new tokens in both tiers: k [n, H, D], v [n, H, Dv] at token slots [n]."""
-        spec = self.settings.layout.layers[layer]
-        if spec.resident:
-            self.cache.resident.write(layer, slots, k[:, spec.resident_index], v[:, spec.resident_index])
-        if spec.compressed:
-            self.cache.host.write(
-                layer, slots.cpu(), k[:, spec.compressed_index].cpu(), v[:, spec.compressed_index].cpu()
-            )
-            if self.lazy:
-                self.lazy.write(layer, slots, k[:, spec.compressed_index])
+    def __init__(self, cache: TieredCache, requests: int, context: int, query_heads: int, ops: Any = None) -> None:
+        self.cache, self.settings = cache, cache.settings
+        policy, layout, hot, host = self.settings.policy, self.settings.layout, cache.hot, cache.host
+        assert isinstance(policy, Policy)
+        self.policy, self.device, self.context = policy, hot.k.device, context
+        self.ops = ops or operations(self.device)
+        indexed = policy.index is not None
+        self.tables = DeviceTables(requests, layout.num_compressed, hot.pages, self.device, indexed)
+        self.layers = [self._layer(index) for index in range(len(layout.layers))]
+        self.prompts: list[Prompt] | None = None
+        self.unknown: list[int] = []
+        self.graph_step: DecodeStep | None = None
+        self.eager_step: DecodeStep | None = None
+        self.prefill = RaggedPrefill(self.device)
+        self.prefixes = PrefixLoader(self.ops, host, self.device)
+        self.write_back = WriteBack(self.ops, host, hot, layout.layers)
+        self.group = query_heads // (len(layout.layers[0].resident) + len(layout.layers[0].compressed))
+        self.finder = self._finder()
+
+    def _layer(self, index: int) -> LayerBuffers:
+        cache, spec = self.cache, self.settings.layout.layers[index]
+        role = torch.empty(len(spec.resident) + len(spec.compressed), dtype=torch.int32)
+        role[spec.resident_index] = torch.arange(len(spec.resident), dtype=torch.int32)
+        role[spec.compressed_index] = -1 - torch.arange(len(spec.compressed), dtype=torch.int32)
+        return LayerBuffers(
+            role.to(self.device), cache.resident.k[index], cache.resident.v[index], cache.host.blocks[index],
+            cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.score, spec.first,
+        )  # fmt: skip
+
+    def _finder(self) -> Finder | None:
+        """How heads find rows while requests decode; None: what a prompt's end has chosen stays."""
+        parts = Parts(self.cache, self.policy, self.ops, self.layers, self.tables, self.group, self.context)
+        if self.cache.index is not None:
+            return Lazy(parts)
+        if not self.settings.retrieves:
+            return None
+        return Pivots(parts, self.write_back.hold) if self.policy.refresh is Refresh.DRIFT else Stepwise(parts)
+
+    # ---- prefill
+
+    def begin_unknown(self, counts: list[int]) -> None:
+        """A prefill pass of no request of ours (SGLang warms its kernels): counts[i] tokens attend to themselves."""
+        self.prompts, self.unknown = None, counts
+
+    def begin_extend(self, prompts: list[Prompt]) -> None:
+        """Once per prefill pass: host rows of the prefixes start to move, the attention is planned."""
+        self.prompts = prompts
+        if self.finder:
+            self.finder.poll()
+        self.write_back.send()
+        self.write_back.hold()
+        prefixes = [s.slots[: s.prefix] for s in prompts if s.prefix]
+        slots = torch.cat(prefixes) if prefixes and self.cache.host.nbytes else torch.empty(0, dtype=torch.int64)
+        self.prefixes.begin(slots, mark(self.device))
+        for seq in prompts:
+            if seq.prefix:  # before more rows move: small copies queue behind large ones
+                seq.device_slots = upload(seq.slots[: seq.prefix], self.device)
 
     def extend(
-        self, layer: int, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+        self, layer: int, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Exact prefill. q [n, Hq, D], k [n, H, D], v [n, H, Dv] of all requests in turn; returns [n, Hq, Dv]."""
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        for seq in plan.sequences:
-            rows = slice(seq.start, seq.start + seq.count)
-            keys, values = self._whole(layer, seq, k[rows], v[rows])
-            attend = prefill_exact if seq.ws.exact(seq.ws.final) else prefill_attention
-            out[rows] = attend(q[rows], keys, values, scale)
-            self._settle(layer, seq, q[rows], keys, values, scale)
+        prompts = self.prompts
+        k, v = k.contiguous(), v.contiguous()
+        shape = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
+        if prompts is None:
+            self.prefill.plan(self.unknown, self.unknown, *shape, scale, q.dtype, [False] * len(self.unknown))
+            return self.prefill.run(q, k, v)
+        if layer == 0:  # before `_whole`: the plan's copy too would queue behind the next layer's rows
+            counts, lengths = [s.count for s in prompts], [s.length for s in prompts]
+            self.prefill.plan(counts, lengths, *shape, scale, q.dtype, [s.exact for s in prompts])
+        self._write(layer, slots, k, v)
+        keys, values = self._whole(layer, prompts, k, v)
+        out = self.prefill.run(q, keys, values)
+        start = 0
+        for seq in prompts:
+            rows = slice(start, start + seq.length)
+            self._settle(layer, seq, q[seq.start : seq.start + seq.count], keys[rows], values[rows], scale)
+            start += seq.length
+        if layer == len(self.layers) - 1:
+            self.prefixes.end()
         return out
 
-    def _whole(self, layer: int, seq: Sequence, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """K [L, H, D] and V [L, H, Dv] of every head: the prefix from both tiers, then the new tokens."""
-        if seq.prefix == 0:
+    def _write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Resident rows now; host rows beside the computation."""
+        self.ops.store(self.layers[layer], slots, k, v, host=False)
+        if self.finder:
+            self.finder.written(layer, slots, k)
+        if self.layers[layer].heads.numel():
+            self.write_back.chunk(self.layers[layer], slots, k, v)
+
+    def _whole(
+        self, layer: int, prompts: list[Prompt], k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K [sum L, H, D] and V [sum L, H, Dv] of all requests in turn: prefix from both tiers, then the new tokens."""
+        if not any(s.prefix for s in prompts):
             return k, v
-        spec = self.settings.layout.layers[layer]
-        slots = seq.slots[: seq.prefix]
-        keys = k.new_empty(seq.length, *k.shape[1:])
-        values = v.new_empty(seq.length, *v.shape[1:])
-        keys[seq.prefix :], values[seq.prefix :] = k, v
-        if spec.resident:
-            kr, vr = self.cache.resident.read(layer, slots.to(k.device), seq.run)
-            keys[: seq.prefix, spec.resident_index], values[: seq.prefix, spec.resident_index] = kr, vr
-        if spec.compressed:
-            kc, vc = self.cache.host.read(layer, slots).split((k.shape[-1], v.shape[-1]), -1)
-            keys[: seq.prefix, spec.compressed_index] = kc.to(k.device)
-            values[: seq.prefix, spec.compressed_index] = vc.to(v.device)
+        total = sum(s.length for s in prompts)
+        keys, values = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
+        buffers = self.layers[layer]
+        resident, compressed = buffers.resident, buffers.compressed
+        if compressed.numel():
+            host_k, host_v = self.prefixes.take(layer).split((k.shape[2], v.shape[2]), 2)
+        start = taken = 0
+        for seq in prompts:
+            prefix, rows = seq.prefix, slice(start, start + seq.prefix)
+            fresh = slice(seq.start, seq.start + seq.count)
+            keys[start + prefix : start + seq.length] = k[fresh]
+            values[start + prefix : start + seq.length] = v[fresh]
+            if prefix and resident.numel():
+                picked = seq.device_slots
+                keys[rows].index_copy_(1, resident, buffers.resident_k.index_select(0, picked))
+                values[rows].index_copy_(1, resident, buffers.resident_v.index_select(0, picked))
+            if prefix and compressed.numel():
+                keys[rows].index_copy_(1, compressed, host_k[taken : taken + prefix])
+                values[rows].index_copy_(1, compressed, host_v[taken : taken + prefix])
+            start, taken = start + seq.length, taken + prefix
+        if compressed.numel():
+            self.prefixes.done(layer)
         return keys, values
 
     def _settle(
-        self, layer: int, seq: Sequence, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+        self, layer: int, seq: Prompt, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
     ) -> None:
         """At prefill end every compressed head gets its working set; before that, only the last queries are kept."""
-        spec = self.settings.layout.layers[layer]
-        if not spec.compressed:
+        buffers = self.layers[layer]
+        if not buffers.heads.numel():
             return
-        ws, observe = seq.ws, self.settings.observe
+        ws, observe, rule = seq.ws, self.settings.observe, self.settings.rule
         if layer in ws.tail:
             q = torch.cat((ws.tail.pop(layer), q))
         q = q[-observe:]
         if not seq.last:
             ws.tail[layer] = q.clone()
             return
-        queries = q.unflatten(1, (keys.shape[1], q.shape[1] // keys.shape[1]))  # [W, H, G, D]; W may be 0
-        heads = list(spec.compressed)
-        full = [i for i in range(len(heads)) if ws.caps[spec.first + i] < seq.length]
-        scores = keys.new_empty(len(heads), 0)
+        caps = ws.caps[buffers.numbers]
+        queries, compressed = (
+            q.unflatten(1, (keys.shape[1], self.group)),
+            buffers.compressed,
+        )  # [W, H, G, D]; W may be 0
+        full = min(caps) < seq.length
+        scores = torch.empty(len(caps), 0, dtype=torch.float32, device=self.device)
+        selected, worth = scores.int(), scores
         if full or (ws.indexed and seq.length):
-            scores = self.settings.policy.scores(queries[:, heads], keys[:, heads], scale)  # [C, L]
-        for i in set(range(len(heads))).difference(full):
-            whole = torch.arange(seq.length)
-            self._place(ws.flat(spec.first + i, whole), whole, keys[:, heads[i]], values[:, heads[i]])
-        self._choose(ws, spec, full, scores, keys, values)
-        if self.settings.chooses_each_step:
-            self.cache.chooser.begin(ws, layer, keys[:, heads], scores)
+            scores = self.policy.scores(queries[:, compressed], keys[:, compressed], scale)  # [C, L]
+        if full:
+            turning = rule.turning(min(caps))  # one for all: a full head's cap is above the window
+            counts = [max(0, cap - rule.sink - turning) if cap < seq.length else 0 for cap in caps]
+            pick = self.finder.first if self.finder else self.policy.pick
+            selected = pick(scores, counts, rule.sink, seq.length - turning).int()  # [C, n]
+            worth = self.finder.worth(scores) if self.finder else scores
+        self.tables.put(ws.slot, ws)
+        cap, start = self.tables.cap[ws.slot, buffers.numbers], self.tables.page_start[ws.slot, buffers.numbers]
+        self.ops.fill(
+            buffers, buffers.heads, keys, values, selected, worth, cap, start, self.tables.page_list, max(caps), rule.sink,
+            rule.ring,
+        )  # fmt: skip
+        if self.finder:
+            self.finder.prompted(layer, seq, keys[:, compressed], scores)
 
-    def _choose(
-        self, ws: WorkingSet, spec: LayerLayout, full: list[int], scores: torch.Tensor, keys: torch.Tensor,
-        values: torch.Tensor,
-    ) -> None:  # fmt: skip
-        """The rows of heads that cannot keep them all, as the policy picks them."""
-        if not full:
-            return
-        length, rule = keys.shape[0], self.settings.rule
-        # One ring for all: a full head's cap is above the window; where rings grow with caps, nothing is picked.
-        ring = rule.ring(ws.caps[spec.first + full[0]])
-        counts = [ws.selected_rows(spec.first + i).numel() for i in full]
-        high = length - ring
-        if self.lazy:
-            picked = list(self.lazy.pick(scores[full], counts[0], rule.sink, high))
-        else:
-            picked = self.settings.policy.pick(scores[full], counts, rule.sink, high)
-        for i, chosen in zip(full, picked, strict=True):
-            number, head = spec.first + i, spec.compressed[i]
-            rows, positions = ws.layout_of(number, length, chosen.cpu())
-            flat = ws.flat(number, rows)
-            self._place(flat, positions, keys[:, head], values[:, head])
-            if self.lazy:
-                self.cache.hot.used.view(-1)[flat] = self.lazy.first_use(scores[i : i + 1])[0, positions]
-            else:
-                self.cache.hot.score.view(-1)[flat] = scores[i, positions]
+    # ---- decode
 
-    def _place(self, flat: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        self.cache.hot.write(flat, k[positions], v[positions])
-        self.cache.hot.position.view(-1)[flat] = positions.to(k.device, torch.int32)
-        self.cache.hot.score.view(-1)[flat] = 0.0
+    def make_step(self, batch: int, context: int) -> DecodeStep:
+        """Buffers for decode batches of up to `batch` requests of up to `context` tokens."""
+        kernel = decode_kernel(self.settings.decode_kernel, self.ops, self.layers)
+        work, v_dim = self.finder.workspace(batch, context) if self.finder else None, self.cache.hot.v.shape[-1]
+        return DecodeStep(self.ops, self.settings, self.tables, batch, context, self.group, v_dim, kernel, work)
+
+    def eager(self, width: int, longest: int) -> DecodeStep:
+        """Buffers for a step outside any graph; they grow as batches do."""
+        step = self.eager_step
+        if step is None or step.batch < width or step.context < longest:
+            batch = max(width, step.batch if step else 0)
+            context = min(self.context, max(2 * longest, step.context if step else 0))
+            self.eager_step = step = self.make_step(batch, context)
+        return step
+
+    def begin_decode(
+        self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor
+    ) -> None:
+        """Before a step is run or replayed: update what it reads; `width` - len(requests) rows are padding."""
+        self.write_back.send()
+        known = [self.cache.requests[request] for request in requests]
+        for ws, length in zip(known, lengths, strict=True):
+            self.cache.make_room(ws, length)
+        if any([self.tables.put(ws.slot, ws) for ws in known]):  # their pages may have been another's
+            self.write_back.hold()
+        index = [(ws.units, ws.index_rows) for ws in known]
+        inputs = (lengths, requests, [ws.prompt for ws in known], [x[0] for x in index], [x[1] for x in index])
+        step.fill(inputs, width, req_to_token)
+        if self.finder and requests:
+            self.finder.begin(step, known, lengths)
+        if requests:
+            self.write_back.owe(step, width)
 
     def decode(
-        self, layer: int, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+        self, layer: int, step: DecodeStep, tables: StepTables, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor,
+        v: torch.Tensor, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
         """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
-        spec, hot = self.settings.layout.layers[layer], self.cache.hot
-        heads = k.shape[1]
-        grouped = q.unflatten(1, (heads, q.shape[1] // heads))  # [B, H, G, D]
-        out = q.new_empty(*grouped.shape[:-1], v.shape[-1])
-        numbers = slice(spec.first, spec.first + len(spec.compressed))
-        if spec.compressed:
-            assert plan.rows is not None
-            rows = plan.rows[:, numbers].reshape(-1)
-            hot.write(rows, k[:, spec.compressed_index].flatten(0, 1), v[:, spec.compressed_index].flatten(0, 1))
-        for b, seq in enumerate(plan.sequences):
-            if self.lazy:
-                self.lazy.step(seq.ws, layer, grouped[b, spec.compressed_index], scale)
-            if self.settings.chooses_each_step and spec.compressed:
-                self.cache.chooser.step(seq.ws, layer, grouped[b, spec.compressed_index], scale)
-            attend = decode_exact if seq.exact else decode_grouped
-            if spec.resident:
-                index = spec.resident_index
-                kr, vr = self.cache.resident.read(layer, seq.slots.to(k.device), seq.run)
-                out[b, index] = attend(grouped[b, index], kr, vr, scale)
-                if seq.looks:
-                    others = grouped[b, spec.compressed_index]
-                    self.cache.monitor.look(seq.ws, layer, grouped[b, index], kr, others, scale)
-            for i, head in enumerate(spec.compressed):
-                number = spec.first + i
-                count = min(seq.ws.caps[number], seq.length)
-                kh, vh = hot.read(seq.ws.tables[number], seq.ws.runs[number], count)
-                out[b, head] = attend(grouped[b, head][None], kh[:, None], vh[:, None], scale)[0]
-            if seq.looks and spec.compressed:
-                self.cache.monitor.refresh_anchors(seq.ws, layer, grouped[b, spec.compressed_index], scale)
-        return out.flatten(1, 2)
+        buffers, rule = self.layers[layer], self.settings.rule
+        q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
+        self.ops.store(buffers, slots, k, v, host=False, step=tables, sink=rule.sink, ring=rule.ring)
+        if self.finder:
+            self.finder.written(layer, slots, k)
+            self.finder.find(layer, step, tables, q, scale)
+        return step.kernel.attend(layer, q, buffers, tables, scale, ordered=self.finder is not None)
+
+    # ---- beside
+
+    def poll(self) -> None:
+        """Between two steps, or when nothing runs: take what has arrived for requests, ended ones too."""
+        if self.finder:
+            self.finder.poll()
+            self.finder.count()
+
+    def stats(self) -> dict[str, int | bool]:
+        """What the cache does not count itself; waits for nothing."""
+        if self.finder:
+            self.finder.count()
+        return self.finder.stats() if self.finder else {}
+
+    def check_integrity(self) -> None:
+        """As the cache's; RuntimeError when something is under way for requests although none is live."""
+        if self.finder:
+            self.finder.check_integrity(idle=not self.cache.requests)
+
+    def close(self) -> None:
+        """End what the engine has started."""
+        if self.finder:
+            self.finder.close()
+
+
+def rows_apart(values: torch.Tensor) -> torch.Tensor:
+    """[n, H, D] as the operations take it: the heads of a row side by side; rows may be slices of wider ones."""
+    _, _, dim = values.shape
+    return values if values.stride(2) == 1 and values.stride(1) == dim else values.contiguous()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hetero_sglang.cache.sizes import PREFILL_WORKSPACE
-from hetero_sglang.ops.reference.attention import prefill_attention
+from hetero_sglang.ops.reference.attention import prefill_attention, prefill_exact
 
 
 class RaggedPrefill:
@@ -24,10 +24,11 @@ class RaggedPrefill:
 
     def plan(
         self, counts: list[int], lengths: list[int], query_heads: int, kv_heads: int, dim: int, v_dim: int,
-        scale: float, dtype: torch.dtype,
+        scale: float, dtype: torch.dtype, exact: list[bool],
     ) -> None:  # fmt: skip
-        """The last counts[i] of lengths[i] tokens of each request attend causally to all before them."""
-        self.counts, self.lengths, self.scale = counts, lengths, scale
+        """The last counts[i] of lengths[i] tokens of each request attend causally to all before them; where exact[i], on
+        a CPU, to the bit of SGLang's backend."""
+        self.counts, self.lengths, self.scale, self.exact = counts, lengths, scale, exact
         self.fast = self.wrapper is not None and dtype in (torch.float16, torch.bfloat16) and any(counts)
         if self.fast:
             self.wrapper.plan(
@@ -39,8 +40,8 @@ class RaggedPrefill:
         """q [sum n, Hq, D], keys [sum L, H, D], values [sum L, H, Dv] -> [sum n, Hq, Dv]."""
         if self.fast:
             return self.wrapper.run(q.contiguous(), keys, values)
-        parts = zip(q.split(self.counts), keys.split(self.lengths), values.split(self.lengths), strict=True)
-        return torch.cat([prefill_attention(*part, self.scale) for part in parts])
+        parts = zip(self.exact, q.split(self.counts), keys.split(self.lengths), values.split(self.lengths), strict=True)
+        return torch.cat([(prefill_exact if exact else prefill_attention)(*part, self.scale) for exact, *part in parts])
 
 
 def _indptr(counts: list[int]) -> torch.Tensor:

@@ -1,21 +1,24 @@
 """Satellites that no longer look where their pivot looks get another pivot, or are left to themselves.
 
-Not in the paper, whose clusters stay as they were calibrated. A check costs one dot product per row that the
-satellite holds: it compares attention on the satellite's own working set, where both are known.
+Not in the paper, whose clusters stay as they were calibrated. What is compared is attention on the satellite's own
+working set, where both are known. Every step computes it, in torch of fixed shapes; every few looks it is read.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 
-from hetero_sglang.cache.counters import Counters
-from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.lanes import Mark, download, mark
 from hetero_sglang.cache.working_set import WorkingSet
-from hetero_sglang.config.layout import OWN, LayerLayout
-from hetero_sglang.selection.scores import overlap
+from hetero_sglang.config.layout import OWN
+from hetero_sglang.engine.finder import Parts
+from hetero_sglang.ops.base import LayerPivots, StepTables
+from hetero_sglang.ops.step import DecodeStep
 
 EVERY = 2  # looks between two checks
 CHECKS = 3  # whose median decides
@@ -23,71 +26,116 @@ LOST, FOUND = 0.2, 0.4  # agreement below which a pivot is left, and from which 
 
 
 def agreement(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """How much of their attention two heads put on the same tokens: own [n], others [P, n] >= 0 -> [P], in [0, 1].
+    """How much of their attention two heads put on the same tokens: own [..., n], others [..., n] >= 0 -> [...].
 
     The common part of both, each scaled to sum 1; a head that sees none of the tokens agrees with nobody.
     """
-    own = own / own.sum().clamp(min=torch.finfo(own.dtype).tiny)
-    others = others / others.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
+    tiny = torch.finfo(own.dtype).tiny
+    own, others = own / own.sum(-1, keepdim=True).clamp(min=tiny), others / others.sum(-1, keepdim=True).clamp(min=tiny)
     return torch.minimum(own, others).sum(-1)
 
 
-class Reassigner:
+@dataclass(frozen=True)
+class _Check:
+    """Agreements [Hc, P] of a request's heads at `length` tokens, once `ready`; -1 where nothing can be told."""
+
+    ws: WorkingSet
+    length: int
+    agreed: torch.Tensor
+    ready: Mark
+
+
+class Reassign:
     """Who follows whom, per request; the layout's clusters until something is found out."""
 
-    def __init__(self, hot: HotPool, counters: Counters) -> None:
-        self.hot, self.counters = hot, counters
+    def __init__(self, parts: Parts, leader: torch.Tensor, pivots: list[LayerPivots]) -> None:
+        """leader [requests, Hc] int32 on the device, which is kept up to date."""
+        self.parts, self.cache, self.leader, self.pivots = parts, parts.cache, leader, pivots
+        self.settings, self.device = parts.cache.settings, leader.device
+        self.satellites = [
+            (n, i) for n, x in enumerate(self.settings.layout.layers) for i, own in enumerate(x.leader) if own != OWN
+        ]
+        self.moved: dict[WorkingSet, dict[tuple[int, int], int]] = {}
+        self.seen: dict[WorkingSet, dict[tuple[int, int], deque[list[float]]]] = {}
+        self.checks: list[_Check] = []
+        self.last: tuple[DecodeStep, list[tuple[int, WorkingSet, int]]] | None = None
 
-    @staticmethod
-    def leader(ws: WorkingSet, spec: LayerLayout, satellite: int) -> int:
-        """Index of the cluster that a compressed head of the layer belongs to now, or OWN."""
-        return ws.leaders.get(spec.first + satellite, spec.leader[satellite])
+    def orphans(self, ws: WorkingSet) -> list[tuple[int, int]]:
+        """Heads of a request that no pivot speaks for any more: layer, and index among its compressed heads."""
+        return [head for head, leader in self.moved.get(ws, {}).items() if leader == OWN]
 
-    def members(self, ws: WorkingSet, spec: LayerLayout, cluster: int) -> list[int]:
-        """Compressed heads of the layer that follow this cluster's pivot now."""
-        return [i for i in range(len(spec.compressed)) if self.leader(ws, spec, i) == cluster]
+    def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
+        """Before a step: read what the one before found, decide by what has come."""
+        every = self.settings.monitor_interval * EVERY
+        if self.last is not None:
+            ran, requests = self.last
+            for row, ws, length in requests:
+                if ws.alive and (length - ws.prompt) % every == 0 and ws.refillable(length).any():
+                    agreed = download(ran.work.agreed[:, row])
+                    self.checks.append(_Check(ws, length, agreed, mark(self.device)))
+        self.last = step, list(zip(range(len(known)), known, lengths, strict=True))
+        while self.checks and self.checks[0].ready.passed:
+            check = self.checks.pop(0)
+            if check.ws.alive:
+                self._take(check)
+        for store in (self.moved, self.seen):
+            for ws in [ws for ws in store if not ws.alive]:
+                del store[ws]
 
-    def check(
-        self, ws: WorkingSet, spec: LayerLayout, q: torch.Tensor, seen: torch.Tensor, scale: float, covered: float
-    ) -> None:
-        """Compare every head that had or has a pivot with all of them.
+    def compare(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
+        """Agreements of a layer's satellites with its pivots, after they were refilled; q [B, Hq, D]."""
+        buffers, pivots, hot = self.parts.layers[layer], self.pivots[layer], self.cache.hot
+        batch, most = tables.length.numel(), max(x.head.numel() for x in self.pivots)
+        if not hasattr(step.work, "agreed"):
+            step.work.agreed = torch.full((self.leader.shape[1], step.batch, most), -1.0, device=self.device)
+        grouped, length = q.unflatten(1, (-1, self.parts.group)).float(), tables.length.long()  # [B, H, G, D]
+        at = torch.arange(step.longest, device=self.device)
+        slots = step.slots[(step.starts[:batch, None] + at).clamp(max=step.slots.numel() - 1).long()].long()
+        there = at < length[:, None]  # [B, L]
+        keys = buffers.resident_k[torch.where(there, slots, 0)][:, :, pivots.place.long()].float()  # [B, L, P, D]
+        logits = torch.einsum("bpgd,blpd->bpgl", grouped[:, pivots.head.long()], keys) * scale
+        seen = logits.masked_fill(~there[:, None, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [B, P, L]
+        cap, start = tables.cap[:, buffers.numbers].long(), tables.page_start[:, buffers.numbers].long()  # [B, C]
+        row = torch.arange(int(cap.max()) if self.device.type == "cpu" else step.longest, device=self.device)
+        held = row < torch.minimum(cap, length[:, None])[..., None]  # [B, C, S]
+        listed = (start[..., None] + row // hot.page_size).clamp(max=tables.page_list.numel() - 1)
+        flat = torch.where(held, tables.page_list[listed].long() * hot.page_size + row % hot.page_size, 0)
+        token = torch.where(held, hot.position.view(-1)[flat].long(), 0).clamp(0, step.longest - 1)
+        mine = torch.where(held[..., None], hot.k.view(-1, hot.k.shape[-1])[flat].float(), 0.0)  # [B, C, S, D]
+        own = torch.einsum("bcgd,bcsd->bcgs", grouped[:, buffers.compressed], mine) * scale
+        own = own.masked_fill(~held[:, :, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [B, C, S]
+        theirs = (
+            seen[:, None]
+            .expand(-1, cap.shape[1], -1, -1)
+            .gather(3, token[:, :, None].expand(-1, -1, seen.shape[1], -1))
+        )
+        theirs = theirs * held[:, :, None]  # [B, C, P, S]
+        covered = theirs.sum(-1) / seen.sum(-1)[:, None]  # a head is judged while it holds what its pivot looks at
+        agreed = torch.where(covered >= self.settings.drift_threshold, agreement(own[:, :, None], theirs), -1.0)
+        step.work.agreed[buffers.numbers, :batch, : seen.shape[1]] = agreed.transpose(0, 1)
 
-        q [C, G, D]: the step's queries of the layer's compressed heads; seen [clusters, L]: the pivots' attention, of
-        which a head must hold this share, `covered`, before the two can be told apart.
-        """
-        open_ = ws.refillable(ws.slots.numel())
-        for cluster in spec.clusters:
-            for satellite in cluster.satellites:
-                number = spec.first + satellite
-                if not open_[number]:
-                    continue
-                rows = ws.flat(number, torch.arange(ws.caps[number]))  # sinks and ring too: they may be all it needs
-                held = self.hot.position.view(-1)[rows].long().cpu()
-                keys = self.hot.k.view(-1, self.hot.k.shape[-1])[rows]
-                own = (q[satellite].float() @ keys.float().T * scale).softmax(-1).amax(0).cpu()  # [n]
-                known = torch.tensor([overlap(each, held) >= covered for each in seen])  # [clusters]
-                now = self.leader(ws, spec, satellite)
-                if now == OWN or known[now]:
-                    agreed = agreement(own, seen[:, held])
-                    self._decide(ws, spec, satellite, torch.where(known, agreed, 0.0))
+    def _take(self, check: _Check) -> None:
+        layers, open_ = self.settings.layout.layers, check.ws.refillable(check.length)
+        for layer, head in self.satellites:
+            spec = layers[layer]
+            agreed = check.agreed[spec.first + head, : len(spec.clusters)].tolist()
+            now = self.moved.get(check.ws, {}).get((layer, head), spec.leader[head])
+            if open_[spec.first + head] and (now == OWN or agreed[now] >= 0):
+                self._decide(check.ws, layer, head, now, [max(0.0, each) for each in agreed])
 
-    def _decide(self, ws: WorkingSet, spec: LayerLayout, satellite: int, agreed: torch.Tensor) -> None:
-        number = spec.first + satellite
-        seen = ws.agreements.setdefault(number, deque(maxlen=CHECKS))
+    def _decide(self, ws: WorkingSet, layer: int, head: int, now: int, agreed: list[float]) -> None:
+        """By the median of the latest checks: stay, follow another pivot, or none."""
+        seen = self.seen.setdefault(ws, {}).setdefault((layer, head), deque(maxlen=CHECKS))
         seen.append(agreed)
-        if len(seen) < CHECKS:
-            return
-        typical = [median(float(each[p]) for each in seen) for p in range(len(agreed))]
-        now = self.leader(ws, spec, satellite)
-        if now != OWN and typical[now] >= LOST:
+        typical = [median(each) for each in zip(*seen, strict=True)]
+        if len(seen) < CHECKS or (now != OWN and typical[now] >= LOST):
             return
         best = max(range(len(typical)), key=typical.__getitem__)
-        if typical[best] >= FOUND:
-            ws.leaders[number] = best
-            self.counters.reassigned += 1
-        elif now != OWN:
-            ws.leaders[number] = OWN
-            self.counters.orphaned += 1
-        else:
+        new = best if typical[best] >= FOUND else OWN
+        if new == now:
             return
+        self.cache.counters.reassigned += new != OWN
+        self.cache.counters.orphaned += new == OWN
+        self.moved.setdefault(ws, {})[layer, head] = new
+        self.leader[ws.slot, self.settings.layout.layers[layer].first + head] = new
         seen.clear()

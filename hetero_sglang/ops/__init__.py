@@ -1,1 +1,1 @@
-"""The few operations of a step. `reference` (torch: the truth, and the CPU) and `triton` have the same ones."""
+"""The few operations that a step is made of: `base` has the contract, `reference` torch's, `triton` the kernels."""

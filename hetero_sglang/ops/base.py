@@ -1,12 +1,149 @@
-"""What every way of attending in a decode step offers."""
+"""The contract of the operations: what they work on, and what each of them does.
+
+`reference` has them in torch, on any device, and is the truth; `triton` as kernels that wait for nothing and run in
+CUDA graphs. Both modules have the same names, and the same tests.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from hetero_sglang.ops.triton.store import LayerBuffers, StepTables
+from hetero_sglang.config.layout import LayerLayout
+from hetero_sglang.profile.index_plan import Fields
+
+NAMES = (
+    "AttendStep",  # a DecodeKernel: attention of one decode step
+    "Workspace",  # what probes and choices of a step write and read
+    "bring",  # rows of a prefix from the host store
+    "choose",  # which rows come to a head, and which go
+    "copy_slots",  # token slots of a step's requests
+    "fill",  # a working set when its prompt ends
+    "index",  # key index rows of new keys
+    "locate",  # where a step has written its newest rows
+    "look",  # what pivots look at, and whether their satellites hold it
+    "probe",  # what heads look at, by their key indexes
+    "store",  # new tokens' rows
+    "swap_in",  # rows that were chosen, from the host store
+    "write_back",  # a step's newest rows, to the host store
+)
+
+
+@dataclass(frozen=True)
+class LayerBuffers:
+    """One layer's places for K/V; `role` [H] int32 is a resident head's index r, or -1 - c for compressed head c."""
+
+    role: torch.Tensor
+    resident_k: torch.Tensor  # [rows, R, D]
+    resident_v: torch.Tensor  # [rows, R, Dv]
+    host: torch.Tensor  # [blocks, C, BLOCK, D + Dv], pinned host memory that a device writes to directly
+    hot_k: torch.Tensor  # [pages, P, D]
+    hot_v: torch.Tensor  # [pages, P, Dv]
+    position: torch.Tensor  # [pages, P] int32
+    score: torch.Tensor  # [pages, P] float32
+    first: int  # compressed heads in earlier layers
+
+    @cached_property
+    def resident(self) -> torch.Tensor:
+        """Head numbers [R] int64."""
+        return self.role.argsort()[self.role.numel() - self.resident_k.shape[1] :]
+
+    @cached_property
+    def compressed(self) -> torch.Tensor:
+        """Head numbers [C] int64."""
+        return self.role.argsort(descending=True)[self.resident_k.shape[1] :]
+
+    @cached_property
+    def heads(self) -> torch.Tensor:
+        """Of the compressed ones, [C] int32."""
+        return self.compressed.int()
+
+    @property
+    def numbers(self) -> slice:
+        """The layer's compressed heads among the rank's."""
+        return slice(self.first, self.first + self.host.shape[1])
+
+
+@dataclass(frozen=True)
+class StepTables:
+    """This decode step's requests, all int32 on the device; see DeviceTables."""
+
+    length: torch.Tensor  # [B], the new token included; 0 for padding
+    cap: torch.Tensor  # [B, Hc]
+    page_start: torch.Tensor  # [B, Hc]
+    page_list: torch.Tensor  # [n]
+
+
+@dataclass(frozen=True)
+class LayerIndex:
+    """One layer's key index: `heads` [C] int32 of the layer's, `rows` int16 [C, slots, words], float32 `encode`,
+    `decode` [C, D, R] and `offset` [C, R]; `first`: compressed heads in earlier layers."""
+
+    heads: torch.Tensor
+    rows: torch.Tensor
+    encode: torch.Tensor
+    decode: torch.Tensor
+    offset: torch.Tensor
+    fields: Fields
+    first: int
+
+
+@dataclass(frozen=True)
+class LayerPivots:
+    """One layer's pivots, by cluster: all int32 [P] on the device."""
+
+    head: torch.Tensor  # KV head of the layer
+    place: torch.Tensor  # index among the resident heads
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How pivots watch for drift. `request` and `prompt` [B] are the step's; int32 on the device."""
+
+    request: torch.Tensor  # request slots
+    prompt: torch.Tensor  # tokens of their prompts
+    leader: torch.Tensor  # [requests, Hc], each compressed head's cluster in its layer, -1: none
+    filled: torch.Tensor  # [requests, Hc], the request's length when the head was last refilled
+    rate: torch.Tensor  # [1] float32: refill so many by chance, whatever they hold; below 0: by what they hold
+    interval: int  # steps between two looks
+    threshold: float  # the share of its pivot's attention that a satellite must hold
+    decay: float  # of what a row is worth, per look; 0: the newest look alone counts
+    least: int  # rows of a head that is refilled at all
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """What a step has written: `row` [B, Hc] int32 flat hot rows, -1 for padding; `slot` [B] int32 token slots."""
+
+    row: torch.Tensor
+    slot: torch.Tensor
+
+
+@dataclass(frozen=True)
+class HostPlaces:
+    """Where every compressed head's rows lie in the host store, in elements from `base`; [Hc] int64 on the device.
+
+    Block b of head h begins at `at[h] + b * stride[h]`.
+    """
+
+    blocks: Sequence[torch.Tensor]  # by layer [blocks, C, BLOCK, D + Dv], pinned
+    base: torch.Tensor  # one of them
+    at: torch.Tensor
+    stride: torch.Tensor
+
+    @classmethod
+    def of(cls, blocks: Sequence[torch.Tensor], layers: Sequence[LayerLayout], device: torch.device) -> HostPlaces:
+        """blocks: the host store's, by layer."""
+        pairs = [(layer, c) for layer, x in enumerate(layers) for c in range(len(x.compressed))]
+        base = blocks[pairs[0][0]]
+        size, begin = base.element_size(), base.data_ptr()
+        places = [(blocks[layer].data_ptr() - begin) // size + c * blocks[layer].stride(1) for layer, c in pairs]
+        strides = [blocks[layer].stride(0) for layer, _ in pairs]
+        return cls(blocks, base, torch.tensor(places, device=device), torch.tensor(strides, device=device))
 
 
 class DecodeKernel(ABC):

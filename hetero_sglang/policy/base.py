@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import torch
 
+from hetero_sglang.cache.lanes import upload
 from hetero_sglang.config.description import Description, Refresh, Unit
+from hetero_sglang.selection import top
 
 __all__ = ["Index", "Policy", "Refresh"]
 
@@ -25,10 +27,13 @@ class Index(Unit, ABC):
         """Complete units from their keys: k [C, U, span, D] -> K rows [C, U, rows, D], V rows [C, U, rows, v_dim]."""
 
     @abstractmethod
-    def scores(self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float) -> torch.Tensor:
+    def scores(
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Scores of the indexed tokens for one step's queries, comparable within a head.
 
-        q [C, G, D], k_rows [C, U, rows, D], v_rows [C, U, rows, Dv] -> [C, U * span] float32.
+        q [C, G, D], k_rows [C, U, rows, D], v_rows [C, U, rows, Dv] -> [C, U * span] float32. `real` [C, U] bool: which
+        units exist, where not all do; what the others get is not read, but must not disturb.
         """
 
 
@@ -42,32 +47,21 @@ class Policy(Description, ABC):
     """
 
     index: ClassVar[Index | None] = None
-    on_device: ClassVar[bool] = False  # the CUDA engine runs it: picks the best tokens, at prefill end or on drift
 
     @abstractmethod
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
         """Importance of every token to every head at prefill end: [C, L] float32."""
 
-    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
-        """The positions within [low, high) that each head keeps: counts[c] of them (or all), ascending, int64.
+    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
+        """The positions within [low, high) that each head keeps at prefill end: int64 [C, n], ascending, padded with L.
 
-        Equal scores are taken from the left, so tokens that share one come together, on every device alike. Used at
-        prefill end and, by STEP policies, at every step, where -inf marks what the index does not cover.
+        scores [C, L]; counts[c] of them, or all; n is the largest count.
         """
-        inside = scores[:, low:high]  # [C, n]
-        counts = [min(count, inside.shape[1]) for count in counts]
-        most = max(counts, default=0)
-        if not most:
-            return [torch.empty(0, dtype=torch.int64, device=scores.device) for _ in counts]
-        wanted = torch.tensor(counts, device=scores.device)[:, None]  # [C, 1]
-        edge = inside.topk(most).values.gather(1, (wanted - 1).clamp(min=0))  # [C, 1], the last score that gets in
-        above, level = inside > edge, inside == edge
-        taken = above | (level & (level.cumsum(1) <= wanted - above.sum(1, keepdim=True)))
-        return [positions + low for positions in taken.nonzero()[:, 1].split(counts)]
+        at = torch.arange(scores.shape[1], device=scores.device)
+        inside = ((at >= low) & (at < high)).expand_as(scores)
+        return top.listed(top.best(scores, upload(torch.tensor(counts), scores.device), inside), max(counts))
 
     def candidates(self, scores: torch.Tensor, count: int, window: int) -> torch.Tensor | None:
-        """Positions [C, n] ascending that may ever be selected again, of a prompt whose heads keep `count` rows.
-
-        None: all of them. The index is made of these, so n is a multiple of its span and n <= `max_candidates`.
-        """
+        """First tokens [C, U] ascending of the units that the index begins with, of a prompt whose heads keep `count`
+        rows; `max_candidates` tokens in all. None: every complete unit of the prompt."""
         return None

@@ -27,7 +27,7 @@ class ChunkKV(Policy):
         each = SnapKV().scores(q, k, scale)  # [C, L]
         return each.sum(0, keepdim=True).expand_as(each)
 
-    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
+    def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """Whole chunks by the mean of their tokens; what is left goes to the first tokens of the next best chunk.
 
         Chunks are laid out from `low`; the last one may be shorter and is scored by the tokens it has. Of chunks
@@ -40,4 +40,4 @@ class ChunkKV(Policy):
         first = torch.arange(chunks, device=scores.device) * self.size
         means = sums / (length - first).clamp(max=self.size)
         spread = means.repeat_interleave(self.size, dim=1)[:, :length]  # [C, n]
-        return [positions + low for positions in super().pick(spread, counts, 0, length)]
+        return super().pick(F.pad(spread, (low, scores.shape[1] - high)), counts, low, high)

@@ -23,7 +23,6 @@ class HeteroCache(Policy):
 
     layerwise: bool = False
     name: ClassVar[str] = "heterocache"
-    on_device: ClassVar[bool] = True
     refresh: ClassVar[Refresh] = Refresh.DRIFT
     roles: ClassVar[bool] = True
 
@@ -37,7 +36,6 @@ class IndexedHeads(Policy):
     """heterocache with a key index: all heads keep a small working set, which changes lazily, step by step."""
 
     name: ClassVar[str] = "heterocache"
-    on_device: ClassVar[bool] = True
     refresh: ClassVar[Refresh] = Refresh.LAZY
 
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:

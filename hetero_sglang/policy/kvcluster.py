@@ -35,12 +35,14 @@ class CentroidIndex(Index):
             torch.cat((centroids[:, :, half:], other[:, :, None]), 2),
         )
 
-    def scores(self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float) -> torch.Tensor:
+    def scores(
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The largest logit of the group with a token's centroid, without `scale`: [C, U * CHUNK]."""
         centroids = torch.cat((k_rows[:, :, :-1], v_rows[:, :, :-1]), 2).float()  # [C, U, CLUSTERS, D]
         logits = (q.float() @ centroids.flatten(1, 2).transpose(1, 2)).amax(1).unflatten(1, centroids.shape[1:3])
         member = rows_to_bytes(k_rows[:, :, -1], v_rows[:, :, -1], CHUNK)  # [C, U, CHUNK]
-        return logits.gather(2, member.long()).flatten(1)  # from [C, U, CLUSTERS]
+        return logits.gather(2, member.long().clamp(max=CLUSTERS - 1)).flatten(1)  # from [C, U, CLUSTERS]
 
 
 def soft_matching(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

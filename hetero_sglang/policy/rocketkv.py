@@ -19,7 +19,9 @@ POOL = 63  # neighbours of which stage 1 takes the greatest, as in the paper
 class SparseIndex(PageIndex):
     """Quest's rows over the candidates of stage 1, read in half of the channels."""
 
-    def scores(self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float) -> torch.Tensor:
+    def scores(
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Logarithm of a chunk's softmax share, mean over the group, for each of its tokens: [C, U * PAGE].
 
         The logarithm keeps the order of shares that would be zero in float32. `scale` stands for the paper's
@@ -35,6 +37,8 @@ class SparseIndex(PageIndex):
         least = torch.finfo(torch.float32).tiny
         held = (part.abs().sum(-1) / q.abs().sum(-1).clamp(min=least)).clamp(min=least)  # [C, G]
         logits = part @ edge.transpose(1, 2) * (scale / held.sqrt())[..., None]  # [C, G, U]
+        if real is not None:
+            logits = logits.masked_fill(~real[:, None], float("-inf"))
         shares = logits.log_softmax(-1).logsumexp(1) - math.log(q.shape[1])  # [C, U]
         return shares.repeat_interleave(PAGE, dim=1)
 
@@ -44,7 +48,8 @@ class RocketKV(Policy):
     """Stage 1 lists the tokens that may be read; stage 2 picks among them at every step, from chunks' bounds.
 
     A head that keeps a share f of its rows has a share sqrt(f) of the prompt listed: both stages compress alike.
-    Ours differs: chunks are of 16 tokens and half of the channels are read (the paper's follow from the ratio,
+    Ours differs: stage 1 lists whole chunks of 16 neighbours, which its pooling over 63 makes nearly the same; half of
+    the channels are read (the paper's follow from the ratio,
     ceil(sqrt(c)) tokens for a stage of ratio c), because here the index is device memory that counts; rows that
     are not listed stay in host memory for later turns (as in the paper's multi-turn variant), and listed ones not
     picked must come from there; no first layers are dense: at equal bytes they would come out of the others' budget.
@@ -60,13 +65,14 @@ class RocketKV(Policy):
         return F.max_pool1d(total, POOL, 1, POOL // 2)
 
     def candidates(self, scores: torch.Tensor, count: int, window: int) -> torch.Tensor:
-        """The best by stage 1 and the last `window` tokens; exactly `max_candidates` of them."""
+        """The chunks with the best tokens by stage 1 and those of the last `window` tokens."""
         heads, length = scores.shape
-        listed = self.max_candidates(length, count, window)
-        recent = torch.arange(length - min(window, listed), length, device=scores.device)
-        older = length - recent.numel()
-        best = torch.stack(self.pick(scores, [listed - recent.numel()] * heads, 0, older))
-        return torch.cat((best, recent.expand(heads, -1)), 1)
+        chunks, listed = length // PAGE, self.max_candidates(length, count, window) // PAGE
+        recent = min(-(-window // PAGE), listed)
+        best = scores[:, : chunks * PAGE].unflatten(1, (chunks, PAGE)).amax(2)  # [C, chunks]
+        picked = self.pick(best, [listed - recent] * heads, 0, chunks - recent)
+        newest = torch.arange(chunks - recent, chunks, device=scores.device).expand(heads, -1)
+        return torch.cat((picked, newest), 1) * PAGE
 
     def max_candidates(self, length: int, count: int, window: int) -> int:
         """sqrt(count / length) * length in whole chunks, yet enough for the window and no more than there are."""

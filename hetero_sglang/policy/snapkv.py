@@ -19,7 +19,6 @@ class SnapKV(Policy):
     """
 
     name: ClassVar[str] = "snapkv"
-    on_device: ClassVar[bool] = True
 
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
         return pool_average(observed_weights(q, k, scale, "mean")).mean(1)

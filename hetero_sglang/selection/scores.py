@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-POOL = 5  # neighbours averaged, as in HeteroCache's calibration (avgpool-5)
+from hetero_sglang.ops.reference.attention import pool_average
 
 
 def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_queries: str, chunk: int = 8) -> torch.Tensor:
@@ -35,11 +34,6 @@ def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_querie
             else:
                 reduced[head] += weight.sum(0) / width
     return reduced
-
-
-def pool_average(weights: torch.Tensor, neighbours: int = POOL) -> torch.Tensor:
-    """Mean over a centred window of `neighbours` tokens; [C, G, L] -> [C, G, L]. At the ends, over those there are."""
-    return F.avg_pool1d(weights, neighbours, 1, neighbours // 2, count_include_pad=False)
 
 
 def attention_scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:

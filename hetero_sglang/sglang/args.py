@@ -77,8 +77,8 @@ class HeteroServerArgs(ServerArgs):
     hetero_fetch: A[
         str,
         Arg(
-            help="When rows come: ahead, as soon as they are known to be wanted or can be guessed, or in the very step "
-            f"that wants them, which waits. One of {named('hetero_fetch')}.",
+            help="When rows come to heads with a key index: in the step that wants them, or one layer ahead of it, by "
+            f"queries that are guessed. One of {named('hetero_fetch')}.",
         ),
         NS("memory"),
     ] = "auto"
@@ -149,7 +149,7 @@ class HeteroServerArgs(ServerArgs):
 
         policy, interval = self.hetero_policy(), self.hetero_monitor_interval
         if interval is None:
-            interval = 1 if policy.refresh is Refresh.STEP or self.hetero_fetch == "same-step" else 4
+            interval = 1 if policy.refresh is Refresh.STEP else 4
         return profile_for(policy, self), {
             "policy": policy,
             "keep_ratio": self.hetero_keep_ratio,

@@ -1,23 +1,27 @@
-"""SGLang's attention backend over the two tiers (layers/attention/base_attn_backend.py)."""
+"""SGLang's attention backend over the two tiers (layers/attention/base_attn_backend.py): eager prefill, decode in graphs."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from hetero_sglang.engine.engine import TorchEngine
-from hetero_sglang.engine.plan import Plan, plan_decode, plan_extend
+from hetero_sglang.engine.engine import Engine
+from hetero_sglang.engine.lazy import Lazy
+from hetero_sglang.engine.plan import plan_extend
+from hetero_sglang.ops.base import StepTables
+from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.sglang.ahead import Ahead, Queries
 from hetero_sglang.sglang.pool import token_slots
+from hetero_sglang.sglang.runtime import runtime
 
 
 class HeteroAttnBackend(AttentionBackend):
-    """Plans once per forward, then serves every layer from the plan; in torch, on any device.
-
-    DeviceAttnBackend is the fast one for CUDA.
-    """
+    """The same on every device. Batches SGLang makes up to warm kernels attend to themselves."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__()
@@ -25,56 +29,108 @@ class HeteroAttnBackend(AttentionBackend):
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.cache = self.token_to_kv_pool.cache
-        self.engine = TorchEngine(self.cache)
-        self.plan: Plan | None = None
+        table = self.req_to_token_pool.req_to_token  # [requests, context]
+        heads = model_runner.model_config.num_attention_heads // runtime().size
+        self.engine = Engine(self.cache, table.shape[0], table.shape[1], heads)
+        self.step: DecodeStep | None = None
+        self.tables: StepTables | None = None
+        self.known = True  # this prefill's requests are the cache's
+        self.scale = 1.0
+        self.ahead = self._ahead(model_runner.model) if self.cache.settings.ahead else None
+        runtime().engine = self.engine
+        runtime().when_built = self.settled
 
-    def init_forward_metadata(self, forward_batch: Any) -> None:
+    def _ahead(self, model: Any) -> Ahead | None:
+        lazy = self.engine.finder
+        if not isinstance(lazy, Lazy):
+            return None
+
+        def bring(layer: int, queries: Queries) -> None:
+            assert self.step is not None and self.tables is not None
+            lazy.ahead(layer, self.step, self.tables, queries, self.scale)
+
+        return Ahead(model, bring, lazy.state_changes)
+
+    def settled(self) -> None:
+        """Before the first request: what start-up has made stays, collections during steps need not look at it."""
+        gc.collect()
+        gc.freeze()
+
+    # ---- the contract's five methods
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Buffers for graphs of up to `max_bs` requests."""
+        self.engine.graph_step = self.engine.make_step(max_bs, self.req_to_token_pool.req_to_token.shape[1])
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        return 1
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """The safe point between two steps: fetched rows become visible here, then the step is planned."""
-        requests = forward_batch.req_pool_indices.tolist()
-        lengths = forward_batch.seq_lens.tolist()
-        table = self.req_to_token_pool.req_to_token
-        if forward_batch.forward_mode.is_decode():
-            self.plan = plan_decode(self.cache, requests, lengths, table)
+        if not forward_batch.forward_mode.is_decode_or_idle():
+            self._begin_extend(forward_batch)
+            return
+        width = forward_batch.batch_size
+        requests = [] if in_capture else runtime().batch[:width]
+        if not all(slot in self.cache.requests for slot in requests):  # SGLang's own, to warm its kernels
+            requests = []
+        lengths = forward_batch.seq_lens_cpu[: len(requests)].tolist() if requests else []
+        if in_capture or isinstance(forward_batch, SimpleNamespace):
+            self.step = self.engine.graph_step
         else:
-            counts = forward_batch.extend_seq_lens.tolist()
-            self.plan = plan_extend(self.cache, requests, lengths, counts, table)
+            self.step = self.engine.eager(width, max(lengths, default=1))
+        assert self.step is not None  # SGLang has made its graphs' buffers
+        self.engine.begin_decode(self.step, requests, lengths, width, self.req_to_token_pool.req_to_token)
+
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+        """Recorded: every replay plans its own work on the device."""
+        if forward_batch.forward_mode.is_decode_or_idle():
+            assert self.step is not None
+            self.tables = self.step.plan(forward_batch.batch_size)
+
+    def _begin_extend(self, forward_batch: Any) -> None:
+        requests = runtime().batch[: forward_batch.batch_size]
+        self.known = bool(requests) and all(slot in self.cache.requests for slot in requests)
+        counts, lengths = forward_batch.extend_seq_lens_cpu, forward_batch.seq_lens_cpu.tolist()
+        if not self.known:
+            self.engine.begin_unknown(list(counts))
+            return
+        prompts = plan_extend(self.cache, requests, lengths, list(counts), self.req_to_token_pool.req_to_token)
+        self.engine.begin_extend(prompts)
+
+    # ---- per layer
 
     def forward_extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any,
+        save_kv_cache: bool = True, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
         """q [n, Hq * D], k [n, H, D], v [n, H, Dv] -> [n, Hq * Dv]."""
-        return self._forward(self.engine.extend, q, k, v, layer, forward_batch)
+        index, q, k, v = self._split(q, k, v, layer)
+        slots = token_slots(forward_batch.out_cache_loc)
+        if self.ahead is not None:
+            self.ahead.positions = None
+        return self.engine.extend(index, slots, q, k, v, layer.scaling).reshape(q.shape[0], -1)
 
     def forward_decode(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any,
+        save_kv_cache: bool = True, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
         """q [B, Hq * D], k [B, H, D], v [B, H, Dv] -> [B, Hq * Dv]."""
-        return self._forward(self.engine.decode, q, k, v, layer, forward_batch)
+        index, q, k, v = self._split(q, k, v, layer)
+        slots = token_slots(forward_batch.out_cache_loc)
+        if self.ahead is not None:
+            self.ahead.positions, self.scale = forward_batch.positions, layer.scaling
+        assert self.step is not None and self.tables is not None
+        out = self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling)
+        return out.reshape(q.shape[0], -1)
 
-    def _forward(
-        self, run: Callable[..., torch.Tensor], q: Any, k: Any, v: Any, layer: Any, forward_batch: Any
-    ) -> torch.Tensor:
-        assert self.plan is not None and k is not None and v is not None
+    def _split(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any
+    ) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
         v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
-        index = layer.layer_id - self.token_to_kv_pool.start_layer
-        self.engine.write(index, token_slots(forward_batch.out_cache_loc), k, v)
-        return run(index, self.plan, q, k, v, layer.scaling).reshape(q.shape[0], -1)
+        return layer.layer_id - self.token_to_kv_pool.start_layer, q, k, v
 
     def support_triton(self) -> bool:
         return self.device != "cpu"
@@ -85,8 +141,4 @@ def build_backend(
 ) -> Any:
     """AROUND attention_backend_setup._build_full_attention_backend_from_str."""
     model_runner.init_new_workspace = init_new_workspace
-    if backend_str == "flashinfer":
-        from hetero_sglang.sglang.device_backend import DeviceAttnBackend
-
-        return DeviceAttnBackend(model_runner)
     return HeteroAttnBackend(model_runner)

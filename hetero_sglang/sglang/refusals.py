@@ -55,7 +55,11 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 # field of ours, whether a policy reads it, and why one that does not has no use for it
 OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
-    ("hetero_fetch", lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.LAZY), "no pivot of its asks for rows"),
+    (
+        "hetero_fetch",
+        lambda policy: policy.refresh is Refresh.LAZY,
+        "its rows come in the step that wants them, or never",
+    ),
     ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh is not Refresh.NEVER, "it fetches nothing"),
     (
@@ -121,37 +125,21 @@ def check_numbers(args: Any) -> None:
 
 
 def check_policy(args: Any) -> None:
-    """Raises HeteroError for a policy or an option that the CUDA engine does not run, or that only it runs."""
-    if args.attention_backend != "flashinfer" and args.hetero_decode_kernel != "auto":
-        raise HeteroError(
-            f"--hetero-decode-kernel {args.hetero_decode_kernel} is the CUDA engine's, and this server runs the torch "
-            f"engine; drop it."
-        )
-    policy = args.hetero_policy()
-    check_options(args, policy)
-    if args.attention_backend != "flashinfer":
-        if policy.refresh is Refresh.LAZY and args.hetero_fetch == "ahead":
-            raise HeteroError(
-                "--hetero-fetch ahead guesses queries while the layer before them runs, which the torch engine cannot; "
-                "drop it."
-            )
-        return
+    """Raises HeteroError for an option that the policy does not read, or that works on a GPU alone."""
+    check_options(args, args.hetero_policy())
     if args.hetero_window < 2:
         raise HeteroError(
-            f"--hetero-window {args.hetero_window} is too small for the CUDA engine, where a step writes the window's "
-            f"newest row while the one before it is still copied to the host; choose at least 2."
+            f"--hetero-window {args.hetero_window} is too small: a step writes the window's newest row while the one "
+            f"before it is still copied to the host; choose at least 2."
         )
-    if args.hetero_reassign:
-        raise HeteroError(
-            "--hetero-reassign is watched by the torch engine alone, not by the CUDA one: drop it, or add "
-            "--attention-backend torch_native (slow, eager)."
-        )
-    if policy.on_device:
+    if args.attention_backend == "flashinfer":
         return
-    raise HeteroError(
-        f"--kv-policy {policy.name} runs in the torch engine, not in the CUDA one: add --attention-backend "
-        f"torch_native (slow, eager), or use heterocache or snapkv."
-    )
+    for flag, value, why in (
+        ("decode-kernel", args.hetero_decode_kernel, "is one for GPUs"),
+        ("fetch", args.hetero_fetch, "guesses queries beside the layer before them, which a CPU has no time for"),
+    ):
+        if value not in ("auto", "same-step"):
+            raise HeteroError(f"--hetero-{flag} {value} {why}, and this server runs on torch alone; drop it.")
 
 
 def check_model(args: Any) -> None:

@@ -30,6 +30,7 @@ def stats(scheduler: Any) -> dict[str, Any]:
     state = runtime()
     return {
         **state.cache.stats(),
+        **(state.engine.stats() if state.engine else {}),
         "integrity": _stuck(scheduler) or state.check.verdict,
         "integrity_age_s": round(time.monotonic() - state.check.at, 3),
         "integrity_current": state.current,
@@ -61,8 +62,8 @@ def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
 def idle(scheduler: Any) -> None:
     """BEFORE Scheduler.on_idle, which may sleep: once after every busy spell, nothing may be lost, or it is said."""
     state = runtime()
-    with scheduler.forward_stream_ctx:  # where steps run: what rows are scattered to belongs to them
-        state.cache.fetcher.publish()  # answers to requests that have ended meanwhile
+    assert state.engine is not None  # built with the scheduler
+    state.engine.poll()
     if not scheduler.waiting_queue or scheduler._engine_paused or not scheduler.running_batch.is_empty():
         state.waiting_since = None
     elif state.waiting_since is None:
@@ -75,6 +76,7 @@ def idle(scheduler: Any) -> None:
     verdict = "ok"
     try:
         state.cache.check_integrity(free_slots(scheduler.token_to_kv_pool_allocator))
+        state.engine.check_integrity()
     except RuntimeError as error:
         logger.error("heterocache lost track of memory: %s", error)
         verdict = str(error)
@@ -84,8 +86,11 @@ def idle(scheduler: Any) -> None:
 
 def host_released(result: None, scheduler: Any) -> None:
     """AFTER Scheduler.release_host_resources (graceful exit)."""
-    if runtime().built:
-        runtime().cache.close()
+    state = runtime()
+    if state.engine is not None:
+        state.engine.close()
+    if state.built:
+        state.cache.close()
 
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:

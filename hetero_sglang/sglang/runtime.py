@@ -19,6 +19,7 @@ from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within, table
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings, resolve
+from hetero_sglang.engine.engine import Engine
 from hetero_sglang.profile.head_profile import HeadProfile
 
 logger = logging.getLogger("hetero_sglang")
@@ -43,7 +44,8 @@ class Runtime:
     profile_warning: str | None  # what speaks against the head profile
     host_bytes: int | None  # --hetero-host-size
     context: int  # tokens of the longest request the model takes
-    on_device: bool  # DeviceEngine runs the steps, not TorchEngine
+    on_device: bool  # a GPU runs the steps
+    engine: Engine | None = None  # once SGLang has built its backend
     when_built: Callable[[], None] | None = None  # called once, when the scheduler is
     scheduler: Any = None
     exporter: Any = None  # of metrics, where they are on
@@ -88,9 +90,8 @@ class Runtime:
     def workspaces(self, shape: Shape, rank: int, slots: int | None = None) -> Workspaces:
         """Of a rank whose requests are no longer than the model's context, or its token slots."""
         longest = self.context if slots is None else min(self.context, slots)
-        staging = self.settings.staging_mb << 20 if self.settings.retrieves else 0
         looks = self.settings.retrieves or self.settings.index is not None
-        return Workspaces.of(shape, self.settings.ranks[rank], longest, staging, looks)
+        return Workspaces.of(shape, self.settings.ranks[rank], longest, looks)
 
     def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> TieredCache:
         """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went.
@@ -110,8 +111,7 @@ class Runtime:
         )
         host = HostStore(rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin)
         hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
-        cache = self._cache = TieredCache(self.settings, resident, host, hot, self.counters, self.on_device, pages)
-        cache.fetcher.start_worker(pin)
+        cache = self._cache = TieredCache(self.settings, resident, host, hot, self.counters, pages)
         workspaces = self.workspaces(shape, self.settings.rank, slots) if self.on_device else None
         logger.info(
             "%s: keep ratio %g (floor %.3f), %d resident + %d compressed KV heads on rank %d\n%s",

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from hetero_sglang.cache.host_store import BLOCK, HostStore
 from hetero_sglang.cache.lanes import Lane, Mark, mark, upload
 from hetero_sglang.cache.sizes import SPREAD
 
-_SHORT_RUN = 4  # blocks; runs shorter than that on average are gathered, too
+_SHORT_RUN = 4  # blocks; where runs are shorter on average, a kernel reads row by row
 
 
 class PrefixLoader:
     """Two layer-sized buffers and a copy lane; owned by the engine of a device."""
 
-    def __init__(self, host: HostStore, device: torch.device) -> None:
-        self.host = host
-        self.device = device
+    def __init__(self, ops: Any, host: HostStore, device: torch.device) -> None:
+        self.ops, self.host, self.device = ops, host, device
         self.lane = Lane(device)
         self.layers = [index for index, heads in enumerate(host.heads) if heads]
-        self.slots = torch.empty(0, dtype=torch.int64)
+        self.slots = torch.empty(0, dtype=torch.int64)  # on the device
         self.runs: list[tuple[int, int, int]] = []  # of blocks; none: rows are gathered
         self.places: tuple[torch.Tensor, torch.Tensor] | None = None  # of each slot: block of the buffer, row in it
-        self.after = mark(device)
         self._buffers: list[torch.Tensor] = []
         self._arrived: dict[int, Mark] = {}
         self._free: list[Mark] = []
 
     def begin(self, slots: torch.Tensor, after: Mark) -> None:
         """A forward pass needs these token slots [n] (CPU int64); their rows are in the host store `after` that."""
-        self.slots, self.after = slots, after
+        self.slots, self.runs, self.places = upload(slots, self.device), [], None
         self._arrived.clear()
         if not slots.numel() or not self.layers:
             return
         blocks, which = (slots // BLOCK).unique_consecutive(return_inverse=True)
-        self.runs = slot_runs(blocks)
-        rows, self.places = blocks.numel() * BLOCK, None
-        if rows > SPREAD * slots.numel() or len(self.runs) * _SHORT_RUN > blocks.numel():
-            self.runs, rows = [], slots.numel()
-        else:
+        rows, runs = blocks.numel() * BLOCK, slot_runs(blocks)
+        whole = rows <= SPREAD * slots.numel() and len(runs) * _SHORT_RUN <= blocks.numel()
+        if whole and self.device.type == "cuda":  # elsewhere a copy of blocks would be one more copy
+            self.runs = runs
             self.places = upload(which, self.device), upload(slots % BLOCK, self.device)
+        else:
+            rows = slots.numel()
         size = rows * max(self.host.heads) * (self.host.head_dim + self.host.v_head_dim)
         self._buffers = [torch.empty(size, dtype=self.host.dtype, device=self.device) for _ in range(2)]
         self._free = [mark(self.device) for _ in range(2)]
@@ -61,8 +62,7 @@ class PrefixLoader:
 
     def end(self) -> None:
         """Give the buffers back once the last layer is through."""
-        for buffer in self._buffers:
-            self.lane.keep(buffer)
+        self.lane.keep(self.slots, *self._buffers)
         self._buffers = []
 
     def _view(self, place: int) -> torch.Tensor:
@@ -76,14 +76,11 @@ class PrefixLoader:
     def _bring(self, place: int) -> None:
         layer, out = self.layers[place], self._view(place)
         self.lane.follow(self._free[place % 2])
-        if not self.runs:
-            self.after.wait()  # the host itself reads here
         with self.lane:
             for start, stop, at in self.runs:
                 out[at : at + stop - start].copy_(self.host.blocks[layer][start:stop], non_blocking=True)
             if not self.runs:
-                rows = self.host.read(layer, self.slots)
-                out.copy_(rows.pin_memory() if out.is_cuda else rows, non_blocking=True)
+                self.ops.bring(self.host.blocks[layer], self.slots, out)
         self._arrived[place] = self.lane.mark()
 
 

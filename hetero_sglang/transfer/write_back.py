@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,9 +11,8 @@ from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.lanes import Lane, mark
 from hetero_sglang.config.layout import LayerLayout
+from hetero_sglang.ops.base import HostPlaces, LayerBuffers, StepTables
 from hetero_sglang.ops.step import DecodeStep
-from hetero_sglang.ops.triton.store import LayerBuffers, StepTables, store
-from hetero_sglang.ops.triton.write_back import HostPlaces, locate, write_back
 
 
 class WriteBack:
@@ -22,8 +22,8 @@ class WriteBack:
     is about to overwrite, or that anybody may ask for (older than the window), is in the host store by then.
     """
 
-    def __init__(self, host: HostStore, hot: HotPool, layers: Sequence[LayerLayout], window: int) -> None:
-        self.hot, self.window, self.device = hot, window, hot.k.device
+    def __init__(self, ops: Any, host: HostStore, hot: HotPool, layers: Sequence[LayerLayout]) -> None:
+        self.ops, self.hot, self.device = ops, hot, hot.k.device
         self.lane = Lane(self.device, urgent=False)
         self.places = HostPlaces.of(host.blocks, layers, self.device) if any(host.heads) else None
         self.latest = self.before = mark(self.device)  # of the last two batches of copies
@@ -33,7 +33,7 @@ class WriteBack:
         """A layer's rows of a prefill: k [n, H, D], v [n, H, Dv] at `slots` [n]."""
         self.lane.follow(mark(self.device))
         with self.lane:
-            store(layer, slots, k, v, resident=False)
+            self.ops.store(layer, slots, k, v, resident=False)
         self.latest = self.before = self.lane.mark()
         self.lane.keep(k, v, slots)
 
@@ -50,10 +50,10 @@ class WriteBack:
         if self._owed is not None:
             assert self.places is not None  # else nothing is owed
             (step, tables), self._owed = self._owed, None
-            rows = locate(tables, step.slots, step.starts, self.window, self.hot.page_size)
+            rows = self.ops.locate(tables, step.slots, step.starts, step.sink, step.ring, self.hot.page_size)
             self.lane.follow(mark(self.device))
             with self.lane:
-                write_back(rows, self.hot, self.places)
+                self.ops.write_back(rows, self.hot, self.places)
             self.before, self.latest = self.latest, self.lane.mark()
             self.lane.keep(rows.row, rows.slot)
         self.before.hold(self.device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -13,8 +15,8 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings, resolve
-from hetero_sglang.engine.engine import TorchEngine
-from hetero_sglang.engine.plan import plan_decode, plan_extend
+from hetero_sglang.engine.engine import Engine
+from hetero_sglang.engine.plan import plan_extend
 from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
@@ -68,7 +70,6 @@ def make_cache(
     slots: int = 600,
     pages: int = 2000,
     device: torch.device | str = "cpu",
-    on_device: bool = False,
 ) -> TieredCache:
     """A cache whose every buffer is poisoned with NaN: reading what nobody wrote shows."""
     dtype = torch.float32
@@ -79,7 +80,7 @@ def make_cache(
     hot = HotPool(pages, settings.rule.page_size, DIM, DIM, dtype, device)
     for tensor in (*resident.k, *resident.v, *host.blocks, hot.k, hot.v):
         tensor.fill_(float("nan"))
-    return TieredCache(settings, resident, host, hot, Counters(), on_device)
+    return TieredCache(settings, resident, host, hot, Counters())
 
 
 @dataclass
@@ -120,44 +121,56 @@ def table_of(requests: list[Request], width: int = 2048) -> torch.Tensor:
     return table
 
 
+_engines: WeakKeyDictionary[TieredCache, Engine] = WeakKeyDictionary()
+
+
+def engine_of(cache: TieredCache, ops: ModuleType | None = None) -> Engine:
+    """The cache's engine, made when first asked for; `ops`: other operations than its device's."""
+    if cache not in _engines:
+        layer = cache.settings.layout.layers[0]
+        heads = (len(layer.resident) + len(layer.compressed)) * GROUP
+        _engines[cache] = Engine(cache, 8, 2048, heads, ops)
+    return _engines[cache]
+
+
 def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[torch.Tensor]]:
     """Run one prefill batch over tokens [a, b) of each request; returns outputs [layer][request]."""
     cache = requests[0].cache
-    device, engine = cache.hot.k.device, TorchEngine(cache)
-    plan = plan_extend(
-        cache,
-        [r.slot for r in requests],
-        [b for _, b in spans],
-        [b - a for a, b in spans],
-        table_of(requests),
-    )
+    engine, counts = engine_of(cache), [b - a for a, b in spans]
+    table = table_of(requests)
+    engine.begin_extend(plan_extend(cache, [r.slot for r in requests], [b for _, b in spans], counts, table))
     outputs = []
-    for layer in range(len(cache.settings.layout.layers)):
+    for layer in range(len(engine.layers)):
         q, k, v = (
-            torch.cat([getattr(r, name)[layer][a:b] for r, (a, b) in zip(requests, spans, strict=True)]).to(device)
+            torch.cat([getattr(r, name)[layer][a:b] for r, (a, b) in zip(requests, spans, strict=True)])
             for name in "qkv"
         )
-        slots = torch.cat([r.token_slots[a:b] for r, (a, b) in zip(requests, spans, strict=True)]).to(device)
-        engine.write(layer, slots, k, v)
-        out = engine.extend(layer, plan, q, k, v, DIM**-0.5)
-        outputs.append(list(out.cpu().split([b - a for a, b in spans])))
+        slots = torch.cat([r.token_slots[a:b] for r, (a, b) in zip(requests, spans, strict=True)])
+        out = engine.extend(layer, *(x.to(engine.device) for x in (slots, q, k, v)), DIM**-0.5)
+        outputs.append(list(out.cpu().split(counts)))
     return outputs
 
 
-def decode(requests: list[Request], lengths: list[int]) -> torch.Tensor:
-    """One decode step: request i has `lengths[i]` tokens after it; returns [layer, request, Hq, D]."""
+def decode(requests: list[Request], lengths: list[int], width: int | None = None) -> torch.Tensor:
+    """One decode step, padded to `width`: request i has `lengths[i]` tokens after it; [layer, request, Hq, D]."""
     cache = requests[0].cache
-    device, engine = cache.hot.k.device, TorchEngine(cache)
-    plan = plan_decode(cache, [r.slot for r in requests], lengths, table_of(requests))
+    engine, width = engine_of(cache), width or len(requests)
+    step, table = engine.eager(width, max(lengths)), table_of(requests).to(engine.device)
+    engine.begin_decode(step, [r.slot for r in requests], lengths, width, table)
+    tables = step.plan(width)
     outputs = []
-    for layer in range(len(cache.settings.layout.layers)):
+    for layer in range(len(engine.layers)):
         q, k, v = (
-            torch.stack([getattr(r, name)[layer][n - 1] for r, n in zip(requests, lengths, strict=True)]).to(device)
+            torch.stack([getattr(r, name)[layer][n - 1] for r, n in zip(requests, lengths, strict=True)])
             for name in "qkv"
         )
-        slots = torch.stack([r.token_slots[n - 1] for r, n in zip(requests, lengths, strict=True)]).to(device)
-        engine.write(layer, slots, k, v)
-        outputs.append(engine.decode(layer, plan, q, k, v, DIM**-0.5).cpu())
+        rows = torch.cat((q, k, v), 1)  # as a model's qkv: slices of one row
+        rows = torch.cat((rows, torch.full_like(rows[:1], float("nan")).expand(width - len(rows), -1, -1)))
+        q, k, v = rows.to(engine.device).split([q.shape[1], k.shape[1], v.shape[1]], 1)
+        slots = [int(r.token_slots[n - 1]) for r, n in zip(requests, lengths, strict=True)]
+        slots = torch.tensor(slots + [0] * (width - len(slots)), device=engine.device)
+        outputs.append(engine.decode(layer, step, tables, slots, q, k, v, DIM**-0.5)[: len(requests)].cpu())
+    engine.poll()  # the counters are up to date
     return torch.stack(outputs)
 
 

@@ -41,26 +41,25 @@ def chosen_by(policy: Policy, request: Request, layer: int, prompt: int, length:
     observe = request.cache.settings.observe
     at_prompt = policy.scores(queries(request, layer, prompt - observe, prompt), k[:prompt], DIM**-0.5)
     caps = [request.ws.caps[request.cache.settings.layout.layers[layer].first + h] for h in range(HEADS)]
-    counts = [cap - rule.sink - rule.ring(cap) for cap in caps]
+    counts = [cap - rule.sink - rule.turning(cap) for cap in caps]
     scores = at_prompt
     if length > prompt and policy.index is not None:
         span = policy.index.span
         fraction = request.cache.settings.layout.layers[layer].fractions[0]
-        tokens = policy.candidates(at_prompt, int(fraction * request.ws.final), rule.window)
-        first_new = prompt
-        if tokens is None:
-            first_new = 0
-            tokens = torch.empty(HEADS, 0, dtype=torch.int64)
-        new = torch.arange(first_new, first_new + (length - first_new) // span * span)
-        tokens = torch.cat((tokens, new.expand(HEADS, -1)), 1)
+        firsts = policy.candidates(at_prompt, int(fraction * request.ws.final), rule.window)
+        begun = prompt // span * span
+        if firsts is None:
+            firsts = torch.arange(0, begun, span).expand(HEADS, -1)
+        firsts = torch.cat((firsts, torch.arange(begun, length // span * span, span).expand(HEADS, -1)), 1)
+        tokens = (firsts[..., None] + torch.arange(span)).flatten(1)
         keys = torch.stack([k[tokens[h], h] for h in range(HEADS)]).unflatten(1, (-1, span))
         rows = policy.index.build(keys, DIM)
         found = policy.index.scores(queries(request, layer, length - 1, length)[0], *rows, DIM**-0.5)
         scores = torch.full((HEADS, length), float("-inf")).scatter_(1, tokens, found.float())
     elif length > prompt:
         length = prompt  # chosen once
-    picked = policy.pick(scores, counts, rule.sink, length - rule.ring(caps[0]))
-    return [set(p.tolist()) for p in picked]
+    picked = policy.pick(scores, counts, rule.sink, length - rule.turning(caps[0]))
+    return [set(p.tolist()) - {scores.shape[1]} for p in picked]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -75,7 +74,7 @@ def test_heads_hold_what_the_policy_picks_and_attend_to_it(name: str, prompt: in
     for layer in range(LAYERS):
         for head, wanted in enumerate(chosen_by(policy, request, layer, prompt, prompt)):
             cap = request.ws.caps[settings.layout.layers[layer].first + head]
-            fixed = set(range(rule.sink)) | set(range(prompt - rule.ring(cap), prompt))
+            fixed = set(range(rule.sink)) | set(range(prompt - rule.turning(cap), prompt))
             assert held(request, layer, head, prompt) == wanted | fixed
     for length in range(prompt + 1, prompt + 81):
         out = decode([request], [length])
@@ -86,7 +85,7 @@ def test_heads_hold_what_the_policy_picks_and_attend_to_it(name: str, prompt: in
                 continue
             for head, wanted in enumerate(chosen_by(policy, request, layer, prompt, length)):
                 cap = request.ws.caps[settings.layout.layers[layer].first + head]
-                fixed = set(range(rule.sink)) | set(range(length - rule.ring(cap), length))
+                fixed = set(range(rule.sink)) | set(range(length - rule.turning(cap), length))
                 assert held(request, layer, head, length) == wanted | fixed
     cache.check_integrity()
     rows = 0.5 * request.ws.final + 1 + 2 * settings.rule.page_size  # a half-empty page of tokens and one of index

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import DIM, GROUP, Request, decode, make_cache, make_settings, prefill, random_profile, table_of
 
 from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.ops.base import LayerBuffers
 from hetero_sglang.ops.step import DecodeStep
-from hetero_sglang.ops.triton.store import LayerBuffers, store
+from hetero_sglang.ops.triton.store import store
 from hetero_sglang.ops.triton.work import DecodeBuffers
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

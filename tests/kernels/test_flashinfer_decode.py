@@ -18,10 +18,10 @@ from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.ops.base import LayerBuffers
 from hetero_sglang.ops.decode_kernel import decode_kernel
 from hetero_sglang.ops.reference.attention import decode_exact
 from hetero_sglang.ops.step import DecodeStep
-from hetero_sglang.ops.triton.store import LayerBuffers
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
 

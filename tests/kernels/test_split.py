@@ -17,9 +17,9 @@ from fake_flashinfer import offsets
 from test_decode_step import DEVICE
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.flashinfer.plan_place import PlanPlace, int_words, item_count
 from hetero_sglang.ops.flashinfer.split import SplitTables, place, split
-from hetero_sglang.ops.triton.store import StepTables
 
 PAGE, CONTEXT = 4, 5000
 

@@ -18,8 +18,8 @@ from hetero_sglang.cache.host_store import BLOCK, HostStore
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.working_set import ring_row
 from hetero_sglang.config.layout import build_layout
-from hetero_sglang.ops.triton.store import StepTables
-from hetero_sglang.ops.triton.write_back import HostPlaces, locate, write_back
+from hetero_sglang.ops.base import HostPlaces, StepTables
+from hetero_sglang.ops.triton.write_back import locate, write_back
 
 PAGE, WINDOW, SLOTS = 4, 6, 64
 

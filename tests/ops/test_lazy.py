@@ -11,13 +11,13 @@ from test_index import random_index
 
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference import index as reference
 from hetero_sglang.ops.reference.choose import choose as reference_choose
 from hetero_sglang.ops.reference.choose import run_scores, used_at_first
 from hetero_sglang.ops.reference.swap_in import swap_in as bring_swaps
 from hetero_sglang.ops.triton.choose import choose
-from hetero_sglang.ops.triton.probe import LayerIndex, probe
-from hetero_sglang.ops.triton.store import StepTables
+from hetero_sglang.ops.triton.probe import probe
 from hetero_sglang.ops.triton.swap_in import swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import Fields, words

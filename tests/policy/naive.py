@@ -7,6 +7,8 @@ import random
 
 import torch
 
+from hetero_sglang.policy.base import Policy
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = ((1, 1), (3, 2), (2, 4))  # (KV heads, query heads of each)
 
@@ -37,6 +39,11 @@ def neighbours(values: list[float], at: int, reach: int) -> list[float]:
 def best(values: list[float], count: int, low: int, high: int) -> list[int]:
     """The `count` greatest within [low, high), the earlier of equals; ascending."""
     return sorted(sorted(range(low, high), key=lambda token: (-values[token], token))[:count])
+
+
+def picked_by(policy: Policy, scores: torch.Tensor, counts: list[int], low: int, high: int) -> list[torch.Tensor]:
+    """What the policy picks, without the padding."""
+    return [row[row < scores.shape[1]] for row in policy.pick(scores, counts, low, high)]
 
 
 def check_choice(picked: list[torch.Tensor], counts: list[int], low: int, high: int) -> None:

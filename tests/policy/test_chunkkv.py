@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, check_choice, fresh
+from naive import DTYPES, HEADS, check_choice, fresh, picked_by
 from test_snapkv import naive_scores
 
 from hetero_sglang.policy.base import Refresh
@@ -43,7 +43,7 @@ def test_scores_are_the_sum_of_all_heads(dtype: torch.dtype, heads: int, group: 
 def test_whole_chunks_by_their_mean(scores: list[int], counts: list[int], size: int, data: st.DataObject) -> None:
     low = data.draw(st.integers(0, len(scores) - 1))
     high = data.draw(st.integers(low, len(scores)))
-    picked = ChunkKV(size).pick(torch.tensor(scores).float().expand(len(counts), -1), counts, low, high)
+    picked = picked_by(ChunkKV(size), torch.tensor(scores).float().expand(len(counts), -1), counts, low, high)
     check_choice(picked, counts, low, high)
     for positions, count in zip(picked, counts, strict=True):
         assert positions.tolist() == naive_choice(scores, count, low, high, size)
@@ -52,14 +52,14 @@ def test_whole_chunks_by_their_mean(scores: list[int], counts: list[int], size: 
 @given(st.integers(0, 10**6), st.integers(0, 60), st.integers(0, 60))
 def test_heads_share_one_choice_whatever_their_budgets(seed: int, small: int, more: int) -> None:
     scores = torch.rand(80, generator=torch.Generator().manual_seed(seed)).expand(3, -1)
-    one, same, larger = ChunkKV().pick(scores, [small, small, small + more], 4, 75)
+    one, same, larger = picked_by(ChunkKV(), scores, [small, small, small + more], 4, 75)
     assert one.tolist() == same.tolist()
     assert set(one.tolist()) <= set(larger.tolist()), "a larger budget must only add"
 
 
 @pytest.mark.parametrize("count", [10, 25, 47])
 def test_at_most_one_chunk_is_broken_and_from_its_end(count: int) -> None:
-    (picked,) = ChunkKV().pick(fresh(1, 100), [count], 3, 97)
+    (picked,) = picked_by(ChunkKV(), fresh(1, 100), [count], 3, 97)
     taken = set(picked.tolist())
     chunks = [range(start, min(start + 10, 97)) for start in range(3, 97, 10)]
     broken = [chunk for chunk in chunks if 0 < len(taken & set(chunk)) < len(chunk)]
@@ -71,14 +71,14 @@ def test_at_most_one_chunk_is_broken_and_from_its_end(count: int) -> None:
 def test_a_short_last_chunk_is_scored_by_its_own_tokens() -> None:
     scores = torch.ones(1, 24)
     scores[0, 20:] = 2.0  # four tokens: diluted by a full chunk's length they would lose
-    (picked,) = ChunkKV().pick(scores, [4], 0, 24)
+    (picked,) = picked_by(ChunkKV(), scores, [4], 0, 24)
     assert picked.tolist() == [20, 21, 22, 23]
 
 
 def test_tokens_that_are_ruled_out_come_last() -> None:
     scores = torch.rand(2, 50)
     scores[:, 10:20] = float("-inf")
-    for positions in ChunkKV().pick(scores, [40, 45], 0, 50):
+    for positions in picked_by(ChunkKV(), scores, [40, 45], 0, 50):
         assert len({*range(10, 20)} & set(positions.tolist())) == max(0, positions.numel() - 40)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, best, check_choice, dot, fresh, through_pool
+from naive import DTYPES, HEADS, best, check_choice, dot, fresh, through_pool, picked_by
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
@@ -114,11 +114,11 @@ def test_single_tokens_are_picked_and_those_without_a_score_last(count: int) -> 
     scores = fresh(2, 80)
     scores[:, 64:] = float("-inf")
     counts = [count, count // 2]
-    picked = Fier().pick(scores, counts, 4, 76)
+    picked = picked_by(Fier(), scores, counts, 4, 76)
     check_choice(picked, counts, 4, 76)
     for row, positions, n in zip(scores, picked, counts, strict=True):
         assert positions.tolist() == best(row.tolist(), n, 4, 76)
-    assert [p.tolist() for p in Fier().pick(scores, [72, 72], 4, 76)] == [list(range(4, 76))] * 2
+    assert [p.tolist() for p in picked_by(Fier(), scores, [72, 72], 4, 76)] == [list(range(4, 76))] * 2
 
 
 def test_tokens_are_chosen_at_every_step() -> None:

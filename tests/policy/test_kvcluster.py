@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, best, check_choice, dot, fresh, through_pool
+from naive import DTYPES, HEADS, best, check_choice, dot, fresh, through_pool, picked_by
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
@@ -125,7 +125,7 @@ def test_prompt_scores_are_by_chunk_and_exact_for_the_rest(
 def test_whole_clusters_are_picked(member: list[int], counts: list[int]) -> None:
     """The token's cluster is its score; the last six tokens are not indexed yet."""
     row = [float(m) for m in member[:CHUNK]] + [float("-inf")] * 6
-    picked = KVCluster().pick(torch.tensor([row] * len(counts)), counts, 3, CHUNK + 4)
+    picked = picked_by(KVCluster(), torch.tensor([row] * len(counts)), counts, 3, CHUNK + 4)
     check_choice(picked, counts, 3, CHUNK + 4)
     for positions, count in zip(picked, counts, strict=True):
         assert positions.tolist() == best(row, count, 3, CHUNK + 4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, check_choice, fresh, through_pool
+from naive import DTYPES, HEADS, check_choice, fresh, through_pool, picked_by
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
@@ -69,7 +69,7 @@ def test_whole_pages_are_picked(pages: list[int], counts: list[int], cut: int, d
     low = data.draw(st.integers(0, length))
     high = data.draw(st.integers(low, length))
     row = [float(pages[t // 16]) if t < len(pages) * 16 else float("-inf") for t in range(length)]
-    picked = Quest().pick(torch.tensor([row] * len(counts)), counts, low, high)
+    picked = picked_by(Quest(), torch.tensor([row] * len(counts)), counts, low, high)
     check_choice(picked, counts, low, high)
     order = sorted(range(len(pages)), key=lambda page: (-pages[page], page)) + [len(pages)]
     tokens = [t for page in order for t in range(page * 16, page * 16 + 16) if low <= t < high]
@@ -80,7 +80,7 @@ def test_whole_pages_are_picked(pages: list[int], counts: list[int], cut: int, d
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=20, max_size=20), min_size=1, max_size=4), st.data())
 def test_equals_are_picked_from_the_left(rows: list[list[int]], data: st.DataObject) -> None:
     counts = [data.draw(st.integers(0, 25)) for _ in rows]
-    picked = Quest().pick(torch.tensor(rows).float(), counts, 2, 18)
+    picked = picked_by(Quest(), torch.tensor(rows).float(), counts, 2, 18)
     check_choice(picked, counts, 2, 18)
     for row, positions, count in zip(rows, picked, counts, strict=True):
         assert positions.tolist() == sorted(sorted(range(2, 18), key=lambda t: (-row[t], t))[:count])

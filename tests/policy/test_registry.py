@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from naive import check_choice, fresh
+from naive import check_choice, fresh, picked_by
 
 from benchmarks.quality.cell import Cell, parse_cells
 from hetero_sglang.config import choices
@@ -72,7 +72,7 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
 def test_the_documented_policies_choose_by_their_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     norms, blocks = examples(monkeypatch)
     q, k = fresh(5, 2, 3, 8), fresh(70, 2, 8)
-    picked = norms.pick(norms.scores(q, k, 0.3), [9, 4], 4, 60)
+    picked = picked_by(norms, norms.scores(q, k, 0.3), [9, 4], 4, 60)
     check_choice(picked, [9, 4], 4, 60)
     for head, positions in enumerate(picked):
         lengths = k[4:60, head].norm(dim=-1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, attended, best, check_choice, fresh, neighbours, through_pool
+from naive import DTYPES, HEADS, attended, best, check_choice, fresh, neighbours, through_pool, picked_by
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
@@ -91,15 +91,15 @@ def test_the_list_is_the_best_and_the_window(
     rows = [data.draw(st.lists(st.integers(1, levels), min_size=length, max_size=length)) for _ in range(heads)]
     policy = RocketKV()
     got = policy.candidates(torch.tensor(rows).float(), count, window)
-    listed = got.shape[1]
+    listed, chunks = got.shape[1], length // 16
     assert got.dtype == torch.int64 and got.shape[0] == heads
-    assert listed == policy.max_candidates(length, count, window)
-    assert listed % 16 == 0 and listed <= length
-    assert listed == length // 16 * 16 or listed >= window
-    recent = min(window, listed)
-    for row, positions in zip(rows, got.tolist(), strict=True):
-        older = best(row, listed - recent, 0, length - recent)
-        assert positions == older + list(range(length - recent, length))
+    assert 16 * listed == policy.max_candidates(length, count, window)
+    assert listed == chunks or 16 * listed >= window
+    recent = min(-(-window // 16), listed)
+    for row, firsts in zip(rows, got.tolist(), strict=True):
+        most = [max(row[16 * chunk : 16 * chunk + 16]) for chunk in range(chunks)]
+        older = best(most, listed - recent, 0, chunks - recent)
+        assert firsts == [16 * chunk for chunk in older + list(range(chunks - recent, chunks))]
 
 
 @pytest.mark.parametrize(("length", "count"), [(1600, 100), (4096, 1024), (1000, 333)])
@@ -112,7 +112,7 @@ def test_both_stages_compress_alike(length: int, count: int) -> None:
 def test_chunks_come_whole_and_the_unlisted_last() -> None:
     scores = torch.full((2, 100), float("-inf"))
     scores[:, 10:26], scores[:, 50:66] = 1.0, 2.0
-    picked = RocketKV().pick(scores, [20, 36], 4, 90)
+    picked = picked_by(RocketKV(), scores, [20, 36], 4, 90)
     check_choice(picked, [20, 36], 4, 90)
     assert picked[0].tolist() == [*range(10, 14), *range(50, 66)]
     assert picked[1].tolist() == [*range(4, 8), *range(10, 26), *range(50, 66)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from naive import DTYPES, HEADS, attended, best, check_choice, fresh, neighbours
+from naive import DTYPES, HEADS, attended, best, check_choice, fresh, neighbours, picked_by
 
 from hetero_sglang.policy.base import Refresh
 from hetero_sglang.policy.snapkv import SnapKV
@@ -41,7 +41,7 @@ def test_scores_follow_the_rule(dtype: torch.dtype, heads: int, group: int, widt
 def test_every_head_keeps_its_own_best(count: int) -> None:
     scores = fresh(3, 64)
     counts, low, high = [count, count // 2, count + 3], 4, 50
-    picked = SnapKV().pick(scores, counts, low, high)
+    picked = picked_by(SnapKV(), scores, counts, low, high)
     check_choice(picked, counts, low, high)
     assert [p.tolist() for p in picked] == [
         best(row.tolist(), n, low, high) for row, n in zip(scores, counts, strict=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, check_choice, fresh
+from naive import DTYPES, HEADS, check_choice, fresh, picked_by
 
 from hetero_sglang.policy.base import Refresh
 from hetero_sglang.policy.streamingllm import StreamingLLM
@@ -27,7 +27,7 @@ def test_the_latest_within_the_limits_are_kept(counts: list[int], low: int, more
     high = low + more
     q, k = torch.zeros(1, len(counts), 1, 4), torch.zeros(high + 5, len(counts), 4)
     policy = StreamingLLM()
-    picked = policy.pick(policy.scores(q, k, 1.0), counts, low, high)
+    picked = picked_by(policy, policy.scores(q, k, 1.0), counts, low, high)
     check_choice(picked, counts, low, high)
     assert [p.tolist() for p in picked] == [list(range(max(low, high - n), high)) for n in counts]
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_helpers import held
 
-from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache import host_store
+from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.errors import HeteroError
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn]
@@ -41,7 +41,7 @@ def test_reading_gives_what_was_written_last(dtype: torch.dtype, rng: random.Ran
         k, v = store.read(layer, torch.tensor([slot])).split((5, 7), 2)
         assert k.shape == (1, heads[layer], 5) and v.shape == (1, heads[layer], 7)
         assert (raw(k), raw(v)) == (k_bytes, v_bytes)
-        one = store.read_heads(layer, torch.tensor([slot] * heads[layer]), torch.arange(heads[layer]))
+        one = host_store.take_rows(store.blocks[layer], torch.tensor([slot] * heads[layer]), torch.arange(heads[layer]))
         assert raw(one) == raw(store.read(layer, torch.tensor([slot])))
     store.close()
 

@@ -15,10 +15,9 @@ import torch
 
 from hetero_sglang.cache.lanes import upload
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.ops.base import DecodeKernel
+from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables
 from hetero_sglang.ops.flashinfer.plan_place import PlanPlace, float_bytes, int_words, item_count
 from hetero_sglang.ops.flashinfer.split import SplitTables, place, split
-from hetero_sglang.ops.triton.store import LayerBuffers, StepTables
 
 if TYPE_CHECKING:
     from hetero_sglang.ops.step import DecodeStep

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.flashinfer.plan_place import PlanPlace
-from hetero_sglang.ops.triton.store import StepTables
 
 FIELDS = 13  # of a row of `places`: page size, heads, first, indptr, last, and a PlanPlace
 UNIT = 16  # a chunk is a multiple of it

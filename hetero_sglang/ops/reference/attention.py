@@ -7,6 +7,7 @@ torch_native_backend.py): same operator, same per-head shapes, only without its 
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import avg_pool1d
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 QUERY_BLOCK = 1024  # bounds the mask of a prefill chunk
@@ -71,3 +72,11 @@ def decode_exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 def decode_grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """As `decode_exact`, reading each KV head once for its whole group: faster, equal up to rounding."""
     return sdpa(q[None], k.movedim(0, 1)[None], v.movedim(0, 1)[None], scale=scale)[0]
+
+
+POOL = 5  # neighbours averaged, as in HeteroCache's calibration (avgpool-5)
+
+
+def pool_average(weights: torch.Tensor, neighbours: int = POOL) -> torch.Tensor:
+    """Mean over a centred window of `neighbours` tokens; [C, G, L] -> [C, G, L]. At the ends, over those there are."""
+    return avg_pool1d(weights, neighbours, 1, neighbours // 2, count_include_pad=False)

@@ -1,28 +1,22 @@
-"""The lazy rule: what a head wants most and lacks comes in, what it has not wanted for longest goes."""
+"""Which rows come to a head and which go, by two rules.
+
+Lazily: what a head wants most and lacks comes in, what it has not wanted for longest goes. Or merged: of the rows that
+it holds and the tokens that it does not, those worth most are kept. Scores are told apart by their bins alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
 PART = 4  # a quarter of a head's places is what a step can want
 BINS = 128  # of scores, and of times since a run was wanted
 FINE = 21  # low bits of a float32 that a score's bin leaves out: four bins to an octave
 LEAST = 384  # bins of float32 below the scores that are told apart, 2 ** -31 and above
 NEVER = 4096  # a run not wanted since its prompt ended has `used` = its score's bin - NEVER
-
-
-@dataclass(frozen=True)
-class Swaps:
-    """Runs that come, m in all: `head` [m], `place` [m] among the head's selected runs, `run` [m] of the request's
-    tokens; all int64, in order of heads. `late` counts wanted runs beyond the bound, or for which no place was free.
-    """
-
-    head: torch.Tensor
-    place: torch.Tensor
-    run: torch.Tensor
-    late: int
 
 
 def score_bin(scores: torch.Tensor) -> torch.Tensor:
@@ -46,13 +40,7 @@ def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
     return torch.where(used < 0, never, BINS - 1 - age.clamp(max=half - 1))
 
 
-def run_scores(scores: torch.Tensor, run: int) -> torch.Tensor:
-    """Each complete run's best token: [C, L] -> [C, L // run]."""
-    runs = scores.shape[1] // run
-    return scores[:, : runs * run].unflatten(1, (runs, run)).amax(2)
-
-
-def choose(
+def lazy(
     scores: torch.Tensor, held: torch.Tensor, used: torch.Tensor, length: int, low: int, high: int, want: int, most: int
 ) -> Swaps:
     """One step of the rule for C heads; `used` is brought up to date, moving the rows is the caller's.
@@ -86,3 +74,85 @@ def choose(
     place = order[head, number]
     used[head, place] = length
     return Swaps(head, place, run, int((lacking - comes).sum()))
+
+
+def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int) -> Swaps:
+    """The better of what C heads hold and of what they could: as many as they hold.
+
+    scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run, worth kept [C, n] float32. Runs in
+    [low, high) may come in, `most` of them, the best bins first; within a bin what is held stays, and the first go and
+    come first.
+    """
+    found = [_merged(*each, low, high, most) for each in zip(scores, held.long(), kept, strict=True)]
+    head = torch.cat([torch.full_like(run, c) for c, (run, _, _) in enumerate(found)])
+    return Swaps(head, *(torch.cat(x) for x in zip(*((p, r) for r, p, _ in found))), sum(late for *_, late in found))
+
+
+def _merged(
+    scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Of one head: runs that come and places that they take, [m] both, and how many were too many."""
+    outside = score_bin(scores)
+    outside[held] = -1
+    outside[:low] = outside[high:] = -1
+    worth = score_bin(kept)
+    others = torch.bincount(outside[outside >= 0], minlength=BINS)
+    ours = torch.bincount(worth, minlength=BINS)
+    above = (others + ours).flip(0).cumsum(0).flip(0)  # [BINS] of this bin and higher
+    edge = int((above >= held.numel()).nonzero()[-1])
+    room = held.numel() - int(above[edge + 1 :][:1].sum())  # for the edge's own
+    wanted = int(others[edge + 1 :].sum()) + max(0, room - int(ours[edge]))
+    come = min(wanted, most)
+    runs = torch.cat([mask.nonzero()[:, 0] for mask in (outside > edge, outside == edge)])[:come]
+    places = torch.cat([mask.nonzero()[:, 0] for mask in (worth < edge, worth == edge)])[:come]
+    return runs, places, wanted - come
+
+
+def choose(
+    layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
+    merged: bool = False,
+) -> None:  # fmt: skip
+    """After `probe` or `look`: which runs come to which places, for every head that was found to want any.
+
+    `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
+    """
+    for found in work.found:
+        caps = step.cap[found.request, layer.first + found.heads].tolist()
+        for cap in sorted(set(caps)):  # mostly one
+            alike = torch.tensor([i for i, each in enumerate(caps) if each == cap])
+            _choose(found, alike, cap, layer, step, hot, sink, window, work, merged)
+
+
+def _choose(
+    found: Found, alike: torch.Tensor, cap: int, layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool,
+    sink: int, window: int, work: Workspace, merged: bool,
+) -> None:  # fmt: skip
+    """For heads of one size."""
+    run, heads, length = work.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
+    places = (cap - sink - window) // run
+    if places <= 0:
+        return
+    row = sink + torch.arange(places * run, device=hot.k.device)
+    start = step.page_start[found.request, layer.first + heads].long()[:, None]
+    page = step.page_list[start + row // hot.page_size].long()
+    rows = (page * hot.page_size + row % hot.page_size).unflatten(1, (places, run))  # [C, places, run] flat
+    held = hot.position.view(-1)[rows[..., 0]] // run
+    low, high, most = sink // run, (length - window) // run, int(work.most)
+    scores = found.scores[alike.to(found.scores.device)]
+    if merged:
+        assert found.fading is not None and run == 1
+        kept = torch.maximum(
+            hot.score.view(-1)[rows[..., 0]] * found.fading[alike, None], scores.gather(1, held.long())
+        )
+        hot.score.view(-1)[rows[..., 0]] = kept
+        swaps = merge(scores, held, kept, low, high, most)
+        worth = scores[swaps.head, swaps.run]
+    else:
+        used = hot.used.view(-1)[rows[..., 0]]
+        swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // PART), most), None
+        hot.used.view(-1)[rows] = used[..., None]
+    work.counted[0] += swaps.run.numel() * run
+    work.counted[1] += swaps.late * run
+    if swaps.run.numel():
+        flat = rows[swaps.head, swaps.place]  # [m, run]
+        work.coming.append(Coming(found.request, heads[swaps.head], swaps.run, flat, worth))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.ops.reference.workspace import Found, Workspace
 from hetero_sglang.profile.index_plan import WORD, Fields
 
 
-def index(k: torch.Tensor, encode: torch.Tensor, offset: torch.Tensor, fields: Fields) -> torch.Tensor:
+def encode_keys(k: torch.Tensor, encode: torch.Tensor, offset: torch.Tensor, fields: Fields) -> torch.Tensor:
     """Index rows of keys k [n, C, D]: int16 [C, n, words]. encode [C, D, R] and offset [C, R] float32."""
     codes = torch.bmm(k.float().transpose(0, 1), encode) - offset[:, None]  # [C, n, R]
     return pack(codes.round(), fields)
@@ -36,7 +38,9 @@ def unpack(rows: torch.Tensor, fields: Fields) -> torch.Tensor:
     return torch.cat(codes, -1).float()
 
 
-def probe(q: torch.Tensor, rows: torch.Tensor, decode: torch.Tensor, fields: Fields, scale: float) -> torch.Tensor:
+def attention_guess(
+    q: torch.Tensor, rows: torch.Tensor, decode: torch.Tensor, fields: Fields, scale: float
+) -> torch.Tensor:
     """What a step's queries make of a request's L tokens by their index rows: scores [C, L] float32, at most 1.
 
     q [C, G, D], rows int16 [C, L, words], decode [C, D, R]. Each query's logits become attention over the L tokens;
@@ -45,3 +49,40 @@ def probe(q: torch.Tensor, rows: torch.Tensor, decode: torch.Tensor, fields: Fie
     weight = torch.bmm(q.float(), decode) * scale  # [C, G, R]
     logits = torch.bmm(weight, unpack(rows, fields).transpose(1, 2))  # [C, G, L]
     return logits.softmax(-1).mean(1)
+
+
+def run_scores(scores: torch.Tensor, run: int) -> torch.Tensor:
+    """Each complete run's best token: [C, L] -> [C, L // run]."""
+    runs = scores.shape[1] // run
+    return scores[:, : runs * run].unflatten(1, (runs, run)).amax(2)
+
+
+def index(
+    k: torch.Tensor, slots: torch.Tensor, heads: torch.Tensor, store: torch.Tensor, encode: torch.Tensor,
+    offset: torch.Tensor, fields: Fields,
+) -> None:  # fmt: skip
+    """Write the index rows of keys k [n, H, D] at `slots` [n] of the layer's store int16 [C, slots, words].
+
+    heads [C] int32: which of the H heads are compressed; encode [C, D, R], offset [C, R] float32.
+    """
+    if heads.numel():
+        store[:, slots.long()] = encode_keys(k[:, heads.long()], encode, offset, fields)
+
+
+def probe(
+    q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, scale: float,
+    sink: int, window: int, work: Workspace,
+) -> None:  # fmt: skip
+    """A step's queries q [B, Hq, D] against all but the newest of each request's tokens, which is in the ring.
+
+    `slots`: the requests' token slots, request b's from starts[b] on. Heads that still hold every token are left out.
+    Leaves scores of runs in `work`.
+    """
+    heads = layer.heads.numel()
+    queries = q.unflatten(1, (-1, work.group))[:, layer.heads.long()]  # [B, C, G, D]
+    for request, (length, start) in enumerate(zip(step.length.tolist(), starts.tolist(), strict=False)):
+        full = (step.cap[request, layer.first : layer.first + heads] < length).nonzero()[:, 0]
+        if full.numel() and length:
+            rows = layer.rows[full].index_select(1, slots[start : start + length - 1].long())  # [C, L - 1, words]
+            guess = attention_guess(queries[request, full], rows, layer.decode[full], layer.fields, scale)
+            work.found.append(Found(request, full, run_scores(guess, work.run)))

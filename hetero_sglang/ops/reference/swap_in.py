@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import torch
 
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_store import take_rows
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.reference.choose import Swaps
-
-
-def bring(host: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Rows [n, C, D + Dv] of token slots [n]; host [blocks, C, BLOCK, D + Dv], a layer's."""
-    return host[slots // BLOCK, :, slots % BLOCK]
+from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.ops.reference.workspace import Workspace
 
 
 def swap_in(
-    swaps: Swaps, host: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, hot: HotPool, length: int, run: int
-) -> None:
-    """Bring what a request's step has chosen: token slots [L] beside `host`, flat hot rows [C, places, run].
+    layer: LayerBuffers | LayerIndex, host: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables,
+    hot: HotPool, sink: int, work: Workspace, programs: int = 0, merged: bool = False,
+) -> None:  # fmt: skip
+    """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's."""
+    for coming in work.coming:
+        token = (coming.run[:, None] * work.run + torch.arange(work.run, device=coming.run.device)).flatten()
+        slot = slots[int(starts[coming.request]) + token].long().to(host.device)
+        head, rows = coming.head.repeat_interleave(work.run).to(host.device), coming.rows.flatten()
+        values = take_rows(host, slot, head).to(hot.k.device)  # [m, D + Dv]
+        hot.write(rows, *values.split((hot.k.shape[-1], hot.v.shape[-1]), -1))
+        hot.position.view(-1)[rows] = token.int()
+        if coming.worth is not None:
+            hot.score.view(-1)[rows] = coming.worth
+        else:
+            hot.used.view(-1)[rows] = step.length[coming.request]
+    work.coming.clear()
+    work.found.clear()
 
-    The choice may lie on the device, or beside the host's rows.
-    """
-    token = (swaps.run[:, None] * run + torch.arange(run, device=swaps.run.device)).to(host.device)  # [m, run]
-    slot, flat = slots[token], rows[swaps.head.to(rows.device), swaps.place.to(rows.device)]
-    values = host[slot // BLOCK, swaps.head.to(host.device)[:, None], slot % BLOCK].to(hot.k.device)  # [m, run, D + Dv]
-    hot.write(flat, *values.split((hot.k.shape[-1], hot.v.shape[-1]), -1))
-    hot.position.view(-1)[flat] = token.to(hot.position.device, torch.int32)
-    hot.used.view(-1)[flat] = length
+
+def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = 0) -> None:
+    """Rows of token slots [n] to `out` [n, C, D + Dv]; host [blocks, C, BLOCK, D + Dv], a layer's."""
+    out.copy_(take_rows(host, slots.long().to(host.device)))

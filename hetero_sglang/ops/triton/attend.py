@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hetero_sglang.ops.base import DecodeKernel
+from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables
 from hetero_sglang.ops.triton.decode import DecodeBuffers, DecodeShape, decode_attention
-from hetero_sglang.ops.triton.store import LayerBuffers, StepTables
 
 if TYPE_CHECKING:
     from hetero_sglang.ops.step import DecodeStep
 
 
-class TritonDecode(DecodeKernel):
+class AttendStep(DecodeKernel):
     """Any dtype and head size; the only one that runs in Triton's interpreter."""
 
     def __init__(self, step: DecodeStep, shape: DecodeShape = DecodeShape()) -> None:  # noqa: B008 - frozen
         layers, device = step.layout.layers, step.tables.device
-        self.work = DecodeBuffers(layers, step.batch, step.group, step.v_dim, step.window, device, shape)
+        self.work = DecodeBuffers(layers, step.batch, step.group, step.v_dim, step.sink, step.ring, device, shape)
         self.slots, self.starts = step.slots, step.starts
 
     def plan(self, tables: StepTables) -> None:

@@ -1,7 +1,7 @@
-"""The lazy rule on the device: twin of ops/reference/choose.py, over the scores that `probe` left in the workspace.
+"""Both rules on the device: twin of ops/reference/choose.py, over the scores that `probe` or `look` left in the workspace.
 
-Two launches: places (which are wanted; the others by their last use); then, side by side, runs (wanted and not held)
-and places again (which are given away). What is listed is listed by splits in order, so the outcome depends on no
+Two launches: places (which are wanted, the others by their last use; or what each is worth); then, side by side, runs
+(wanted and not held) and places again (which are given away). What is listed is listed by splits in order, so the outcome depends on no
 timing.
 """
 
@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
-from hetero_sglang.ops.triton.probe import LayerIndex, score_bin, span
-from hetero_sglang.ops.triton.store import StepTables
+from hetero_sglang.ops.triton.probe import score_bin, span
 from hetero_sglang.ops.triton.workspace import TILE, Workspace
 
 
@@ -96,15 +96,65 @@ def _hold(
     tl.atomic_add(hits + unit, kept, sem="relaxed")
 
 
+@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
+def _keep(
+    length, cap, place_of, page_start, page_list, position, worth, scores, wanted, idle, flag, fading,
+    caps_per_request, first, splits, sink, window,
+    HEADS: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, FINE: tl.constexpr,
+    LEAST: tl.constexpr,
+):  # fmt: skip
+    """Of a head that is to be refilled: what its rows are worth now, which are no candidates any more."""
+    unit, split = tl.program_id(0), tl.program_id(1)
+    if tl.load(flag + unit) == 0:
+        return
+    request = unit // HEADS
+    number = request * caps_per_request + first + unit % HEADS
+    places, tokens = tl.load(cap + number) - sink - window, tl.load(length + request)
+    scores += tl.load(place_of + request).to(tl.int64) * HEADS + unit % HEADS * tokens
+    begin, end = span(places, split, splits, TILE)
+    start, left = tl.load(page_start + number), tl.load(fading + unit)
+    kept = tl.zeros([BINS], tl.int32)
+    held = tl.zeros([BINS], tl.int32)
+    for opening in range(begin, end, TILE):
+        place = opening + tl.arange(0, TILE)
+        here = place < end
+        row = _place_row(page_list, start, place, here, sink, 1, P)
+        mine = scores + tl.load(position + row, mask=here, other=0)
+        score = tl.load(mine, mask=here, other=0.0)
+        now = tl.maximum(tl.load(worth + row, mask=here, other=0.0) * left, score)
+        tl.store(worth + row, now, mask=here)
+        tl.store(mine, -1.0, mask=here)
+        kept += tl.histogram(score_bin(now, BINS, FINE, LEAST), BINS, mask=here)
+        held += tl.histogram(score_bin(score, BINS, FINE, LEAST), BINS, mask=here)
+    bins = tl.arange(0, BINS)
+    tl.atomic_add(idle + unit * BINS + bins, kept, mask=kept > 0, sem="relaxed")
+    tl.atomic_add(wanted + unit * BINS + bins, -held, mask=held > 0, sem="relaxed")
+
+
+@triton.jit
+def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
+    """The bin of the last that is kept, of candidates and places together; how many candidates come of the bins above
+    it, and how many of its own."""
+    bins = tl.arange(0, BINS)
+    others, ours = tl.load(wanted + unit * BINS + bins), tl.load(idle + unit * BINS + bins)
+    both = others + ours
+    above = tl.sum(both, 0) - tl.cumsum(both, 0) + both  # [BINS] of this bin and higher
+    edge = tl.max(tl.where(above >= places, bins, 0), 0)
+    room = places - tl.sum(tl.where(bins > edge, both, 0), 0)
+    own = tl.sum(tl.where(bins == edge, ours, 0), 0)
+    return edge, tl.sum(tl.where(bins > edge, others, 0), 0), tl.maximum(room - own, 0)
+
+
 @triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window", "room"])
 def _exchange(
     length, cap, place_of, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking,
-    old, olds, level, levels, comes, counted, caps_per_request, first, splits, sink, window, room,
+    old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
+    MERGED: tl.constexpr,
 ):  # fmt: skip
     """Half of the programs: runs that are wanted and not held. The others: places that are given away, as many as runs
-    come, longest unwanted first. A split lists its first `room` and counts all."""
+    come, longest unwanted or worth least first. A split lists its first `room` and counts all."""
     unit, split, giving = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = unit // HEADS
     number = request * caps_per_request + first + unit % HEADS
@@ -113,14 +163,20 @@ def _exchange(
     low, high = sink // RUN, (tokens - window) // RUN
     come, lack, edge = 0, 0, 0
     begins = tl.load(place_of + request)
-    if (tokens > rows) & (places > 0) & (begins >= 0):
-        kept = tl.load(hits + unit)
-        edge, lack = _edge(wanted, unit, places, low, high, PART, BINS)
-        lack -= kept  # what is held lies where runs may come in
-        come = tl.minimum(tl.minimum(lack, places - kept), tl.load(most))
+    if MERGED:
+        if tl.load(flag + unit) != 0:
+            edge, sure, more = _merged_edge(wanted, idle, unit, places, BINS)
+            lack = sure + more
+            come = tl.minimum(lack, tl.load(most))
+    else:
+        if (tokens > rows) & (places > 0) & (begins >= 0):
+            kept = tl.load(hits + unit)
+            edge, lack = _edge(wanted, unit, places, low, high, PART, BINS)
+            lack -= kept  # what is held lies where runs may come in
+            come = tl.minimum(tl.minimum(lack, places - kept), tl.load(most))
     mine = unit * splits + split
     if giving == 0:
-        count = 0
+        count, same_bin = 0, 0
         if come > 0:
             scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
             begin, end = span(high, split, splits, TILE)
@@ -128,21 +184,32 @@ def _exchange(
                 run = opening + tl.arange(0, TILE)
                 here = (run < end) & (run >= low)
                 score = tl.load(scores + run, mask=here, other=-1.0)
-                lacks = here & (score_bin(score, BINS, FINE, LEAST) >= edge)
-                count = _append(missing + mine * room, count, run, lacks, room)
+                bin = tl.where(here, score_bin(score, BINS, FINE, LEAST), -1)
+                if MERGED:
+                    count = _append(missing + mine * room, count, run, bin > edge, room)
+                    same_bin = _append(even + mine * room, same_bin, run, bin == edge, room)
+                else:
+                    count = _append(missing + mine * room, count, run, bin >= edge, room)
         tl.store(lacking + mine, count)
+        if MERGED:
+            tl.store(evens + mine, same_bin)
     else:
         older, same = 0, 0
         if come > 0:
-            bins = tl.arange(0, BINS)
-            last = tl.min(tl.where(tl.cumsum(tl.load(idle + unit * BINS + bins), 0) >= come, bins, BINS), 0)
+            last = edge
+            if not MERGED:
+                bins = tl.arange(0, BINS)
+                last = tl.min(tl.where(tl.cumsum(tl.load(idle + unit * BINS + bins), 0) >= come, bins, BINS), 0)
             start = tl.load(page_start + number)
             begin, end = span(places, split, splits, TILE)
             for opening in range(begin, end, TILE):
                 place = opening + tl.arange(0, TILE)
                 here = place < end
                 row = _place_row(page_list, start, place, here, sink, RUN, P)
-                age = _used_bin(tl.load(used + row, mask=here, other=0), tokens, BINS, FINE, NEVER)
+                if MERGED:
+                    age = score_bin(tl.load(used + row, mask=here, other=0.0), BINS, FINE, LEAST)
+                else:
+                    age = _used_bin(tl.load(used + row, mask=here, other=0), tokens, BINS, FINE, NEVER)
                 older = _append(old + mine * room, older, place, here & (age < last), room)
                 same = _append(level + mine * room, same, place, here & (age == last), room)
         tl.store(olds + mine, older)
@@ -155,9 +222,11 @@ def _exchange(
 
 
 def choose(
-    layer: LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace
+    layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
+    merged: bool = False,
 ) -> None:  # fmt: skip
-    """After `probe`: which runs come to which places, for every head that is full; `hot.used` is brought up to date.
+    """After `probe` or `look`: which runs come to which places, for every head that is full, or that is to be refilled;
+    `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
 
     Of the runs that a split lists only the first that may come are there; `swap_in` reads no further.
     """
@@ -168,14 +237,22 @@ def choose(
         HEADS=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
         LEAST=LEAST, num_warps=8,
     )  # fmt: skip
-    _hold[(units, splits)](
-        step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
-        work.wanted, work.idle, work.hits, per_request, layer.first, splits, sink, window,
-        TOGETHER=sink % work.run == 0 and hot.page_size % work.run == 0, **sizes,
-    )  # fmt: skip
+    common = (per_request, layer.first, splits, sink, window)
+    if merged:
+        _keep[(units, splits)](
+            step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.score, work.scores,
+            work.wanted, work.idle, work.flag, work.fading, *common,
+            HEADS=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, num_warps=8,
+        )  # fmt: skip
+    else:
+        _hold[(units, splits)](
+            step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
+            work.wanted, work.idle, work.hits, *common,
+            TOGETHER=sink % work.run == 0 and hot.page_size % work.run == 0, **sizes,
+        )  # fmt: skip
     _exchange[(units, splits, 2)](
-        step.length, step.cap, work.place, step.page_start, step.page_list, hot.used, work.scores, work.wanted,
-        work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds, work.level,
-        work.levels, work.comes, work.counted, per_request, layer.first, splits, sink, window, work.room,
-        **sizes,
+        step.length, step.cap, work.place, step.page_start, step.page_list, hot.score if merged else hot.used,
+        work.scores, work.wanted, work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds,
+        work.level, work.levels, work.comes, work.counted, work.flag, work.even, work.evens, *common, work.room,
+        MERGED=merged, **sizes,
     )  # fmt: skip

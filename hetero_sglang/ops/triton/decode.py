@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from hetero_sglang.ops.base import LayerBuffers
 from hetero_sglang.ops.triton.early import early
-from hetero_sglang.ops.triton.store import LayerBuffers
 from hetero_sglang.ops.triton.work import FIELDS, DecodeBuffers, DecodeShape
 
 __all__ = ["DecodeBuffers", "DecodeShape", "decode_attention"]

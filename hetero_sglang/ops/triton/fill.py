@@ -6,13 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.ops.triton.store import LayerBuffers
+from hetero_sglang.ops.base import LayerBuffers
 
 
-@triton.jit(do_not_specialize=["length", "sink", "window", "widest", "k_stride", "v_stride"])
+@triton.jit(do_not_specialize=["length", "sink", "ring", "widest", "k_stride", "v_stride"])
 def _fill(
     keys, values, heads, selected, scores, cap, page_start, page_list, hot_k, hot_v, position, score,
-    length, sink, window, widest, k_stride, v_stride,
+    length, sink, ring, widest, k_stride, v_stride,
     D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
@@ -21,12 +21,13 @@ def _fill(
     rows = tl.minimum(tl.load(cap + compressed), length)
     here = row < rows
     full = rows < length
-    ring = rows - window
-    chosen = here & full & (row >= sink) & (row < ring)
+    turning = tl.maximum(tl.minimum(rows - sink, ring), 1)
+    begin = rows - turning
+    chosen = here & full & (row >= sink) & (row < begin)
     picked = tl.load(selected + compressed.to(tl.int64) * widest + row - sink, mask=chosen, other=0)
-    oldest = length - window
-    recent = oldest + (row - ring - (oldest - rows) % window + window) % window
-    token = tl.where(chosen, picked, tl.where(full & (row >= ring), recent, row)).to(tl.int64)
+    oldest = length - turning
+    recent = oldest + (row - begin - (oldest - rows) % turning + turning) % turning
+    token = tl.where(chosen, picked, tl.where(full & (row >= begin), recent, row)).to(tl.int64)
     weight = tl.load(scores + compressed.to(tl.int64) * length + token, mask=here & full, other=0.0)
     page = tl.load(page_list + tl.load(page_start + compressed) + row // P, mask=here, other=0).to(tl.int64)
     flat = page * P + row % P
@@ -55,7 +56,7 @@ def fill(
     page_list: torch.Tensor,
     most: int,
     sink: int,
-    window: int,
+    ring: int,
 ) -> None:
     """Place the rows of one request's compressed heads `heads` [C] int32 of this layer.
 
@@ -71,7 +72,7 @@ def fill(
     grid = (heads.numel(), triton.cdiv(min(most, length), rows))
     _fill[grid](
         keys, values, heads, selected, scores, cap, page_start, page_list, layer.hot_k, layer.hot_v, layer.position,
-        layer.score, length, sink, window, selected.shape[1], keys.stride(0), values.stride(0),
+        layer.score, length, sink, ring, selected.shape[1], keys.stride(0), values.stride(0),
         D=dim, DV=v_dim, P=layer.hot_k.shape[1], ROWS=rows,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
     )  # fmt: skip

@@ -1,185 +1,267 @@
-"""What pivots look at, and how much of that their satellites hold: every layer of several requests in three launches.
+"""What pivots look at, and how much of that their satellites hold: three launches a layer, in the step itself.
 
-Twins of selection/scores.py (`observed_weights` of one query, `pool_average`, `overlap`).
+Twin of ops/reference/look.py. Logits lie in the workspace, [pivots, G + 1, L] of each request: the last row is the
+attention that is pooled over neighbours, the most of the group's. Requests whose turn it is not cost nothing.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.cache.device_tables import DeviceTables
-from hetero_sglang.selection.scores import POOL
+from hetero_sglang.ops.base import LayerBuffers, LayerPivots, StepTables, Watch
+from hetero_sglang.ops.reference.attention import POOL
+from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
+from hetero_sglang.ops.triton.probe import score_bin, span
+from hetero_sglang.ops.triton.workspace import MOST_PARTS, MOST_SPLITS, Workspace
 
-_SPAN = 1024  # tokens of a pivot that one program scores
-_TOKENS = 512  # of a pivot that one program pools
-_ROWS = 256  # of a satellite that one program sums up
-
-
-@dataclass(frozen=True)
-class Pivots:
-    """Every pivot of the rank, in layer order; all [P] on the device."""
-
-    keys: torch.Tensor  # int64, where its layer's resident K [rows, R, D] lies, in elements from `base`
-    heads: torch.Tensor  # int32, R of its layer
-    place: torch.Tensor  # int32, its index among them
-    query: torch.Tensor  # int32, KV head of all layers: layer * H + head
-    base: torch.Tensor  # some layer's resident K
+_TOKENS = 256  # that a program looks at together, once logits are there
+_BLOCK = 32  # and before
 
 
-@dataclass(frozen=True)
-class Glance:
-    """One launch's work: n requests, I (request, pivot) items and S (request, satellite) pairs; ints on the device.
-
-    An item's logits [G, L] lie in the workspace from `start`, its pooled scores [L] follow them.
-    """
-
-    slot: torch.Tensor  # [n] request slots
-    length: torch.Tensor  # [n] tokens
-    row: torch.Tensor  # [n] their rows in the step whose queries were saved
-    item_request: torch.Tensor  # [I] index among the n
-    item_pivot: torch.Tensor  # [I]
-    start: torch.Tensor  # [I] int64
-    pair_item: torch.Tensor  # [S]
-    pair_number: torch.Tensor  # [S] compressed head of the rank
-    longest: int
-
-
-@triton.jit(do_not_specialize=["scale", "stride", "layer_stride", "spans"])
-def _score(
-    queries, req_to_token, slot, length, row, item_request, item_pivot, start, base, pivot_keys, pivot_heads,
-    pivot_place, pivot_query, workspace, tops, totals, scale, stride, layer_stride, spans,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Logits of a span of an item's tokens, base 2, with their maximum and the sum of their exponents."""
-    item, span = tl.program_id(0), tl.program_id(1)
-    request = tl.load(item_request + item)
+@triton.jit
+def _tokens(length, prompt, place, request, interval):
+    """A request's tokens, 0 where it is not its turn."""
     tokens = tl.load(length + request)
+    due = (tokens > 0) & ((tokens - tl.load(prompt + request)) % interval == 0) & (tl.load(place + request) >= 0)
+    return tl.where(due, tokens, 0)
+
+
+@triton.jit
+def _logits_of(logits, place, request, pivot, tokens, PIVOTS: tl.constexpr, GROUP: tl.constexpr):
+    """Where a pivot's [G + 1, L] begin."""
+    begins = tl.load(place + request).to(tl.int64) * PIVOTS
+    return logits + (begins + pivot * tokens) * (GROUP + 1)
+
+
+@triton.jit
+def _shares(tops, totals, item, member, parts, GROUP: tl.constexpr, MOST: tl.constexpr):
+    """A query's maximum and one over its sum of exponents, over all parts."""
+    part = tl.arange(0, MOST)
+    where = (item * MOST + part) * GROUP + member
+    top = tl.load(tops + where, mask=part < parts, other=float("-inf"))
+    highest = tl.max(top, 0)
+    total = tl.sum(tl.load(totals + where, mask=part < parts, other=0.0) * tl.exp2(top - highest), 0)
+    return highest, 1.0 / total
+
+
+@triton.jit(do_not_specialize=["q_stride", "interval", "parts", "scale", "resident"])
+def _score(
+    q, slots, starts, length, prompt, place, heads, places, resident_k, logits, tops, totals, q_stride, interval, parts,
+    scale, resident,
+    PIVOTS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    MOST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logits of a part of a request's tokens for one pivot, base 2, with their maximum and the sum of their exponents."""
+    item, part = tl.program_id(0), tl.program_id(1)
+    request, pivot = item // PIVOTS, item % PIVOTS
+    tokens = _tokens(length, prompt, place, request, interval)
+    if tokens == 0:
+        return
     member, at, within = tl.arange(0, 16), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK)
+    real = (member < GROUP)[:, None]
+    query = q + request.to(tl.int64) * q_stride + tl.load(heads + pivot) * GROUP * D
+    asked = tl.load(query + member[:, None] * D + at[None, :], mask=real & (at < D)[None, :], other=0.0)
+    mine = tl.load(places + pivot)
+    listed = slots + tl.load(starts + request).to(tl.int64)
+    out = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP) + member[:, None].to(tl.int64) * tokens
+    begin, end = span(tokens, part, parts, BLOCK)
     top = tl.full([16], float("-inf"), tl.float32)
     total = tl.zeros([16], tl.float32)
-    begin = span * SPAN
-    if begin < tokens:
-        pivot = tl.load(item_pivot + item)
-        heads, place = tl.load(pivot_heads + pivot).to(tl.int64), tl.load(pivot_place + pivot)
-        keys = base + tl.multiple_of(tl.load(pivot_keys + pivot), 16)  # stores are aligned: wide loads
-        listed = req_to_token + tl.load(slot + request).to(tl.int64) * stride
-        which = tl.load(pivot_query + pivot)
-        first = (which // HEADS).to(tl.int64) * layer_stride
-        first += (tl.load(row + request).to(tl.int64) * HEADS + which % HEADS) * GROUP * D
-        real = (member < GROUP)[:, None]
-        query = tl.load(queries + first + member[:, None] * D + at[None, :], mask=real & (at < D)[None, :], other=0.0)
-        out = workspace + tl.load(start + item) + member[:, None].to(tl.int64) * tokens
-        for opening in range(begin, tl.minimum(begin + SPAN, tokens), BLOCK):
-            token = opening + within
-            seen = token < tokens
-            rows = tl.load(listed + token, mask=seen, other=0).to(tl.int64) * heads + place
-            key = tl.load(keys + rows[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
-            logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale  # [16, BLOCK]
-            logits = tl.where(seen[None, :], logits, float("-inf"))
-            highest = tl.maximum(top, tl.max(logits, 1))
-            total = total * tl.exp2(top - highest) + tl.sum(tl.exp2(logits - highest[:, None]), 1)
-            top = highest
-            tl.store(out + token[None, :], logits, mask=real & seen[None, :])
-    where = (item.to(tl.int64) * spans + span) * GROUP + member
+    for opening in range(begin, end, BLOCK):
+        token = opening + within
+        seen = token < end
+        row = tl.load(listed + token, mask=seen, other=0).to(tl.int64) * resident + mine
+        key = tl.load(resident_k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
+        found = tl.dot(asked, tl.trans(key), input_precision=PRECISION) * scale  # [16, BLOCK]
+        found = tl.where(seen[None, :], found, float("-inf"))
+        highest = tl.maximum(top, tl.max(found, 1))
+        total = total * tl.exp2(top - highest) + tl.sum(tl.exp2(found - highest[:, None]), 1)
+        top = highest
+        tl.store(out + token[None, :], found, mask=real & seen[None, :])
+    where = (item * MOST + part) * GROUP + member
     tl.store(tops + where, top, mask=member < GROUP)
     tl.store(totals + where, total, mask=member < GROUP)
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@triton.jit
 def _pool(
-    length, item_request, start, workspace, top, total, sums, blocks,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr, POOLED: tl.constexpr,
+    item, part, length, prompt, place, logits, tops, totals, sums, interval, parts,
+    PIVOTS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, POOLED: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Attention averaged over neighbours, the most of the group's; and the sum of what is not averaged."""
-    item, block = tl.program_id(0), tl.program_id(1)
-    tokens = tl.load(length + tl.load(item_request + item))
-    token = block * BLOCK + tl.arange(0, BLOCK)
-    here = token < tokens
-    logits = workspace + tl.load(start + item)
-    best = tl.zeros([BLOCK], tl.float32)
-    seen = tl.zeros([BLOCK], tl.float32)
-    around = tl.minimum(token + POOLED // 2, tokens - 1) - tl.maximum(token - POOLED // 2, 0) + 1
-    for member in tl.static_range(GROUP):
-        highest = tl.load(top + item * GROUP + member)
-        share = 1.0 / tl.load(total + item * GROUP + member)
-        pooled = tl.zeros([BLOCK], tl.float32)
-        for step in tl.static_range(POOLED):
-            near = token + step - POOLED // 2
-            inside = here & (near >= 0) & (near < tokens)
-            weight = tl.exp2(tl.load(logits + member * tokens + near, mask=inside, other=float("-inf")) - highest)
-            pooled += weight * share
-            if step == POOLED // 2:
-                seen = tl.maximum(seen, weight * share)
-        best = tl.maximum(best, pooled / around.to(tl.float32))
-    tl.store(logits + GROUP * tokens.to(tl.int64) + token, best, mask=here)
-    tl.store(sums + item.to(tl.int64) * blocks + block, tl.sum(seen, 0))
+    request, pivot = item // PIVOTS, item % PIVOTS
+    tokens = _tokens(length, prompt, place, request, interval)
+    mine = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP)
+    begin, end = span(tokens, part, parts, TOKENS)
+    seen_all = 0.0
+    for opening in range(begin, end, TOKENS):
+        token = opening + tl.arange(0, TOKENS)
+        here = token < end
+        best, seen = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.float32)
+        around = tl.minimum(token + POOLED // 2, tokens - 1) - tl.maximum(token - POOLED // 2, 0) + 1
+        for member in tl.static_range(GROUP):
+            highest, share = _shares(tops, totals, item, member, parts, GROUP, MOST)
+            pooled = tl.zeros([TOKENS], tl.float32)
+            for step in tl.static_range(POOLED):
+                near = token + step - POOLED // 2
+                inside = here & (near >= 0) & (near < tokens)
+                weight = tl.exp2(tl.load(mine + member * tokens + near, mask=inside, other=float("-inf")) - highest)
+                pooled += weight * share
+                if step == POOLED // 2:
+                    seen = tl.maximum(seen, weight * share)
+            best = tl.maximum(best, pooled / around.to(tl.float32))
+        tl.store(mine + GROUP * tokens.to(tl.int64) + token, best, mask=here)
+        seen_all += tl.sum(tl.where(here, seen, 0.0), 0)
+    tl.store(sums + item * MOST + part, seen_all)
 
 
-@triton.jit(do_not_specialize=["heads", "blocks"])
+@triton.jit
+def _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, HEADS: tl.constexpr):
+    """Which pivot a unit follows, -1 where it is not to be refilled; and the rows it holds."""
+    rows = tl.load(cap + (unit // HEADS) * per_request + number)
+    leads = tl.load(leader + slot.to(tl.int64) * all_heads + number)
+    return tl.where((rows < tokens) & (rows >= least), leads, -1), rows
+
+
+@triton.jit
 def _held(
-    slot, length, item_request, start, pair_item, pair_number, cap, page_start, page_list, position, workspace, top,
-    total, sums, heads, blocks,
-    GROUP: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    unit, split, length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops, totals,
+    shares, interval, parts, splits, per_request, all_heads, first, least,
+    HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
+    MOST: tl.constexpr, MOST_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """How much of its pivot's attention lies on a block of a satellite's rows."""
-    pair, block = tl.program_id(0), tl.program_id(1)
-    item = tl.load(pair_item + pair)
-    request = tl.load(item_request + item)
-    tokens = tl.load(length + request)
-    table = tl.load(slot + request).to(tl.int64) * heads + tl.load(pair_number + pair)
-    row = block * BLOCK + tl.arange(0, BLOCK)
-    here = row < tl.minimum(tl.load(cap + table), tokens)
-    page = tl.load(page_list + tl.load(page_start + table) + row // P, mask=here, other=0).to(tl.int64)
-    token = tl.load(position + page * P + row % P, mask=here, other=-1)
-    here = here & (token >= 0) & (token < tokens)
-    logits = workspace + tl.load(start + item)
-    seen = tl.zeros([BLOCK], tl.float32)
-    for member in tl.static_range(GROUP):
-        highest = tl.load(top + item * GROUP + member)
-        share = 1.0 / tl.load(total + item * GROUP + member)
-        weight = tl.exp2(tl.load(logits + member * tokens + token, mask=here, other=float("-inf")) - highest)
-        seen = tl.maximum(seen, weight * share)
-    tl.store(sums + pair.to(tl.int64) * blocks + block, tl.sum(seen, 0))
+    """How much of its pivot's attention lies on a share of a satellite's rows."""
+    request, number = unit // HEADS, first + unit % HEADS
+    tokens = _tokens(length, prompt, place, request, interval)
+    slot = tl.load(request_slot + request)
+    pivot, rows = _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, HEADS)
+    held = 0.0
+    if pivot >= 0:
+        mine = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP)
+        start = tl.load(page_start + request * per_request + number)
+        begin, end = span(rows, split, splits, TOKENS)
+        for opening in range(begin, end, TOKENS):
+            row = opening + tl.arange(0, TOKENS)
+            here = row < end
+            page = tl.load(page_list + start + row // P, mask=here, other=0).to(tl.int64)
+            token = tl.load(position + page * P + row % P, mask=here, other=0)
+            seen = tl.zeros([TOKENS], tl.float32)
+            for member in tl.static_range(GROUP):
+                highest, share = _shares(tops, totals, request * PIVOTS + pivot, member, parts, GROUP, MOST)
+                weight = tl.exp2(tl.load(mine + member * tokens + token, mask=here, other=float("-inf")) - highest)
+                seen = tl.maximum(seen, weight * share)
+            held += tl.sum(tl.where(here, seen, 0.0), 0)
+    tl.store(shares + unit * MOST_SPLITS + split, held)
+
+
+@triton.jit(do_not_specialize=["items", "units", "interval", "parts", "splits", "per_request", "all_heads", "first",
+                               "least"])  # fmt: skip
+def _compare(
+    length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops, totals, sums, shares,
+    wanted, idle, items, units, interval, parts, splits, per_request, all_heads, first, least,
+    HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
+    POOLED: tl.constexpr, MOST: tl.constexpr, MOST_SPLITS: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """Half of the programs pool what pivots see, the others add up what satellites hold of it."""
+    which, part = tl.program_id(0), tl.program_id(1)
+    if tl.program_id(2) == 0:
+        if (which < items) & (part < parts):
+            _pool(which, part, length, prompt, place, logits, tops, totals, sums, interval, parts, PIVOTS, GROUP, TOKENS,
+                  POOLED, MOST)  # fmt: skip
+    else:
+        if (which < units) & (part < splits):
+            if part == 0:
+                tl.store(wanted + which * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
+                tl.store(idle + which * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
+            _held(which, part, length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits,
+                  tops, totals, shares, interval, parts, splits, per_request, all_heads, first, least, HEADS, PIVOTS,
+                  GROUP, P, TOKENS, MOST, MOST_SPLITS)  # fmt: skip
+
+
+@triton.jit
+def _chance(request, number, length):
+    """A number in [0, 1) that looks random."""
+    mixed = (request.to(tl.int64) * 7919 + number * 104729 + length.to(tl.int64) * 1299709) & 0x7FFFFFFF
+    mixed = ((mixed ^ (mixed >> 13)) * 1103515245 + 12345) & 0x7FFFFFFF
+    return ((mixed >> 8) & 0xFFFF).to(tl.float32) / 65536
+
+
+@triton.jit(do_not_specialize=["interval", "parts", "splits", "per_request", "all_heads", "first", "least", "sink",
+                               "window", "threshold", "decay"])  # fmt: skip
+def _refill(
+    length, prompt, request_slot, cap, place, leader, filled, rate, logits, sums, shares, scores, wanted, flag, fading,
+    counted, interval, parts, splits, per_request, all_heads, first, least, sink, window, threshold, decay,
+    HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, MOST: tl.constexpr,
+    MOST_SPLITS: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
+    """A satellite that holds too little gets its pivot's scores, and their bins' counts."""
+    unit, part = tl.program_id(0), tl.program_id(1)
+    request, number = unit // HEADS, first + unit % HEADS
+    tokens = _tokens(length, prompt, place, request, interval)
+    slot = tl.load(request_slot + request)
+    pivot, _ = _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, HEADS)
+    drifted = 0
+    if pivot >= 0:
+        split, every = tl.arange(0, MOST_SPLITS), tl.arange(0, MOST)
+        held = tl.sum(tl.load(shares + unit * MOST_SPLITS + split, mask=split < splits, other=0.0), 0)
+        seen = tl.sum(tl.load(sums + (request * PIVOTS + pivot) * MOST + every, mask=every < parts, other=0.0), 0)
+        forced = tl.load(rate)
+        drifted = tl.where(forced < 0, held / seen < threshold, _chance(slot, number, tokens) < forced).to(tl.int32)
+    if part == 0:
+        tl.store(flag + unit, drifted)
+        if pivot >= 0:
+            tl.atomic_add(counted + 2, 1, sem="relaxed")
+        if drifted != 0:
+            where = filled + slot.to(tl.int64) * all_heads + number
+            looks = (tokens - tl.load(where)).to(tl.float32) / interval
+            tl.store(fading + unit, tl.where(decay > 0, tl.exp2(tl.log2(tl.maximum(decay, 1e-30)) * looks), 0.0))
+            tl.store(where, tokens)
+            tl.atomic_add(counted + 3, 1, sem="relaxed")
+    if drifted != 0:
+        theirs = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP) + GROUP * tokens.to(tl.int64)
+        mine = scores + tl.load(place + request).to(tl.int64) * HEADS + unit % HEADS * tokens
+        begin, end = span(tokens, part, parts, TOKENS)
+        found = tl.zeros([BINS], tl.int32)
+        for opening in range(begin, end, TOKENS):
+            token = opening + tl.arange(0, TOKENS)
+            here = token < end
+            score = tl.load(theirs + token, mask=here, other=0.0)
+            tl.store(mine + token, score, mask=here)
+            inside = here & (token >= sink) & (token < tokens - window)
+            found += tl.histogram(score_bin(score, BINS, FINE, LEAST), BINS, mask=inside)
+        tl.atomic_add(wanted + unit * BINS + tl.arange(0, BINS), found, mask=found > 0, sem="relaxed")
 
 
 def look(
-    glance: Glance, pivots: Pivots, queries: torch.Tensor, req_to_token: torch.Tensor, tables: DeviceTables,
-    position: torch.Tensor, workspace: torch.Tensor, group: int, widest: int, scale: float,
-) -> torch.Tensor:  # fmt: skip
-    """Overlaps [S] float32: the share of each pair's pivot's attention on the rows its satellite holds.
-
-    queries [layers, batch, Hq, D] of the step after which this is called; position [pages, P] int32; workspace [n]
-    float32 takes (G + 1) * L numbers per item; `widest`: no satellite has more rows.
-    """
-    items, pairs = glance.item_pivot.numel(), glance.pair_item.numel()
-    dim, query_heads = queries.shape[-1], queries.shape[2]
-    spans, blocks = triton.cdiv(glance.longest, _SPAN), triton.cdiv(glance.longest, _TOKENS)
-    tops = workspace.new_empty(items, spans, group)
-    totals = torch.empty_like(tops)
-    _score[(items, spans)](
-        queries, req_to_token, glance.slot, glance.length, glance.row, glance.item_request, glance.item_pivot,
-        glance.start, pivots.base, pivots.keys, pivots.heads, pivots.place, pivots.query, workspace, tops, totals,
-        scale * 1.4426950408889634, req_to_token.stride(0), queries.stride(0), spans,
-        HEADS=query_heads // group, GROUP=group, D=dim, SPAN=_SPAN, BLOCK=32, BLOCK_D=triton.next_power_of_2(dim),
-        PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
+    q: torch.Tensor, layer: LayerBuffers, pivots: LayerPivots, slots: torch.Tensor, starts: torch.Tensor,
+    step: StepTables, scale: float, watch: Watch, sink: int, window: int, work: Workspace,
+) -> None:  # fmt: skip
+    """A step's queries q [B, Hq, D]: satellites that hold too little of what their pivots look at are to be refilled."""
+    batch, _, dim = q.shape
+    count, heads, group = pivots.head.numel(), layer.heads.numel(), work.group
+    items, units = batch * count, batch * heads
+    parts, splits, per_request, all_heads = work.parts(items), work.splits(units), step.cap.shape[1], watch.leader.shape[1]
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    sizes = dict(PIVOTS=count, GROUP=group, MOST=MOST_PARTS)
+    _score[(items, parts)](
+        q, slots, starts, step.length, watch.prompt, work.place, pivots.head, pivots.place, layer.resident_k, work.logits,
+        work.tops, work.totals, q.stride(0), watch.interval, parts, scale * 1.4426950408889634,
+        layer.resident_k.shape[1], D=dim, BLOCK=_BLOCK, BLOCK_D=triton.next_power_of_2(dim), PRECISION=precision,
+        num_warps=4, num_stages=3, **sizes,
     )  # fmt: skip
-    top = tops.amax(1)  # [I, G]
-    total = (totals * (tops - top[:, None]).exp2()).sum(1)  # [I, G]
-    sums = workspace.new_empty(items, blocks)
-    _pool[(items, blocks)](
-        glance.length, glance.item_request, glance.start, workspace, top, total, sums, blocks,
-        GROUP=group, BLOCK=_TOKENS, POOLED=POOL,
+    _compare[(max(items, units), max(parts, splits), 2)](
+        step.length, watch.prompt, watch.request, step.cap, step.page_start, step.page_list, layer.position, work.place,
+        watch.leader, work.logits, work.tops, work.totals, work.sums, work.shares, work.wanted, work.idle, items, units,
+        watch.interval, parts, splits, per_request, all_heads, layer.first, watch.least,
+        HEADS=heads, P=layer.hot_k.shape[1], TOKENS=_TOKENS, POOLED=POOL, MOST_SPLITS=MOST_SPLITS, BINS=BINS,
+        num_warps=4, **sizes,
     )  # fmt: skip
-    pieces = triton.cdiv(min(widest, glance.longest), _ROWS)
-    held = workspace.new_empty(pairs, pieces)
-    _held[(pairs, pieces)](
-        glance.slot, glance.length, glance.item_request, glance.start, glance.pair_item, glance.pair_number,
-        tables.cap, tables.page_start, tables.page_list, position, workspace, top, total, held, tables.cap.shape[1],
-        pieces, GROUP=group, P=position.shape[1], BLOCK=_ROWS,
+    _refill[(units, parts)](
+        step.length, watch.prompt, watch.request, step.cap, work.place, watch.leader, watch.filled, watch.rate,
+        work.logits, work.sums, work.shares, work.scores, work.wanted, work.flag, work.fading, work.counted,
+        watch.interval, parts, splits, per_request, all_heads, layer.first, watch.least, sink, window, watch.threshold,
+        watch.decay, HEADS=heads, TOKENS=_TOKENS, MOST_SPLITS=MOST_SPLITS, BINS=BINS, FINE=FINE, LEAST=LEAST,
+        num_warps=4, **sizes,
     )  # fmt: skip
-    return held.sum(1) / sums.sum(1)[glance.pair_item.long()]

@@ -7,35 +7,18 @@ are multiplied and added up in integers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from triton import knobs
 
+from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
-from hetero_sglang.ops.triton.store import StepTables
 from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, Workspace
-from hetero_sglang.profile.index_plan import Fields
 
 _WARPS = 8
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
-
-
-@dataclass(frozen=True)
-class LayerIndex:
-    """One layer's key index: `heads` [C] int32 of the layer's, `rows` int16 [C, slots, words], float32 `encode`,
-    `decode` [C, D, R] and `offset` [C, R]; `first`: compressed heads in earlier layers."""
-
-    heads: torch.Tensor
-    rows: torch.Tensor
-    encode: torch.Tensor
-    decode: torch.Tensor
-    offset: torch.Tensor
-    fields: Fields
-    first: int
 
 
 @triton.jit

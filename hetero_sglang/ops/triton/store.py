@@ -5,54 +5,27 @@ The same launch sets a decode step's queries aside, for the drift monitor to rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.triton.early import overlaps
 
 
-@dataclass(frozen=True)
-class LayerBuffers:
-    """One layer's places for K/V; `role` [H] int32 is a resident head's index r, or -1 - c for compressed head c."""
-
-    role: torch.Tensor
-    resident_k: torch.Tensor  # [rows, R, D]
-    resident_v: torch.Tensor  # [rows, R, Dv]
-    host: torch.Tensor  # [blocks, C, BLOCK, D + Dv], pinned host memory that the device writes to directly
-    hot_k: torch.Tensor  # [pages, P, D]
-    hot_v: torch.Tensor  # [pages, P, Dv]
-    position: torch.Tensor  # [pages, P] int32
-    score: torch.Tensor  # [pages, P] float32
-    first: int  # compressed heads in earlier layers
-
-
-@dataclass(frozen=True)
-class StepTables:
-    """This decode step's requests, all int32 on the device; see DeviceTables."""
-
-    length: torch.Tensor  # [B], the new token included; 0 for padding
-    cap: torch.Tensor  # [B, Hc]
-    page_start: torch.Tensor  # [B, Hc]
-    page_list: torch.Tensor  # [n]
-
-
 @triton.jit
-def ring_row(token, rows, window):
+def ring_row(token, rows, sink, ring):
     """Row of `token` in a head of `rows` rows: twin of cache/working_set.py's."""
-    ring = tl.minimum(rows, window)
-    wrapped = rows - ring + (token - rows) % tl.maximum(ring, 1)
-    return tl.where(token < rows, token, wrapped)
+    turning = tl.maximum(tl.minimum(rows - sink, ring), 1)
+    return tl.where(token < rows, token, rows - turning + (token - rows) % turning)
 
 
-@triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "window"])
+@triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "sink", "ring"])
 def _store(
     k, v, slots, role, resident_k, resident_v, host, hot_k, hot_v, position, score,
-    length, cap, page_start, page_list, q, saved, resident_heads, compressed_heads, first, caps_per_request, window,
+    length, cap, page_start, page_list, q, saved, resident_heads, compressed_heads, first, caps_per_request, sink, ring,
     k_stride, v_stride, q_stride,
     HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
     RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
@@ -90,19 +63,13 @@ def _store(
             rows = tl.load(cap + number)
             last = tl.load(length + token) - 1
             if (rows > 0) & (last >= 0):
-                where = ring_row(last, rows, window)
+                where = ring_row(last, rows, sink, ring)
                 page = tl.load(page_list + tl.load(page_start + number) + where // P).to(tl.int64)
                 row = page * P + where % P
                 tl.store(hot_k + row * D + at, key, mask=here)
                 tl.store(hot_v + row * DV + at_v, value, mask=here_v)
                 tl.store(position + row, last)
                 tl.store(score + row, 0.0)
-
-
-def rows_apart(values: torch.Tensor) -> torch.Tensor:
-    """[n, H, D] as the kernels take it: the heads of a row side by side; rows may be slices of wider ones."""
-    _, _, dim = values.shape
-    return values if values.stride(2) == 1 and values.stride(1) == dim else values.contiguous()
 
 
 def store(
@@ -114,11 +81,12 @@ def store(
     resident: bool = True,
     host: bool = True,
     step: StepTables | None = None,
-    window: int = 1,
+    sink: int = 0,
+    ring: int = 1,
     q: torch.Tensor | None = None,
     saved: torch.Tensor | None = None,
 ) -> None:
-    """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; rows may lie apart (`rows_apart`).
+    """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; rows may lie apart (engine.rows_apart).
 
     `step`: the tokens are one per request of a decode step and also go to their ring rows; where `saved` [>= n, Hq, D]
     is given, their queries q [n, Hq, D] go there.
@@ -134,7 +102,7 @@ def store(
         layer.position, layer.score,
         tables.length, tables.cap, tables.page_start, tables.page_list, k if q is None else q,
         k if saved is None else saved, layer.resident_k.shape[1], layer.host.shape[1], layer.first,
-        tables.cap.shape[-1], window, k.stride(0), v.stride(0), 0 if q is None else q.stride(0),
+        tables.cap.shape[-1], sink, ring, k.stride(0), v.stride(0), 0 if q is None else q.stride(0),
         HEADS=heads, D=dim, DV=v_dim, P=page, GROUP=group,
         RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK,
         HOT=step is not None, SAVE=saved is not None, BLOCK_D=triton.next_power_of_2(dim),

@@ -11,8 +11,7 @@ import triton.language as tl
 
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.triton.probe import LayerIndex
-from hetero_sglang.ops.triton.store import StepTables
+from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 
 PROGRAMS = 8  # beside a step
@@ -38,9 +37,10 @@ def _listed(lists, counts, unit, number, splits, room, MOST: tl.constexpr):
 @triton.jit(do_not_specialize=["units", "caps_per_request", "first", "splits", "sink", "room"])
 def _swap_in(
     length, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, host,
-    hot_k, hot_v, position, used, units, caps_per_request, first, splits, sink, room,
+    hot_k, hot_v, position, used, even, evens, scores, place_of, units, caps_per_request, first, splits, sink, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, MOST: tl.constexpr, PAIRS: tl.constexpr,
+    MERGED: tl.constexpr,
 ):  # fmt: skip
     at, at_v, within = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, RUN)
     for base in range(0, units, UNITS):
@@ -56,7 +56,10 @@ def _swap_in(
             pair -= tl.sum(tl.where((every - base)[None, :] < number[:, None], come[None, :], 0), 1)
             unit = tl.where(here, base + number, 0)
             request = unit // HEADS
-            run, _ = _listed(missing, lacking, unit, pair, splits, room, MOST)
+            run, sure = _listed(missing, lacking, unit, pair, splits, room, MOST)
+            if MERGED:
+                more, _ = _listed(even, evens, unit, pair - sure, splits, room, MOST)
+                run = tl.where(pair < sure, run, more)
             older, total = _listed(old, olds, unit, pair, splits, room, MOST)
             same, _ = _listed(level, levels, unit, pair - total, splits, room, MOST)
             start = tl.load(page_start + request * caps_per_request + first + unit % HEADS, mask=here, other=0)
@@ -70,7 +73,11 @@ def _swap_in(
             slot = tl.load(listed[:, None] + token, mask=there, other=0).to(tl.int64)
             to = page * P + row % P
             tl.store(position + to, token, mask=there)
-            tl.store(used + to, now[:, None] + within[None, :] * 0, mask=there)
+            if MERGED:
+                mine = tl.load(place_of + request, mask=here, other=0).to(tl.int64) * HEADS + unit % HEADS * now
+                tl.store(used + to, tl.load(scores + mine[:, None] + token, mask=there, other=0.0), mask=there)
+            else:
+                tl.store(used + to, now[:, None] + within[None, :] * 0, mask=there)
             source = (slot // BLOCK * HEADS + (unit % HEADS)[:, None]) * BLOCK + slot % BLOCK
             source = tl.reshape(source, [PAIRS * RUN])[:, None] * (D + DV)  # seen to be a multiple: wide loads
             to, there = tl.reshape(to, [PAIRS * RUN])[:, None], tl.reshape(there, [PAIRS * RUN])[:, None]
@@ -81,8 +88,8 @@ def _swap_in(
 
 
 def swap_in(
-    layer: LayerIndex, host: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, hot: HotPool,
-    sink: int, work: Workspace, programs: int = PROGRAMS,
+    layer: LayerBuffers | LayerIndex, host: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables,
+    hot: HotPool, sink: int, work: Workspace, programs: int = PROGRAMS, merged: bool = False,
 ) -> None:  # fmt: skip
     """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's."""
     heads = layer.heads.numel()
@@ -90,12 +97,13 @@ def swap_in(
     dim, v_dim = hot.k.shape[-1], hot.v.shape[-1]
     _swap_in[(programs,)](
         step.length, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old, work.olds,
-        work.level, work.levels, work.comes, host, hot.k, hot.v, hot.position, hot.used, units, step.cap.shape[1],
+        work.level, work.levels, work.comes, host, hot.k, hot.v, hot.position, hot.score if merged else hot.used,
+        work.even, work.evens, work.scores, work.place, units, step.cap.shape[1],
         layer.first, work.splits(units), sink, work.room,
         HEADS=heads, RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
         UNITS=min(_UNITS, triton.next_power_of_2(units)), MOST=MOST_SPLITS, PAIRS=_ROWS[work.run] // work.run,
-        num_warps=8,
+        MERGED=merged, num_warps=8,
     )  # fmt: skip
 
 

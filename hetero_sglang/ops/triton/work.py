@@ -53,9 +53,9 @@ def _plan_work(
     tl.store(first_item + layer * (rows + 1) + rows, tl.sum(pieces))
 
 
-@triton.jit(do_not_specialize=["rows", "items", "caps_per_request", "window"])
+@triton.jit(do_not_specialize=["rows", "items", "caps_per_request", "sink", "ring"])
 def _describe(
-    length, cap, page_start, starts, counts, heads, first_item, described, rows, items, caps_per_request, window,
+    length, cap, page_start, starts, counts, heads, first_item, described, rows, items, caps_per_request, sink, ring,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, FIELDS: tl.constexpr,
 ):  # fmt: skip
     layer = tl.program_id(0)
@@ -74,7 +74,7 @@ def _describe(
     compressed = here & (place >= resident)
     tokens = tl.load(length + request)
     kept = tl.load(cap + number, mask=compressed, other=2147483647)
-    fresh = ring_row(tokens - 1, kept, window)
+    fresh = ring_row(tokens - 1, kept, sink, ring)
     tokens = tl.minimum(kept, tokens)
     listed = tl.load(page_start + number, mask=compressed, other=0)
     listed = tl.where(compressed, listed, tl.load(starts + request))
@@ -102,11 +102,11 @@ class DecodeBuffers:
     """
 
     def __init__(
-        self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, window: int, device: torch.device,
+        self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, sink: int, ring: int, device: torch.device,
         shape: DecodeShape = DecodeShape(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
-        self.shape, self.window = shape, window
+        self.shape, self.sink, self.ring = shape, sink, ring
         self.layers, self.kv_heads = len(counts), sum(counts[0][:2])
         self.processors = 4
         if device.type == "cuda":
@@ -150,6 +150,6 @@ class DecodeBuffers:
         each = 32
         _describe[(self.layers, triton.cdiv(self.planned, each))](
             length, cap, page_start, starts, self._counts, self.heads, self._first_item, self._described, self.rows,
-            self.planned, cap.shape[1], self.window, HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, ITEMS=each,
+            self.planned, cap.shape[1], self.sink, self.ring, HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, ITEMS=each,
             FIELDS=FIELDS, num_warps=4,
         )  # fmt: skip

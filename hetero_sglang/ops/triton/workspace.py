@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hetero_sglang.ops.reference.choose import BINS
+from hetero_sglang.ops.reference.choose import BINS, score_bin
 from hetero_sglang.ops.triton.index import MOST_FIELDS
 
 TILE = 256  # runs or places that a program looks at together
@@ -26,8 +26,9 @@ class Workspace:
 
     def __init__(
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
-        device: torch.device | str,
+        device: torch.device | str, pivots: int = 0,
     ) -> None:  # fmt: skip
+        """`pivots`: of a layer, at most."""
         self.heads, self.group, self.tokens, self.run, self.room = heads, group, tokens, run, most
         units = batch * heads
         self.context = context
@@ -56,17 +57,54 @@ class Workspace:
         self.level = make(lists, most)  # and of the edge's bin
         self.levels = make(lists)
         self.comes = make(units)  # runs that come
-        self.counted = make(2, dtype=torch.int64)  # rows that came, and that were late, since the start
+        self.counted = make(4, dtype=torch.int64)  # since the start: rows that came, late ones, looks, drifts
+        self.even = make(lists if pivots else 1, most)  # runs of the edge's bin, where rows are merged
+        self.evens = make(lists if pivots else 1)
+        self.flag = make(units)  # whether a head is to be refilled
+        self.fading = make(units, dtype=torch.float32)  # what is left of the worth of its rows
+        self.logits = make(tokens * pivots * (group + 1), dtype=torch.float32)  # of pivots
+        self.tops = make(batch * pivots, MOST_PARTS, group, dtype=torch.float32)
+        self.totals = make(batch * pivots, MOST_PARTS, group, dtype=torch.float32)
+        self.sums = make(batch * pivots, MOST_PARTS, dtype=torch.float32)  # of what pivots see
+        self.shares = make(units, MOST_SPLITS, dtype=torch.float32)  # of that, what satellites hold
 
     def plan(self, length: torch.Tensor) -> None:
         """Once per step, recorded in the graph: where each request's tokens go; length [B] int32."""
         batch = length.numel()
+        self.flag.zero_()
         # Another request is first each time: of many that share a prefix, none is left out for good.
         self.turn += 1
         order = (torch.arange(batch, device=length.device) + self.turn) % batch
         sizes = length[order]
         end = sizes.cumsum(0)
         self.place[order] = torch.where(end <= self.tokens, end - sizes, -1).int()
+
+    def offer(
+        self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int
+    ) -> None:
+        """Scores [L] of a lone request's tokens, found elsewhere for `head` of a layer's `heads`; for `choose`."""
+        length = scores.numel()
+        self.scores[head * length : (head + 1) * length] = scores
+        inside = score_bin(scores[sink : length - window]).long()
+        self.wanted[head], self.idle[head] = 0, 0
+        self.wanted[head].scatter_add_(0, inside, torch.ones_like(inside, dtype=torch.int32))
+        self.flag[head], self.fading[head] = 1, fading
+
+    def give(
+        self, tokens: torch.Tensor, places: torch.Tensor, rows: torch.Tensor, count: torch.Tensor, heads: int
+    ) -> None:
+        """What comes was chosen elsewhere, for N requests' heads: the first count[n] of `tokens` [N, S] to `places`
+        [N, S] among the selected rows; for `swap_in`. They are listed as one split's."""
+        units, most = tokens.shape
+        splits = self.splits(units)
+        for lists, counts, values in ((self.missing, self.lacking, tokens), (self.old, self.olds, places)):
+            lists.view(-1)[: units * splits * self.room].view(units, -1)[:, :most] = values
+            each = counts[: units * splits].view(units, splits)
+            each.zero_()
+            each[:, 0] = count
+        self.levels[: units * splits].zero_()
+        self.comes[:units] = count
+        self.counted[0] += count.sum()
 
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units; a power of two."""

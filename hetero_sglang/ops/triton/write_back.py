@@ -6,55 +6,34 @@ next step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.config.layout import LayerLayout
-from hetero_sglang.ops.triton.store import StepTables, ring_row
+from hetero_sglang.ops.base import HostPlaces, NewRows, StepTables
+from hetero_sglang.ops.triton.store import ring_row
 
 _PROGRAMS = 16  # enough for the link to the host; more would hold the next step's programs up
 _ROWS = 16
 
 
-@dataclass(frozen=True)
-class HostPlaces:
-    """Where every compressed head's rows lie in the host store, in elements from `base`; [Hc] int64 on the device.
-
-    Block b of head h begins at `at[h] + b * stride[h]`.
-    """
-
-    base: torch.Tensor  # some layer's [blocks, C, BLOCK, D + Dv], pinned
-    at: torch.Tensor
-    stride: torch.Tensor
-
-    @classmethod
-    def of(cls, blocks: Sequence[torch.Tensor], layers: Sequence[LayerLayout], device: torch.device) -> HostPlaces:
-        """blocks: the host store's, by layer."""
-        pairs = [(layer, c) for layer, x in enumerate(layers) for c in range(len(x.compressed))]
-        base = blocks[pairs[0][0]]
-        size, begin = base.element_size(), base.data_ptr()
-        places = [(blocks[layer].data_ptr() - begin) // size + c * blocks[layer].stride(1) for layer, c in pairs]
-        strides = [blocks[layer].stride(0) for layer, _ in pairs]
-        return cls(base, torch.tensor(places, device=device), torch.tensor(strides, device=device))
-
-
-@dataclass(frozen=True)
-class NewRows:
-    """What a step has written: `row` [B, Hc] int32 flat hot rows, -1 for padding; `slot` [B] int32 token slots."""
-
-    row: torch.Tensor
-    slot: torch.Tensor
-
-
-@triton.jit(do_not_specialize=["heads", "window"])
+@triton.jit(do_not_specialize=["heads", "sink", "ring"])
 def _locate(
-    length, cap, page_start, page_list, slots, starts, row, slot, heads, window, P: tl.constexpr, BLOCK: tl.constexpr
+    length,
+    cap,
+    page_start,
+    page_list,
+    slots,
+    starts,
+    row,
+    slot,
+    heads,
+    sink,
+    ring,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     request = tl.program_id(0)
     head = tl.arange(0, BLOCK)
@@ -62,7 +41,7 @@ def _locate(
     last = tl.load(length + request) - 1
     rows = tl.load(cap + request * heads + head, mask=here, other=1)
     there = here & (rows > 0) & (last >= 0)
-    where = tl.where(there, ring_row(last, rows, window), 0)
+    where = tl.where(there, ring_row(last, rows, sink, ring), 0)
     page = tl.load(page_list + tl.load(page_start + request * heads + head, mask=here, other=0) + where // P,
                    mask=there, other=0)  # fmt: skip
     tl.store(row + request * heads + head, tl.where(there, page * P + where % P, -1), mask=here)
@@ -70,7 +49,7 @@ def _locate(
     tl.store(slot + request, mine)
 
 
-def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, window: int, page: int) -> NewRows:
+def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, sink: int, ring: int, page: int) -> NewRows:
     """Rows and slots of the newest token of each of the step's requests, in tensors of their own.
 
     slots: the requests' token slots, request b's from starts[b] on.
@@ -79,7 +58,7 @@ def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, window: 
     row = torch.empty_like(step.cap)
     slot = torch.empty(batch, dtype=torch.int32, device=row.device)
     _locate[(batch,)](
-        step.length, step.cap, step.page_start, step.page_list, slots, starts, row, slot, heads, window,
+        step.length, step.cap, step.page_start, step.page_list, slots, starts, row, slot, heads, sink, ring,
         P=page, BLOCK=triton.next_power_of_2(heads), num_warps=4,
     )  # fmt: skip
     return NewRows(row, slot)

@@ -1,4 +1,4 @@
-"""Drift, fetch and publication through the real worker process: deltas only, each token once, the right bytes."""
+"""Pivots and anchors, through the real worker process: each token once, the right bytes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,33 @@ import time
 
 import pytest
 import torch
-from core_helpers import Request, decode, held_positions, make_cache, make_settings, prefill, random_profile
+from core_helpers import Request, decode, engine_of, held_positions, make_cache, make_settings, prefill, random_profile
 from test_engine import expect, scattered_slots
 
 from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.config.settings import Settings
 
 
 def settle(cache: TieredCache) -> None:
-    """Wait until the worker has answered everything, then publish it."""
+    """Wait until the worker has answered everything; what it found comes with the next step."""
+    anchors = engine_of(cache).finder.anchors
     deadline = time.monotonic() + 20
-    while cache.fetcher.fetches or cache.fetcher.scores:
-        cache.fetcher.publish()
+    while anchors.asking or anchors.ranking.under_way:
+        engine_of(cache).poll()
         assert time.monotonic() < deadline, "the worker did not answer"
         time.sleep(0.002)
+
+
+def started(settings: Settings) -> TieredCache:
+    """A cache whose worker is up."""
+    cache = make_cache(settings)
+    assert engine_of(cache).finder.anchors.ranking.client.wait_up(10)
+    return cache
+
+
+def ended(cache: TieredCache) -> None:
+    engine_of(cache).close()
+    cache.close()
 
 
 @pytest.fixture
@@ -27,11 +41,9 @@ def busy_cache():
     settings = make_settings(
         random_profile(4), drift_threshold=1.0, monitor_interval=1, anchor_interval=2, dense_below=64
     )
-    cache = make_cache(settings)
-    cache.fetcher.start_worker()
-    assert cache.fetcher.client.wait_up(10)
+    cache = started(settings)
     yield cache
-    cache.close()
+    ended(cache)
 
 
 def check_rows(request: Request, length: int) -> None:
@@ -69,7 +81,7 @@ def test_fetched_rows_are_the_right_bytes_and_every_token_is_held_once(busy_cach
             check_rows(request, request.prompt + step)
     counters = busy_cache.counters
     assert counters.fetched_rows > 100 and counters.drift_triggers > 10 and counters.anchor_refreshes > 5
-    assert counters.dropped_rows == 0 and counters.failed_fetches == 0
+    assert counters.failed_fetches == 0
 
 
 def test_generated_tokens_can_be_fetched_back(busy_cache: TieredCache) -> None:
@@ -88,42 +100,29 @@ def test_generated_tokens_can_be_fetched_back(busy_cache: TieredCache) -> None:
     check_rows(request, 279)
 
 
-def test_rows_of_freed_slots_are_dropped_not_published(busy_cache: TieredCache) -> None:
+def test_a_ranking_for_an_ended_request_touches_nothing(busy_cache: TieredCache) -> None:
     request = Request(busy_cache, 1, 150, 190, scattered_slots(190, 3), 4)
     request.start()
     prefill([request], [(0, 150)])
-    decode([request], [151])
-    pending = next(iter(busy_cache.fetcher.fetches.values()))
-    victim = pending.slots[:1]
-    before = busy_cache.hot.position.clone()
-    busy_cache.release_slots(victim)
-    settle(busy_cache)
-    assert busy_cache.counters.dropped_rows >= 1
-    row = int(pending.swaps[0].rows[0])
-    assert busy_cache.hot.position.view(-1)[row] == before.view(-1)[row]
-
-
-def test_a_fetch_for_an_ended_request_touches_nothing(busy_cache: TieredCache) -> None:
-    request = Request(busy_cache, 1, 150, 190, scattered_slots(190, 3), 4)
-    request.start()
-    prefill([request], [(0, 150)])
-    decode([request], [151])
-    assert busy_cache.fetcher.fetches
+    for length in (151, 152, 153):
+        decode([request], [length])
+    anchors = engine_of(busy_cache).finder.anchors
+    assert anchors.asking or anchors.ranking.under_way or anchors.ranked
     busy_cache.finish(1)
     follower = Request(busy_cache, 1, 150, 190, scattered_slots(190, 3), 5)
     follower.start()  # takes over the very pages
     prefill([follower], [(0, 150)])
     settle(busy_cache)
     check_rows(follower, 150)
-    assert busy_cache.counters.fetched_rows == 0 and busy_cache.counters.dropped_rows > 0
+    for length in (151, 152):
+        decode([follower], [length])
+        check_rows(follower, length)
 
 
 @pytest.mark.parametrize("window", [6, 30, 46])
 def test_heads_with_few_rows_to_choose_keep_what_the_prompt_found(window: int) -> None:
     options = {"window": window, "drift_threshold": 1.0, "monitor_interval": 1, "anchor_interval": 1}
-    cache = make_cache(make_settings(random_profile(4), dense_below=140, **options))
-    cache.fetcher.start_worker()
-    assert cache.fetcher.client.wait_up(10)
+    cache = started(make_settings(random_profile(4), dense_below=140, **options))
     request = Request(cache, 1, 150, 170, scattered_slots(600, 1)[:170], 1)
     request.start()
     prefill([request], [(0, 150)])
@@ -143,10 +142,8 @@ def test_heads_with_few_rows_to_choose_keep_what_the_prompt_found(window: int) -
     assert cache.counters.drift_checks == checks
     assert all(torch.equal(selected(number), before[number]) for number in few)
     assert cache.counters.fetched_rows > 0 and bool(few) == (window > 6)
-    cache.close()
+    ended(cache)
 
 
 def test_retrieval_off_never_starts_a_worker() -> None:
-    cache = make_cache(make_settings(random_profile(4), drift_threshold=0.0))
-    cache.fetcher.start_worker()
-    assert cache.fetcher.client is None
+    assert engine_of(make_cache(make_settings(random_profile(4), drift_threshold=0.0))).finder is None

@@ -1,0 +1,119 @@
+"""How heads find rows again while a request decodes: what every way of it offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.lanes import Mark, mark
+from hetero_sglang.cache.sizes import LOOK_WORKSPACE
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.engine.plan import Prompt
+from hetero_sglang.ops.base import LayerBuffers, StepTables
+from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.policy.base import Policy
+
+_EVERY = 8  # steps between two readings of the device's counts
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a finder knows of the engine it works for."""
+
+    cache: TieredCache
+    policy: Policy
+    ops: Any  # the operations' module
+    layers: list[LayerBuffers]
+    tables: DeviceTables
+    group: int  # query heads of a KV head
+    context: int  # tokens of the longest request
+
+
+class Finder(ABC):
+    """Rows that a layer's heads want are there when they attend; what `find` does is recorded in the step's graph."""
+
+    run = 1  # neighbouring tokens that come and go together
+    room = 512  # runs that may come to a head in a step, at most
+    followed = 0  # pivots of a layer, at most
+
+    def __init__(self, parts: Parts) -> None:
+        self.cache, self.policy, self.ops, self.layers = parts.cache, parts.policy, parts.ops, parts.layers
+        self.tables, self.group, self.settings = parts.tables, parts.group, parts.cache.settings
+        self.device = self.cache.hot.k.device
+        self.widest = max(len(x.compressed) for x in self.settings.layout.layers)
+        self.counted: torch.Tensor | None = None  # by the device: rows that came, late ones, looks, drifts
+        self._counts = torch.zeros(4, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        self._read: Mark | None = None
+        self._steps = 0
+
+    @abstractmethod
+    def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
+        """Before a layer attends with q [B, Hq, D]; the step's token is stored."""
+
+    def workspace(self, batch: int, context: int) -> Any:
+        """For steps of up to `batch` requests of up to `context` tokens."""
+        floats = self.widest + self.followed * (self.group + 1)  # for a token of a request
+        tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * floats)))
+        work = self.ops.Workspace(
+            batch, self.widest, self.group, context, tokens, self.run, self.room, self.device, self.followed
+        )
+        if self.counted is not None:
+            work.counted = self.counted  # of every step, whichever its buffers
+        self.counted = work.counted
+        return work
+
+    def first(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
+        """What heads hold when a prompt ends, beside sinks and ring: positions [C, n] ascending, padded with L.
+
+        scores [C, L]; counts[c] positions within [low, high).
+        """
+        return self.policy.pick(scores, counts, low, high)
+
+    def worth(self, scores: torch.Tensor) -> torch.Tensor:
+        """What is kept with each row of a prompt: float32 [C, L] of its scores [C, L]."""
+        return scores
+
+    def written(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:  # noqa: B027 - few need to know
+        """New keys k [n, H, D] are stored at token slots [n]."""
+
+    def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:  # noqa: B027
+        """A layer's working sets are filled: keys [L, C, D] of the compressed heads, scores [C, L]."""
+
+    def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
+        """Before a step: its requests and their lengths by then."""
+        self._steps += 1
+        if self._steps % _EVERY == 0:
+            self.count()
+
+    def count(self) -> None:
+        """Take over what the device had counted when it was last asked, and ask again; waits for nothing."""
+        if self.counted is None or (self._read is not None and not self._read.passed):
+            return
+        if self.device.type == "cpu":
+            self._counts.copy_(self.counted)
+        counters, host = self.cache.counters, self.cache.host
+        rows, counters.late_rows, counters.drift_checks, counters.drift_triggers = self._counts.tolist()
+        counters.fetched_rows = rows
+        counters.fetched_bytes = rows * (host.head_dim + host.v_head_dim) * host.dtype.itemsize
+        if self.device.type == "cuda":
+            self._counts.copy_(self.counted, non_blocking=True)
+            self._read = mark(self.device)
+
+    def poll(self) -> None:  # noqa: B027 - most have nothing under way
+        """Between two steps: take what has arrived."""
+
+    def stats(self) -> dict[str, int | bool]:
+        """What only the finder knows, for /hetero/stats."""
+        return {}
+
+    def check_integrity(self, idle: bool) -> None:  # noqa: B027
+        """When idle, nothing is under way for a live request. RuntimeError else."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what it started."""

@@ -1,0 +1,90 @@
+"""Heads with a key index: what a head wants most by it comes in, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hetero_sglang.cache.lanes import Lane, Mark, mark
+from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.config import development
+from hetero_sglang.engine.finder import Finder, Parts
+from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.ops.reference.choose import used_at_first
+from hetero_sglang.ops.reference.index import run_scores
+from hetero_sglang.ops.step import DecodeStep
+
+
+class Lazy(Finder):
+    """Rows come in the step that wants them, or one layer ahead by guessed queries."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        store = self.cache.index
+        assert store is not None
+        self.run, self.room = store.run, self.settings.most_swaps
+        self.index = [
+            LayerIndex(layer.heads, rows, encode, decode, offset, store.fields, layer.first)
+            for layer, rows, encode, decode, offset in zip(
+                self.layers, store.rows, store.encode, store.decode, store.offset, strict=True
+            )
+        ]
+        self.most: dict[Any, int] = {}  # by workspace
+        self.lane = Lane(self.device, urgent=False)
+        self.read_state: dict[int, Mark] = {}  # by layer: the guess has read what it is made of
+        self.arrived: dict[int, Mark] = {}  # by layer whose rows come ahead
+
+    def first(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
+        """The best whole runs; all heads are alike."""
+        first, last = low // self.run, high // self.run
+        best = run_scores(scores, self.run)[:, first:last].topk(counts[0] // self.run).indices.sort(1).values + first
+        return (best[..., None] * self.run + torch.arange(self.run, device=scores.device)).flatten(1)
+
+    def worth(self, scores: torch.Tensor) -> torch.Tensor:
+        """When a token's run was last used, by its scores; 0 where it is incomplete."""
+        best = used_at_first(run_scores(scores, self.run)).repeat_interleave(self.run, 1)
+        return torch.nn.functional.pad(best, (0, scores.shape[1] - best.shape[1])).view(torch.float32)
+
+    def written(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
+        mine = self.index[layer]
+        self.ops.index(k, slots, mine.heads, mine.rows, mine.encode, mine.offset, mine.fields)
+
+    def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
+        wanted = development.changed_rows()
+        most = self.room if wanted is None else min(wanted // self.run, self.room)
+        if self.most.get(step.work) != most:
+            self.most[step.work] = most
+            step.work.most.fill_(most)
+        super().begin(step, known, lengths)
+
+    def ahead(
+        self, layer: int, step: DecodeStep, tables: StepTables, queries: Callable[[], torch.Tensor], scale: float
+    ) -> None:
+        """While the layer before runs its MLP: rows that `layer` wants by guessed queries [B, Hq * D] come in."""
+        self.lane.follow(mark(self.device))
+        with self.lane:
+            q = queries()
+            self.read_state[layer] = self.lane.mark()
+            self._swap(layer, step, tables, q.unflatten(1, (-1, self.cache.hot.k.shape[-1])), scale)
+        self.arrived[layer] = self.lane.mark()
+
+    def state_changes(self, layer: int) -> None:
+        """What `layer`'s queries are guessed from is about to be overwritten."""
+        if layer in self.read_state:
+            self.read_state.pop(layer).hold(self.device)
+
+    def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
+        if layer in self.arrived:
+            self.arrived.pop(layer).hold(self.device)
+        else:
+            self._swap(layer, step, tables, q, scale)
+
+    def _swap(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
+        mine, rule, hot, work = self.index[layer], self.settings.rule, self.cache.hot, step.work
+        if not mine.heads.numel():
+            return
+        self.ops.probe(q, mine, step.slots, step.starts, tables, scale, rule.sink, rule.window, work)
+        self.ops.choose(mine, tables, hot, rule.sink, rule.window, work)
+        self.ops.swap_in(mine, self.layers[layer].host, step.slots, step.starts, tables, hot, rule.sink, work)

@@ -1,0 +1,135 @@
+"""Policies that choose anew at every step by an index of their own, which lies in hot rows."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.engine.finder import Finder
+from hetero_sglang.engine.plan import Prompt
+from hetero_sglang.ops.base import StepTables
+from hetero_sglang.ops.step import LENGTH, PROMPT, ROOM, UNITS, DecodeStep
+from hetero_sglang.policy.base import Index
+from hetero_sglang.selection import top
+
+
+class Stepwise(Finder):
+    """All compressed heads of a layer are alike (no roles). A unit's first row has its first token for a position.
+
+    Everything is torch of fixed shapes, so a graph may record it; a graph looks at as many tokens as its context has.
+    """
+
+    @property
+    def index(self) -> Index:
+        assert self.policy.index is not None
+        return self.policy.index
+
+    def workspace(self, batch: int, context: int) -> object:
+        """Any head may change all of its rows."""
+        self.room = max(self.room, context)
+        return super().workspace(batch, context)
+
+    def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:
+        """Index the prompt's tokens."""
+        buffers, ws, span = self.layers[layer], prompt.ws, self.index.span
+        if not ws.index[buffers.first].numel():
+            return
+        heads, length = scores.shape
+        count = int(self.settings.layout.layers[layer].fractions[0] * ws.final)
+        firsts = self.policy.candidates(scores, count, self.settings.rule.window)
+        if firsts is None:
+            firsts = (torch.arange(length // span, device=keys.device) * span).expand(heads, -1)
+        ws.units = firsts.shape[1] - length // span
+        tokens = (firsts[..., None] + torch.arange(span, device=keys.device)).flatten(1)  # [C, U * span]
+        units = keys.transpose(0, 1).gather(1, tokens[..., None].expand(-1, -1, keys.shape[2]))
+        rows = torch.arange(firsts.shape[1] * self.index.rows, device=keys.device)
+        start = self.tables.index_start[ws.slot, buffers.numbers, None].long()
+        self._write(self._flat(start, rows), units.unflatten(1, (-1, span)), firsts)
+
+    def _flat(self, start: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """Flat hot rows of rows `row` of page lists that begin at `start`."""
+        page, listed = self.cache.hot.page_size, self.tables.page_list
+        at = (start + row // page).clamp(max=listed.numel() - 1)
+        return listed[at].long() * page + row % page
+
+    def _write(
+        self, rows: torch.Tensor, keys: torch.Tensor, firsts: torch.Tensor, wanted: torch.Tensor | None = None
+    ) -> None:
+        """Units of keys [N, U, span, D] with first tokens [N, U] to flat rows [N, U * R]; of units `wanted` [N, U]."""
+        hot = self.cache.hot
+        k, v = self.index.build(keys, hot.v.shape[-1])
+        places = rows.unflatten(1, (-1, self.index.rows))[..., 0]
+        for store, values, at in (
+            (hot.k.view(-1, k.shape[-1]), k.flatten(1, 2), rows),
+            (hot.v.view(-1, v.shape[-1]), v.flatten(1, 2), rows),
+            (hot.position.view(-1), firsts.int(), places),
+        ):
+            if wanted is not None:
+                mask = wanted.repeat_interleave(at.shape[1] // wanted.shape[1], 1)
+                values = torch.where(mask.view(*mask.shape, *[1] * (values.ndim - 2)), values, store[at])
+            store[at] = values
+
+    def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
+        buffers, rule, hot = self.layers[layer], self.settings.rule, self.cache.hot
+        heads, batch = buffers.heads.numel(), tables.length.numel()
+        if not heads:
+            return
+        inputs = step.inputs[:, :batch].long().repeat_interleave(heads, 1)  # [.., N], N requests' heads
+        length, prompt, room = inputs[LENGTH], inputs[PROMPT], inputs[ROOM] // self.index.rows
+        cap, start, first = (x[:batch, buffers.numbers].flatten().long() for x in
+                             (step.cap, step.page_start, step.index_start))  # fmt: skip
+        made = inputs[UNITS] + length // self.index.span
+        units = torch.where(room > 0, torch.minimum(made, room), 0)
+        self._extend(start, first, cap, length, units, (made <= room) & (length > prompt))
+        width = step.longest
+        scores = self._scores(first, units, q.unflatten(1, (-1, self.group))[:, buffers.compressed].flatten(0, 1), scale,
+                              width)  # fmt: skip
+        due = (cap < length) & (room > 0) & ((length - prompt) % self.settings.monitor_interval == 0)
+        at = torch.arange(width, device=self.device)
+        inside = (at >= rule.sink) & (at < (length - rule.window)[:, None])
+        places = torch.where(due, cap - rule.sink - rule.window, 0).clamp(min=0)  # [N]
+        chosen = top.best(scores, places, inside)
+        row = torch.arange(self._most(step, cap), device=self.device)
+        there = row < places[:, None]
+        flat = self._flat(start[:, None], rule.sink + row)  # [N, S]
+        swaps = top.exchange(chosen, hot.position.view(-1)[flat].long(), there)
+        count = torch.where(due, swaps.count, 0)
+        taken = flat.gather(1, swaps.places.clamp(max=row.numel() - 1))
+        step.work.give(swaps.tokens, swaps.places, taken, count, heads)
+        self.ops.swap_in(buffers, buffers.host, step.slots, step.starts, tables, hot, rule.sink, step.work)
+
+    def _most(self, step: DecodeStep, cap: torch.Tensor) -> int:
+        """Rows to choose of any head, at most."""
+        if self.device.type == "cpu":
+            return int(cap.max())
+        return step.longest
+
+    def _extend(
+        self, start: torch.Tensor, first: torch.Tensor, cap: torch.Tensor, length: torch.Tensor, units: torch.Tensor,
+        room: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """A unit for every `span` tokens that decoding has completed; they are still in the ring. All [N]."""
+        span, rule, hot = self.index.span, self.settings.rule, self.cache.hot
+        complete = room & (units > 0) & (length % span == 0)
+        token = (length[:, None] - span + torch.arange(span, device=self.device)).clamp(min=0)  # [N, span]
+        turning = (cap - rule.sink).clamp(1, rule.ring)[:, None]
+        row = torch.where(token < cap[:, None], token, cap[:, None] - turning + (token - cap[:, None]) % turning)
+        keys = hot.k.view(-1, hot.k.shape[-1])[self._flat(start[:, None], row)]  # [N, span, D]
+        rows = (units[:, None] - 1).clamp(min=0) * self.index.rows + torch.arange(self.index.rows, device=self.device)
+        self._write(self._flat(first[:, None], rows), keys[:, None], token[:, :1], complete[:, None])
+
+    def _scores(
+        self, first: torch.Tensor, units: torch.Tensor, q: torch.Tensor, scale: float, width: int
+    ) -> torch.Tensor:
+        """Scores [N, width] float32 by the index; what it does not cover comes last. q [N, G, D]."""
+        span, hot = self.index.span, self.cache.hot
+        unit = torch.arange(max(1, width // span), device=self.device)
+        rows = torch.arange(unit.numel() * self.index.rows, device=self.device)
+        real = unit < units[:, None]  # [N, U]
+        flat = self._flat(first[:, None], rows)
+        flat = torch.where(real.repeat_interleave(self.index.rows, 1), flat, flat[:, : self.index.rows].repeat(1, len(unit)))
+        k, v = (store.view(-1, store.shape[-1])[flat].unflatten(1, (unit.numel(), -1)) for store in (hot.k, hot.v))
+        found = self.index.scores(q, k, v, scale, real)  # [N, U * span]
+        token = hot.position.view(-1)[flat[:, :: self.index.rows]].long()[..., None]
+        token = torch.where(real[..., None], token + torch.arange(span, device=self.device), width).flatten(1)
+        scores = torch.full((len(first), width + 1), float("-inf"), device=self.device)
+        return scores.scatter_(1, token.clamp(0, width), found.float())[:, :width]

@@ -1,0 +1,86 @@
+"""A decode step's attention in torch, request by request: the oracle, and the way on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hetero_sglang.cache.working_set import run_start
+from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables
+from hetero_sglang.ops.reference.attention import decode_exact, decode_grouped
+
+if TYPE_CHECKING:
+    from hetero_sglang.ops.step import DecodeStep
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One of the step's requests: its token slots [L], rows of each compressed head, and where their page lists begin."""
+
+    slots: torch.Tensor
+    run: int  # first slot where they are consecutive, else -1
+    caps: list[int]
+    starts: list[int]
+    exact: bool  # every head holds every token
+
+
+class AttendStep(DecodeKernel):
+    """Requests whose heads hold every token get the bits of SGLang's torch_native backend."""
+
+    def __init__(self, step: DecodeStep) -> None:
+        self.slots, self.starts, self.group = step.slots, step.starts, step.group
+        self.v_dim = step.v_dim
+        self.requests: list[_Request | None] = []
+
+    def plan(self, tables: StepTables) -> None:
+        self.requests = []
+        every = zip(tables.length.tolist(), self.starts.tolist(), tables.cap.tolist(), tables.page_start.tolist())
+        for length, start, caps, starts in every:
+            if length == 0:
+                self.requests.append(None)
+                continue
+            slots = self.slots[start : start + length].long()
+            exact = length <= min(caps, default=length)
+            self.requests.append(_Request(slots, run_start(slots), [min(c, length) for c in caps], starts, exact))
+
+    def attend(
+        self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
+        ordered: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        grouped = q.unflatten(1, (-1, self.group))  # [B, H, G, D]
+        out = q.new_zeros(*grouped.shape[:-1], self.v_dim)
+        for b, request in enumerate(self.requests):
+            if request is None:
+                continue
+            attend = decode_exact if request.exact else decode_grouped
+            if buffers.resident.numel():
+                heads = buffers.resident
+                out[b, heads] = attend(grouped[b, heads], *_resident_rows(buffers, request), scale)
+            for number, head in enumerate(buffers.compressed.tolist(), buffers.first):
+                k, v = _hot_rows(buffers, tables.page_list, request.starts[number], request.caps[number])
+                out[b, head] = attend(grouped[b, head][None], k[:, None], v[:, None], scale)[0]
+        return out.flatten(1, 2)
+
+
+def _resident_rows(buffers: LayerBuffers, request: _Request) -> tuple[torch.Tensor, torch.Tensor]:
+    """K [L, R, D] and V [L, R, Dv]; views where slots are consecutive."""
+    if request.run >= 0:
+        rows = slice(request.run, request.run + request.slots.numel())
+        return buffers.resident_k[rows], buffers.resident_v[rows]
+    return buffers.resident_k.index_select(0, request.slots), buffers.resident_v.index_select(0, request.slots)
+
+
+def _hot_rows(
+    buffers: LayerBuffers, page_list: torch.Tensor, start: int, rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """K [rows, D] and V [rows, Dv] of a head; views where its pages are consecutive."""
+    page = buffers.hot_k.shape[1]
+    listed = page_list[start : start - (-rows // page)]
+    first = run_start(listed)
+    if first >= 0:
+        k, v = (store[first : first + listed.numel()] for store in (buffers.hot_k, buffers.hot_v))
+    else:
+        k, v = (store.index_select(0, listed.long()) for store in (buffers.hot_k, buffers.hot_v))
+    return k.reshape(-1, k.shape[-1])[:rows], v.reshape(-1, v.shape[-1])[:rows]

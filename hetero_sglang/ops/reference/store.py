@@ -1,0 +1,102 @@
+"""Where new tokens go: resident store, host store and ring rows of the hot pool."""
+
+from __future__ import annotations
+
+import torch
+
+from hetero_sglang.cache.host_store import put_rows
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.working_set import ring_row
+from hetero_sglang.ops.base import HostPlaces, LayerBuffers, NewRows, StepTables
+
+
+def store(
+    layer: LayerBuffers, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, resident: bool = True,
+    host: bool = True, step: StepTables | None = None, sink: int = 0, ring: int = 1,
+) -> None:  # fmt: skip
+    """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n].
+
+    `step`: the tokens are one per request of a decode step and also go to their ring rows.
+    """
+    if resident and layer.resident.numel():
+        index = slots.long()
+        layer.resident_k[index], layer.resident_v[index] = k[:, layer.resident], v[:, layer.resident]
+    if not layer.compressed.numel():
+        return
+    keys, values = k[:, layer.compressed], v[:, layer.compressed]
+    if host:
+        put_rows(layer.host, slots.cpu().long(), torch.cat((keys, values), -1).cpu())
+    if step is not None:
+        rows = newest_rows(step, layer.numbers, sink, ring, layer.hot_k.shape[1])  # [n, C]
+        there = rows >= 0
+        rows = rows[there]
+        layer.hot_k.view(-1, k.shape[-1])[rows], layer.hot_v.view(-1, v.shape[-1])[rows] = keys[there], values[there]
+        layer.position.view(-1)[rows] = (step.length[:, None] - 1).expand_as(there)[there]
+        layer.score.view(-1)[rows] = 0.0
+
+
+def newest_rows(step: StepTables, numbers: slice, sink: int, ring: int, page: int) -> torch.Tensor:
+    """Flat hot rows [B, C] of each request's newest token, -1 where there is none."""
+    last, cap = step.length.long()[:, None] - 1, step.cap[:, numbers].long()  # [B, 1], [B, C]
+    there = (cap > 0) & (last >= 0)
+    row = torch.where(there, ring_row(last, cap, sink, ring), 0)
+    listed = torch.where(there, step.page_start[:, numbers] + row // page, 0)
+    return torch.where(there, step.page_list[listed].long() * page + row % page, -1)
+
+
+def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, sink: int, ring: int, page: int) -> NewRows:
+    """Rows and slots of the newest token of each of the step's requests, in tensors of their own.
+
+    slots: the requests' token slots, request b's from starts[b] on.
+    """
+    newest = starts[: step.length.numel()].long() + (step.length - 1).clamp(min=0)
+    return NewRows(newest_rows(step, slice(None), sink, ring, page).int(), slots[newest])
+
+
+def write_back(rows: NewRows, hot: HotPool, host: HostPlaces) -> None:
+    """Copy every row to its slot's place in the host store."""
+    there, first = rows.row[:, 0] >= 0, 0  # a request has all of its heads' rows or none
+    slots, row = rows.slot[there].cpu().long(), rows.row[there].long()
+    for blocks in host.blocks:
+        mine = row[:, first : first + blocks.shape[1]]  # [n, C]
+        first += blocks.shape[1]
+        values = (store.view(-1, store.shape[-1])[mine] for store in (hot.k, hot.v))
+        put_rows(blocks, slots, torch.cat(tuple(values), -1).cpu())
+
+
+def copy_slots(
+    req_to_token: torch.Tensor, requests: torch.Tensor, length: torch.Tensor, starts: torch.Tensor, longest: int,
+    out: torch.Tensor,
+) -> None:  # fmt: skip
+    """out[starts[b] + t] = req_to_token[requests[b], t] for t < length[b] <= longest; int32 but for `requests`."""
+    for request, count, start in zip(requests.tolist(), length.tolist(), starts.tolist(), strict=False):
+        out[start : start + count] = req_to_token[request, :count]
+
+
+def fill(
+    layer: LayerBuffers, heads: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, selected: torch.Tensor,
+    scores: torch.Tensor, cap: torch.Tensor, page_start: torch.Tensor, page_list: torch.Tensor, most: int, sink: int,
+    ring: int,
+) -> None:  # fmt: skip
+    """Place the rows of one request's compressed heads `heads` [C] int32 of this layer.
+
+    keys [L, H, D], values [L, H, Dv] of all its tokens; selected [C, n] int32: each head's chosen positions,
+    ascending, as many as its cap leaves (the rest is not read); scores [C, L] float32, kept with every row of a full
+    head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token.
+    """
+    length, page = keys.shape[0], layer.hot_k.shape[1]
+    for c, (head, rows, start) in enumerate(zip(heads.tolist(), cap.tolist(), page_start.tolist(), strict=True)):
+        row = torch.arange(min(rows, length), device=keys.device)
+        token = row
+        if rows < length:
+            turning = max(1, min(rows - sink, ring))
+            recent = torch.arange(length - turning, length, device=keys.device)
+            token = torch.empty_like(row)
+            token[:sink] = row[:sink]
+            token[sink : rows - turning] = selected[c, : rows - turning - sink]
+            token[ring_row(recent, rows, sink, ring)] = recent
+        flat = page_list[start + row // page].long() * page + row % page
+        layer.hot_k.view(-1, keys.shape[-1])[flat] = keys[token, head]
+        layer.hot_v.view(-1, values.shape[-1])[flat] = values[token, head]
+        layer.position.view(-1)[flat] = token.int()
+        layer.score.view(-1)[flat] = scores[c, token] if rows < length else 0.0

@@ -1,0 +1,80 @@
+"""What the torch operations of one step hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Found:
+    """What some heads [C] of a request's layer look at: scores [C, U] float32 of its tokens' runs.
+
+    `fading` [C]: what is left of the worth of rows that they hold, where the better of both are kept.
+    """
+
+    request: int
+    heads: torch.Tensor
+    scores: torch.Tensor
+    fading: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Runs that come, m in all: `head` [m] among a layer's compressed, `place` [m] among its selected runs, `run` [m] of
+    the request's tokens; all int64, in order of heads. `late` counts runs that should have come, but were too many."""
+
+    head: torch.Tensor
+    place: torch.Tensor
+    run: torch.Tensor
+    late: int
+
+
+@dataclass(frozen=True)
+class Coming:
+    """Runs on their way to a request's heads: `head`, `run` [m] int64, the flat hot rows `rows` [m, run], and what they
+    are worth [m], where rows are merged."""
+
+    request: int
+    head: torch.Tensor
+    run: torch.Tensor
+    rows: torch.Tensor
+    worth: torch.Tensor | None
+
+
+class Workspace:
+    """For steps of up to `batch` requests; to each head at most `most` runs come at once, and `room` at the utmost."""
+
+    def __init__(
+        self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
+        device: torch.device | str, pivots: int = 0,
+    ) -> None:  # fmt: skip
+        self.group, self.run, self.room = group, run, most
+        self.most = torch.full((1,), most, dtype=torch.int32, device=device)
+        self.counted = torch.zeros(4, dtype=torch.int64, device=device)  # rows that came, late ones, looks, drifts
+        self.found: list[Found] = []
+        self.coming: list[Coming] = []
+
+    def plan(self, length: torch.Tensor) -> None:
+        """Once per step; length [B] int32."""
+        self.found.clear()
+        self.coming.clear()
+
+    def offer(
+        self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int
+    ) -> None:
+        """Scores [L] of a lone request's tokens, found elsewhere for `head` of a layer's `heads`; for `choose`."""
+        number, fading_of = torch.tensor([head], device=scores.device), torch.tensor([fading], device=scores.device)
+        self.found.append(Found(0, number, scores[None], fading_of))
+
+    def give(
+        self, tokens: torch.Tensor, places: torch.Tensor, rows: torch.Tensor, count: torch.Tensor, heads: int
+    ) -> None:
+        """What comes was chosen elsewhere, for N requests' heads: the first count[n] of `tokens` [N, S] to `places`
+        [N, S] among the selected rows, which are the flat hot rows `rows` [N, S]; for `swap_in`."""
+        self.counted[0] += count.sum()
+        for unit in count.nonzero()[:, 0].tolist():
+            some = slice(int(count[unit]))
+            head = torch.full_like(tokens[unit, some], unit % heads)
+            self.coming.append(Coming(unit // heads, head, tokens[unit, some], rows[unit, some, None], None))
