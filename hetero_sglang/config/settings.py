@@ -14,6 +14,7 @@ from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.index_plan import IndexPlan
 
 HOT_PAGE = 16  # rows of a hot page
+POOL = 5  # neighbouring tokens whose scores are averaged, as in HeteroCache's calibration (avgpool-5)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-POOL = 5  # neighbours averaged, as in HeteroCache's calibration (avgpool-5)
+from hetero_sglang.config.settings import POOL
 
 
 def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_queries: str, chunk: int = 8) -> torch.Tensor:
