@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from retrieval_helpers import Connect, fetch_one, poll_until, wait_all
+from transfer_helpers import Connect, all_free, plain_item, poll_until, score_one, wait_all
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer import process, supervisor
-from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, ScoreItem
+from hetero_sglang.transfer.client import Failed, RetrievalClient, Scored
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
-ABOUT_FETCHES = [
+LIES = [
     "unknown ticket",
     "unknown ticket's error",
     "unreadable request",
-    "other rows",
     "other echo",
     "earlier incarnation",
     "garbage",
@@ -28,18 +27,19 @@ ABOUT_FETCHES = [
     "truncated",
     "trailing bytes",
     "oversize",
-    "scores for a fetch",
     "second hello",
     "pong",
-]
-ABOUT_SCORES = [
-    "done for a score",
     "position out of range",
+    "last position out of range",
     "negative position",
     "position twice",
+    "descending positions",
     "too few",
+    "too many",
     "no number",
+    "no finite number",
     "too many items",
+    "no items",
 ]
 
 
@@ -48,37 +48,29 @@ def _restart_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.01)
 
 
-def biggest_layer(store: HostStore) -> int:
-    return max(range(len(store.heads)), key=store.heads.__getitem__)
-
-
-@pytest.mark.parametrize("mode", ABOUT_FETCHES + ABOUT_SCORES)
+@pytest.mark.parametrize("mode", LIES)
 def test_a_lie_fails_its_tickets_and_replaces_the_worker(
     mode: str, store: HostStore, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = connect(store, command=[*FAKE, mode])
-    liar = client.pid
-    layer, slots = biggest_layer(store), torch.arange(6)
-    if mode in ABOUT_FETCHES:
-        ticket = client.fetch([FetchItem(layer, 0, slots)])
-    else:
-        ticket = client.score(slots, [ScoreItem(layer, 0, torch.ones(1, store.head_dim), 4, 1)])
+    liar, slots = client.pid, torch.arange(6)
+    ticket = client.score(slots, [plain_item(store)])
     assert ticket is not None
     monkeypatch.setattr(client, "_command", process.COMMAND)
     done = wait_all(client, [ticket])[ticket]
     assert isinstance(done, Failed) and "answered wrongly" in done.reason
     poll_until(client, lambda _: client.stats.worker_up)
     assert client.pid != liar and client.stats.restarts == 1 and client.stats.failed == 1
-    assert client.ring.free_rows == client.ring.rows
-    assert isinstance(fetch_one(client, [FetchItem(layer, 0, slots)]), Fetched)
+    assert all_free(client)
+    assert isinstance(score_one(client, slots, [plain_item(store)]), Scored)
 
 
 def test_a_worker_of_another_incarnation_is_never_up_and_replaced(store: HostStore, connect: Connect) -> None:
     client = connect(store, up=False, command=[*FAKE, "wrong incarnation"])
     stranger = client.pid
     poll_until(client, lambda _: client.pid not in (None, stranger))
-    assert "no hello" in client.stats.last_error and not client.stats.worker_up
-    assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is None
+    assert "incarnation 2 instead of 1" in client.stats.last_error and not client.stats.worker_up
+    assert client.score(torch.arange(3), [plain_item(store)]) is None
 
 
 def test_a_wrong_pong_replaces_the_worker(store: HostStore, connect: Connect) -> None:
@@ -89,18 +81,24 @@ def test_a_wrong_pong_replaces_the_worker(store: HostStore, connect: Connect) ->
     assert "pong" in client.stats.last_error
 
 
+def answered(client: RetrievalClient) -> int | None:
+    """How often its worker gave the sign of life that it was asked for; None while one is due."""
+    worker = client._supervisor.worker
+    return worker._pongs if worker is not None and worker._pongs == worker._pings else None
+
+
 def test_a_worker_that_is_long_about_a_request_keeps_it_while_it_gives_signs_of_life(
     store: HostStore, connect: Connect
 ) -> None:
     skew = [0.0]
     client = connect(store, command=[*FAKE, "slow"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
     slow = client.pid
-    ticket = client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))])
+    ticket = client.score(torch.arange(3), [plain_item(store)])
     assert ticket is not None
     for asked in range(1, 20):  # 60 s each: silent for more than half its time, it is asked, and answers
         skew[0] += 60
         assert client.poll() == [] and client.pid == slow
-        poll_until(client, lambda _, asked=asked: client._pings == client._pongs == asked)
+        poll_until(client, lambda _, asked=asked: answered(client) == asked)
     skew[0] += 60  # 12 times 100 s
     (failed,) = client.poll()
     assert isinstance(failed, Failed) and failed.ticket == ticket and "at one request for 1200 s" in failed.reason
@@ -110,8 +108,8 @@ def test_a_scheduler_that_was_away_asks_before_it_judges(store: HostStore, conne
     skew = [0.0]
     client = connect(store, command=[*FAKE, "slow"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
     slow = client.pid
-    assert client.fetch([FetchItem(biggest_layer(store), 0, torch.arange(3))]) is not None
+    assert client.score(torch.arange(3), [plain_item(store)]) is not None
     skew[0] += 500  # nobody polled meanwhile
     assert client.poll() == [] and client.pid == slow
-    poll_until(client, lambda _: client._pings == client._pongs == 1)
+    poll_until(client, lambda _: answered(client) == 1)
     assert client.stats.restarts == 0 and client.pid == slow
