@@ -77,7 +77,8 @@ def main() -> None:
     end = socket.socket(fileno=0)
     spec = msgspec.json.decode(end.recv(MOST_BYTES), type=WorkerSpec)
     liar = Liar(spec)
-    end.send(pack(Hello(spec.incarnation + (mode == "wrong incarnation"))))
+    no_hello = Error(spec.incarnation, protocol.NO_TICKET, "good morning")
+    end.send(pack(no_hello if mode == "no hello" else Hello(spec.incarnation + (mode == "wrong incarnation"))))
     while message := end.recv(MOST_BYTES):
         if mode == "slow":  # gives signs of life, and nothing else
             request = protocol.read_request(message)

@@ -140,7 +140,8 @@ WRONG = {
 def test_a_wrong_request_is_answered_with_an_error(name: str, bench: Bench) -> None:
     bench.put(np.zeros(SCRATCH // 4), np.zeros(0))
     answer = bench.answer(WRONG[name])
-    assert isinstance(answer, protocol.Error) and answer.reason and answer.incarnation == 3
+    assert isinstance(answer, protocol.Error) and answer.incarnation == 3
+    assert answer.reason and "Error: " not in answer.reason, "it was noticed too late"
     assert not any(bench.memory[:SCRATCH]), "it was written to"
     bench.check_works()
 

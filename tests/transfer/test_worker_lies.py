@@ -15,32 +15,32 @@ from hetero_sglang.transfer import process, supervisor
 from hetero_sglang.transfer.client import Failed, RetrievalClient, Scored
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
-LIES = [
-    "unknown ticket",
-    "unknown ticket's error",
-    "unreadable request",
-    "other echo",
-    "earlier incarnation",
-    "garbage",
-    "empty",
-    "a request",
-    "truncated",
-    "trailing bytes",
-    "oversize",
-    "second hello",
-    "pong",
-    "position out of range",
-    "last position out of range",
-    "negative position",
-    "position twice",
-    "descending positions",
-    "too few",
-    "too many",
-    "no number",
-    "no finite number",
-    "too many items",
-    "no items",
-]
+LIES = {  # and what each is told apart by
+    "unknown ticket": "ticket 1: nothing is known of it",
+    "unknown ticket's error": "ticket 1: no",
+    "unreadable request": "ticket -1: no",
+    "other echo": "answers another request",
+    "earlier incarnation": "incarnation 0 instead of 1",
+    "garbage": "not a message",
+    "empty": "not a message",
+    "a request": "not a message",
+    "truncated": "not a message",
+    "trailing bytes": "not a message",
+    "oversize": "a message of more than 65536 bytes",
+    "second hello": "a second hello",
+    "pong": "a pong nobody asked for",
+    "position out of range": "out of range or not ascending",
+    "last position out of range": "out of range or not ascending",
+    "negative position": "out of range or not ascending",
+    "position twice": "out of range or not ascending",
+    "descending positions": "out of range or not ascending",
+    "too few": "answers another request",
+    "too many": "answers another request",
+    "no number": "not finite",
+    "no finite number": "not finite",
+    "too many items": "answers another request",
+    "no items": "answers another request",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,18 +58,23 @@ def test_a_lie_fails_its_tickets_and_replaces_the_worker(
     assert ticket is not None
     monkeypatch.setattr(client, "_command", process.COMMAND)
     done = wait_all(client, [ticket])[ticket]
-    assert isinstance(done, Failed) and "answered wrongly" in done.reason
+    assert isinstance(done, Failed) and "answered wrongly" in done.reason and LIES[mode] in done.reason
     poll_until(client, lambda _: client.stats.worker_up)
     assert client.pid != liar and client.stats.restarts == 1 and client.stats.failed == 1
     assert all_free(client)
     assert isinstance(score_one(client, slots, [plain_item(store)]), Scored)
 
 
-def test_a_worker_of_another_incarnation_is_never_up_and_replaced(store: HostStore, connect: Connect) -> None:
-    client = connect(store, up=False, command=[*FAKE, "wrong incarnation"])
+@pytest.mark.parametrize(
+    ("mode", "told"), [("wrong incarnation", "incarnation 2 instead of 1"), ("no hello", "first words were no hello")]
+)
+def test_a_worker_that_does_not_say_its_own_hello_is_never_up_and_replaced(
+    mode: str, told: str, store: HostStore, connect: Connect
+) -> None:
+    client = connect(store, up=False, command=[*FAKE, mode])
     stranger = client.pid
     poll_until(client, lambda _: client.pid not in (None, stranger))
-    assert "incarnation 2 instead of 1" in client.stats.last_error and not client.stats.worker_up
+    assert told in client.stats.last_error and not client.stats.worker_up
     assert client.score(torch.arange(3), [plain_item(store)]) is None
 
 
