@@ -74,7 +74,7 @@ class Ranking:
         ws.busy |= self._numbers(asked)
 
     def poll(self) -> list[Ranked]:
-        """The answers that have come since the last call; waits for none.
+        """The answers that have come since the last call; waits for others only where runs are to be compared.
 
         Dropped: those of a request that has ended, or one of whose slots was freed meanwhile.
         """
