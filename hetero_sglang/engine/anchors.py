@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.transfer.ranking import Ranked, Ranking
 
-_PATIENCE = 30.0  # seconds for all that was asked for, where steps wait
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,6 @@ class Anchors:
             self._ask(step, ran, [(row, rows[ws][0], ws, length) for row, ws, length in before if ws in rows])
         self.last = step, list(zip(range(len(known)), known, lengths, strict=True))
         self.poll()
-        if development.waits():
-            deadline = time.monotonic() + _PATIENCE
-            while (self.asking or self.ranking.under_way) and time.monotonic() < deadline:
-                self.poll()
-                time.sleep(0.0002)
         now = [ranked for ranked in self.ranked if ranked.ws in rows]
         self.ranked = [ranked for ranked in self.ranked if ranked.ws.alive and ranked.ws not in rows]
         for ws, layer in dict.fromkeys((ranked.ws, ranked.layer) for ranked in now):
@@ -70,8 +63,9 @@ class Anchors:
 
     def poll(self) -> None:
         """Send on what has come from the device, take what the worker has ranked."""
-        while self.asking and self.asking[0].ready.passed:
+        while self.asking and (self.asking[0].ready.passed or development.waits()):
             asking = self.asking.pop(0)
+            asking.ready.wait()
             if asking.ws.alive:
                 rule, layers = self.settings.rule, self.settings.layout.layers
                 caps = [asking.ws.caps[layers[layer].first + head] for layer, head in asking.heads]

@@ -7,18 +7,21 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from hetero_sglang.transfer import channel, protocol
-from hetero_sglang.transfer.protocol import ProtocolError
-from hetero_sglang.transfer.spec import WorkerSpec
+from hetero_sglang.transfer.protocol import ProtocolError, WorkerSpec
 
 COMMAND = (sys.executable, "-m", "hetero_sglang.transfer.worker")
 _ROOT = str(Path(__file__).resolve().parents[2])
 _MOST_MESSAGES = 1000  # read in one go
+# Shares of the timeout. What is left of it is for the next worker's start, so that a stalled one is replaced in time.
+_QUIET = 0.2  # a worker that has been silent for so long is asked for a sign of life
+_GRACE = 0.6  # and has so long to give it
 
 
 class WorkerProcess:
@@ -28,10 +31,19 @@ class WorkerProcess:
     channel: no reply outlives it.
     """
 
-    def __init__(self, spec: WorkerSpec, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        command: Sequence[str],
+        timeout_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """OSError when the process cannot be started."""
-        self._spec = spec
+        self._spec, self._timeout, self._clock = spec, timeout_s, clock
         self._up = False
+        self._heard_at = clock()
+        self._asked_at: float | None = None  # for a sign of life, and nothing was heard since
+        self._pings = self._pongs = 0
         self._buffer = bytearray(channel.MOST_BYTES + 1)  # one more tells a message that is too long
         self._socket, theirs = channel.pair()
         try:
@@ -39,7 +51,7 @@ class WorkerProcess:
                 self._process = subprocess.Popen(
                     command,
                     stdin=theirs.fileno(),
-                    pass_fds=(spec.host_fd, spec.staging_fd, spec.score_fd),
+                    pass_fds=(spec.host_fd, spec.scratch_fd),
                     env=_environment(),
                 )
         except OSError:
@@ -50,10 +62,6 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    @property
-    def incarnation(self) -> int:
-        return self._spec.incarnation
 
     @property
     def up(self) -> bool:
@@ -70,8 +78,8 @@ class WorkerProcess:
             return False
         return True
 
-    def receive(self) -> Iterator[bytes]:
-        """The messages that have come from the worker, hello excepted. ProtocolError for what is none."""
+    def receive(self) -> Iterator[protocol.Scored | protocol.Error]:
+        """What has come from the worker, signs of life excepted. ProtocolError for what is no reply of it."""
         for _ in range(_MOST_MESSAGES):
             try:
                 size = self._socket.recv_into(self._buffer)
@@ -81,13 +89,43 @@ class WorkerProcess:
                 raise ProtocolError(f"a message of more than {channel.MOST_BYTES} bytes")
             if not size and channel.ended(self._socket):
                 return
-            message = bytes(self._buffer[:size])
+            self._heard_at, self._asked_at = self._clock(), None
+            reply = self._read(bytes(self._buffer[:size]))
+            if reply is not None:
+                yield reply
+
+    def _read(self, message: bytes) -> protocol.Scored | protocol.Error | None:
+        """None for signs of life."""
+        reply = protocol.read_reply(message)
+        if not self._up and not isinstance(reply, protocol.Hello):
+            raise ProtocolError("its first words were no hello")
+        if reply.incarnation != self._spec.incarnation:
+            raise ProtocolError(f"incarnation {reply.incarnation} instead of {self._spec.incarnation}")
+        if isinstance(reply, protocol.Hello):
             if self._up:
-                yield message
-            elif protocol.read_reply(message) == protocol.Hello(self._spec.incarnation):
-                self._up = True
-            else:
-                raise ProtocolError("its first words were no hello")
+                raise ProtocolError("a second hello")
+            self._up = True
+            return None
+        if isinstance(reply, protocol.Pong):
+            if self._pongs == self._pings or reply.number != self._pings:
+                raise ProtocolError("a pong nobody asked for")
+            self._pongs = self._pings
+            return None
+        return reply
+
+    def stalled(self, now: float) -> str | None:
+        """Why the worker, which is up, counts as stalled: silent although it was asked.
+
+        Asks for a sign of life in time: the worker's loop answers that, whatever its threads are busy with. A scheduler
+        that was busy for long asks first, too.
+        """
+        if self._asked_at is None and now - self._heard_at > _QUIET * self._timeout:
+            self._asked_at = now
+        if self._asked_at is not None and self._pongs == self._pings:
+            self._pings += self.send(protocol.pack(protocol.Ping(self._pings + 1)))  # else it has enough to answer
+        if self._asked_at is not None and now - self._asked_at > _GRACE * self._timeout:
+            return f"did not answer for {now - self._asked_at:.1f} s"
+        return None
 
     def kill(self) -> None:
         """Ask the kernel to end it, also when it is stopped."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import zlib
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
@@ -23,16 +24,36 @@ class ProtocolError(Exception):
     """The other side sent something that is not a message, or not one that fits."""
 
 
-class Gather(msgspec.Struct, frozen=True, array_like=True):
-    """`rows` slots of one head; `head` counts the layer's compressed heads."""
+class HostLayout(msgspec.Struct, frozen=True):
+    """`HostStore.layout()`: layer i's [blocks, heads[i], block, head_dim + v_head_dim] lies at byte offsets[i]."""
 
-    layer: Count
-    head: Count
-    rows: Count
+    rows: int
+    heads: list[int]
+    head_dim: int
+    v_head_dim: int
+    dtype: str
+    itemsize: int
+    block: int
+    offsets: list[int]
+    nbytes: int
+
+
+class WorkerSpec(msgspec.Struct, frozen=True):
+    """The first message to a worker, in JSON: which incarnation it is, and what it maps."""
+
+    incarnation: int
+    threads: int
+    host_fd: int
+    scratch_fd: int
+    scratch_bytes: int
+    layout: HostLayout
 
 
 class Query(msgspec.Struct, frozen=True, array_like=True):
-    """Score one head with `group` queries; keep the best `topk` after pooling over `pool`."""
+    """Score one head with `group` queries; keep the best `topk` after pooling over `pool`.
+
+    `head` counts the layer's compressed heads.
+    """
 
     layer: Count
     head: Count
@@ -41,21 +62,13 @@ class Query(msgspec.Struct, frozen=True, array_like=True):
     pool: Count
 
 
-class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
-    """Gather the items' rows to staging rows [start, start + sum of rows), where their slots (int32) lie first."""
-
-    ticket: Count
-    start: Count
-    items: list[Gather]
-
-
 class Score(msgspec.Struct, frozen=True, tag="score"):
-    """Score all items over the same `rows` slots. At byte `start` of the score memory: slots int32, then queries
+    """Score all items over the same `length` slots. At byte `start` of the scratch memory: slots int32, then queries
     float32 item after item; the answer takes their place."""
 
     ticket: Count
     start: Count
-    rows: Count
+    length: Count
     items: list[Query]
 
 
@@ -69,18 +82,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     incarnation: Count
 
 
-class Done(msgspec.Struct, frozen=True, tag="done"):
-    """A fetch's rows lie in staging. `echo` is the request's checksum."""
-
-    incarnation: Count
-    ticket: Count
-    rows: Count
-    echo: Count
-
-
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
     """`counts` positions per item. At the request's `start`: positions int32, ascending, then scores float32, both item
-    after item."""
+    after item. `echo` is the request's checksum."""
 
     incarnation: Count
     ticket: Count
@@ -94,7 +98,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 class Error(msgspec.Struct, frozen=True, tag="error"):
-    """The request could not be served; the worker has stopped touching its staging rows."""
+    """The request could not be served; the worker has not touched its memory."""
 
     incarnation: Count
     ticket: Annotated[int, msgspec.Meta(ge=NO_TICKET, le=2**40)]
@@ -102,8 +106,8 @@ class Error(msgspec.Struct, frozen=True, tag="error"):
 
 
 Message = TypeVar("Message")
-Request: TypeAlias = Fetch | Score | Ping
-Reply: TypeAlias = Hello | Done | Scored | Pong | Error
+Request: TypeAlias = Score | Ping
+Reply: TypeAlias = Hello | Scored | Pong | Error
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -133,6 +137,24 @@ def put(memory: mmap.mmap, at: int, *arrays: np.ndarray) -> None:
 def get(memory: mmap.mmap, at: int, *wanted: tuple[type[np.generic], int]) -> list[np.ndarray]:
     """Copies of arrays of (dtype, count) from byte `at` on. ProtocolError when the memory ends before them."""
     return [place.copy() for place in _places(memory, at, [(np.dtype(dtype), count) for dtype, count in wanted])]
+
+
+def get_scored(
+    memory: mmap.mmap, at: int, length: int, counts: Sequence[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Positions and scores of each item from byte `at` on, `counts` of them; ProtocolError when they cannot be true of
+    `length` slots."""
+    total, ends = sum(counts), np.cumsum(counts, dtype=np.int64)
+    positions, scores = (
+        np.split(array, ends)[:-1]  # what follows the last end is empty
+        for array in get(memory, at, (np.int32, total), (np.float32, total))
+    )
+    if not all(np.isfinite(part).all() for part in scores):
+        raise ProtocolError("its scores are not finite")
+    for part in positions:
+        if part.size and (part[0] < 0 or part[-1] >= length or (part[1:] <= part[:-1]).any()):
+            raise ProtocolError("its positions are out of range or not ascending")
+    return positions, scores
 
 
 def checksum(message: bytes, *arrays: np.ndarray) -> int:

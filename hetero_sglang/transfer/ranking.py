@@ -1,7 +1,8 @@
-"""Tokens that the worker ranks for heads without a pivot, beside decoding."""
+"""Rankings under way: which tokens a request's anchors look at now, asked of the retrieval worker beside the steps."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -9,75 +10,112 @@ import torch
 from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops.reference.attention import POOL
 from hetero_sglang.transfer.client import Failed, RetrievalClient, ScoreItem
 
+_PATIENCE = 30.0  # seconds that a run whose tokens are to be compared waits for an answer
+
 
 @dataclass(frozen=True)
 class Asked:
+    """What the worker is looking for: the best tokens of a request's anchors, among these slots."""
+
     ws: WorkingSet
-    heads: list[tuple[int, int]]
-    slots: torch.Tensor
-    generations: torch.Tensor
+    heads: list[tuple[int, int]]  # layer, and index among its compressed heads
+    slots: torch.Tensor  # [L] int64, on the CPU
+    generations: torch.Tensor  # [L] int32, of the slots when asked
 
 
 @dataclass(frozen=True)
 class Ranked:
+    """The best tokens of one anchor: `head` among its layer's compressed heads, `length` tokens were ranked."""
+
     ws: WorkingSet
     layer: int
     head: int
-    positions: torch.Tensor
-    scores: torch.Tensor
+    positions: torch.Tensor  # [k] int32, ascending
+    scores: torch.Tensor  # [k] float32
     length: int
 
 
 class Ranking:
+    """Owns the worker's client and what it was asked. A head in `ws.busy` is not asked about; one asked about is busy
+    until its answer has come, or will not."""
+
     def __init__(self, settings: Settings, host: HostStore, counters: Counters) -> None:
         self.settings, self.host, self.counters = settings, host, counters
         self.client: RetrievalClient | None = None
-        self.asked: dict[int, Asked] = {}
+        self._asked: dict[int, Asked] = {}  # by ticket
 
     def start_worker(self) -> None:
-        if self.client is None:
-            self.client = RetrievalClient(self.host, 4096, threads=self.settings.worker_threads)
+        """Start the retrieval worker where one is needed; nothing waits for it. HeteroError without memory for it."""
+        if self.settings.retrieves and self.client is None:
+            self.client = RetrievalClient(self.host, self.settings.worker_threads)
 
-    def _number(self, layer: int, head: int) -> int:
-        return self.settings.layout.layers[layer].first + head
+    def ask(
+        self, ws: WorkingSet, slots: torch.Tensor, heads: list[tuple[int, int]], queries: torch.Tensor, topk: list[int]
+    ) -> None:
+        """Have the best `topk[i]` tokens of `heads[i]` looked for, by layer and index among its compressed heads.
 
-    def ask(self, ws, slots, heads, queries, topk) -> None:
-        free = [i for i, (layer, head) in enumerate(heads) if self._number(layer, head) not in ws.busy]
+        slots: [L] int64, whose rows are in the host store; queries: [A, G, D] float32, already scaled. Both on the CPU.
+        """
+        free = [at for at, head in enumerate(heads) if self._number(*head) not in ws.busy]
         if self.client is None or not free:
             return
-        wanted = [ScoreItem(*heads[i], queries[i].numpy(), topk[i], POOL) for i in free]
-        ticket = self.client.score(slots.numpy(), wanted)
+        wanted = [ScoreItem(*heads[at], queries[at], topk[at], POOL) for at in free]
+        asked = Asked(ws, [heads[at] for at in free], slots, self.host.stamp(slots))
+        ticket = self.client.score(slots, wanted)
         if ticket is None:
             self.counters.refused_fetches += 1
             return
+        self._asked[ticket] = asked
         self.counters.anchor_refreshes += len(free)
-        self.asked[ticket] = Asked(ws, [heads[i] for i in free], slots, self.host.stamp(slots))
-        ws.busy |= {self._number(*heads[i]) for i in free}
+        ws.busy |= self._numbers(asked)
 
     def poll(self) -> list[Ranked]:
-        out = []
+        """The answers that have come since the last call; waits for others only where runs are to be compared.
+
+        Dropped: those of a request that has ended, or one of whose slots was freed meanwhile.
+        """
+        ranked = self._poll()
+        deadline = time.monotonic() + _PATIENCE
+        while development.waits() and self._asked and time.monotonic() < deadline:
+            time.sleep(0.0002)
+            ranked += self._poll()
+        return ranked
+
+    def _poll(self) -> list[Ranked]:
         if self.client is None:
-            return out
+            return []
+        ranked: list[Ranked] = []
         for done in self.client.poll():
-            asked = self.asked.pop(done.ticket)
-            asked.ws.busy -= {self._number(*h) for h in asked.heads}
+            asked = self._asked.pop(done.ticket)
+            asked.ws.busy.difference_update(self._numbers(asked))
             if isinstance(done, Failed):
                 self.counters.failed_fetches += 1
             elif asked.ws.alive and bool(self.host.unchanged(asked.slots, asked.generations).all()):
-                for (layer, head), p, s in zip(asked.heads, done.positions, done.scores):
-                    out.append(Ranked(asked.ws, layer, head, p, s, asked.slots.numel()))
+                length = asked.slots.numel()
+                for (layer, head), positions, scores in zip(asked.heads, done.positions, done.scores, strict=True):
+                    ranked.append(Ranked(asked.ws, layer, head, positions, scores, length))
         self.counters.worker_restarts = self.client.stats.restarts
-        return out
+        return ranked
+
+    def _numbers(self, asked: Asked) -> set[int]:
+        return {self._number(*head) for head in asked.heads}
+
+    def _number(self, layer: int, head: int) -> int:
+        """Among the rank's compressed heads."""
+        return self.settings.layout.layers[layer].first + head
 
     @property
     def under_way(self) -> int:
-        return len(self.asked)
+        """Requests that the worker has not answered."""
+        return len(self._asked)
 
-    def stats(self):
+    def stats(self) -> dict[str, int | bool]:
+        """For /hetero/stats."""
         return {
             "rankings_under_way": self.under_way,
             "worker_up": bool(self.client and self.client.stats.worker_up),
@@ -85,10 +123,15 @@ class Ranking:
         }
 
     def check_integrity(self, idle: bool) -> None:
-        if idle and any(a.ws.alive for a in self.asked.values()):
-            raise RuntimeError("rankings")
+        """RuntimeError when a ranking is under way for a live request although none is: `idle`."""
+        if idle and any(asked.ws.alive for asked in self._asked.values()):
+            raise RuntimeError(f"{self.under_way} rankings are under way for requests although none is live")
 
     def close(self) -> None:
+        """End the worker; what it was asked is forgotten."""
         if self.client is not None:
             self.client.close()
             self.client = None
+        for asked in self._asked.values():
+            asked.ws.busy.difference_update(self._numbers(asked))
+        self._asked.clear()

@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
+
 import numpy as np
 
-from hetero_sglang.transfer.protocol import ProtocolError, Query
+from hetero_sglang.transfer.protocol import HostLayout, ProtocolError, Query
 
 _CHUNK = 8192  # rows decoded at a time, which bounds the memory a request takes
 
 
-def score(
-    stored: np.ndarray, k_words: int, dtype: str, index: np.ndarray, query: np.ndarray, item: Query
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [k] int32 into `index` of the best rows, ascending, and their scores [k] float32.
+class HostKeys:
+    """The keys in the host store as numpy sees them: rows of opaque words, so that any dtype does."""
 
-    stored: [rows, words], each row's first `k_words` its key; index: [L] rows of one head; query: [G, D] float32,
-    already times the softmax scale. A row's score is max over G of avg_pool(softmax over L), SnapKV's rule;
-    k = min(topk, L). ProtocolError when that is no number.
+    def __init__(self, buffer: mmap.mmap, layout: HostLayout) -> None:
+        self._layout = layout
+        slots, width = -(-layout.rows // layout.block) * layout.block, layout.head_dim + layout.v_head_dim
+        word = np.dtype(f"u{layout.itemsize}")
+        self._layers: list[np.ndarray] = []  # [blocks * C * block, D] each
+        for at, heads in zip(layout.offsets, layout.heads, strict=True):
+            count = slots * heads * width
+            flat = np.frombuffer(buffer, word, count, at) if count else np.empty(0, word)
+            self._layers.append(flat.reshape(-1, width)[:, : layout.head_dim])
+
+    def check(self, items: Sequence[Query], slots: np.ndarray) -> None:
+        """ProtocolError unless every item names a compressed head and every slot [L] a row."""
+        heads, rows = self._layout.heads, self._layout.rows
+        for item in items:
+            if item.layer >= len(heads) or item.head >= heads[item.layer]:
+                raise ProtocolError(f"layer {item.layer} has no compressed head {item.head}")
+        if slots.size and (slots.min() < 0 or slots.max() >= rows):
+            raise ProtocolError(f"slots must lie in [0, {rows})")
+
+    def read(self, layer: int, head: int, slots: np.ndarray) -> np.ndarray:
+        """[n, D] float32 of `slots` [n], all checked. ProtocolError for a dtype that cannot be scored."""
+        block = self._layout.block
+        rows = (slots // block * self._layout.heads[layer] + head) * block + slots % block
+        return to_float32(self._layers[layer][rows], self._layout.dtype)
+
+
+def score(keys: HostKeys, item: Query, slots: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [k] int32 into `slots` [L] int64 of the best rows, ascending, and their scores [k] float32.
+
+    query: [G, D] float32, already times the softmax scale. A row's score is max over G of avg_pool(softmax over L),
+    SnapKV's rule; k = min(topk, L). ProtocolError when that is no number.
     """
     if item.pool % 2 == 0:
         raise ProtocolError(f"the pooling kernel must be odd, not {item.pool}")
-    logits = np.empty((len(query), len(index)), np.float32)  # [G, L]
+    logits = np.empty((len(query), len(slots)), np.float32)  # [G, L]
     with np.errstate(all="ignore"):  # what is not finite is refused once, below
-        for low in range(0, len(index), _CHUNK):
-            rows = np.take(stored, index[low : low + _CHUNK], axis=0, mode="clip")[:, :k_words]
-            np.matmul(query, to_float32(np.ascontiguousarray(rows), dtype).T, out=logits[:, low : low + _CHUNK])
+        for low in range(0, len(slots), _CHUNK):
+            part = keys.read(item.layer, item.head, slots[low : low + _CHUNK])
+            np.matmul(query, part.T, out=logits[:, low : low + _CHUNK])
         pooled = average(softmax(logits), item.pool).max(axis=0, initial=0.0)  # [L]
     if not np.isfinite(pooled).all():
         raise ProtocolError("the scores are not finite")
@@ -33,9 +62,9 @@ def score(
 
 
 def to_float32(words: np.ndarray, dtype: str) -> np.ndarray:
-    """[n, D] float32 of n rows of words. ProtocolError for a dtype that cannot be scored."""
+    """[n, D] float32 of [n, D] words. ProtocolError for a dtype that cannot be scored."""
     if dtype == "bfloat16":
-        return (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return (words.astype(np.uint32) << 16).view(np.float32)
     if dtype in ("float16", "float32"):
         return words.view(dtype).astype(np.float32, copy=False)
     raise ProtocolError(f"{dtype} keys cannot be scored")

@@ -45,11 +45,13 @@ class Supervisor:
             self._start(now)
         elif self.worker.gone():
             return self.worker.ending()
-        elif not self.worker.up and now - self._started_at > _START_S:
+        elif self.worker.up:
+            return self.worker.stalled(now)
+        elif now - self._started_at > _START_S:
             return f"did not start within {_START_S:g} s"
         return None
 
-    def condemn(self, reason: str, now: float) -> WorkerProcess:
+    def condemn(self, reason: str, now: float) -> None:
         """Kill the worker; another starts after a delay that doubles with every crash in a row."""
         worker = self.worker
         assert worker is not None
@@ -65,7 +67,6 @@ class Supervisor:
         worker.close()
         self._put_off(now)
         self.worker, self._dying = None, worker
-        return worker
 
     def close(self, timeout_s: float) -> None:
         """Kill whatever runs and wait for its end."""

@@ -29,8 +29,8 @@ def main() -> None:
     import msgspec
     import uvloop
 
+    from hetero_sglang.transfer.protocol import WorkerSpec
     from hetero_sglang.transfer.service import Service
-    from hetero_sglang.transfer.spec import WorkerSpec
 
     told = end.recv(channel.MOST_BYTES)
     if told:  # nothing comes from a scheduler that is gone

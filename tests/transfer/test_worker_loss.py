@@ -1,4 +1,4 @@
-"""A worker that dies or stalls costs its tickets, never a wrong row, and is replaced."""
+"""A worker that dies or stalls costs its tickets, never a wrong answer, and is replaced."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from retrieval_helpers import (
+from transfer_helpers import (
     PATIENCE_S,
     Connect,
-    fetch_one,
-    oracle,
+    all_free,
+    check_scored,
+    check_serves,
+    plain_item,
     poison,
     poll_until,
     random_items,
@@ -29,7 +31,7 @@ from retrieval_helpers import (
 )
 
 from hetero_sglang.cache.host_store import HostStore
-from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, RetrievalClient
+from hetero_sglang.transfer.client import Failed, RetrievalClient, Scored
 from hetero_sglang.transfer.process import WorkerProcess
 
 
@@ -48,19 +50,14 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def serves(client: RetrievalClient, store: HostStore, rng: random.Random) -> bool:
-    poison(client)
-    items = random_items(rng, store, 5)
-    fetched = fetch_one(client, items)
-    assert isinstance(fetched, Fetched), fetched
-    right = all(
-        torch.equal(found, wanted) for found, wanted in zip((fetched.k, fetched.v), oracle(store, items), strict=True)
-    )
-    client.release(fetched.ticket)
-    return right
+def ask(client: RetrievalClient, store: HostStore, rng: random.Random) -> int:
+    """Ticket of a request."""
+    ticket = client.score(torch.randint(0, store.rows, (60,)), random_items(rng, store, 5, 60))
+    assert ticket is not None
+    return ticket
 
 
-def test_a_worker_killed_mid_fetch_fails_its_tickets_and_is_back(
+def test_a_worker_killed_at_work_fails_its_tickets_and_is_back(
     store: HostStore, connect: Connect, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = connect(store)
@@ -68,9 +65,8 @@ def test_a_worker_killed_mid_fetch_fails_its_tickets_and_is_back(
     for round_ in range(3):
         lost = client.pid
         assert lost is not None
-        os.kill(lost, signal.SIGSTOP)  # so that no fetch can finish first
-        tickets = [client.fetch(random_items(rng, store, 5)) for _ in range(4)]
-        assert None not in tickets
+        os.kill(lost, signal.SIGSTOP)  # so that it can answer none
+        tickets = [ask(client, store, rng) for _ in range(4)]
         os.kill(lost, signal.SIGKILL)
         with caplog.at_level(logging.WARNING):
             done = wait_all(client, tickets)
@@ -80,30 +76,29 @@ def test_a_worker_killed_mid_fetch_fails_its_tickets_and_is_back(
         took.append(time.monotonic() - since)
         assert client.pid != lost
         assert client.stats.restarts == round_ + 1 and client.stats.failed == 4 * (round_ + 1)
-        assert client.ring.free_rows == client.ring.rows
-        assert serves(client, store, rng)
+        assert all_free(client)
+        check_serves(client, store, rng)
     assert len(caplog.records) == 3, "one sentence each"
     assert min(took) < 5.0  # the promise; the best of three, for machines that are busy with other tests
 
 
-def test_kills_at_any_moment_give_right_rows_or_none(store: HostStore, connect: Connect, rng: random.Random) -> None:
+def test_kills_at_any_moment_give_right_answers_or_none(store: HostStore, connect: Connect, rng: random.Random) -> None:
     client = connect(store)
     for _ in range(4):
         assert client.wait_up(PATIENCE_S)
         poison(client)
-        rounds = [random_items(rng, store, 10) for _ in range(3)]
-        tickets = [client.fetch(items) for items in rounds]
+        rounds = [(torch.randint(0, store.rows, (900,)), random_items(rng, store, 10, 900)) for _ in range(3)]
+        tickets = [client.score(*asked) for asked in rounds]
         assert None not in tickets
-        time.sleep(rng.random() * 0.004)
+        time.sleep(rng.random() * 0.008)
         os.kill(client.pid or 0, signal.SIGKILL)
         for ticket, done in wait_all(client, tickets).items():
-            if isinstance(done, Fetched):
-                k, v = oracle(store, rounds[tickets.index(ticket)])
-                assert torch.equal(done.k, k) and torch.equal(done.v, v)
-            client.release(ticket)
-        poll_until(client, lambda _: client.ring.free_rows == client.ring.rows and client.pid is None)
+            if isinstance(done, Scored):
+                check_scored(store, *rounds[tickets.index(ticket)], done)
+        poll_until(client, lambda _: client.pid is None)
         client._supervisor._delay = 0.2  # not the law under test
-    assert client.wait_up(PATIENCE_S) and serves(client, store, rng)
+    assert client.wait_up(PATIENCE_S) and all_free(client)
+    check_serves(client, store, rng)
 
 
 @pytest.mark.parametrize("busy", [True, False])
@@ -113,8 +108,7 @@ def test_a_stalled_worker_is_replaced(busy: bool, store: HostStore, connect: Con
     stalled = client.pid
     os.kill(stalled or 0, signal.SIGSTOP)
     if busy:
-        ticket = client.fetch(random_items(rng, store, 5))
-        assert ticket is not None
+        ask(client, store, rng)
     for seconds in (20.1, 19.9, 19.9, 19.9):  # after 20 s it is asked for a sign of life, and has 60 to give it
         assert client.poll() == [] and client.pid == stalled
         skew[0] += seconds
@@ -124,7 +118,8 @@ def test_a_stalled_worker_is_replaced(busy: bool, store: HostStore, connect: Con
     assert [type(done) for done in failures] == [Failed] * busy
     assert "did not answer" in client.stats.last_error
     poll_until(client, lambda _: client.stats.worker_up and client.pid != stalled)
-    assert ended(stalled or 0) and serves(client, store, rng)
+    assert ended(stalled or 0)
+    check_serves(client, store, rng)
 
 
 def replace_stalled(
@@ -135,12 +130,13 @@ def replace_stalled(
     os.kill(stalled or 0, signal.SIGSTOP)
     skew[0] += idle
     since = time.monotonic()
-    assert client.fetch(random_items(rng, store, 5)) is not None
+    ask(client, store, rng)
     poll_until(client, lambda _: client.pid != stalled)
     condemned = time.monotonic() - since
     poll_until(client, lambda _: client.stats.worker_up)
     replaced = time.monotonic() - since
-    assert ended(stalled or 0) and serves(client, store, rng)
+    assert ended(stalled or 0)
+    check_serves(client, store, rng)
     return condemned, replaced
 
 
@@ -163,49 +159,35 @@ def test_a_stalled_worker_is_replaced_within_five_seconds_of_the_request_it_leav
 def test_a_busy_scheduler_does_not_blame_the_worker(store: HostStore, connect: Connect, rng: random.Random) -> None:
     skew = [0.0]
     client = connect(store, clock=lambda: time.monotonic() + skew[0])
-    ticket = client.fetch(random_items(rng, store, 5))
-    assert ticket is not None
+    ask(client, store, rng)
     arrived = client._supervisor.worker
     assert arrived is not None and wait_for(lambda: bool(select.select([arrived._socket], [], [], 0)[0]))
     skew[0] += 1000  # a long prefill: nobody polled meanwhile
     (done,) = client.poll()
-    assert isinstance(done, Fetched) and client.stats.restarts == 0
+    assert isinstance(done, Scored) and client.stats.restarts == 0
 
 
-def test_rows_a_killed_worker_may_still_write_are_not_lent(
+def test_memory_a_killed_worker_may_still_write_is_not_lent(
     store: HostStore, connect: Connect, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skew = [0.0]
     client = connect(store, clock=lambda: time.monotonic() + skew[0])
     os.kill(client.pid or 0, signal.SIGSTOP)
-    layer = max(range(len(store.heads)), key=store.heads.__getitem__)
-    ticket = client.fetch([FetchItem(layer, 0, torch.arange(70))])
-    assert ticket is not None
+    ticket = ask(client, store, rng)
+    lent = client._scratch.memory.nbytes - client._scratch.free
+    assert lent > 0
     with monkeypatch.context() as patch:
         patch.setattr(WorkerProcess, "gone", lambda self: False)  # killed, but the kernel takes its time
         skew[0] += PATIENCE_S + 1
         assert client.poll() == []  # it is asked for a sign of life
         skew[0] += PATIENCE_S + 1
         assert isinstance(wait_all(client, [ticket])[ticket], Failed)
-        client.release(ticket)
         for _ in range(50):
             skew[0] += 1
-            assert client.poll() == []
-        assert client.ring.free_rows == client.ring.rows - 70 and client.pid is None
-    poll_until(client, lambda _: client.ring.free_rows == client.ring.rows)
-    assert client.wait_up(PATIENCE_S) and serves(client, store, rng)
-
-
-def test_an_abandoned_ticket_of_a_lost_worker_is_not_reported(store: HostStore, connect: Connect) -> None:
-    client = connect(store)
-    lost = client.pid or 0
-    os.kill(lost, signal.SIGSTOP)
-    layer = max(range(len(store.heads)), key=store.heads.__getitem__)
-    ticket = client.fetch([FetchItem(layer, 0, torch.arange(70))])
-    assert ticket is not None
-    client.release(ticket)
-    os.kill(lost, signal.SIGKILL)
-    assert poll_until(client, lambda _: client.ring.free_rows == client.ring.rows) == []
+            assert client.poll() == [] and client.score(torch.arange(3), [plain_item(store)]) is None
+        assert client._scratch.memory.nbytes - client._scratch.free == lent and client.pid is None
+    assert client.wait_up(PATIENCE_S) and all_free(client)
+    check_serves(client, store, rng)
 
 
 @pytest.mark.parametrize("command", [["/nowhere/python"], [sys.executable, "-c", "raise SystemExit(3)"]])
@@ -214,13 +196,13 @@ def test_without_a_worker_requests_are_refused_and_counted(
 ) -> None:
     client = connect(store, up=False, command=command)
     assert not client.wait_up(1.0)
-    assert client.fetch([FetchItem(0, 0, torch.arange(3))]) is None
+    assert client.score(torch.arange(3), [plain_item(store)]) is None
     assert client.score(torch.arange(0), []) is None
     assert client.poll() == []
     stats = client.stats
     assert stats.refused == 2 and not stats.worker_up
     assert "exited with code 3" in stats.last_error or "cannot be started" in stats.last_error
-    assert client.ring.free_rows == client.ring.rows
+    assert all_free(client)
 
 
 def test_ctrl_c_leaves_the_worker_alone(store: HostStore, connect: Connect, rng: random.Random) -> None:
@@ -228,7 +210,7 @@ def test_ctrl_c_leaves_the_worker_alone(store: HostStore, connect: Connect, rng:
     pid = client.pid
     for _ in range(3):
         os.kill(pid or 0, signal.SIGINT)
-        assert serves(client, store, rng)
+        check_serves(client, store, rng)
     assert client.pid == pid and client.stats.restarts == 0
 
 
@@ -240,12 +222,12 @@ def test_close_ends_the_worker_and_frees_its_channel_and_memory(store: HostStore
     client.close()
     client.close()
     assert ended(pid or 0) and client.poll() == []
-    assert client.fetch([FetchItem(0, 0, torch.arange(3))]) is None
+    assert client.score(torch.arange(3), [plain_item(store)]) is None
     assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_forgotten_client_takes_its_worker_along(store: HostStore) -> None:
-    client = RetrievalClient(store, 100)
+    client = RetrievalClient(store)
     assert client.wait_up(PATIENCE_S)
     pid = client.pid
     del client
@@ -256,12 +238,13 @@ def test_a_forgotten_client_takes_its_worker_along(store: HostStore) -> None:
 PARENT = """
 import os, signal, sys, time, torch
 from hetero_sglang.cache.host_store import HostStore
-from hetero_sglang.transfer.client import FetchItem, RetrievalClient
+from hetero_sglang.transfer.client import RetrievalClient, ScoreItem
 store = HostStore(100_000, [4], 64, 64, torch.bfloat16)
-client = RetrievalClient(store, 1_000_000)
+client = RetrievalClient(store)
 assert sys.argv[1] == "starting" or client.wait_up(60)
 if sys.argv[1] == "busy":
-    assert client.fetch([FetchItem(0, 1, torch.randint(0, 100_000, (1_000_000,)))]) is not None
+    items = [ScoreItem(0, head, torch.ones(8, 64), 1000, 5) for head in range(4)]
+    assert client.score(torch.randint(0, 100_000, (2_000_000,)), items) is not None
 if sys.argv[1] == "stopped":
     os.kill(client.pid, signal.SIGSTOP)
 print(client.pid, flush=True)

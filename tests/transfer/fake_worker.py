@@ -12,62 +12,63 @@ import numpy as np
 
 from hetero_sglang.transfer import protocol
 from hetero_sglang.transfer.channel import MOST_BYTES
-from hetero_sglang.transfer.protocol import Done, Error, Fetch, Hello, Pong, Scored, pack
-from hetero_sglang.transfer.spec import WorkerSpec
+from hetero_sglang.transfer.protocol import Error, Hello, Pong, Scored, WorkerSpec, pack
 
 
 class Liar:
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec, self.own = spec, spec.incarnation
-        self.staging = mmap.mmap(spec.staging_fd, max(1, spec.staging_rows * spec.layout.row_bytes))
-        self.scores = mmap.mmap(spec.score_fd, spec.score_bytes)
+        self.scratch = mmap.mmap(spec.scratch_fd, spec.scratch_bytes)
 
-    def echo(self, request: protocol.Fetch | protocol.Score, message: bytes) -> int:
-        if isinstance(request, Fetch):
-            rows, at = sum(item.rows for item in request.items), request.start * self.spec.layout.row_bytes
-            return protocol.checksum(message, *protocol.get(self.staging, at, (np.int32, rows)))
+    def echo(self, request: protocol.Score, message: bytes) -> int:
         floats = sum(item.group for item in request.items) * self.spec.layout.head_dim
-        wanted = (np.int32, request.rows), (np.float32, floats)
-        return protocol.checksum(message, *protocol.get(self.scores, request.start, *wanted))
+        wanted = (np.int32, request.length), (np.float32, floats)
+        return protocol.checksum(message, *protocol.get(self.scratch, request.start, *wanted))
 
     def lie(self, mode: str, message: bytes) -> bytes:
         """The reply."""
         request, own = protocol.read_request(message), self.own
         if isinstance(request, protocol.Ping):
             return pack(Pong(own, request.number + 1))
-        ticket, echo = request.ticket, self.echo(request, message)
-        rows = sum(item.rows for item in request.items) if isinstance(request, Fetch) else request.rows
-        count = min(rows, request.items[0].topk) if isinstance(request, protocol.Score) else 0
+        ticket, echo, length = request.ticket, self.echo(request, message), request.length
+        count = min(length, request.items[0].topk)
         positions = np.arange(count, dtype=np.int32)
         scores = np.ones(count, np.float32)
+        good = Scored(own, ticket, [count], echo)
 
         def scored(positions: np.ndarray, scores: np.ndarray, *counts: int) -> bytes:
-            protocol.put(self.scores, request.start, positions, scores)
+            protocol.put(self.scratch, request.start, positions, scores)
             return pack(Scored(own, ticket, list(counts), echo))
 
+        def but(**wrong: int) -> bytes:
+            protocol.put(self.scratch, request.start, positions, scores)
+            return pack(msgspec.structs.replace(good, **wrong))
+
         return {
-            "unknown ticket": lambda: pack(Done(own, ticket + 1, rows, echo)),
+            "unknown ticket": lambda: but(ticket=ticket + 1),
             "unknown ticket's error": lambda: pack(Error(own, ticket + 1, "no")),
             "unreadable request": lambda: pack(Error(own, protocol.NO_TICKET, "no")),
-            "other rows": lambda: pack(Done(own, ticket, rows - 1, echo)),
-            "other echo": lambda: pack(Done(own, ticket, rows, echo ^ 1)),
-            "earlier incarnation": lambda: pack(Done(own - 1, ticket, rows, echo)),
+            "other echo": lambda: but(echo=echo ^ 1),
+            "earlier incarnation": lambda: but(incarnation=own - 1),
             "garbage": lambda: os.urandom(40),
             "empty": lambda: b"",
             "a request": lambda: message,
-            "truncated": lambda: pack(Done(own, ticket, rows, echo))[:-1],
-            "trailing bytes": lambda: pack(Done(own, ticket, rows, echo)) + b"more",
+            "truncated": lambda: but()[:-1],
+            "trailing bytes": lambda: but() + b"more",
             "oversize": lambda: pack(Error(own, ticket, "no" * MOST_BYTES)),
-            "scores for a fetch": lambda: pack(Scored(own, ticket, [0], echo)),
             "second hello": lambda: pack(Hello(own)),
             "pong": lambda: pack(Pong(own, 0)),
-            "done for a score": lambda: pack(Done(own, ticket, rows, echo)),
-            "position out of range": lambda: scored(positions + rows, scores, count),
+            "position out of range": lambda: scored(positions + length, scores, count),
+            "last position out of range": lambda: scored(positions + length - count + 1, scores, count),
             "negative position": lambda: scored(positions - 1, scores, count),
             "position twice": lambda: scored(positions * 0, scores, count),
+            "descending positions": lambda: scored(positions[::-1], scores, count),
             "too few": lambda: scored(positions[1:], scores[1:], count - 1),
+            "too many": lambda: scored(np.arange(count + 1, dtype=np.int32), np.ones(count + 1, np.float32), count + 1),
             "no number": lambda: scored(positions, scores * np.nan, count),
+            "no finite number": lambda: scored(positions, scores * np.inf, count),
             "too many items": lambda: scored(positions, scores, count, 0),
+            "no items": lambda: scored(positions, scores),
         }[mode]()
 
 
@@ -76,7 +77,8 @@ def main() -> None:
     end = socket.socket(fileno=0)
     spec = msgspec.json.decode(end.recv(MOST_BYTES), type=WorkerSpec)
     liar = Liar(spec)
-    end.send(pack(Hello(spec.incarnation + (mode == "wrong incarnation"))))
+    no_hello = Error(spec.incarnation, protocol.NO_TICKET, "good morning")
+    end.send(pack(no_hello if mode == "no hello" else Hello(spec.incarnation + (mode == "wrong incarnation"))))
     while message := end.recv(MOST_BYTES):
         if mode == "slow":  # gives signs of life, and nothing else
             request = protocol.read_request(message)

@@ -11,11 +11,20 @@ import sys
 
 import pytest
 import torch
-from retrieval_helpers import Connect, fetch_one, listening, socket_inodes, wait_all, what_others_can_open
+from transfer_helpers import (
+    Connect,
+    all_free,
+    listening,
+    plain_item,
+    score_one,
+    socket_inodes,
+    wait_all,
+    what_others_can_open,
+)
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer import channel, process, protocol
-from hetero_sglang.transfer.client import Fetched, FetchItem
+from hetero_sglang.transfer.client import Scored
 
 NOBODY = 65534
 
@@ -65,15 +74,14 @@ def test_another_user_finds_nothing_to_connect_to(store: HostStore, connect: Con
     attack = [sys.executable, "-c", ATTACK, str(NOBODY), str(os.getpid()), str(client.pid)]
     ran = subprocess.run(attack, stdout=subprocess.PIPE, text=True, check=True)
     assert json.loads(ran.stdout) == []
-    layer = max(range(len(store.heads)), key=store.heads.__getitem__)
-    assert isinstance(fetch_one(client, [FetchItem(layer, 0, torch.arange(5))]), Fetched)
+    assert isinstance(score_one(client, torch.arange(5), [plain_item(store)]), Scored)
 
 
 def test_a_worker_takes_orders_from_the_parent_that_made_its_channel_alone() -> None:
     """Everything else ends before a byte is read: the other end would see that."""
     made_by_another = (
         "import socket, subprocess, sys\n"
-        "from hetero_sglang.retrieval import channel\n"
+        "from hetero_sglang.transfer import channel\n"
         "ours, theirs = channel.pair()\n"
         "ours.send(b'{}')\n"
         # The shell in between is the worker's parent, and did not make the channel.
@@ -118,17 +126,17 @@ def test_messages_are_bounded_and_a_full_channel_refuses(store: HostStore, conne
     client = connect(store)
     worker = client._supervisor.worker
     assert worker is not None and not worker.send(b"\x00" * (channel.MOST_BYTES + 1))
-    layer = max(range(len(store.heads)), key=store.heads.__getitem__)
-    wide = [FetchItem(layer, 0, torch.arange(0))] * channel.MOST_BYTES  # 3 bytes each and more
-    assert client.fetch(wide) is None and client.stats.refused == 1
-    assert client.ring.free_rows == client.ring.rows
+    nothing = torch.arange(0)
+    assert client.score(nothing, [plain_item(store)] * (channel.MOST_BYTES // 6)) is None  # 6 bytes each and more
+    assert client.stats.refused == 1 and all_free(client)
     os.kill(worker.pid, signal.SIGSTOP)  # nobody reads
     tickets = []
-    while (ticket := client.fetch([FetchItem(layer, 0, torch.arange(0))])) is not None:
+    while (ticket := client.score(nothing, [plain_item(store)])) is not None:
         tickets.append(ticket)
     assert 100 < len(tickets) <= protocol.MOST_PENDING and client.stats.refused == 2
     os.kill(worker.pid, signal.SIGCONT)
-    assert all(isinstance(done, Fetched) for done in wait_all(client, tickets).values())
+    assert all(isinstance(done, Scored) for done in wait_all(client, tickets).values())
+    assert all_free(client)
     os.kill(worker.pid, signal.SIGSTOP)
     taken = 0
     while worker.send(b"\x00" * channel.MOST_BYTES):

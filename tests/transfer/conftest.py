@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from retrieval_helpers import PATIENCE_S, Connect, random_store
+from transfer_helpers import PATIENCE_S, Connect, random_store
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer.client import RetrievalClient
@@ -32,14 +32,8 @@ def connect() -> Iterator[Connect]:
     """Makes clients that are closed afterwards; patient ones, for machines that are busy with other tests."""
     clients: list[RetrievalClient] = []
 
-    def make(
-        store: HostStore,
-        staging_rows: int = 2000,
-        up: bool = True,
-        timeout_s: float = PATIENCE_S,
-        **options: Any,
-    ) -> RetrievalClient:
-        client = RetrievalClient(store, staging_rows, timeout_s=timeout_s, **options)
+    def make(store: HostStore, up: bool = True, timeout_s: float = PATIENCE_S, **options: Any) -> RetrievalClient:
+        client = RetrievalClient(store, timeout_s=timeout_s, **options)
         clients.append(client)
         assert not up or client.wait_up(PATIENCE_S)
         return client

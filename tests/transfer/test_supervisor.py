@@ -15,6 +15,10 @@ class FakeWorker:
     def __init__(self) -> None:
         self.up = self.killed = self.closed = False
         self.reaped = False
+        self.silent = False
+
+    def stalled(self, now: float) -> str | None:
+        return "did not answer" if self.silent else None
 
     def gone(self) -> bool:
         return self.reaped
@@ -101,6 +105,17 @@ def test_a_worker_that_never_says_hello_is_given_up() -> None:
     assert "did not start" in (world.supervisor.tend(world.now) or "")
     world.workers[0].up = True
     assert world.supervisor.tend(world.now) is None
+
+
+def test_a_worker_is_judged_by_its_signs_of_life_once_it_is_up() -> None:
+    world = World()
+    world.time_to_start()
+    world.workers[0].silent = True
+    assert world.supervisor.tend(world.now) is None, "it has time to start"
+    world.workers[0].up = True
+    assert world.supervisor.tend(world.now) == "did not answer"
+    world.workers[0].silent = False
+    assert world.supervisor.tend(world.now) is None and world.supervisor.up
 
 
 def test_a_command_that_cannot_run_is_tried_again() -> None:
