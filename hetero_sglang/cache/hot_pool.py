@@ -71,24 +71,10 @@ class HotPool:
         if self.position.device.type == "cpu":  # a device's rows are read by steps still under way
             self.position[pages] = EMPTY
 
-    def rows(self, table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        """Flat row index of the given rows of one head: `table` [n] page ids, `row` [m] in working-set order."""
-        return table[row // self.page_size] * self.page_size + row % self.page_size
-
     def write(self, rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store K/V at flat rows [m]: k [m, D], v [m, Dv]."""
         self.k.view(-1, self.k.shape[-1])[rows] = k
         self.v.view(-1, self.v.shape[-1])[rows] = v
-
-    def read(self, table: torch.Tensor, first_page: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K [count, D] and V [count, Dv] of a head's first rows; a view when its pages are a run."""
-        pages = -(-count // self.page_size)
-        if first_page >= 0:
-            k, v = self.k[first_page : first_page + pages], self.v[first_page : first_page + pages]
-        else:
-            listed = table[:pages].to(self.k.device)
-            k, v = self.k.index_select(0, listed), self.v.index_select(0, listed)
-        return k.reshape(-1, k.shape[-1])[:count], v.reshape(-1, v.shape[-1])[:count]
 
     def check_integrity(self, owned: torch.Tensor) -> None:
         """Every page is free or owned by exactly one request: `owned` lists the owners' pages.

@@ -67,28 +67,9 @@ class WorkingSet:
 
     def _tabulate(self, tables: list[torch.Tensor]) -> None:
         self.tables = tables  # per head [pages of the head]
-        self._table: torch.Tensor | None = None
-        self._runs: list[int] | None = None
         self.caps: list[int] = self.rows.caps.tolist()
         self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
         self.smallest_cap = min(self.caps, default=self.grant.limit)
-
-    @property
-    def table(self) -> torch.Tensor:
-        """Pages by head, [heads, widest] int64, padded with 0; made when first asked for, as a device never does."""
-        if self._table is None:
-            widest = max((t.numel() for t in self.tables), default=0)
-            self._table = torch.zeros(len(self.tables), widest, dtype=torch.int64)
-            for head, pages in enumerate(self.tables):
-                self._table[head, : pages.numel()] = pages
-        return self._table
-
-    @property
-    def runs(self) -> list[int]:
-        """Each head's first page where its pages are consecutive, else -1."""
-        if self._runs is None:
-            self._runs = [run_start(pages) for pages in self.tables]
-        return self._runs
 
     @property
     def pages(self) -> torch.Tensor:
@@ -108,21 +89,6 @@ class WorkingSet:
     def exact(self, length: int) -> bool:
         """Whether every head still holds every one of `length` tokens."""
         return length <= self.smallest_cap
-
-    def rows_of_token(self, token: int) -> torch.Tensor:
-        """Flat hot row of token t in every head: [heads]."""
-        row = ring_row(token, self.cap, self.rule.sink, self.rule.ring)
-        return self.table.gather(1, (row // self.pool.page_size)[:, None])[:, 0] * self.pool.page_size + (
-            row % self.pool.page_size
-        )
-
-    def flat(self, head: int, rows: torch.Tensor) -> torch.Tensor:
-        """Flat hot rows of one head's rows, given in working-set order."""
-        return self.pool.rows(self.tables[head], rows)
-
-    def selected_rows(self, head: int) -> torch.Tensor:
-        """Rows of a full head that a fetch may overwrite: neither sinks nor ring."""
-        return torch.arange(self.rule.sink, max(self.rule.sink, self.caps[head] - self.rule.turning(self.caps[head])))
 
     def refillable(self, length: int) -> np.ndarray:
         """Bool [heads]: full at `length`, with as many rows to choose as there are sinks and ring.

@@ -44,7 +44,7 @@ class Engine:
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
         self.prefill = RaggedPrefill(self.device)
-        self.prefixes = PrefixLoader(self.ops, host, self.device)
+        self.prefixes = PrefixLoader(self.ops, host, self.device, cache.counters)
         self.write_back = WriteBack(self.ops, host, hot, layout.layers)
         self.group = query_heads // (len(layout.layers[0].resident) + len(layout.layers[0].compressed))
         self.finder = self._finder()

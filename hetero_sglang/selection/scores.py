@@ -42,19 +42,3 @@ def attention_scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Te
     q [W, C, G, D], k [L, C, D] as in `observed_weights`.
     """
     return pool_average(observed_weights(q, k, scale, "max")).amax(1)
-
-
-def top_positions(scores: torch.Tensor, count: int, low: int = 0, high: int | None = None) -> torch.Tensor:
-    """Positions of the best `count` scores within [low, high), best first: int64."""
-    inside = scores[low:high]
-    return inside.topk(min(count, inside.numel())).indices + low
-
-
-def overlap(weights: torch.Tensor, held: torch.Tensor) -> float:
-    """The share of a head's attention, `weights` [L], on the tokens at `held` [n], distinct; 1.0 if there is none.
-
-    The paper counts how many of the top thousand tokens are the same. Nearly all of those are noise, and a head that
-    looks at one token and then at another has moved although 999 stay; weighed by attention it has.
-    """
-    total = float(weights.sum())
-    return float(weights[held].sum()) / total if total > 0 else 1.0

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import BLOCK, HostStore
 from hetero_sglang.cache.lanes import Lane, Mark, mark, upload
 from hetero_sglang.cache.sizes import SPREAD
@@ -16,8 +17,8 @@ _SHORT_RUN = 4  # blocks; where runs are shorter on average, a kernel reads row 
 class PrefixLoader:
     """Two layer-sized buffers and a copy lane; owned by the engine of a device."""
 
-    def __init__(self, ops: Any, host: HostStore, device: torch.device) -> None:
-        self.ops, self.host, self.device = ops, host, device
+    def __init__(self, ops: Any, host: HostStore, device: torch.device, counters: Counters) -> None:
+        self.ops, self.host, self.device, self.counters = ops, host, device, counters
         self.lane = Lane(device)
         self.layers = [index for index, heads in enumerate(host.heads) if heads]
         self.slots = torch.empty(0, dtype=torch.int64)  # on the device
@@ -39,8 +40,10 @@ class PrefixLoader:
         if whole and self.device.type == "cuda":  # elsewhere a copy of blocks would be one more copy
             self.runs = runs
             self.places = upload(which, self.device), upload(slots % BLOCK, self.device)
+            self.counters.prefix_rows_copied += slots.numel() * len(self.layers)
         else:
             rows = slots.numel()
+            self.counters.prefix_rows_read += rows * len(self.layers)
         size = rows * max(self.host.heads) * (self.host.head_dim + self.host.v_head_dim)
         self._buffers = [torch.empty(size, dtype=self.host.dtype, device=self.device) for _ in range(2)]
         self._free = [mark(self.device) for _ in range(2)]

@@ -68,7 +68,7 @@ class Ranking:
         asked = Asked(ws, [heads[at] for at in free], slots, self.host.stamp(slots))
         ticket = self.client.score(slots, wanted)
         if ticket is None:
-            self.counters.refused_fetches += 1
+            self.counters.refused_rankings += 1
             return
         self._asked[ticket] = asked
         self.counters.anchor_refreshes += len(free)
@@ -94,7 +94,7 @@ class Ranking:
             asked = self._asked.pop(done.ticket)
             asked.ws.busy.difference_update(self._numbers(asked))
             if isinstance(done, Failed):
-                self.counters.failed_fetches += 1
+                self.counters.failed_rankings += 1
             elif asked.ws.alive and bool(self.host.unchanged(asked.slots, asked.generations).all()):
                 length = asked.slots.numel()
                 for (layer, head), positions, scores in zip(asked.heads, done.positions, done.scores, strict=True):

@@ -14,6 +14,7 @@ from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
 from hetero_sglang.engine.plan import plan_extend
@@ -184,4 +185,16 @@ def held_positions(request: Request, number: int, length: int) -> torch.Tensor:
     """Positions of a compressed head's rows, read back from the pool."""
     ws = request.ws
     count = min(ws.caps[number], length)
-    return request.cache.hot.position.view(-1)[ws.flat(number, torch.arange(count))].long().cpu()
+    return request.cache.hot.position.view(-1)[flat_rows(ws, number, torch.arange(count))].long().cpu()
+
+
+def flat_rows(ws: WorkingSet, number: int, rows: torch.Tensor) -> torch.Tensor:
+    """Flat hot rows of one head's rows [n], given in working-set order."""
+    size = ws.pool.page_size
+    return ws.tables[number][rows // size] * size + rows % size
+
+
+def selected_rows(ws: WorkingSet, number: int) -> torch.Tensor:
+    """Flat hot rows of a full head that are neither sinks nor ring."""
+    rule, cap = ws.rule, ws.caps[number]
+    return flat_rows(ws, number, torch.arange(rule.sink, max(rule.sink, cap - rule.turning(cap))))

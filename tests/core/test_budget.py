@@ -65,7 +65,7 @@ def test_the_startup_table_names_what_goes_where() -> None:
     settings = make_settings(random_profile(2), window=8, dense_below=512)
     sizes = Sizes(SHAPE, settings.layout, 16, 50_000)
     admission = Admission(settings.rule, [settings.layout.fractions], [sizes.hot_pages])
-    text = table(sizes, admission, 40_000, Workspaces.of(SHAPE, settings.layout, 40_000, 64 << 20, True))
+    text = table(sizes, admission, 40_000, Workspaces.of(SHAPE, settings.layout, 40_000, True))
     for word in ("resident store", "hot pool", "host store", "workspaces", "token slots 50000"):
         assert word in text
     # eight and a half of 4096 tokens and one of the longest by slots; nothing longer than that is offered

@@ -17,6 +17,7 @@ from core_helpers import (
     make_cache,
     make_settings,
     prefill,
+    selected_rows,
 )
 
 from hetero_sglang.config.settings import Settings
@@ -120,7 +121,7 @@ def test_a_long_unwanted_row_goes_first() -> None:
     request = Request(cache, 1, 150, 220, slots_of(220, 8), 2)
     request.start()
     prefill([request], [(0, 150)])
-    rows = request.ws.flat(0, request.ws.selected_rows(0))
+    rows = selected_rows(request.ws, 0)
     position, used = (t.view(-1)[rows].clone() for t in (cache.hot.position, cache.hot.used))
     for length in range(151, 190):
         decode([request], [length])

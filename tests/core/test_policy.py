@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero_sglang.selection.accumulate import accumulate, replace
-from hetero_sglang.selection.batched import refill
-from hetero_sglang.selection.scores import attention_scores, overlap, top_positions
+from hetero_sglang.ops.reference.choose import merge, score_bin
+from hetero_sglang.selection import top
+from hetero_sglang.selection.scores import attention_scores
 
 
 def naive_scores(q: torch.Tensor, k: torch.Tensor, scale: float, over: str) -> torch.Tensor:
@@ -40,90 +40,64 @@ def test_scores_equal_the_naive_definition(width: int, length: int) -> None:
     torch.testing.assert_close(got, naive_scores(q, k, 0.35, "max").float(), atol=1e-6, rtol=1e-5)
 
 
-@given(st.sets(st.integers(0, 40)), st.integers(0, 2**20))
-def test_overlap_is_the_share_of_attention_on_what_is_held(held: set[int], seed: int) -> None:
-    weights = torch.rand(41, generator=torch.Generator().manual_seed(seed))
-    value = overlap(weights, torch.tensor(sorted(held), dtype=torch.int64))
-    assert abs(value - sum(float(weights[t]) for t in held) / float(weights.sum())) < 1e-5
-    assert overlap(torch.zeros(41), torch.arange(3)) == 1.0
-
-
-def test_one_peak_that_moves_is_drift_although_a_thousand_tokens_stay() -> None:
-    weights = torch.full((2000,), 1e-5)
-    weights[1500] = 0.9
-    assert overlap(weights, torch.arange(1000)) < 0.1
-
-
-def test_top_positions_stay_inside_their_range_best_first() -> None:
-    scores = torch.rand(100)
-    best = top_positions(scores, 10, 20, 60)
-    assert best.tolist() == sorted(range(20, 60), key=lambda t: -scores[t])[:10]
+def kept_by(
+    scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int
+) -> torch.Tensor:
+    """What a head holds after `merge`, as it says which go and which come."""
+    swaps = merge(scores[None], held[None].int(), kept[None], low, high, most)
+    after = held.clone()
+    after[swaps.place] = swaps.run
+    return after
 
 
 @given(st.integers(1, 30), st.integers(35, 80), st.randoms(use_true_random=False))
-def test_accumulating_keeps_the_best_of_held_and_seen(count: int, length: int, rng) -> None:
+def test_merging_keeps_the_best_of_held_and_seen(count: int, length: int, rng) -> None:
+    """But for those that share the last one's bin; what is held stays where it can."""
     low, high = 3, length - 4
     held = torch.tensor(rng.sample(range(low, high), min(count, high - low)))
-    held_scores, scores = torch.rand(held.numel()) + 0.01, torch.rand(length) + 0.01
-    got = accumulate(held, held_scores, scores, low, high, 0.9)
-    importance = {int(t): float(max(s * 0.9, scores[t])) for t, s in zip(held, held_scores, strict=True)}
-    for t in range(low, high):
-        importance.setdefault(t, float(scores[t]))
-    wanted = set(sorted(importance, key=lambda t: -importance[t])[: held.numel()])
-    after = held.clone()
-    after[got.victims] = got.positions
-    assert set(after.tolist()) == wanted
-    assert after.unique().numel() == after.numel()
-    assert not torch.isin(got.positions, held).any(), "a token already held was fetched again"
+    kept, scores = torch.rand(held.numel()) + 0.01, torch.rand(length) + 0.01
+    kept = torch.maximum(kept, scores[held])
+    after = kept_by(scores, held, kept, low, high, 1 << 30)
+    worth = {int(t): float(scores[t]) for t in range(low, high)} | dict(zip(held.tolist(), kept.tolist(), strict=True))
+    assert after.unique().numel() == after.numel() and int(after.min()) >= low and int(after.max()) < high
+    bins = {token: int(score_bin(torch.tensor([value]))) for token, value in worth.items()}
+    edge = sorted(bins.values(), reverse=True)[held.numel() - 1]
+    assert {token for token, bin in bins.items() if bin > edge} <= set(after.tolist())
+    assert all(bins[token] >= edge for token in after.tolist())
+    stays = sum(bins[token] == edge for token in held.tolist())
+    room = held.numel() - sum(bin > edge for bin in bins.values())
+    assert sum(bins[token] == edge and token in held.tolist() for token in after.tolist()) == min(stays, room)
 
 
-@given(st.integers(0, 5), st.randoms(use_true_random=False))
-def test_forgetting_the_scores_of_dropped_rows_changes_nothing(seed: int, rng) -> None:
-    """The argument in docs/design.md: full-length accumulators choose the same rows as per-row ones."""
-    generator = torch.Generator().manual_seed(seed * 1000 + rng.randrange(1000))
-    length, count, low, high = 60, 12, 2, 56
-    first = torch.rand(length, generator=generator)
-    full = first.clone()
-    held = top_positions(first, count, low, high)
-    held_scores = first[held]
-    for _ in range(8):
-        scores = torch.rand(length, generator=generator) ** 4
-        full = torch.maximum(full * 0.9, scores)
-        got = accumulate(held, held_scores, scores, low, high, 0.9)
-        held, held_scores = held.clone(), got.held_scores.clone()
-        held[got.victims], held_scores[got.victims] = got.positions, got.scores
-        assert set(held.tolist()) == set(top_positions(full, count, low, high).tolist())
-
-
-@given(st.integers(1, 20), st.randoms(use_true_random=False))
-def test_replacing_takes_the_newest_best(count: int, rng) -> None:
+@given(st.integers(1, 20), st.integers(0, 6), st.randoms(use_true_random=False))
+def test_no_more_come_than_may(count: int, most: int, rng) -> None:
     held = torch.tensor(rng.sample(range(2, 50), count))
     scores = torch.rand(60)
-    got = replace(held, scores, 2, 50)
-    after = held.clone()
-    after[got.victims] = got.positions
-    assert set(after.tolist()) == set(top_positions(scores, count, 2, 50).tolist())
+    after, every = (kept_by(scores, held, scores[held], 2, 50, bound) for bound in (most, 1 << 30))
+    assert int((after != held).sum()) == min(most, int((every != held).sum()))
+    assert set(after.tolist()) - set(held.tolist()) <= set(every.tolist())
 
 
-@given(st.integers(1, 12), st.integers(40, 80), st.integers(1, 40), st.sampled_from([0.0, 0.9]), st.integers(0, 2**20))
-def test_many_heads_at_once_swap_what_each_would_alone(
-    count: int, length: int, most: int, decay: float, seed: int
-) -> None:
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 12), st.integers(0, 40))
+def test_the_best_are_taken_from_the_left(levels: list[int], count: int, low: int) -> None:
+    scores = torch.tensor([levels]).float()
+    inside = torch.arange(len(levels))[None] >= low
+    found = top.listed(top.best(scores, torch.tensor([count]), inside), count)[0]
+    order = sorted(range(min(low, len(levels)), len(levels)), key=lambda t: (-levels[t], t))[:count]
+    assert found[: len(order)].tolist() == sorted(order) and (found[len(order) :] == len(levels)).all()
+
+
+@given(st.integers(5, 40), st.integers(0, 2**20))
+def test_an_exchange_leaves_what_was_chosen(length: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    low, heads = 3, 4
-    scores = torch.rand(heads, length, generator=generator)
-    high = torch.randint(low + count, length + 1, (heads,), generator=generator)
-    held, before = torch.full((heads, count), -1), torch.rand(heads, count, generator=generator)
-    sizes = [count, max(1, count - 3), 1, count]
-    for row, size in enumerate(sizes):
-        held[row, :size] = torch.randperm(int(high[row]) - low, generator=generator)[:size] + low
-    got = refill(held, before * decay, scores, low, high, most)
-    for row, size in enumerate(sizes):
-        mine = held[row, :size]
-        want = accumulate(mine, before[row, :size], scores[row], low, int(high[row]), decay, most)
-        assert torch.equal(got.kept[row, :size], want.held_scores)
-        comes = got.positions[row] >= 0
-        assert set(got.positions[row, comes].tolist()) == set(want.positions.tolist())
-        assert set(got.victims[row, comes].tolist()) == set(want.victims.tolist())
-        assert torch.equal(got.scores[row, comes], scores[row, got.positions[row, comes]])
-        assert comes.sum() <= most
+    sizes = torch.randint(0, length + 1, (3,), generator=generator)
+    most = int(sizes.max())
+    held, chosen = torch.zeros(3, most, dtype=torch.int64), torch.zeros(3, length, dtype=torch.bool)
+    for row, size in enumerate(sizes.tolist()):
+        held[row, :size] = torch.randperm(length, generator=generator)[:size]
+        chosen[row, torch.randperm(length, generator=generator)[:size]] = True
+    swaps = top.exchange(chosen, held, torch.arange(most) < sizes[:, None])
+    for row, size in enumerate(sizes.tolist()):
+        after, count = held[row].clone(), int(swaps.count[row])
+        after[swaps.places[row, :count]] = swaps.tokens[row, :count]
+        assert set(after[:size].tolist()) == set(chosen[row].nonzero()[:, 0].tolist())

@@ -11,15 +11,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
-from core_helpers import make_settings
+from core_helpers import flat_rows, make_settings
 from fake_flashinfer import PROCESSORS, FakeWrapper
 
 from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.ops import triton
 from hetero_sglang.ops.base import LayerBuffers
-from hetero_sglang.ops.decode_kernel import decode_kernel
+from hetero_sglang.ops.chosen import decode_kernel
 from hetero_sglang.ops.reference.attention import decode_exact
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
@@ -53,8 +54,8 @@ class World:
         self.req_to_token = torch.zeros(16, CONTEXT, dtype=torch.int32, device=device)
         self.requests: dict[int, WorkingSet] = {}
         self.q = torch.full((len(RESIDENT), WIDTH, HEADS * group, dim), NAN, dtype=dtype, device=device)
-        make = decode_kernel("flashinfer", self.buffers)
-        self.step = DecodeStep(self.settings, self.tables, WIDTH, CONTEXT, group, dim, kernel=make)
+        make = decode_kernel("flashinfer", triton, self.buffers)
+        self.step = DecodeStep(triton, self.settings, self.tables, WIDTH, CONTEXT, group, dim, make)
 
     def start(self, slot: int, prompt: int, more: int) -> None:
         self.requests[slot] = WorkingSet(self.pool, self.settings.rule, self.settings.rule.grant(prompt, more))
@@ -79,11 +80,12 @@ class World:
                 rows = self.rows(slot, head, length)
                 shape = (2, len(rows), self.dim)
                 self.pool.write(rows, *torch.randn(shape, device=self.device).to(self.dtype))
-        self.step.fill(list(lengths), list(lengths.values()), width, self.req_to_token)
+        none = [0] * len(lengths)
+        self.step.fill([list(lengths.values()), list(lengths), none, none, none], width, self.req_to_token)
 
     def rows(self, slot: int, head: int, length: int) -> torch.Tensor:
         ws = self.requests[slot]
-        return ws.flat(head, torch.arange(min(ws.caps[head], length))).to(self.device)
+        return flat_rows(ws, head, torch.arange(min(ws.caps[head], length))).to(self.device)
 
     def attend(self, width: int) -> torch.Tensor:
         now = self.step.plan(width)
@@ -160,7 +162,7 @@ def test_values_of_another_size_are_refused() -> None:
                            group=1, v_dim=64)  # fmt: skip
     layer = SimpleNamespace(hot_k=torch.empty(1, 16, 128))
     with pytest.raises(HeteroError, match="128 and 64; use --hetero-decode-kernel triton"):
-        decode_kernel("flashinfer", [layer])(step)
+        decode_kernel("flashinfer", triton, [layer])(step)
 
 
 SHAPES = [(dim, group, dtype) for dtype in ("bfloat16", "float16") for dim in (64, 128) for group in (1, 4, 8)]

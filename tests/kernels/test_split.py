@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 from fake_flashinfer import offsets
-from test_decode_step import DEVICE
+from test_device_engine import DEVICE
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.ops.base import StepTables

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 from core_helpers import make_settings, random_profile
-from test_decode_step import DEVICE
+from test_device_engine import DEVICE
 
 from hetero_sglang.cache.working_set import ring_row
 from hetero_sglang.ops.triton.work import DecodeBuffers, DecodeShape
 
-HEADS, WINDOW = 4, 6
+HEADS, SINK, WINDOW = 4, 2, 6
 
 
 @settings(max_examples=25, deadline=None)
@@ -31,7 +31,7 @@ def test_items_cover_every_row_once_and_name_this_step_s_token(data: st.DataObje
     opens = torch.arange(cap.numel(), dtype=torch.int32).view_as(cap) * 100
     starts = 90 * torch.arange(len(lengths), dtype=torch.int32)
     shape = DecodeShape(block=data.draw(st.sampled_from((1, 4, 16))), items_per_processor=data.draw(st.integers(1, 12)))
-    work = DecodeBuffers(layers, len(lengths), 2, 16, WINDOW, DEVICE, shape)
+    work = DecodeBuffers(layers, len(lengths), 2, 16, SINK, WINDOW, DEVICE, shape)
     work.plan(*(x.to(DEVICE) for x in (torch.tensor(lengths, dtype=torch.int32), cap, opens, starts)))
     for number, layer in enumerate(layers):
         items = [item[:7] for item in work.described[number].tolist()]
@@ -44,7 +44,7 @@ def test_items_cover_every_row_once_and_name_this_step_s_token(data: st.DataObje
             rows, opening = lengths[request], int(starts[request])
             if compressed >= 0:
                 kept = int(cap[request, layer.first + compressed])
-                newest = int(ring_row(lengths[request] - 1, kept, WINDOW))
+                newest = int(ring_row(lengths[request] - 1, kept, SINK, WINDOW))
                 rows, opening = min(rows, kept), int(opens[request, layer.first + compressed])
             else:
                 newest = lengths[request] - 1

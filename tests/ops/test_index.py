@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hetero_sglang.ops.reference import index as reference
+from hetero_sglang.ops.reference.index import encode_keys, unpack
 from hetero_sglang.ops.triton.index import index
 from hetero_sglang.profile.index_plan import Fields, words
 
@@ -33,7 +33,7 @@ def test_codes_and_their_places(fields: Fields, n: int, dim: int) -> None:
     slots = torch.randperm(slots_in_all, generator=generator)[:n].int()
     store = torch.full((3, slots_in_all, words(fields)), 12345, dtype=torch.int16)
     wanted = store.clone()
-    made = reference.index(k[:, heads.long()], encode, offset, fields)
+    made = encode_keys(k[:, heads.long()], encode, offset, fields)
     wanted[:, slots.long()] = made
     ours = store.to(DEVICE)
     args = (heads, ours, encode, offset)
@@ -41,7 +41,7 @@ def test_codes_and_their_places(fields: Fields, n: int, dim: int) -> None:
     ours = ours.cpu()
     untouched = torch.ones(slots_in_all, dtype=torch.bool).index_fill(0, slots.long(), False)
     assert torch.equal(ours[:, untouched], store[:, untouched])
-    got, want = (reference.unpack(t[:, slots.long()], fields) for t in (ours, wanted))
+    got, want = (unpack(t[:, slots.long()], fields) for t in (ours, wanted))
     exact = torch.bmm(k[:, heads.long()].transpose(0, 1), encode) - offset[:, None]
     tie = ((exact - exact.floor()) - 0.5).abs() < 1e-3
     assert torch.equal(got[~tie], want[~tie]) and (got - want).abs().max() <= 1

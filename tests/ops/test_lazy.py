@@ -12,10 +12,11 @@ from test_index import random_index
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerIndex, StepTables
-from hetero_sglang.ops.reference import index as reference
-from hetero_sglang.ops.reference.choose import choose as reference_choose
-from hetero_sglang.ops.reference.choose import run_scores, used_at_first
+from hetero_sglang.ops.reference.choose import lazy, used_at_first
+from hetero_sglang.ops.reference.index import attention_guess, run_scores, unpack
 from hetero_sglang.ops.reference.swap_in import swap_in as bring_swaps
+from hetero_sglang.ops.reference.workspace import Coming
+from hetero_sglang.ops.reference.workspace import Workspace as Handed
 from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.probe import probe
 from hetero_sglang.ops.triton.swap_in import swap_in
@@ -71,9 +72,9 @@ def check_scores(world: World, b: int, given: torch.Tensor, fields: Fields, scal
     kept = world.layer.rows.index_select(1, world.tokens[b][:-1])
     q, decode = world.q[b].view(TOTAL, -1, DIM)[world.layer.heads.long()], world.layer.decode
     weight, off = rounded(torch.bmm(q, decode) * scale, fields)
-    logits = torch.bmm(weight, reference.unpack(kept, fields).transpose(1, 2))
+    logits = torch.bmm(weight, unpack(kept, fields).transpose(1, 2))
     torch.testing.assert_close(given, run_scores(logits.softmax(-1).mean(1), world.run), rtol=2e-4, atol=1e-9)
-    wanted = run_scores(reference.probe(q, kept, decode, fields, scale), world.run)
+    wanted = run_scores(attention_guess(q, kept, decode, fields, scale), world.run)
     assert ((given / wanted).log().abs() <= off.amax(1)[:, None] + 1e-4).all()
 
 
@@ -185,12 +186,14 @@ def test_a_step_is_the_reference_s(
         held = hot.position.view(-1)[rows[..., 0]] // run
         used = hot.used.view(-1)[rows[..., 0]].contiguous()
         low, high = SINK // run, (length - WINDOW) // run
-        swaps = reference_choose(given, held, used, length, low, high, max(1, places // 4), most)
+        swaps = lazy(given, held, used, length, low, high, max(1, places // 4), most)
         hot.used.view(-1)[rows] = used[..., None]
         came, late = came + swaps.run.numel(), late + swaps.late
-        bring_swaps(swaps, world.host, world.tokens[b], rows, hot, length, run)
+        handed = Handed(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, "cpu")
+        handed.coming.append(Coming(b, swaps.head, swaps.run, rows[swaps.head, swaps.place], None))
+        bring_swaps(world.layer, world.host, world.slots, world.starts, world.step, hot, SINK, handed)
     assert came, "nothing came"
-    assert work.counted.tolist() == [came * run, late * run]
+    assert work.counted.tolist() == [came * run, late * run, 0, 0]
     got, taken = device.hot.position.cpu(), device.hot.used.cpu()
     for b, (length, cap) in enumerate(zip(lengths, caps, strict=True)):
         for c in range(HEADS if length > cap else 0):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, best, check_choice, dot, fresh, through_pool, picked_by
+from naive import DTYPES, HEADS, best, check_choice, dot, fresh, picked_by, through_pool
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh

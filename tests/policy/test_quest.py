@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, check_choice, fresh, through_pool, picked_by
+from naive import DTYPES, HEADS, check_choice, fresh, picked_by, through_pool
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import DTYPES, HEADS, attended, best, check_choice, fresh, neighbours, through_pool, picked_by
+from naive import DTYPES, HEADS, attended, best, check_choice, fresh, neighbours, picked_by, through_pool
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh

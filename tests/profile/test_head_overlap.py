@@ -16,7 +16,8 @@ from hetero_sglang.calibration.overlap import (
     top_mask,
     window_attention,
 )
-from hetero_sglang.selection.scores import POOL, attention_scores, pool_average
+from hetero_sglang.ops.reference.attention import POOL, pool_average
+from hetero_sglang.selection.scores import attention_scores
 
 seeds = st.integers(0, 2**31)
 

@@ -116,7 +116,7 @@ def test_rankings_are_those_of_plain_torch(world: World) -> None:
         for at, ranked in enumerate(own):
             check(world, ranked, queries[at], slots, 10 + at)
     counters = world.counters
-    assert (counters.anchor_refreshes, counters.refused_fetches, counters.failed_fetches) == (9, 0, 0)
+    assert (counters.anchor_refreshes, counters.refused_rankings, counters.failed_rankings) == (9, 0, 0)
 
 
 def test_busy_heads_are_left_out(world: World) -> None:
@@ -140,7 +140,7 @@ def test_a_freed_slot_drops_the_ranking_and_another_s_does_not(world: World) -> 
     world.ask(second, torch.arange(100, 200))
     world.host.release(torch.tensor([57]))
     assert {ranked.ws for ranked in world.settle()} == {second}
-    assert not first.busy and not second.busy and world.counters.failed_fetches == 0
+    assert not first.busy and not second.busy and world.counters.failed_rankings == 0
     world.ask(first, torch.arange(100))  # the slot is another token's now
     assert {ranked.ws for ranked in world.settle()} == {first}
 
@@ -164,9 +164,9 @@ def test_a_dead_worker_loses_its_rankings_and_frees_their_heads(world: World) ->
     dead = world.ranking.stats()["worker_pid"]
     os.kill(int(dead), signal.SIGKILL)
     assert world.settle() == [] and not ws.busy and not other.busy
-    assert world.counters.failed_fetches == 2 and not world.ranking.stats()["worker_up"]
+    assert world.counters.failed_rankings == 2 and not world.ranking.stats()["worker_up"]
     world.ask(ws, torch.arange(100))
-    assert world.counters.refused_fetches == 1 and not ws.busy and world.ranking.under_way == 0
+    assert world.counters.refused_rankings == 1 and not ws.busy and world.ranking.under_way == 0
     assert world.ranking.client.wait_up(PATIENCE_S)
     assert world.ranking.poll() == [] and world.counters.worker_restarts == 1
     queries = world.ask(ws, torch.arange(100))
@@ -181,7 +181,7 @@ def test_a_lie_is_no_ranking(lie: str, world: World) -> None:
     world.start([*FAKE, lie])
     ws = world.request()
     world.ask(ws, torch.arange(100), HEADS[:1])
-    assert world.settle() == [] and not ws.busy and world.counters.failed_fetches == 1
+    assert world.settle() == [] and not ws.busy and world.counters.failed_rankings == 1
 
 
 def test_without_a_worker_nothing_is_asked(world: World) -> None:
