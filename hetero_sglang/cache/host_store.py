@@ -139,7 +139,7 @@ def put_rows(blocks: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> N
 
 
 def take_rows(blocks: torch.Tensor, slots: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
-    """A copy [n, C, S] of `slots` [n] of a layer's blocks; of head `heads[i]` alone [n, S] where `heads` [n] is given."""
+    """A copy [n, C, S] of `slots` [n] of a layer's blocks; or [n, S], of head `heads[i]` alone."""
     places = _places(blocks, slots) if heads is None else _places(blocks, slots, heads[:, None].numpy())[:, 0]
     out = torch.empty(*places.shape, blocks.shape[-1], dtype=blocks.dtype)
     if out.numel():

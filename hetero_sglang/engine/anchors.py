@@ -18,7 +18,6 @@ from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.transfer.ranking import Ranked, Ranking
 
 
-
 @dataclass(frozen=True)
 class _Asking:
     """A request's token slots [L] and the queries [A, G, D] of its anchors, on their way from the device."""
@@ -112,7 +111,8 @@ class Anchors:
         for each in ranked:
             scores = torch.zeros(length, dtype=torch.float32)
             scores[each.positions.long()] = each.scores
-            self.work.offer(each.head, buffers.heads.numel(), upload(scores, self.device), fading, rule.sink, rule.window)
+            heads, there = buffers.heads.numel(), upload(scores, self.device)
+            self.work.offer(each.head, heads, there, fading, rule.sink, rule.window)
         starts = step.starts[row : row + 1]
         ops.choose(buffers, now, hot, rule.sink, rule.window, self.work, merged=True)
         ops.swap_in(buffers, buffers.host, step.slots, starts, now, hot, rule.sink, self.work, merged=True)

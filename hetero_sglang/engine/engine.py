@@ -27,7 +27,7 @@ from hetero_sglang.transfer.write_back import WriteBack
 class Engine:
     """Owns the device's view of the working sets, and the streams and events of prefill's copies.
 
-    `requests`: request slots; `context`: the longest request, in tokens; `ops`: the operations' module, or the device's.
+    `requests`: request slots; `context`: tokens of the longest one; `ops`: the operations' module, or the device's.
     """
 
     def __init__(self, cache: TieredCache, requests: int, context: int, query_heads: int, ops: Any = None) -> None:
@@ -184,19 +184,19 @@ class Engine:
         self.tables.put(ws.slot, ws)
         cap, start = self.tables.cap[ws.slot, buffers.numbers], self.tables.page_start[ws.slot, buffers.numbers]
         self.ops.fill(
-            buffers, buffers.heads, keys, values, selected, worth, cap, start, self.tables.page_list, max(caps), rule.sink,
-            rule.ring,
+            buffers, buffers.heads, keys, values, selected, worth, cap, start, self.tables.page_list, max(caps),
+            rule.sink, rule.ring,
         )  # fmt: skip
         if self.finder:
             self.finder.prompted(layer, seq, keys[:, compressed], scores)
 
     # ---- decode
 
-    def make_step(self, batch: int, context: int) -> DecodeStep:
-        """Buffers for decode batches of up to `batch` requests of up to `context` tokens."""
+    def make_step(self, batch: int, context: int, fixed: bool = False) -> DecodeStep:
+        """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs."""
         kernel = decode_kernel(self.settings.decode_kernel, self.ops, self.layers)
         work, v_dim = self.finder.workspace(batch, context) if self.finder else None, self.cache.hot.v.shape[-1]
-        return DecodeStep(self.ops, self.settings, self.tables, batch, context, self.group, v_dim, kernel, work)
+        return DecodeStep(self.ops, self.settings, self.tables, batch, context, self.group, v_dim, kernel, work, fixed)
 
     def eager(self, width: int, longest: int) -> DecodeStep:
         """Buffers for a step outside any graph; they grow as batches do."""

@@ -1,4 +1,4 @@
-"""HeteroCache as the paper has it: pivots watch for drift on their satellites' behalf, anchors are refreshed now and then.
+"""HeteroCache as the paper has it: pivots watch for drift on their satellites' behalf, anchors are refreshed at times.
 
 A pivot looks at every token; a satellite that holds too little of what it sees is refilled by its scores before it
 attends. Anchors have no pivot: the worker ranks their tokens beside decoding, and their rows come once it has.
@@ -56,6 +56,7 @@ class Pivots(Finder):
         work = super().workspace(batch, context)
         heads = len(self.settings.layout.layers[0].resident) + len(self.settings.layout.layers[0].compressed)
         shape = (len(self.layers), batch, heads * self.group, self.cache.hot.k.shape[-1])
+        work.agreed = self.reassign.room(batch) if self.reassign else None
         work.queries = self.cache.hot.k.new_zeros(shape) if self.anchors else None  # of the latest step
         return work
 

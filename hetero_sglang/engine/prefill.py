@@ -26,8 +26,8 @@ class RaggedPrefill:
         self, counts: list[int], lengths: list[int], query_heads: int, kv_heads: int, dim: int, v_dim: int,
         scale: float, dtype: torch.dtype, exact: list[bool],
     ) -> None:  # fmt: skip
-        """The last counts[i] of lengths[i] tokens of each request attend causally to all before them; where exact[i], on
-        a CPU, to the bit of SGLang's backend."""
+        """The last counts[i] of lengths[i] tokens of each request attend causally to all before them; on a CPU, where
+        exact[i], to the bit of SGLang's backend."""
         self.counts, self.lengths, self.scale, self.exact = counts, lengths, scale, exact
         self.fast = self.wrapper is not None and dtype in (torch.float16, torch.bfloat16) and any(counts)
         if self.fast:
@@ -40,8 +40,9 @@ class RaggedPrefill:
         """q [sum n, Hq, D], keys [sum L, H, D], values [sum L, H, Dv] -> [sum n, Hq, Dv]."""
         if self.fast:
             return self.wrapper.run(q.contiguous(), keys, values)
-        parts = zip(self.exact, q.split(self.counts), keys.split(self.lengths), values.split(self.lengths), strict=True)
-        return torch.cat([(prefill_exact if exact else prefill_attention)(*part, self.scale) for exact, *part in parts])
+        parts = zip(q.split(self.counts), keys.split(self.lengths), values.split(self.lengths), strict=True)
+        ways = [prefill_exact if exact else prefill_attention for exact in self.exact]
+        return torch.cat([way(*part, self.scale) for way, part in zip(ways, parts, strict=True)])
 
 
 def _indptr(counts: list[int]) -> torch.Tensor:

@@ -60,6 +60,11 @@ class Reassign:
         self.checks: list[_Check] = []
         self.last: tuple[DecodeStep, list[tuple[int, WorkingSet, int]]] | None = None
 
+    def room(self, batch: int) -> torch.Tensor:
+        """For a step's agreements: [Hc, batch, P], -1 where nothing can be told."""
+        most = max(x.head.numel() for x in self.pivots)
+        return torch.full((self.leader.shape[1], batch, most), -1.0, device=self.device)
+
     def orphans(self, ws: WorkingSet) -> list[tuple[int, int]]:
         """Heads of a request that no pivot speaks for any more: layer, and index among its compressed heads."""
         return [head for head, leader in self.moved.get(ws, {}).items() if leader == OWN]
@@ -85,18 +90,17 @@ class Reassign:
     def compare(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
         """Agreements of a layer's satellites with its pivots, after they were refilled; q [B, Hq, D]."""
         buffers, pivots, hot = self.parts.layers[layer], self.pivots[layer], self.cache.hot
-        batch, most = tables.length.numel(), max(x.head.numel() for x in self.pivots)
-        if not hasattr(step.work, "agreed"):
-            step.work.agreed = torch.full((self.leader.shape[1], step.batch, most), -1.0, device=self.device)
+        batch = tables.length.numel()
         grouped, length = q.unflatten(1, (-1, self.parts.group)).float(), tables.length.long()  # [B, H, G, D]
         at = torch.arange(step.longest, device=self.device)
         slots = step.slots[(step.starts[:batch, None] + at).clamp(max=step.slots.numel() - 1).long()].long()
         there = at < length[:, None]  # [B, L]
-        keys = buffers.resident_k[torch.where(there, slots, 0)][:, :, pivots.place.long()].float()  # [B, L, P, D]
+        places = torch.where(there, slots, 0)[..., None], pivots.place.long()
+        keys = buffers.resident_k[places].float()  # [B, L, P, D]
         logits = torch.einsum("bpgd,blpd->bpgl", grouped[:, pivots.head.long()], keys) * scale
         seen = logits.masked_fill(~there[:, None, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [B, P, L]
         cap, start = tables.cap[:, buffers.numbers].long(), tables.page_start[:, buffers.numbers].long()  # [B, C]
-        row = torch.arange(int(cap.max()) if self.device.type == "cpu" else step.longest, device=self.device)
+        row = torch.arange(step.longest if step.fixed else int(cap.max()), device=self.device)
         held = row < torch.minimum(cap, length[:, None])[..., None]  # [B, C, S]
         listed = (start[..., None] + row // hot.page_size).clamp(max=tables.page_list.numel() - 1)
         flat = torch.where(held, tables.page_list[listed].long() * hot.page_size + row % hot.page_size, 0)
@@ -104,12 +108,8 @@ class Reassign:
         mine = torch.where(held[..., None], hot.k.view(-1, hot.k.shape[-1])[flat].float(), 0.0)  # [B, C, S, D]
         own = torch.einsum("bcgd,bcsd->bcgs", grouped[:, buffers.compressed], mine) * scale
         own = own.masked_fill(~held[:, :, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [B, C, S]
-        theirs = (
-            seen[:, None]
-            .expand(-1, cap.shape[1], -1, -1)
-            .gather(3, token[:, :, None].expand(-1, -1, seen.shape[1], -1))
-        )
-        theirs = theirs * held[:, :, None]  # [B, C, P, S]
+        every = seen[:, None].expand(-1, cap.shape[1], -1, -1)  # [B, C, P, L]
+        theirs = every.gather(3, token[:, :, None].expand(-1, -1, seen.shape[1], -1)) * held[:, :, None]  # [B, C, P, S]
         covered = theirs.sum(-1) / seen.sum(-1)[:, None]  # a head is judged while it holds what its pivot looks at
         agreed = torch.where(covered >= self.settings.drift_threshold, agreement(own[:, :, None], theirs), -1.0)
         step.work.agreed[buffers.numbers, :batch, : seen.shape[1]] = agreed.transpose(0, 1)

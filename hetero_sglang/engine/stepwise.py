@@ -25,7 +25,7 @@ class Stepwise(Finder):
 
     def workspace(self, batch: int, context: int) -> object:
         """Any head may change all of its rows."""
-        self.room = max(self.room, context)
+        self.room = max(self.room, self._most(context))
         return super().workspace(batch, context)
 
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:
@@ -81,14 +81,15 @@ class Stepwise(Finder):
         units = torch.where(room > 0, torch.minimum(made, room), 0)
         self._extend(start, first, cap, length, units, (made <= room) & (length > prompt))
         width = step.longest
-        scores = self._scores(first, units, q.unflatten(1, (-1, self.group))[:, buffers.compressed].flatten(0, 1), scale,
-                              width)  # fmt: skip
+        queries = q.unflatten(1, (-1, self.group))[:, buffers.compressed].flatten(0, 1)  # [N, G, D]
+        scores = self._scores(first, units, queries, scale, width)
         due = (cap < length) & (room > 0) & ((length - prompt) % self.settings.monitor_interval == 0)
         at = torch.arange(width, device=self.device)
         inside = (at >= rule.sink) & (at < (length - rule.window)[:, None])
         places = torch.where(due, cap - rule.sink - rule.window, 0).clamp(min=0)  # [N]
         chosen = top.best(scores, places, inside)
-        row = torch.arange(self._most(step, cap), device=self.device)
+        most = self._most(step.longest) if step.fixed else int(cap.max())
+        row = torch.arange(most, device=self.device)
         there = row < places[:, None]
         flat = self._flat(start[:, None], rule.sink + row)  # [N, S]
         swaps = top.exchange(chosen, hot.position.view(-1)[flat].long(), there)
@@ -97,11 +98,9 @@ class Stepwise(Finder):
         step.work.give(swaps.tokens, swaps.places, taken, count, heads)
         self.ops.swap_in(buffers, buffers.host, step.slots, step.starts, tables, hot, rule.sink, step.work)
 
-    def _most(self, step: DecodeStep, cap: torch.Tensor) -> int:
-        """Rows to choose of any head, at most."""
-        if self.device.type == "cpu":
-            return int(cap.max())
-        return step.longest
+    def _most(self, length: int) -> int:
+        """Rows to choose of any head of a request of so many tokens, at most."""
+        return int(length * max(self.settings.layout.fractions, default=0.0)) + 1
 
     def _extend(
         self, start: torch.Tensor, first: torch.Tensor, cap: torch.Tensor, length: torch.Tensor, units: torch.Tensor,
@@ -126,7 +125,8 @@ class Stepwise(Finder):
         rows = torch.arange(unit.numel() * self.index.rows, device=self.device)
         real = unit < units[:, None]  # [N, U]
         flat = self._flat(first[:, None], rows)
-        flat = torch.where(real.repeat_interleave(self.index.rows, 1), flat, flat[:, : self.index.rows].repeat(1, len(unit)))
+        one = flat[:, : self.index.rows].repeat(1, len(unit))
+        flat = torch.where(real.repeat_interleave(self.index.rows, 1), flat, one)
         k, v = (store.view(-1, store.shape[-1])[flat].unflatten(1, (unit.numel(), -1)) for store in (hot.k, hot.v))
         found = self.index.scores(q, k, v, scale, real)  # [N, U * span]
         token = hot.position.view(-1)[flat[:, :: self.index.rows]].long()[..., None]

@@ -17,15 +17,15 @@ LENGTH, REQUEST, PROMPT, UNITS, ROOM = range(5)  # rows of `inputs`
 class DecodeStep:
     """Buffers for up to `batch` requests of up to `context` tokens; filled before, read during a step.
 
-    `inputs` [5, batch] int32: tokens, request slot and prompt of each request; how many units of a policy's index it has
-    beyond those that its length gives, and the most there is room for.
+    `inputs` [5, batch] int32: tokens, request slot and prompt of each request; how many units of a policy's index it
+    has beyond those that its length gives, and the rows there is room for.
     """
 
     def __init__(
         self, ops: Any, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,
-        kernel: Callable[[DecodeStep], DecodeKernel] | None = None, work: Any = None,
+        kernel: Callable[[DecodeStep], DecodeKernel] | None = None, work: Any = None, fixed: bool = False,
     ) -> None:  # fmt: skip
-        """`ops`: the operations' module; `work`: its Workspace, where heads look for rows."""
+        """`ops`: the operations' module; `work`: its Workspace, where heads look for rows; `fixed`: graphs record it."""
         self.ops, self.work = ops, work
         self.layout, device = settings.layout, tables.device
         self.tables, self.batch, self.context = tables, batch, context
@@ -37,7 +37,7 @@ class DecodeStep:
         self.cap = torch.zeros(batch, self.layout.num_compressed, dtype=torch.int32, device=device)
         self.page_start = torch.zeros_like(self.cap)
         self.index_start = torch.zeros_like(self.cap)
-        self.longest = context  # tokens that a step outside any graph needs to look at
+        self.fixed, self.longest = fixed, context  # tokens that shapes must have room for
         self.kernel = (kernel or ops.AttendStep)(self)
 
     def fill(self, inputs: Sequence[Sequence[int]], width: int, req_to_token: torch.Tensor) -> None:
@@ -48,9 +48,10 @@ class DecodeStep:
         if self.inputs.is_cuda:
             packed = packed.pin_memory()
         self.inputs[:, :width].copy_(packed, non_blocking=True)
-        self.longest = max(inputs[LENGTH], default=0)
+        longest = max(inputs[LENGTH], default=0)
+        self.longest = self.context if self.fixed else longest
         lengths, requests = self.inputs[LENGTH, :width], self.inputs[REQUEST, :width]
-        self.ops.copy_slots(req_to_token, requests, lengths, self.starts, self.longest, self.slots)
+        self.ops.copy_slots(req_to_token, requests, lengths, self.starts, longest, self.slots)
 
     def tables_of(self, width: int) -> StepTables:
         """What the step reads of its first `width` requests."""

@@ -28,8 +28,9 @@ class Index(Unit, ABC):
 
     @abstractmethod
     def scores(
-        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float,
+        real: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Scores of the indexed tokens for one step's queries, comparable within a head.
 
         q [C, G, D], k_rows [C, U, rows, D], v_rows [C, U, rows, Dv] -> [C, U * span] float32. `real` [C, U] bool: which

@@ -34,8 +34,9 @@ class SignIndex(Index):
         return torch.stack((bits_k, half.to(k.dtype)), 2), torch.stack((bits_v, middle.to(k.dtype)), 2)
 
     def scores(
-        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float,
+        real: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """The largest logit of the group with the keys read back, without `scale`: [C, U * GROUP]."""
         dim = q.shape[-1]
         packed = rows_to_bytes(k_rows[:, :, 0], v_rows[:, :, 0], BYTES * dim).unflatten(2, (BYTES, dim))

@@ -36,8 +36,9 @@ class CentroidIndex(Index):
         )
 
     def scores(
-        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float,
+        real: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """The largest logit of the group with a token's centroid, without `scale`: [C, U * CHUNK]."""
         centroids = torch.cat((k_rows[:, :, :-1], v_rows[:, :, :-1]), 2).float()  # [C, U, CLUSTERS, D]
         logits = (q.float() @ centroids.flatten(1, 2).transpose(1, 2)).amax(1).unflatten(1, centroids.shape[1:3])

@@ -25,8 +25,9 @@ class PageIndex(Index):
         return k.amin(2, keepdim=True), k.amax(2, keepdim=True)
 
     def scores(
-        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float,
+        real: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """The most that any key within the page's bounds could give any query of the group: [C, U * PAGE]."""
         q, least, most = q.float(), k_rows[:, :, 0].float(), v_rows[:, :, 0].float()  # [C, G, D], [C, U, D] twice
         # max(q m, q M) takes M where q is positive and m where it is negative: two products, nothing of U x G x D.

@@ -20,8 +20,9 @@ class SparseIndex(PageIndex):
     """Quest's rows over the candidates of stage 1, read in half of the channels."""
 
     def scores(
-        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float, real: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k_rows: torch.Tensor, v_rows: torch.Tensor, scale: float,
+        real: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Logarithm of a chunk's softmax share, mean over the group, for each of its tokens: [C, U * PAGE].
 
         The logarithm keeps the order of shares that would be zero in float32. `scale` stands for the paper's

@@ -1,4 +1,4 @@
-"""SGLang's attention backend over the two tiers (layers/attention/base_attn_backend.py): eager prefill, decode in graphs."""
+"""SGLang's attention backend over the two tiers (layers/attention/base_attn_backend.py)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class HeteroAttnBackend(AttentionBackend):
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Buffers for graphs of up to `max_bs` requests."""
-        self.engine.graph_step = self.engine.make_step(max_bs, self.req_to_token_pool.req_to_token.shape[1])
+        self.engine.graph_step = self.engine.make_step(max_bs, self.engine.context, fixed=True)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1

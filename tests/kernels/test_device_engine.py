@@ -115,12 +115,14 @@ def test_a_request_without_a_prompt(beside: bool) -> None:
     same_ends(pairs)
 
 
+@pytest.mark.parametrize("reassign", [False, True])
 @pytest.mark.parametrize("retrieval", ["accumulate", "replace"])
 @pytest.mark.parametrize("seed", [0, 4])
-def test_pivots_refill_their_satellites(seed: int, retrieval: str) -> None:
+def test_pivots_refill_their_satellites(seed: int, retrieval: str, reassign: bool) -> None:
     """Looks at every other step, so that requests are not always due together."""
     profile = random_profile(seed, layers=2, heads=6)
-    settings = make_settings(profile, drift_threshold=0.55, monitor_interval=2, anchor_interval=0, retrieval=retrieval)
+    options = {"monitor_interval": 2, "anchor_interval": 0, "retrieval": retrieval, "reassign": reassign}
+    settings = make_settings(profile, drift_threshold=0.55, **options)
     prompts = [150, 91, 20]
     pairs = pairs_of(settings, prompts, 12, torch.randperm(590) + 1)
     extend(pairs, [(0, 100), (0, 91), (0, 20)])
@@ -136,7 +138,7 @@ def test_pivots_refill_their_satellites(seed: int, retrieval: str) -> None:
 
 @pytest.mark.parametrize("run", [1, 4])
 def test_heads_with_an_index_find_their_rows(run: int) -> None:
-    """Kernels round a query's weights to 8 bits, so rows that are wanted little may differ: outputs follow what is held."""
+    """Kernels round a query's weights to 8 bits, so rows wanted little may differ: outputs follow what is held."""
     prompts = [150, 90, 20]
     pairs = pairs_of(lazy_settings(3, run), prompts, 30, torch.randperm(590) + 1)
     extend(pairs, [(0, 100), (0, 90), (0, 20)])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Request:
-    """One of the step's requests: its token slots [L], rows of each compressed head, and where their page lists begin."""
+    """One of the step's requests: token slots [L], rows of each compressed head, and where their page lists begin."""
 
     slots: torch.Tensor
     run: int  # first slot where they are consecutive, else -1
@@ -36,7 +36,8 @@ class AttendStep(DecodeKernel):
 
     def plan(self, tables: StepTables) -> None:
         self.requests = []
-        every = zip(tables.length.tolist(), self.starts.tolist(), tables.cap.tolist(), tables.page_start.tolist())
+        starts_of = self.starts[: tables.length.numel()].tolist()
+        every = zip(tables.length.tolist(), starts_of, tables.cap.tolist(), tables.page_start.tolist(), strict=True)
         for length, start, caps, starts in every:
             if length == 0:
                 self.requests.append(None)

@@ -79,13 +79,14 @@ def lazy(
 def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int) -> Swaps:
     """The better of what C heads hold and of what they could: as many as they hold.
 
-    scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run, worth kept [C, n] float32. Runs in
-    [low, high) may come in, `most` of them, the best bins first; within a bin what is held stays, and the first go and
-    come first.
+    scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run, worth kept [C, n] float32. Runs
+    in [low, high) may come in, `most` of them, the best bins first; within a bin what is held stays, and the first go
+    and come first.
     """
     found = [_merged(*each, low, high, most) for each in zip(scores, held.long(), kept, strict=True)]
     head = torch.cat([torch.full_like(run, c) for c, (run, _, _) in enumerate(found)])
-    return Swaps(head, *(torch.cat(x) for x in zip(*((p, r) for r, p, _ in found))), sum(late for *_, late in found))
+    run, place = (torch.cat([each[which] for each in found]) for which in (0, 1))
+    return Swaps(head, place, run, sum(late for *_, late in found))
 
 
 def _merged(

@@ -22,8 +22,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Swaps:
-    """Runs that come, m in all: `head` [m] among a layer's compressed, `place` [m] among its selected runs, `run` [m] of
-    the request's tokens; all int64, in order of heads. `late` counts runs that should have come, but were too many."""
+    """Runs that come, m in all: `head` [m] of those asked about, `place` [m] among its selected runs, `run` [m] of the
+    request's tokens; all int64, in order of heads. `late` counts runs that should have come, but were too many."""
 
     head: torch.Tensor
     place: torch.Tensor
@@ -61,9 +61,7 @@ class Workspace:
         self.found.clear()
         self.coming.clear()
 
-    def offer(
-        self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int
-    ) -> None:
+    def offer(self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int) -> None:
         """Scores [L] of a lone request's tokens, found elsewhere for `head` of a layer's `heads`; for `choose`."""
         number, fading_of = torch.tensor([head], device=scores.device), torch.tensor([fading], device=scores.device)
         self.found.append(Found(0, number, scores[None], fading_of))

@@ -1,8 +1,8 @@
-"""Both rules on the device: twin of ops/reference/choose.py, over the scores that `probe` or `look` left in the workspace.
+"""Both rules on the device: twin of ops/reference/choose.py, over scores that `probe` or `look` left in the workspace.
 
 Two launches: places (which are wanted, the others by their last use; or what each is worth); then, side by side, runs
-(wanted and not held) and places again (which are given away). What is listed is listed by splits in order, so the outcome depends on no
-timing.
+(wanted and not held) and places again (which are given away). What is listed is listed by splits in order, so the
+outcome depends on no timing.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _score(
     PIVOTS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
     MOST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a part of a request's tokens for one pivot, base 2, with their maximum and the sum of their exponents."""
+    """Logits of a part of a request's tokens for one pivot, base 2; their maximum and sum of exponents."""
     item, part = tl.program_id(0), tl.program_id(1)
     request, pivot = item // PIVOTS, item % PIVOTS
     tokens = _tokens(length, prompt, place, request, interval)
@@ -127,8 +127,8 @@ def _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_reque
 
 @triton.jit
 def _held(
-    unit, split, length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops, totals,
-    shares, interval, parts, splits, per_request, all_heads, first, least,
+    unit, split, length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops,
+    totals, shares, interval, parts, splits, per_request, all_heads, first, least,
     HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
     MOST: tl.constexpr, MOST_SPLITS: tl.constexpr,
 ):  # fmt: skip
@@ -159,8 +159,8 @@ def _held(
 @triton.jit(do_not_specialize=["items", "units", "interval", "parts", "splits", "per_request", "all_heads", "first",
                                "least"])  # fmt: skip
 def _compare(
-    length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops, totals, sums, shares,
-    wanted, idle, items, units, interval, parts, splits, per_request, all_heads, first, least,
+    length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops, totals, sums,
+    shares, wanted, idle, items, units, interval, parts, splits, per_request, all_heads, first, least,
     HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
     POOLED: tl.constexpr, MOST: tl.constexpr, MOST_SPLITS: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
@@ -168,16 +168,16 @@ def _compare(
     which, part = tl.program_id(0), tl.program_id(1)
     if tl.program_id(2) == 0:
         if (which < items) & (part < parts):
-            _pool(which, part, length, prompt, place, logits, tops, totals, sums, interval, parts, PIVOTS, GROUP, TOKENS,
-                  POOLED, MOST)  # fmt: skip
+            _pool(which, part, length, prompt, place, logits, tops, totals, sums, interval, parts, PIVOTS, GROUP,
+                  TOKENS, POOLED, MOST)  # fmt: skip
     else:
         if (which < units) & (part < splits):
             if part == 0:
                 tl.store(wanted + which * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
                 tl.store(idle + which * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
-            _held(which, part, length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits,
-                  tops, totals, shares, interval, parts, splits, per_request, all_heads, first, least, HEADS, PIVOTS,
-                  GROUP, P, TOKENS, MOST, MOST_SPLITS)  # fmt: skip
+            _held(which, part, length, prompt, request_slot, cap, page_start, page_list, position, place, leader,
+                  logits, tops, totals, shares, interval, parts, splits, per_request, all_heads, first, least, HEADS,
+                  PIVOTS, GROUP, P, TOKENS, MOST, MOST_SPLITS)  # fmt: skip
 
 
 @triton.jit
@@ -238,16 +238,17 @@ def look(
     q: torch.Tensor, layer: LayerBuffers, pivots: LayerPivots, slots: torch.Tensor, starts: torch.Tensor,
     step: StepTables, scale: float, watch: Watch, sink: int, window: int, work: Workspace,
 ) -> None:  # fmt: skip
-    """A step's queries q [B, Hq, D]: satellites that hold too little of what their pivots look at are to be refilled."""
+    """A step's queries q [B, Hq, D]: satellites that hold too little of what their pivots see are to be refilled."""
     batch, _, dim = q.shape
     count, heads, group = pivots.head.numel(), layer.heads.numel(), work.group
     items, units = batch * count, batch * heads
-    parts, splits, per_request, all_heads = work.parts(items), work.splits(units), step.cap.shape[1], watch.leader.shape[1]
+    parts, splits = work.parts(items), work.splits(units)
+    per_request, all_heads = step.cap.shape[1], watch.leader.shape[1]
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     sizes = dict(PIVOTS=count, GROUP=group, MOST=MOST_PARTS)
     _score[(items, parts)](
-        q, slots, starts, step.length, watch.prompt, work.place, pivots.head, pivots.place, layer.resident_k, work.logits,
-        work.tops, work.totals, q.stride(0), watch.interval, parts, scale * 1.4426950408889634,
+        q, slots, starts, step.length, watch.prompt, work.place, pivots.head, pivots.place, layer.resident_k,
+        work.logits, work.tops, work.totals, q.stride(0), watch.interval, parts, scale * 1.4426950408889634,
         layer.resident_k.shape[1], D=dim, BLOCK=_BLOCK, BLOCK_D=triton.next_power_of_2(dim), PRECISION=precision,
         num_warps=4, num_stages=3, **sizes,
     )  # fmt: skip

@@ -102,7 +102,8 @@ class DecodeBuffers:
     """
 
     def __init__(
-        self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, sink: int, ring: int, device: torch.device,
+        self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, sink: int, ring: int,
+        device: torch.device,
         shape: DecodeShape = DecodeShape(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
@@ -150,6 +151,6 @@ class DecodeBuffers:
         each = 32
         _describe[(self.layers, triton.cdiv(self.planned, each))](
             length, cap, page_start, starts, self._counts, self.heads, self._first_item, self._described, self.rows,
-            self.planned, cap.shape[1], self.sink, self.ring, HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, ITEMS=each,
-            FIELDS=FIELDS, num_warps=4,
+            self.planned, cap.shape[1], self.sink, self.ring, HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows,
+            ITEMS=each, FIELDS=FIELDS, num_warps=4,
         )  # fmt: skip

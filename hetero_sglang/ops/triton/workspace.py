@@ -79,9 +79,7 @@ class Workspace:
         end = sizes.cumsum(0)
         self.place[order] = torch.where(end <= self.tokens, end - sizes, -1).int()
 
-    def offer(
-        self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int
-    ) -> None:
+    def offer(self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int) -> None:
         """Scores [L] of a lone request's tokens, found elsewhere for `head` of a layer's `heads`; for `choose`."""
         length = scores.numel()
         self.scores[head * length : (head + 1) * length] = scores
