@@ -23,7 +23,7 @@ ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
 
 # Name -> arguments of benchmarks.launch.Server. Tests run in this order.
 TABLE: dict[str, dict[str, Any]] = {
-    "usual": {"kv_policy": "heterocache", "max_total_tokens": 60000, "enable_metrics": True},
+    "usual": {"kv_policy": "heterocache", "hetero_index": "none", "max_total_tokens": 60000, "enable_metrics": True},
     # Little room, and every few steps a forced retraction.
     "small": {
         **PAGED,
@@ -53,8 +53,8 @@ TABLE: dict[str, dict[str, Any]] = {
         "kv_policy": "heterocache",
         "hetero_keep_ratio": RATIO,
         "hetero_roles": "ratio",
+        "hetero_index": "none",
         "hetero_reassign": True,
-        "hetero_fetch": "same-step",
         "hetero_window": 16,
         "max_total_tokens": 8000,
     },

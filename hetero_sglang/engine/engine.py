@@ -248,9 +248,11 @@ class Engine:
 
     def stats(self) -> dict[str, int | bool]:
         """What the cache does not count itself; waits for nothing."""
-        if self.finder:
-            self.finder.count()
-        return self.finder.stats() if self.finder else {}
+        nothing = {"rankings_under_way": 0, "worker_up": False, "worker_pid": 0}
+        if self.finder is None:
+            return nothing
+        self.finder.count()
+        return {**nothing, **self.finder.stats()}
 
     def check_integrity(self) -> None:
         """As the cache's; RuntimeError when something is under way for requests although none is live."""

@@ -22,10 +22,10 @@ def settled(server: Server) -> dict[str, Any]:
     """The statistics once no request is left."""
     for _ in range(200):
         stats = server.stats()
-        if stats["live_requests"] == 0 and stats["fetches_under_way"] == 0 and stats["integrity_current"]:
+        if stats["live_requests"] == 0 and stats["rankings_under_way"] == 0 and stats["integrity_current"]:
             return stats
         time.sleep(0.05)
-    raise AssertionError(f"requests or fetches are left over: {stats}")
+    raise AssertionError(f"requests or rankings are left over: {stats}")
 
 
 def check_empty_handed(stats: dict[str, Any]) -> None:
