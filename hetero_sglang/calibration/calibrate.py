@@ -20,7 +20,8 @@ from hetero_sglang.profile.measurements import Measurements
 if TYPE_CHECKING:
     from hetero_sglang.calibration.moments import Moments
 
-PREFILL_CHUNK = 1024
+PREFILL_CHUNK = 1024  # tokens at least
+PREFILL_BYTES = 1 << 29  # of activations, where a chunk has more tokens
 TOPK_CAP = 1024
 MEASURES = ("keys", "output")
 # A decode step costs roughly as much as this many prefill tokens; only the time left depends on it.
@@ -138,7 +139,7 @@ def measure(
             outputs.add(layer, scores, Step.of(query, key, value, scaling, o_proj) if decodes else None)
 
     with watched(model, watcher):
-        bounds = chunk_bounds(prompt, window)
+        bounds = chunk_bounds(prompt, window, chunk_tokens(checkpoint))
         for start, stop in zip(bounds, bounds[1:], strict=False):
             observing = stop == prompt
             out = model(tokens[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -153,9 +154,16 @@ def measure(
     return (outputs or tracker).finish()
 
 
-def chunk_bounds(length: int, window: int) -> list[int]:
+def chunk_tokens(checkpoint: Checkpoint) -> int:
+    """How many tokens go through the model at once: what a layer makes of them fits PREFILL_BYTES, about."""
+    config = checkpoint.model.config
+    numbers = 8 * config.hidden_size + 3 * config.intermediate_size
+    return max(PREFILL_CHUNK, PREFILL_BYTES // (numbers * checkpoint.model.dtype.itemsize))
+
+
+def chunk_bounds(length: int, window: int, chunk: int) -> list[int]:
     """Prefill chunk boundaries 0..length; the last chunk holds the whole observation window."""
-    bounds = list(range(0, length, PREFILL_CHUNK))
+    bounds = list(range(0, length, chunk))
     while bounds[-1] > length - window:
         bounds.pop()
     return [*bounds, length]

@@ -60,7 +60,8 @@ def choose(
     scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run; used [C, n] int32: the request's
     length when it was last wanted, else `used_at_first`. Runs in [low, high) may come in, no others are held. Wanted
     are those whose score's bin is that of the `want`th best or higher, and not the lowest, where nothing is told apart.
-    Of the wanted that are not held the first `most` come, each in the place of the unwanted run with the lowest `used_bin`; of equals the first.
+    Of the wanted that are not held the first `most` come, each in the place of the unwanted run with the lowest
+    `used_bin`; of equals the first.
     """
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
