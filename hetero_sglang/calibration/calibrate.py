@@ -20,8 +20,7 @@ from hetero_sglang.profile.measurements import Measurements
 if TYPE_CHECKING:
     from hetero_sglang.calibration.moments import Moments
 
-PREFILL_CHUNK = 1024  # tokens at least
-PREFILL_BYTES = 1 << 29  # of activations, where a chunk has more tokens
+PREFILL_CHUNK = 1024
 TOPK_CAP = 1024
 MEASURES = ("keys", "output")
 # A decode step costs roughly as much as this many prefill tokens; only the time left depends on it.
@@ -121,7 +120,7 @@ def measure(
     tracker = Tracker(layers, k, plan.smoothing)
     cache = host_cache(model.config.num_hidden_layers, prompt + plan.steps)
     tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
-    forbidden = _stop_tokens(checkpoint)
+    forbidden = stop_tokens(checkpoint)
     observing = False
 
     def watcher(
@@ -139,7 +138,7 @@ def measure(
             outputs.add(layer, scores, Step.of(query, key, value, scaling, o_proj) if decodes else None)
 
     with watched(model, watcher):
-        bounds = chunk_bounds(prompt, window, chunk_tokens(checkpoint))
+        bounds = chunk_bounds(prompt, window)
         for start, stop in zip(bounds, bounds[1:], strict=False):
             observing = stop == prompt
             out = model(tokens[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -154,22 +153,15 @@ def measure(
     return (outputs or tracker).finish()
 
 
-def chunk_tokens(checkpoint: Checkpoint) -> int:
-    """How many tokens go through the model at once: what a layer makes of them fits PREFILL_BYTES, about."""
-    config = checkpoint.model.config
-    numbers = 8 * config.hidden_size + 3 * config.intermediate_size
-    return max(PREFILL_CHUNK, PREFILL_BYTES // (numbers * checkpoint.model.dtype.itemsize))
-
-
-def chunk_bounds(length: int, window: int, chunk: int) -> list[int]:
+def chunk_bounds(length: int, window: int) -> list[int]:
     """Prefill chunk boundaries 0..length; the last chunk holds the whole observation window."""
-    bounds = list(range(0, length, chunk))
+    bounds = list(range(0, length, PREFILL_CHUNK))
     while bounds[-1] > length - window:
         bounds.pop()
     return [*bounds, length]
 
 
-def _stop_tokens(checkpoint: Checkpoint) -> list[int]:
+def stop_tokens(checkpoint: Checkpoint) -> list[int]:
     """Tokens never generated, so that every document decodes the same number of steps."""
     stops = checkpoint.model.generation_config.eos_token_id
     stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)

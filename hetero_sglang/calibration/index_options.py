@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hetero_sglang.calibration.checkpoint import Shape
@@ -23,19 +23,21 @@ if TYPE_CHECKING:  # these import torch, for which options need not wait
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Directions and bits, neighbouring tokens that come together, and the positions that keys may have."""
+    """Directions and bits, neighbouring tokens that come together (None: to be found), and positions of keys."""
 
     fields: Fields
-    run: int
+    run: int | None
     context: int
 
     def plan(self, checkpoint: Checkpoint, documents: Sequence[Document], moments: Moments) -> IndexPlan:
-        """The index of a model whose moments over these documents are summed."""
+        """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
         from hetero_sglang.calibration.index import plan_index
         from hetero_sglang.calibration.positions import anywhere, turns
+        from hetero_sglang.calibration.runs import best_run
 
         turned = turns(checkpoint, max(len(d.tokens) for d in documents), self.context)
-        return plan_index([anywhere(m, turned) for m in moments.all()], self.fields, self.run)
+        plan = plan_index([anywhere(m, turned) for m in moments.all()], self.fields, self.run or 1)
+        return replace(plan, run=best_run(checkpoint, documents, plan)) if self.run is None else plan
 
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +51,9 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--index-run",
-        type=int,
-        default=1,
+        default="auto",
         metavar="N",
-        help="neighbouring tokens that come and go together: 1, 4 or 8 (default %(default)s)",
+        help="neighbouring tokens that come and go together: 1, 4, 8, or auto: what loses least (default %(default)s)",
     )
     parser.add_argument(
         "--index-context",
@@ -68,8 +69,9 @@ def read_index_options(args: argparse.Namespace, shape: Shape) -> IndexOptions:
     context = shape.max_length if args.index_context is None else args.index_context
     if not 0 < context <= shape.max_length:
         raise HeteroError(f"`--index-context` is {context}; choose between 1 and {shape.max_length}, the model's own.")
-    if args.index_run not in RUNS:
-        raise HeteroError(f"`--index-run` is {args.index_run}; choose one of {', '.join(map(str, RUNS))}.")
+    runs = {"auto": None} | {str(run): run for run in RUNS}
+    if args.index_run not in runs:
+        raise HeteroError(f"`--index-run` is {args.index_run}; choose one of {', '.join(runs)}.")
     if args.index_fields is None:
         fields = fit_fields(DEFAULT_FIELDS, shape.head_dim)
     else:
@@ -80,7 +82,7 @@ def read_index_options(args: argparse.Namespace, shape: Shape) -> IndexOptions:
             f"an index of {sum(count for count, _ in fields)} directions of {shape.num_layers * shape.num_kv_heads} "
             f"heads takes {size} bytes of a profile of at most {MOST_BYTES}; list fewer with `--index-fields`."
         )
-    return IndexOptions(fields, args.index_run, context)
+    return IndexOptions(fields, runs[args.index_run], context)
 
 
 def _fields(texts: list[str], head_dim: int) -> Fields:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hetero_sglang.calibration.calibrate import chunk_bounds, chunk_tokens
+from hetero_sglang.calibration.calibrate import chunk_bounds
 from hetero_sglang.calibration.checkpoint import Checkpoint
 from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.kv_buffer import host_cache
@@ -28,7 +28,7 @@ def prefill(checkpoint: Checkpoint, documents: Sequence[Document], advance: Call
         length = len(document.tokens)
         cache = host_cache(layers, length)
         tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
-        bounds = chunk_bounds(length, 1, chunk_tokens(checkpoint))
+        bounds = chunk_bounds(length, 1)
         try:
             with watched(checkpoint.model, watcher):
                 for start, stop in zip(bounds, bounds[1:], strict=False):

@@ -85,7 +85,7 @@ def test_fields_and_runs_can_be_chosen_and_a_file_is_changed_in_place(model, mad
         (["--index-fields", "16x1", "8x2"], "lists 24 directions and this model's heads have 16"),
         (["--index-context", "0"], "`--index-context` is 0; choose between 1 and 4096, the model's own"),
         (["--index-context", "4097"], "`--index-context` is 4097; choose"),
-        (["--index-run", "3"], "`--index-run` is 3; choose one of 1, 4, 8"),
+        (["--index-run", "3"], "`--index-run` is 3; choose one of auto, 1, 4, 8"),
     ],
 )
 @pytest.mark.parametrize("verb", [[], ["index"]])

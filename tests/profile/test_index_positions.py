@@ -9,8 +9,6 @@ import pytest
 import torch
 from profile_builders import write_checkpoint
 
-from hetero_sglang.calibration import calibrate as calibration
-from hetero_sglang.calibration import prefill as prefilling
 from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint
 from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.moments import HeadMoments, Moments
@@ -59,15 +57,3 @@ def test_moments_anywhere_are_those_of_runs_at_shifted_positions(model):
 def test_a_text_as_long_as_the_context_stays_where_it_is(model):
     turned = turns(model, LENGTH, LENGTH - 50)
     assert np.allclose(turned, 1) and len(turned) == 1
-
-
-def test_one_pass_and_chunks_see_the_same(model, monkeypatch):
-    whole = prefill(model, [document()], lambda tokens: None).all()
-    assert calibration.chunk_tokens(model) > 10 * LENGTH
-    seen: list[int] = []
-    monkeypatch.setattr(prefilling, "chunk_tokens", lambda checkpoint: 64)
-    chunks = prefill(model, [document()], seen.append).all()
-    assert seen == [64, 64, 64, 8]
-    for one, other in zip(whole, chunks, strict=True):
-        for name in ("mean", "covariance", "queries"):
-            assert np.allclose(getattr(one, name), getattr(other, name), atol=1e-4)

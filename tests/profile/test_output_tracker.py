@@ -232,7 +232,7 @@ def test_watchers_see_what_the_output_projection_makes_of_a_layers_attention(
 def test_a_document_is_measured_as_if_the_whole_sequence_were_seen_at_once(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "chunk_tokens", lambda checkpoint: 17)
+    monkeypatch.setattr(calibration, "PREFILL_CHUNK", 17)
     prompt, topk = document(6, 100), 6
     observation = Observation(8)
     opened = open_checkpoint(checkpoints["llama"], "cpu")
