@@ -24,7 +24,7 @@ def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexp
     count = tl.load(wanted + unit * BINS + bins)
     above = tl.sum(count, 0) - tl.cumsum(count, 0) + count  # [BINS] runs of this bin and higher
     want = tl.minimum(tl.maximum(places // PART, 1), high - low)
-    edge = tl.max(tl.where(above >= want, bins, 0), 0)
+    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1)  # none wants what no bin tells apart
     return edge, tl.sum(tl.where(bins >= edge, count, 0), 0)
 
 
