@@ -11,8 +11,8 @@ from hetero_sglang.calibration.checkpoint import Checkpoint
 from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.kv_buffer import host_cache
 from hetero_sglang.calibration.observe import watched
-from hetero_sglang.ops.reference.choose import PART, choose, run_scores, used_at_first
-from hetero_sglang.ops.reference.index import index, probe
+from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
+from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores
 from hetero_sglang.profile.index_plan import RUNS, IndexPlan
 from hetero_sglang.selection.scores import attention_scores
 
@@ -73,7 +73,7 @@ class _Layer:
         self.fields = plan.fields
         tables = (plan.encode[layer], plan.offset[layer], plan.decode[layer])
         self.encode, self.offset, self.decode = (torch.from_numpy(t).to(key.device) for t in tables)
-        self.rows = index(key.transpose(0, 1), self.encode, self.offset, self.fields)  # [H, L, words]
+        self.rows = encode_keys(key.transpose(0, 1), self.encode, self.offset, self.fields)  # [H, L, words]
         query = query.reshape(heads, -1, OBSERVED, dim).permute(2, 0, 1, 3)
         scores = attention_scores(query, key.transpose(0, 1), scaling)  # [H, L]
         self.held, self.used = [], []
@@ -91,8 +91,8 @@ class _Layer:
         whether the entry that was asked for is there."""
         heads, length, dim = key.shape
         query = query.view(heads, -1, dim)
-        scores = probe(query, self.rows, self.decode, self.fields, scaling)  # [H, L - 1]
-        new = index(key[:, -1:].transpose(0, 1), self.encode, self.offset, self.fields)
+        scores = attention_guess(query, self.rows, self.decode, self.fields, scaling)  # [H, L - 1]
+        new = encode_keys(key[:, -1:].transpose(0, 1), self.encode, self.offset, self.fields)
         self.rows = torch.cat([self.rows, new], 1)
         value = value.float()
         weights = (query.float() @ key.float().transpose(1, 2) * scaling).softmax(-1)  # [H, G, L]
@@ -100,10 +100,10 @@ class _Layer:
         for run, held, used in zip(RUNS, self.held, self.used, strict=True):
             want = max(1, held.shape[1] // PART)
             low, high = SINK // run, (length - WINDOW) // run
-            swaps = choose(run_scores(scores, run), held, used, length, low, high, want, MOST)
+            swaps = lazy(run_scores(scores, run), held, used, length, low, high, want, MOST)
             held[swaps.head, swaps.place] = swaps.run.int()
             kept = torch.zeros(heads, length, dtype=torch.bool, device=key.device)
-            kept[:, :SINK] = kept[:, -WINDOW:] = True
+            kept[:, :SINK] = kept[:, high * run :] = True
             tokens = held.long()[..., None] * run + torch.arange(run, device=key.device)
             part = weights * kept.scatter(1, tokens.flatten(1), True)[:, None]
             outputs.append(part @ value / part.sum(-1, keepdim=True).clamp(min=1e-30))

@@ -131,7 +131,7 @@ def _choose(
 ) -> None:  # fmt: skip
     """For heads of one size."""
     run, heads, length = work.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
-    places = (cap - sink - window) // run
+    places = (cap - sink - window - run + 1) // run
     if places <= 0:
         return
     row = sink + torch.arange(places * run, device=hot.k.device)

@@ -64,7 +64,7 @@ def _hold(
     request = unit // HEADS
     number = request * caps_per_request + first + unit % HEADS
     rows, tokens = tl.load(cap + number), tl.load(length + request)
-    places = (rows - sink - window) // RUN
+    places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     if (tokens <= rows) | (places <= 0) | (begins < 0):
         return
@@ -159,7 +159,7 @@ def _exchange(
     request = unit // HEADS
     number = request * caps_per_request + first + unit % HEADS
     rows, tokens = tl.load(cap + number), tl.load(length + request)
-    places = (rows - sink - window) // RUN
+    places = (rows - sink - window - RUN + 1) // RUN
     low, high = sink // RUN, (tokens - window) // RUN
     come, lack, edge = 0, 0, 0
     begins = tl.load(place_of + request)
