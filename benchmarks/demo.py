@@ -23,7 +23,7 @@ def main() -> None:
     with Server(kv_policy="heterocache", hetero_keep_ratio=given.keep_ratio) as server:
         print(f"up after {server.started_in:.0f} s, log {server.log}\n")
         lines = server.log.read_text(errors="replace").splitlines()
-        first = next(i for i, line in enumerate(lines) if "heterocache: keep ratio" in line)
+        first = next(i for i, line in enumerate(lines) if ": keep ratio" in line)
         print("\n".join([lines[first].split("] ", 1)[-1], *lines[first + 1 : first + 7]]))
         converse(server, language, document, given.turns, given.names, given.seed)
 

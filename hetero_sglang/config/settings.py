@@ -88,8 +88,8 @@ def resolve(
     sink = -(-sink // run) * run  # whole runs come and go
     if run > 1 and decode_kernel == "flashinfer":
         raise HeteroError(
-            f"--hetero-decode-kernel flashinfer cannot leave out rows, which runs of {run} rows want; drop it, or make an "
-            f"index with `hetero-sglang profile index --index-run 1`."
+            f"--hetero-decode-kernel flashinfer cannot leave out rows, which runs of {run} rows want; drop it, or make "
+            f"an index with `hetero-sglang profile index --index-run 1`."
         )
     if not 0 < keep_ratio <= 1 or (keep_ratio < 1 and keep_ratio - share <= profile.floor):
         if share:
