@@ -195,7 +195,8 @@ def _compare(
 def write(given: argparse.Namespace, cells: list[Cell]) -> None:
     """A file per policy; one whose server does not start is said and left out."""
     for cell in cells:
-        server = Server(MODEL, env=WAITS, **{**FLAGS, **cell.flags, **named(given.flags)})
+        flags = {**FLAGS, **cell.flags, **named(given.flags)}
+        server = Server(MODEL, env=WAITS, **flags)
         try:
             server.start()
         except RuntimeError:
@@ -206,8 +207,7 @@ def write(given: argparse.Namespace, cells: list[Cell]) -> None:
         finally:
             server.stop()
         print(f"{cell.variant}: {result['told']}", f"passed over: {result['passed_over']}", flush=True)
-        result = {"flags": {**FLAGS, **cell.flags}, **result}
-        print("saved", results.save(reference_name(given.reference, cell), result), flush=True)
+        print("saved", results.save(reference_name(given.reference, cell), {"flags": flags, **result}), flush=True)
 
 
 def written(server: Server, count: int, margin: float) -> dict[str, Any]:
