@@ -43,7 +43,7 @@ def converse(server: Server, language: Language, document, turns: int, names: in
         print(f"  {result} entries exact; {reply.meta['cached_tokens']} of {reply.meta['prompt_tokens']} tokens cached")
     stats = server.stats()
     tokens = stats["token_slots_written"]
-    device = (stats["resident_bytes"] + stats["hot_bytes"]) / stats["token_slots"]
+    device = (stats["resident_bytes"] + stats["hot_bytes"] + stats["index_bytes"]) / stats["token_slots"]
     dense = (stats["resident_bytes"] + stats["host_bytes"]) / stats["token_slots"]
     print(f"\nexact entries        {right}/{total} ({100 * right / total:.1f}%)")
     print(f"device KV            {device:.0f} bytes a token, dense {dense:.0f} ({device / dense:.2f})")
