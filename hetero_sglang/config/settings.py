@@ -148,7 +148,7 @@ def resolve(
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,
-        most_swaps=512,
+        most_swaps=2048,
     )
 
 
