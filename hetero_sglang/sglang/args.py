@@ -134,8 +134,8 @@ class HeteroServerArgs(ServerArgs):
         chosen = "flashinfer" if _cuda(self.device) else "torch_native"
         if self.attention_backend not in (None, chosen):
             raise HeteroError(
-                f"--attention-backend {self.attention_backend} is not what --kv-policy {self.kv_policy} runs on here, which "
-                f"is {chosen}; drop it."
+                f"--attention-backend {self.attention_backend} is not what --kv-policy {self.kv_policy} runs on here "
+                f"({chosen}); drop it."
             )
         self.attention_backend: str | None = chosen
         if chosen == "torch_native":

@@ -86,12 +86,9 @@ def store(
     tables = step or StepTables(slots, slots, slots, slots)
     _store[(n, heads)](
         k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host, layer.hot_k, layer.hot_v,
-        layer.position, layer.score,
-        tables.length, tables.cap, tables.page_start, tables.page_list, layer.resident_k.shape[1], layer.host.shape[1], layer.first,
-        tables.cap.shape[-1], sink, ring, k.stride(0), v.stride(0),
-        HEADS=heads, D=dim, DV=v_dim, P=page,
-        RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK,
-        HOT=step is not None, BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_DV=triton.next_power_of_2(v_dim),
-        PDL=step is not None and overlaps(k.device), num_warps=1,
+        layer.position, layer.score, tables.length, tables.cap, tables.page_start, tables.page_list,
+        layer.resident_k.shape[1], layer.host.shape[1], layer.first, tables.cap.shape[-1], sink, ring, k.stride(0),
+        v.stride(0), HEADS=heads, D=dim, DV=v_dim, P=page, RESIDENT=resident and layer.resident_k.shape[1] > 0,
+        HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK, HOT=step is not None, BLOCK_D=triton.next_power_of_2(dim),
+        BLOCK_DV=triton.next_power_of_2(v_dim), PDL=step is not None and overlaps(k.device), num_warps=1,
     )  # fmt: skip
