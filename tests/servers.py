@@ -49,6 +49,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "plain": {"kv_policy": "full", "max_total_tokens": 60000},
     "short-whole": {
         "kv_policy": "heterocache",
+        "hetero_index": "none",
         "hetero_keep_ratio": RATIO,
         "hetero_dense_below": 8200,
         "max_total_tokens": 60000,
