@@ -11,8 +11,8 @@ class Refresh(Enum):
     """When a request's selected rows are chosen again after its prompt."""
 
     NEVER = "never"
-    DRIFT = "drift"  # when a pivot's attention has moved; rows arrive while decoding goes on
-    STEP = "step"  # every decode step, from the policy's index; the step waits for its rows
+    DRIFT = "drift"  # when a pivot's attention has moved; rows come in the step that finds out
+    STEP = "step"  # every decode step, from the policy's index
     LAZY = "lazy"  # every decode step, from each head's key index: what it wants most and lacks comes in
 
 

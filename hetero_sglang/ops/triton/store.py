@@ -1,6 +1,6 @@
 """Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer.
 
-The same launch sets a decode step's queries aside, for the drift monitor to read between steps.
+The same launch can set a decode step's queries aside.
 """
 
 from __future__ import annotations
