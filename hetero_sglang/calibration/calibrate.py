@@ -120,7 +120,7 @@ def measure(
     tracker = Tracker(layers, k, plan.smoothing)
     cache = host_cache(model.config.num_hidden_layers, prompt + plan.steps)
     tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
-    forbidden = _stop_tokens(checkpoint)
+    forbidden = stop_tokens(checkpoint)
     observing = False
 
     def watcher(
@@ -161,7 +161,7 @@ def chunk_bounds(length: int, window: int) -> list[int]:
     return [*bounds, length]
 
 
-def _stop_tokens(checkpoint: Checkpoint) -> list[int]:
+def stop_tokens(checkpoint: Checkpoint) -> list[int]:
     """Tokens never generated, so that every document decodes the same number of steps."""
     stops = checkpoint.model.generation_config.eos_token_id
     stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)

@@ -23,7 +23,7 @@ def run(argv: list[str], verbs: str) -> int:
     args.model = local_folder(args.model) or args.model
     shape = read_shape(args.model)
     options = read_role_options(args, shape.num_kv_heads)
-    fields, index_run = read_index_options(args, shape)
+    index = read_index_options(args, shape)
     out = Path(args.out)
     check_writable(out)
 
@@ -33,7 +33,6 @@ def run(argv: list[str], verbs: str) -> int:
     from hetero_sglang.calibration import provenance
     from hetero_sglang.calibration.calibrate import Plan, TopK, calibrate
     from hetero_sglang.calibration.checkpoint import open_checkpoint
-    from hetero_sglang.calibration.index import plan_index
     from hetero_sglang.calibration.moments import Moments
     from hetero_sglang.calibration.observe import Observation
     from hetero_sglang.calibration.peak_memory import PeakMemory
@@ -58,7 +57,7 @@ def run(argv: list[str], verbs: str) -> int:
     thresholds, table = options.decide(measured, topk_share(about))
     print(table)
     layers = classify(measured, thresholds, heads_per_rank(shape.num_kv_heads, options.ranks))
-    about |= provenance.of_decision(thresholds, options)
+    about |= provenance.of_decision(thresholds, options) | {"index_context": index.context}
     profile = HeadProfile(
         shape.num_layers,
         shape.num_kv_heads,
@@ -67,7 +66,7 @@ def run(argv: list[str], verbs: str) -> int:
         layers,
         about,
         measured,
-        plan_index(moments.all(), fields, index_run),
+        index.plan(checkpoint, documents, moments),
     )
     save_profile(profile, out)
     print(

@@ -27,7 +27,7 @@ def index(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     model = local_folder(args.model) or args.model
     shape = read_shape(model)
-    fields, run = read_index_options(args, shape)
+    options = read_index_options(args, shape)
     profile, out = load_profile(args.profile), Path(args.out or args.profile)
     profile.check_model(shape.num_layers, shape.num_query_heads, shape.num_kv_heads, shape.head_dim, name=args.profile)
     if found := mismatch(profile.provenance, args.profile, model):
@@ -38,7 +38,6 @@ def index(argv: list[str]) -> int:
     from tqdm import tqdm
 
     from hetero_sglang.calibration.checkpoint import open_checkpoint
-    from hetero_sglang.calibration.index import plan_index
     from hetero_sglang.calibration.prefill import prefill
 
     checkpoint = open_checkpoint(model, args.device)
@@ -54,8 +53,8 @@ def index(argv: list[str]) -> int:
         profile,
         head_dim=shape.head_dim,
         num_query_heads=shape.num_query_heads,
-        index=plan_index(moments.all(), fields, run),
-        provenance={**profile.provenance, "index_texts": texts},
+        index=options.plan(checkpoint, documents, moments),
+        provenance={**profile.provenance, "index_texts": texts, "index_context": options.context},
     )
     save_profile(profile, out)
     print(f"wrote {out}: {index_line(profile)}")

@@ -1,16 +1,43 @@
-"""The options that decide how many bits a key index has, shared by calibration and `index`."""
+"""The options that decide what a key index is like, shared by calibration and `index`."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from hetero_sglang.calibration.checkpoint import Shape
 from hetero_sglang.calibration.index import DEFAULT_FIELDS, fit_fields
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.index_file import text_bytes
-from hetero_sglang.profile.index_plan import RUNS, Fields, check_fields
+from hetero_sglang.profile.index_plan import RUNS, Fields, IndexPlan, check_fields
 from hetero_sglang.profile.json_file import MOST_BYTES
+
+if TYPE_CHECKING:  # these import torch, for which options need not wait
+    from hetero_sglang.calibration.checkpoint import Checkpoint
+    from hetero_sglang.calibration.documents import Document
+    from hetero_sglang.calibration.moments import Moments
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Directions and bits, neighbouring tokens that come together (None: to be found), and positions of keys."""
+
+    fields: Fields
+    run: int | None
+    context: int
+
+    def plan(self, checkpoint: Checkpoint, documents: Sequence[Document], moments: Moments) -> IndexPlan:
+        """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
+        from hetero_sglang.calibration.index import plan_index
+        from hetero_sglang.calibration.positions import anywhere, turns
+        from hetero_sglang.calibration.runs import best_run
+
+        turned = turns(checkpoint, max(len(d.tokens) for d in documents), self.context)
+        plan = plan_index([anywhere(m, turned) for m in moments.all()], self.fields, self.run or 1)
+        return replace(plan, run=best_run(checkpoint, documents, plan)) if self.run is None else plan
 
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +51,27 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--index-run",
-        type=int,
-        default=1,
+        default="1",
         metavar="N",
-        help="neighbouring tokens that come and go together: 1, 4 or 8 (default %(default)s)",
+        help="neighbouring tokens that come and go together: 1, 4, 8, or auto: what loses least (default %(default)s)",
+    )
+    parser.add_argument(
+        "--index-context",
+        type=int,
+        metavar="N",
+        help="tokens of the longest request that the key index is for (default: all positions of the model)",
     )
 
 
-def read_index_options(args: argparse.Namespace, shape: Shape) -> tuple[Fields, int]:
-    """Fields, the default ones cut to what the model's heads have, and the run. Raises HeteroError for others, and for
+def read_index_options(args: argparse.Namespace, shape: Shape) -> IndexOptions:
+    """The options, default fields cut to what the model's heads have. Raises HeteroError for impossible ones, and for
     more than a file holds."""
-    if args.index_run not in RUNS:
-        raise HeteroError(f"`--index-run` is {args.index_run}; choose one of {', '.join(map(str, RUNS))}.")
+    context = shape.max_length if args.index_context is None else args.index_context
+    if not 0 < context <= shape.max_length:
+        raise HeteroError(f"`--index-context` is {context}; choose between 1 and {shape.max_length}, the model's own.")
+    runs = {"auto": None} | {str(run): run for run in RUNS}
+    if args.index_run not in runs:
+        raise HeteroError(f"`--index-run` is {args.index_run}; choose one of {', '.join(runs)}.")
     if args.index_fields is None:
         fields = fit_fields(DEFAULT_FIELDS, shape.head_dim)
     else:
@@ -46,7 +82,7 @@ def read_index_options(args: argparse.Namespace, shape: Shape) -> tuple[Fields, 
             f"an index of {sum(count for count, _ in fields)} directions of {shape.num_layers * shape.num_kv_heads} "
             f"heads takes {size} bytes of a profile of at most {MOST_BYTES}; list fewer with `--index-fields`."
         )
-    return fields, args.index_run
+    return IndexOptions(fields, runs[args.index_run], context)
 
 
 def _fields(texts: list[str], head_dim: int) -> Fields:

@@ -74,11 +74,14 @@ class CapRule:
     def rows(self, grant: Grant) -> Rows:
         """Of every head, for a request that begins."""
         listed = self._listed(grant)
-        least = min(grant.final, max(self.dense_below if grant.whole else 0, self.sink + self.window + 1))
+        most = (
+            self.sink + self.ring_rows - (self.sink + self.ring_rows - grant.final) // self.run * self.run
+        )  # whole runs
+        least = min(grant.final, max(self.dense_below if grant.whole else 0, self.sink + self.ring_rows + 1))
         share = np.ceil(self._fractions * grant.final - 1e-9).astype(np.int64) - listed
         caps = np.maximum(least, share)
-        chosen = -(-(caps - self.sink - self.window) // self.run) * self.run  # whole runs
-        caps = np.minimum(grant.final, np.maximum(least, self.sink + self.window + chosen))
+        chosen = -(-(caps - self.sink - self.ring_rows) // self.run) * self.run
+        caps = np.minimum(most, np.maximum(least, self.sink + self.ring_rows + chosen))
         return Rows(caps, np.where(caps < grant.final, listed, 0))  # a head that keeps every token needs no index
 
     def grown(self, old: Grant, held: Rows) -> tuple[Grant, Rows]:
@@ -87,7 +90,7 @@ class CapRule:
         A head that no longer keeps every token starts no index now: what came before is not at hand.
         """
         grant = replace(old, final=min(old.limit, 2 * old.final))
-        caps = np.where(held.caps == old.final, np.maximum(held.caps, self.rows(grant).caps), held.caps)
+        caps = np.where(held.caps >= old.final, np.maximum(held.caps, self.rows(grant).caps), held.caps)
         listed = np.where((caps < grant.final) & (held.index > 0), self._listed(grant), held.index)
         return grant, Rows(caps, np.maximum(listed, held.index))
 
@@ -110,9 +113,14 @@ class CapRule:
         return int(self.pages(self.rows(grant)).sum())
 
     @property
+    def ring_rows(self) -> int:
+        """Rows for a full head's most recent tokens: a run that leaves the window stays until all of it has left."""
+        return self.window + self.run - 1
+
+    @property
     def ring(self) -> int:
-        """The most rows of a head that hold its most recent tokens once it is full."""
-        return 1 << 30 if self.policy.recent_only else self.window
+        """The most rows of a full head that turn over."""
+        return 1 << 30 if self.policy.recent_only else self.ring_rows
 
     def turning(self, cap: int) -> int:
         """How many of a head's `cap` rows do."""

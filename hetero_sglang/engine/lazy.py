@@ -38,7 +38,7 @@ class Lazy(Finder):
 
     def first(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """The best whole runs; all heads are alike."""
-        first, last = low // self.run, high // self.run
+        first, last = low // self.run, (scores.shape[1] - self.settings.rule.window) // self.run
         best = run_scores(scores, self.run)[:, first:last].topk(counts[0] // self.run).indices.sort(1).values + first
         return (best[..., None] * self.run + torch.arange(self.run, device=scores.device)).flatten(1)
 

@@ -146,6 +146,12 @@ class HostPlaces:
         return cls(blocks, base, torch.tensor(places, device=device), torch.tensor(strides, device=device))
 
 
+def passed(length: int, window: int, run: int) -> int:
+    """How many of a full head's oldest ring rows hold tokens of a run that has left the window as a whole, and may be
+    among the selected: the ring has `window` + `run` - 1 rows."""
+    return window + run - 1 - (length - (length - window) // run * run)
+
+
 class DecodeKernel(ABC):
     """Attention of one DecodeStep over both device tiers; made with the step, it keeps the step's addresses."""
 
@@ -163,6 +169,7 @@ class DecodeKernel(ABC):
     ) -> torch.Tensor:  # fmt: skip
         """q [B, Hq, D] -> [B, Hq, Dv], heads in the model's order, recorded in the graph.
 
-        Resident heads attend to the request's tokens, compressed ones to their first min(cap, length) rows; padding
-        (length 0) gives something finite. `ordered`: other kernels than `store` may have written rows just before.
+        Resident heads attend to the request's tokens, compressed ones to their first min(cap, length) rows, but for
+        what may be among the selected again (`passed`); padding (length 0) gives something finite. `ordered`: other
+        kernels than `store` may have written rows just before.
         """

@@ -25,12 +25,13 @@ class DecodeStep:
         self, ops: Any, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,
         kernel: Callable[[DecodeStep], DecodeKernel] | None = None, work: Any = None, fixed: bool = False,
     ) -> None:  # fmt: skip
-        """`ops`: the operations' module; `work`: its Workspace, where heads look for rows; `fixed`: graphs record it."""
+        """`ops`: the operations' module; `work`: its Workspace, where heads look for rows; `fixed`: for graphs."""
         self.ops, self.work = ops, work
         self.layout, device = settings.layout, tables.device
         self.tables, self.batch, self.context = tables, batch, context
         self.group, self.v_dim = group, v_dim
         self.sink, self.ring = settings.rule.sink, settings.rule.ring
+        self.window, self.run = settings.rule.window, settings.rule.run
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
         self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
         self.inputs = torch.zeros(5, batch, dtype=torch.int32, device=device)

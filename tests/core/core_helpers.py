@@ -182,10 +182,15 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def held_positions(request: Request, number: int, length: int) -> torch.Tensor:
-    """Positions of a compressed head's rows, read back from the pool."""
+    """Positions of a compressed head's rows that count, read back from the pool."""
     ws = request.ws
     count = min(ws.caps[number], length)
-    return request.cache.hot.position.view(-1)[flat_rows(ws, number, torch.arange(count))].long().cpu()
+    held = request.cache.hot.position.view(-1)[flat_rows(ws, number, torch.arange(count))].long().cpu()
+    if count == length or ws.rule.run == 1:
+        return held
+    newest = torch.arange(count) >= count - ws.rule.turning(count)
+    bound = (length - ws.rule.window) // ws.rule.run * ws.rule.run  # older ones may be among the selected
+    return held[~newest | (held >= bound)]
 
 
 def flat_rows(ws: WorkingSet, number: int, rows: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ class World:
         return self.step.page_list.cpu()[start + row // PAGE].long() * PAGE + row % PAGE
 
     def places(self, b: int) -> int:
-        return (int(self.step.cap[b, FIRST]) - SINK - WINDOW) // self.run
+        return (int(self.step.cap[b, FIRST]) - SINK - WINDOW - self.run + 1) // self.run
 
 
 def rounded(weight: torch.Tensor, fields: Fields) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +111,7 @@ def make(
             given += -(-head_cap // PAGE)
     world.step = StepTables(torch.tensor(lengths, dtype=torch.int32), cap, start, order)
     for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
-        places = (head_cap - SINK - WINDOW) // run
+        places = (head_cap - SINK - WINDOW - run + 1) // run
         for c in range(HEADS if length > head_cap else 0):
             low, high = SINK // run, (length - WINDOW) // run
             held = torch.randperm(high - low, generator=g)[:places] + low

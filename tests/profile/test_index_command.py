@@ -54,6 +54,15 @@ def test_an_index_alone_is_the_same_and_leaves_the_rest(model, made, tmp_path):
     assert [text["tokens"] for text in found.provenance["index_texts"]] == [300, 400]
 
 
+def test_a_smaller_context_gives_another_index_and_is_recorded(model, made, tmp_path):
+    out, whole = tmp_path / "out.json", load_profile(made)
+    options = ["--profile", str(made), "--out", str(out), "--index-context", "400"]
+    assert main(["profile", "index", str(model), *options, *TEXT]) == 0
+    found = load_profile(out)
+    assert (found.provenance["index_context"], whole.provenance["index_context"]) == (400, 4096)
+    assert not np.allclose(np.abs(found.index.offset), np.abs(whole.index.offset), rtol=0.02, atol=0.02)
+
+
 def test_fields_and_runs_can_be_chosen_and_a_file_is_changed_in_place(model, made, tmp_path, capsys):
     path = tmp_path / "p.json"
     path.write_bytes(made.read_bytes())
@@ -74,7 +83,9 @@ def test_fields_and_runs_can_be_chosen_and_a_file_is_changed_in_place(model, mad
         (["--index-fields", "8x3"], "8 directions in 3 bits is not possible"),
         (["--index-fields", "3x4"], "3 directions in 4 bits is not possible"),
         (["--index-fields", "16x1", "8x2"], "lists 24 directions and this model's heads have 16"),
-        (["--index-run", "3"], "`--index-run` is 3; choose one of 1, 4, 8"),
+        (["--index-context", "0"], "`--index-context` is 0; choose between 1 and 4096, the model's own"),
+        (["--index-context", "4097"], "`--index-context` is 4097; choose"),
+        (["--index-run", "3"], "`--index-run` is 3; choose one of auto, 1, 4, 8"),
     ],
 )
 @pytest.mark.parametrize("verb", [[], ["index"]])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hetero_sglang.cache.working_set import run_start
-from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables
+from hetero_sglang.cache.working_set import ring_row, run_start
+from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables, passed
 from hetero_sglang.ops.reference.attention import decode_exact, decode_grouped
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class _Request:
     caps: list[int]
     starts: list[int]
     exact: bool  # every head holds every token
+    length: int
 
 
 class AttendStep(DecodeKernel):
@@ -31,7 +32,13 @@ class AttendStep(DecodeKernel):
 
     def __init__(self, step: DecodeStep) -> None:
         self.slots, self.starts, self.group = step.slots, step.starts, step.group
-        self.v_dim = step.v_dim
+        self.v_dim, self.sink, self.ring, self.window, self.run = (
+            step.v_dim,
+            step.sink,
+            step.ring,
+            step.window,
+            step.run,
+        )
         self.requests: list[_Request | None] = []
 
     def plan(self, tables: StepTables) -> None:
@@ -44,7 +51,8 @@ class AttendStep(DecodeKernel):
                 continue
             slots = self.slots[start : start + length].long()
             exact = length <= min(caps, default=length)
-            self.requests.append(_Request(slots, run_start(slots), [min(c, length) for c in caps], starts, exact))
+            caps = [min(cap, length) for cap in caps]
+            self.requests.append(_Request(slots, run_start(slots), caps, starts, exact, length))
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
@@ -60,9 +68,20 @@ class AttendStep(DecodeKernel):
                 heads = buffers.resident
                 out[b, heads] = attend(grouped[b, heads], *_resident_rows(buffers, request), scale)
             for number, head in enumerate(buffers.compressed.tolist(), buffers.first):
-                k, v = _hot_rows(buffers, tables.page_list, request.starts[number], request.caps[number])
+                rows = request.caps[number]
+                k, v = _hot_rows(buffers, tables.page_list, request.starts[number], rows)
+                if self.run > 1 and rows < request.length:
+                    k, v = self._without_passed(k, v, request.length)
                 out[b, head] = attend(grouped[b, head][None], k[:, None], v[:, None], scale)[0]
         return out.flatten(1, 2)
+
+    def _without_passed(self, k: torch.Tensor, v: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a full head's rows [cap, D]: those that attention counts."""
+        oldest = length - self.ring
+        tokens = torch.arange(oldest, oldest + passed(length, self.window, self.run), device=k.device)
+        counts = torch.ones(len(k), dtype=torch.bool, device=k.device)
+        counts[ring_row(tokens, len(k), self.sink, self.ring)] = False
+        return k[counts], v[counts]
 
 
 def _resident_rows(buffers: LayerBuffers, request: _Request) -> tuple[torch.Tensor, torch.Tensor]:

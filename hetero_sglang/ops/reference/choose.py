@@ -47,8 +47,9 @@ def lazy(
 
     scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run; used [C, n] int32: the request's
     length when it was last wanted, else `used_at_first`. Runs in [low, high) may come in, no others are held. Wanted
-    are those whose score's bin is that of the `want`th best or higher. Of the wanted that are not held the first
-    `most` come, each in the place of the unwanted run with the lowest `used_bin`; of equals the first.
+    are those whose score's bin is that of the `want`th best or higher, and not the lowest, where nothing is told apart.
+    Of the wanted that are not held the first `most` come, each in the place of the unwanted run with the lowest
+    `used_bin`; of equals the first.
     """
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
@@ -56,7 +57,7 @@ def lazy(
     if not count or not places:
         nothing = torch.empty(0, dtype=torch.int64)
         return Swaps(nothing, nothing, nothing, 0)
-    edge = score_bin(inside.topk(count).values[:, -1:])  # [C, 1]
+    edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1)  # [C, 1]
     wanted = score_bin(inside) >= edge  # [C, n']
     at = held.long() - low
     hit = wanted.gather(1, at)  # [C, n]
@@ -130,7 +131,7 @@ def _choose(
 ) -> None:  # fmt: skip
     """For heads of one size."""
     run, heads, length = work.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
-    places = (cap - sink - window) // run
+    places = (cap - sink - window - run + 1) // run
     if places <= 0:
         return
     row = sink + torch.arange(places * run, device=hot.k.device)

@@ -18,7 +18,9 @@ class AttendStep(DecodeKernel):
 
     def __init__(self, step: DecodeStep, shape: DecodeShape = DecodeShape()) -> None:  # noqa: B008 - frozen
         layers, device = step.layout.layers, step.tables.device
-        self.work = DecodeBuffers(layers, step.batch, step.group, step.v_dim, step.sink, step.ring, device, shape)
+        self.work = DecodeBuffers(
+            layers, step.batch, step.group, step.v_dim, step.sink, step.ring, step.window, step.run, device, shape
+        )
         self.slots, self.starts = step.slots, step.starts
 
     def plan(self, tables: StepTables) -> None:

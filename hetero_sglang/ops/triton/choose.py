@@ -24,7 +24,7 @@ def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexp
     count = tl.load(wanted + unit * BINS + bins)
     above = tl.sum(count, 0) - tl.cumsum(count, 0) + count  # [BINS] runs of this bin and higher
     want = tl.minimum(tl.maximum(places // PART, 1), high - low)
-    edge = tl.max(tl.where(above >= want, bins, 0), 0)
+    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1)  # none wants what no bin tells apart
     return edge, tl.sum(tl.where(bins >= edge, count, 0), 0)
 
 
@@ -64,7 +64,7 @@ def _hold(
     request = unit // HEADS
     number = request * caps_per_request + first + unit % HEADS
     rows, tokens = tl.load(cap + number), tl.load(length + request)
-    places = (rows - sink - window) // RUN
+    places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     if (tokens <= rows) | (places <= 0) | (begins < 0):
         return
@@ -159,7 +159,7 @@ def _exchange(
     request = unit // HEADS
     number = request * caps_per_request + first + unit % HEADS
     rows, tokens = tl.load(cap + number), tl.load(length + request)
-    places = (rows - sink - window) // RUN
+    places = (rows - sink - window - RUN + 1) // RUN
     low, high = sink // RUN, (tokens - window) // RUN
     come, lack, edge = 0, 0, 0
     begins = tl.load(place_of + request)

@@ -50,10 +50,10 @@ def _begin(
 
 @triton.jit
 def _attend(
-    query, best, total, out, q, k, v, listed, begin, end, fresh, place, resident, scale,
+    query, best, total, out, q, k, v, listed, begin, end, fresh, dead, ring, place, resident, scale,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
-    EARLY: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over an item's tokens: highest logit [16], sum of exponents [16], weighted values [16, Dv].
 
@@ -66,6 +66,10 @@ def _attend(
     for start in range(begin, end, BLOCK):
         token = start + within
         seen = (token < end) & (token != fresh)
+        if RUNS:  # what a selected run may hold again counts once
+            behind, many = token - dead // 64, dead // 8 % 8
+            around = behind - many + ring
+            seen = seen & ((behind < 0) | (behind >= many)) & ((around < 0) | (around >= dead % 8))
         row = _rows(listed, token, seen, place, resident, P, RESIDENT)
         keys = tl.load(k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
         values = tl.load(v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0)
@@ -82,21 +86,23 @@ def _attend(
     return best, total, out
 
 
-@triton.jit(do_not_specialize=["resident"])
+@triton.jit(do_not_specialize=["resident", "ring"])
 def _decode(
     q, resident_k, resident_v, hot_k, hot_v, slots, page_list, described, result, partial, weight, scale, resident,
-    q_stride,
+    q_stride, ring,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
-    FIELDS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    FIELDS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     mine = described + item * FIELDS
     row, head, opening = tl.load(mine), tl.load(mine + 1), tl.load(mine + 2)
     begin, end, alone = tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5)
-    fresh = -1
+    fresh, dead = -1, 0
     if EARLY:
         fresh = tl.load(mine + 6)
+    if RUNS:
+        dead = tl.load(mine + 7)
     if PDL:
         gdc_launch_dependents()
     if row < 0:
@@ -116,12 +122,13 @@ def _decode(
     if place < resident:
         best, total, out = _attend(
             query, best, total, out, queries, resident_k, resident_v, slots + opening.to(tl.int64), begin, end, fresh,
-            place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, True, EARLY, PDL,
+            0, ring, place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, True, EARLY, PDL,
+            False,
         )  # fmt: skip
     else:
         best, total, out = _attend(
-            query, best, total, out, queries, hot_k, hot_v, page_list + opening, begin, end, fresh, place, resident,
-            scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, False, EARLY, PDL,
+            query, best, total, out, queries, hot_k, hot_v, page_list + opening, begin, end, fresh, dead, ring,
+            place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, False, EARLY, PDL, RUNS,
         )  # fmt: skip
     there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
     out = out / total[:, None]
@@ -190,9 +197,10 @@ def decode_attention(
     registers = shape.registers(max(block_d, block_dv) * q.element_size()) if work.one_wave else None
     _decode[(work.planned,)](
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
-        out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0),
+        out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0), work.ring,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
-        PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None, PDL=work.pdl, num_warps=shape.warps,
+        PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None, PDL=work.pdl,
+        RUNS=work.run > 1, num_warps=shape.warps,
         num_stages=shape.stages, maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))

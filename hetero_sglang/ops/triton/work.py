@@ -13,7 +13,7 @@ from hetero_sglang.config.layout import LayerLayout
 from hetero_sglang.ops.triton.early import overlaps
 from hetero_sglang.ops.triton.store import ring_row
 
-FIELDS = 8  # words of an item's description, seven of them used: it fits one sector of memory
+FIELDS = 8  # words of an item's description: it fits one sector of memory
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,23 @@ def _plan_work(
     tl.store(first_item + layer * (rows + 1) + rows, tl.sum(pieces))
 
 
-@triton.jit(do_not_specialize=["rows", "items", "caps_per_request", "sink", "ring"])
+@triton.jit
+def _passed(rows, length, ring, window, RUN: tl.constexpr):
+    """Of a full head, ring rows that base.passed counts: the first, how many from there on, and how many more from the
+    ring's begin on, as 64 a + 8 b + c."""
+    oldest = length - ring
+    many = ring - (length - (length - window) // RUN * RUN)
+    first = rows - ring + (oldest - rows + ring) % ring
+    here = tl.minimum(many, rows - first)
+    return first * 64 + here * 8 + many - here
+
+
+@triton.jit(do_not_specialize=["rows", "items", "caps_per_request", "sink", "ring", "window"])
 def _describe(
     length, cap, page_start, starts, counts, heads, first_item, described, rows, items, caps_per_request, sink, ring,
+    window,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, FIELDS: tl.constexpr,
+    RUN: tl.constexpr,
 ):  # fmt: skip
     layer = tl.program_id(0)
     item = tl.program_id(1) * ITEMS + tl.arange(0, ITEMS)
@@ -72,10 +85,10 @@ def _describe(
     resident, first = tl.load(counts + layer * 3), tl.load(counts + layer * 3 + 2)
     number = request * caps_per_request + first + place - resident
     compressed = here & (place >= resident)
-    tokens = tl.load(length + request)
+    total_tokens = tl.load(length + request)
     kept = tl.load(cap + number, mask=compressed, other=2147483647)
-    fresh = ring_row(tokens - 1, kept, sink, ring)
-    tokens = tl.minimum(kept, tokens)
+    fresh = ring_row(total_tokens - 1, kept, sink, ring)
+    tokens = tl.minimum(kept, total_tokens)
     listed = tl.load(page_start + number, mask=compressed, other=0)
     listed = tl.where(compressed, listed, tl.load(starts + request))
     size = tl.cdiv(tl.cdiv(tokens, pieces), BLOCK) * BLOCK  # a row's items are alike
@@ -90,6 +103,9 @@ def _describe(
     tl.store(out + 4, end, mask=inside)
     tl.store(out + 5, (pieces == 1).to(tl.int32), mask=inside)
     tl.store(out + 6, tl.where((begin <= fresh) & (fresh < end), fresh, -1), mask=inside)
+    if RUN > 1:
+        dead = _passed(kept, total_tokens, ring, window, RUN)
+        tl.store(out + 7, tl.where(compressed & (kept < total_tokens), dead, 0), mask=inside)
 
 
 class DecodeBuffers:
@@ -97,17 +113,18 @@ class DecodeBuffers:
 
     `first_item` [layers, B * H + 1] int32: a row's first item, then the number of items. `described`
     [layers, items, FIELDS] int32: an item's row (-1: none), KV head, place of its list, the tokens [begin, end) of it,
-    whether it is its row's only one, and which of its tokens is this step's (-1: none). `partial` [items, G, Dv] and
+    whether it is its row's only one, which of its tokens is this step's (-1: none), and which do not count (`_passed`).
+    `partial` [items, G, Dv] and
     `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum of exponents.
     """
 
     def __init__(
         self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, sink: int, ring: int,
-        device: torch.device,
+        window: int, run: int, device: torch.device,
         shape: DecodeShape = DecodeShape(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
-        self.shape, self.sink, self.ring = shape, sink, ring
+        self.shape, self.sink, self.ring, self.window, self.run = shape, sink, ring, window, run
         self.layers, self.kv_heads = len(counts), sum(counts[0][:2])
         self.processors = 4
         if device.type == "cuda":
@@ -151,6 +168,6 @@ class DecodeBuffers:
         each = 32
         _describe[(self.layers, triton.cdiv(self.planned, each))](
             length, cap, page_start, starts, self._counts, self.heads, self._first_item, self._described, self.rows,
-            self.planned, cap.shape[1], self.sink, self.ring, HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows,
-            ITEMS=each, FIELDS=FIELDS, num_warps=4,
+            self.planned, cap.shape[1], self.sink, self.ring, self.window, HEADS=self.kv_heads,
+            BLOCK=self.shape.block, ROWS=rows, ITEMS=each, RUN=self.run, FIELDS=FIELDS, num_warps=4,
         )  # fmt: skip

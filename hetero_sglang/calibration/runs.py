@@ -1,0 +1,112 @@
+"""Whether rows come one by one or in runs: what heads' outputs lose either way when the lazy rule is played."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hetero_sglang.calibration.calibrate import chunk_bounds, stop_tokens
+from hetero_sglang.calibration.checkpoint import Checkpoint
+from hetero_sglang.calibration.documents import Document
+from hetero_sglang.calibration.kv_buffer import host_cache
+from hetero_sglang.calibration.observe import watched
+from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
+from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores
+from hetero_sglang.profile.index_plan import RUNS, IndexPlan
+from hetero_sglang.selection.scores import attention_scores
+
+KEEP_RATIO = 0.15
+SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
+DOCUMENTS, STEPS = 4, 64
+LEAST = 64  # rows to choose; of a text with fewer nothing is learned
+
+
+def best_run(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan) -> int:
+    """The run of RUNS with which the longest documents' decode steps lose least; 1 where all are too short."""
+    share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
+    longest = sorted(documents, key=lambda d: -len(d.tokens))[:DOCUMENTS]
+    errors = [_play(checkpoint, d, plan, rows) for d in longest if (rows := _rows(d, share)) >= LEAST]
+    return RUNS[int(torch.stack(errors).sum(0).argmin())] if errors else 1
+
+
+def _rows(document: Document, share: float) -> int:
+    return int(share * len(document.tokens)) - SINK - WINDOW
+
+
+@torch.inference_mode()
+def _play(checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int) -> torch.Tensor:
+    """Mean error [len(RUNS)] of heads' outputs over greedy decode steps that keep `rows` rows to choose."""
+    model, length = checkpoint.model, len(document.tokens)
+    layers: dict[int, _Layer] = {}
+    errors = []
+
+    def watcher(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, o_proj: torch.Tensor
+    ) -> None:
+        if key.shape[1] == length:
+            layers[layer] = _Layer(plan, layer, query[:, -OBSERVED:], key, scaling, rows)
+        elif key.shape[1] > length:
+            errors.append(layers[layer].step(query[:, 0], key, value, scaling))
+
+    cache = host_cache(model.config.num_hidden_layers, length + STEPS)
+    tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
+    bounds = chunk_bounds(length, OBSERVED)
+    with watched(model, watcher):
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            out = model(tokens[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        for _ in range(STEPS):
+            logits = out.logits[0, -1].float()
+            logits[stop_tokens(checkpoint)] = -torch.inf
+            out = model(logits.argmax().view(1, 1), past_key_values=cache, use_cache=True)
+    return torch.stack(errors).mean(0)
+
+
+class _Layer:
+    """What the heads of a layer hold, for every run of RUNS, from a prompt's end on."""
+
+    def __init__(
+        self, plan: IndexPlan, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float, rows: int
+    ) -> None:
+        """The prompt's last queries [Hq, OBSERVED, D] and keys [H, L, D]."""
+        heads, length, dim = key.shape
+        self.fields = plan.fields
+        tables = (plan.encode[layer], plan.offset[layer], plan.decode[layer])
+        self.encode, self.offset, self.decode = (torch.from_numpy(t).to(key.device) for t in tables)
+        self.rows = encode_keys(key.transpose(0, 1), self.encode, self.offset, self.fields)  # [H, L, words]
+        query = query.reshape(heads, -1, OBSERVED, dim).permute(2, 0, 1, 3)
+        scores = attention_scores(query, key.transpose(0, 1), scaling)  # [H, L]
+        self.held, self.used = [], []
+        for run in RUNS:
+            best = run_scores(scores, run)
+            low, high = SINK // run, (length - WINDOW) // run
+            held = best[:, low:high].topk(rows // run).indices + low
+            self.held.append(held.int())
+            self.used.append(used_at_first(best).gather(1, held))
+
+    def step(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Square of what the heads' outputs lose, as a share of theirs, [len(RUNS)]; query [Hq, D], key [H, L, D].
+
+        Every head counts alike: whole layers' outputs are moved by heads that look at everything, and tell less of
+        whether the entry that was asked for is there."""
+        heads, length, dim = key.shape
+        query = query.view(heads, -1, dim)
+        scores = attention_guess(query, self.rows, self.decode, self.fields, scaling)  # [H, L - 1]
+        new = encode_keys(key[:, -1:].transpose(0, 1), self.encode, self.offset, self.fields)
+        self.rows = torch.cat([self.rows, new], 1)
+        value = value.float()
+        weights = (query.float() @ key.float().transpose(1, 2) * scaling).softmax(-1)  # [H, G, L]
+        outputs = [weights @ value]
+        for run, held, used in zip(RUNS, self.held, self.used, strict=True):
+            want = max(1, held.shape[1] // PART)
+            low, high = SINK // run, (length - WINDOW) // run
+            swaps = lazy(run_scores(scores, run), held, used, length, low, high, want, MOST)
+            held[swaps.head, swaps.place] = swaps.run.int()
+            kept = torch.zeros(heads, length, dtype=torch.bool, device=key.device)
+            kept[:, :SINK] = kept[:, high * run :] = True
+            tokens = held.long()[..., None] * run + torch.arange(run, device=key.device)
+            part = weights * kept.scatter(1, tokens.flatten(1), True)[:, None]
+            outputs.append(part @ value / part.sum(-1, keepdim=True).clamp(min=1e-30))
+        full, *ours = outputs
+        lost = torch.stack([(each - full).square().sum(-1) for each in ours])  # [runs, H, G]
+        return (lost / full.square().sum(-1).clamp(min=1e-30)).mean((1, 2))
