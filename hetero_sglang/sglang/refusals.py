@@ -48,7 +48,7 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("attention_backend", (None, "torch_native", "flashinfer"), "--attention-backend: the policy brings its own"),
     ("prefill_attention_backend", (None,), "--prefill-attention-backend: the policy brings its own"),
     ("decode_attention_backend", (None,), "--decode-attention-backend: the policy brings its own"),
-    ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: fetches arrive when they arrive"),
+    ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: rankings come when they come"),
 )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def check_model(args: Any) -> None:
 
 
 def check_kernels(policy: str, config: Any) -> None:
-    """Raises HeteroError for a card, head size, dtype or GQA group that the CUDA engine's kernels do not take."""
+    """Raises HeteroError for a card, head size, dtype or GQA group that the kernels do not take."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
