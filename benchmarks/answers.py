@@ -18,8 +18,9 @@ class News:
 
 @dataclass
 class Answers:
-    """One mode's output ids so far, beside the `wanted` ones."""
+    """Output ids so far of a policy's server in one mode, beside the `wanted` ones."""
 
+    policy: str
     mode: str
     wanted: list[list[int]]
     outputs: list[list[int]] = field(default_factory=list)
@@ -31,12 +32,13 @@ class Answers:
         different = [n for n, (one, other) in enumerate(zip(self.wanted, self.outputs, strict=False)) if one != other]
         counts = {"identical": len(self.outputs) - len(different), "answered": len(self.outputs)}
         ended = {"error": self.error} if self.error else {}
-        return {"mode": self.mode, **counts, "requests": len(self.wanted), "different": different, **self.told, **ended}
+        told = {"requests": len(self.wanted), "different": different, **self.told, **ended}
+        return {"policy": self.policy, "mode": self.mode, **counts, **told}
 
     def line(self) -> str:
         """One row of the table."""
         row = self.row()
-        text = f"{self.mode}: {row['identical']} of {row['answered']} answers identical"
+        text = f"{self.policy}, {self.mode}: {row['identical']} of {row['answered']} answers identical"
         if row["answered"] < row["requests"]:
             text += f", {row['requests'] - row['answered']} requests not answered {self.error}".rstrip()
         return f"{text}, {self.told}"
@@ -49,4 +51,4 @@ class Answers:
         number, self.told = len(self.outputs), news.told
         self.outputs.append(news.output)
         if news.output != self.wanted[number]:
-            print(f"  {self.mode} differs: {number} {self.wanted[number]} {news.output}", flush=True)
+            print(f"  {self.policy}, {self.mode} differs: {number} {self.wanted[number]} {news.output}", flush=True)

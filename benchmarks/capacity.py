@@ -126,7 +126,7 @@ def _measure(policy: str, model: Path, given: argparse.Namespace, run: Run) -> N
         measure(server, given.tokens, given.steps, fits, told)
         if policy != "full":
             counts = server.stats()
-            device = counts["resident_bytes"] + counts["hot_bytes"]
+            device = counts["resident_bytes"] + counts["hot_bytes"] + counts["index_bytes"]
             told({"device_bytes": device, "integrity": counts["integrity"]})
 
 

@@ -12,8 +12,8 @@ from benchmarks.launch import Server
 from benchmarks.streams import Stream, gaps, run_together
 
 COUNTERS = (
-    "drift_checks", "drift_triggers", "anchor_refreshes", "fetches", "late_fetches", "fetched_rows", "late_rows",
-    "fetched_bytes", "failed_fetches", "refused_fetches", "dropped_rows",
+    "drift_checks", "drift_triggers", "anchor_refreshes", "failed_rankings", "refused_rankings", "fetched_rows",
+    "fetched_bytes", "late_rows", "prefix_rows_copied", "prefix_rows_read",
 )  # fmt: skip
 
 
@@ -78,5 +78,5 @@ def spread(waits: list[list[float]]) -> dict[str, Any]:
 
 
 def counted(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
-    """What the server's counters of fetches rose by."""
+    """What the server's counters of rows and rankings rose by."""
     return {name: after[name] - before[name] for name in COUNTERS if name in after}

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.lanes import mark
 from hetero_sglang.ops.base import LayerBuffers
-from hetero_sglang.ops.triton.store import store
-from hetero_sglang.transfer.client import Failed, Fetched, FetchItem, RetrievalClient
+from hetero_sglang.ops.chosen import operations
 from hetero_sglang.transfer.prefix_loader import PrefixLoader
 
 RUN = 256  # slots of a run, as SGLang's allocator leaves them after a while
-ITEM = 1024  # rows that one head asks for
 HEADS = 8
 
 
@@ -76,8 +75,9 @@ def patterns(tokens: int) -> dict[str, torch.Tensor]:
 
 
 def prefix(host: HostStore, device: torch.device, slots: torch.Tensor, what: str) -> Rate:
-    """PrefixLoader brings the rows of `slots` [n], layer after layer."""
-    loader = PrefixLoader(host, device)
+    """PrefixLoader brings the rows of `slots` [n], layer after layer: in whole blocks, or row by row."""
+    counters = Counters()
+    loader = PrefixLoader(operations(device), host, device, counters)
 
     def bring() -> None:
         loader.begin(slots, mark(device))
@@ -86,75 +86,21 @@ def prefix(host: HostStore, device: torch.device, slots: torch.Tensor, what: str
             loader.done(layer)
         loader.end()
 
-    return Rate(f"prefix, {what}", slots.numel() * host.bytes_per_row, seconds(device, bring, rounds=3))
-
-
-def fetch(client: RetrievalClient, items: list[FetchItem]) -> tuple[Fetched, float]:
-    """The rows of `items`, and the seconds until the answer. RuntimeError when none came."""
-    begin = time.perf_counter()
-    if client.fetch(items) is None:
-        raise RuntimeError(f"the fetch was refused: {client.stats.last_error or 'staging is too small for it'}")
-    while True:
-        for done in client.poll():
-            if isinstance(done, Failed):
-                raise RuntimeError(done.reason)
-            assert isinstance(done, Fetched)
-            return done, time.perf_counter() - begin
-
-
-def gather(client: RetrievalClient, host: HostStore, rows: int, rounds: int = 5) -> tuple[Rate, Fetched]:
-    """The worker fetches `rows` rows at random slots of random heads; the last fetch is not released."""
-    times = []
-    for number in range(rounds):
-        done, took = fetch(client, random_items(host, rows))
-        times.append(took)
-        if number + 1 < rounds:
-            client.release(done.ticket)
-    return Rate(f"gather of {rows} rows", rows * client.ring.row_bytes, statistics.median(times)), done
-
-
-def touch(client: RetrievalClient, host: HostStore) -> Rate:
-    """Fetch from every page of the store: a new worker maps each on its first read, which is slow once."""
-    total, taken = 0, 0.0
-    for layer, heads in enumerate(host.heads):
-        for slots in torch.arange(host.rows).split(client.ring.rows) if heads else ():
-            done, took = fetch(client, [FetchItem(layer, 0, slots)])
-            client.release(done.ticket)
-            total, taken = total + slots.numel(), taken + took
-    return Rate("gather, every page for the first time", total * client.ring.row_bytes, taken)
-
-
-def random_items(host: HostStore, rows: int) -> list[FetchItem]:
-    """Items of up to ITEM rows each."""
-    layers = [layer for layer, heads in enumerate(host.heads) if heads]
-    items = []
-    for slots in torch.randint(host.rows, (rows,)).split(ITEM):
-        layer = layers[int(torch.randint(len(layers), ()))]
-        items.append(FetchItem(layer, int(torch.randint(host.heads[layer], ())), slots))
-    return items
-
-
-def staged(done: Fetched, device: torch.device) -> Rate:
-    """One copy of fetched rows from staging to the device."""
-    k, v = (torch.empty_like(view, device=device) for view in (done.k, done.v))
-
-    def move() -> None:
-        k.copy_(done.k, non_blocking=True)
-        v.copy_(done.v, non_blocking=True)
-
-    return Rate(f"copy of {len(k)} staged rows", done.k.nbytes + done.v.nbytes, seconds(device, move))
+    taken = seconds(device, bring, rounds=3)
+    way = "copied" if counters.prefix_rows_copied else "read"
+    return Rate(f"prefix, {what}, {way}", slots.numel() * host.bytes_per_row, taken)
 
 
 def write_back(host: HostStore, device: torch.device, slots: torch.Tensor, what: str) -> Rate:
-    """The store kernel writes the host rows of a prefill chunk at `slots` [n], layer after layer."""
+    """`store` writes the host rows of a prefill chunk at `slots` [n], layer after layer."""
     chunk = slots.to(device)
     dims = (host.head_dim, host.v_head_dim)
     k, v = (torch.randn(len(slots), HEADS, dim, device=device).to(host.dtype) for dim in dims)
-    layers = [_buffers(host, layer, device) for layer, heads in enumerate(host.heads) if heads]
+    ops, layers = operations(device), [_buffers(host, layer, device) for layer, heads in enumerate(host.heads) if heads]
 
     def write() -> None:
         for buffers in layers:
-            store(buffers, chunk, k, v, resident=False)
+            ops.store(buffers, chunk, k, v, resident=False)
 
     return Rate(f"write-back, {what}", len(slots) * host.bytes_per_row, seconds(device, write))
 

@@ -1,9 +1,9 @@
 """Decode speed on a GPU: plain SGLang and heterocache on the same card, one server after the other.
 
 Random weights of the Llama-3.1-8B shape. Each case is a batch of requests that stream together: seconds per decode
-step beside what the bytes allow, at forced fetch rates beside decode without fetches, and the time to the first token
-of a prefix hit beside the copy of its compressed heads. Time to the first token without a hit includes compilation;
-benchmarks.prefill measures it without.
+step beside what the bytes allow, at forced fetch rates beside decode where no row comes, and the time to the first
+token of a prefix hit beside the copy of its compressed heads. Time to the first token without a hit includes
+compilation; benchmarks.prefill measures it without.
 """
 
 from __future__ import annotations
@@ -77,17 +77,18 @@ def line(row: dict[str, Any]) -> str:
     text += f"  prefix hit {row['first_token_seconds_prefix_hit']:6.3f} s"
     if "floor_seconds" in row:
         text += f" of {row['floor_seconds']:.3f} s copy ({row['hit_of_floor']:.2f}x)"
-    if row.get("fetches") or row.get("refused_fetches"):
-        text += (
-            f"  {row['fetched_bytes'] / 1e6:.1f} MB, {row['fetched_rows']} rows in {row['fetches']} fetches, "
-            f"{row['late_fetches']} late, {row['refused_fetches']} refused"
-        )
+    if row.get("fetched_rows"):
+        text += f"  {row['fetched_bytes'] / 1e6:.1f} MB, {row['fetched_rows']} rows, {row['late_rows']} late"
+    if lost := row.get("failed_rankings", 0) + row.get("refused_rankings", 0):
+        text += f"  {lost} rankings lost"
     return text
 
 
 def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) -> None:
     ours = policy != "full"
-    flags = {"max_total_tokens": given.max_total_tokens, **named(given.flags + (given.hetero_flags if ours else []))}
+    index = {"hetero_index": "directions"} if ours and given.changed_rows else {}
+    more = named(given.flags + (given.hetero_flags if ours else []))
+    flags = {"max_total_tokens": given.max_total_tokens, **index, **more}
     rates, file = given.changed_rows or given.fetch_rate if ours else [], scratch / "rate"
     file.write_text("0")
     env = (changed_rows if given.changed_rows else forced_rate)(file) if rates else None

@@ -23,7 +23,7 @@ def main() -> None:
     with Server(kv_policy="heterocache", hetero_keep_ratio=given.keep_ratio) as server:
         print(f"up after {server.started_in:.0f} s, log {server.log}\n")
         lines = server.log.read_text(errors="replace").splitlines()
-        first = next(i for i, line in enumerate(lines) if "heterocache: keep ratio" in line)
+        first = next(i for i, line in enumerate(lines) if ": keep ratio" in line)
         print("\n".join([lines[first].split("] ", 1)[-1], *lines[first + 1 : first + 7]]))
         converse(server, language, document, given.turns, given.names, given.seed)
 
@@ -43,15 +43,15 @@ def converse(server: Server, language: Language, document, turns: int, names: in
         print(f"  {result} entries exact; {reply.meta['cached_tokens']} of {reply.meta['prompt_tokens']} tokens cached")
     stats = server.stats()
     tokens = stats["token_slots_written"]
-    device = (stats["resident_bytes"] + stats["hot_bytes"]) / stats["token_slots"]
+    device = (stats["resident_bytes"] + stats["hot_bytes"] + stats["index_bytes"]) / stats["token_slots"]
     dense = (stats["resident_bytes"] + stats["host_bytes"]) / stats["token_slots"]
     print(f"\nexact entries        {right}/{total} ({100 * right / total:.1f}%)")
     print(f"device KV            {device:.0f} bytes a token, dense {dense:.0f} ({device / dense:.2f})")
     print(f"cached now           {tokens} tokens in both tiers")
     print(f"drift triggers       {stats['drift_triggers']} in {stats['drift_checks']} looks")
-    print(f"anchor refreshes     {stats['anchor_refreshes']}")
-    print(f"rows fetched         {stats['fetched_rows']} in {stats['fetches']} fetches")
-    print(f"late fetches         {stats['late_fetches']}")
+    print(f"rows fetched         {stats['fetched_rows']}, {stats['late_rows']} late")
+    lost = stats["failed_rankings"] + stats["refused_rankings"]
+    print(f"anchors ranked       {stats['anchor_refreshes']}, rankings lost: {lost}")
     print(f"integrity            {stats['integrity']}")
 
 

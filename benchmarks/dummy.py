@@ -69,10 +69,14 @@ def dummy_server(
     env: dict[str, str] | None = None,
     **flags: Any,
 ) -> Server:
-    """`policy`: full, or a keep ratio of heterocache, which needs the head `profile` of the shape."""
+    """`policy`: full, or a keep ratio of heterocache, which needs the head `profile` of the shape.
+
+    By pivots, as in the paper, whatever else the profile has: `hetero_index` asks for another way.
+    """
     chosen: dict[str, Any] = {"kv_policy": "full", "attention_backend": "flashinfer"}
     if policy != "full":
         chosen = {"kv_policy": "heterocache", "hetero_keep_ratio": policy, "hetero_profile": profile_path(profile)}
+        chosen["hetero_index"] = "none"
     return Server(model=model, log=log, env=env, **FLAGS | chosen | flags)
 
 

@@ -1,13 +1,14 @@
 """Host work per decode step on a GPU, from SGLang's profiler: nothing may cost more with every layer.
 
 Random weights of the Llama-3.1-8B shape with all of its layers and with half of them: launches, copies and waits of
-the scheduler's thread per step must be the same for both. What fetches cost grows with the heads refilled, of which
-more layers have more: `--layers 32 16 16 --fetch-rates 0.05 0.05 0.1` tells one from the other.
+the scheduler's thread per step must be the same for both. Looks and refills of satellites are in the step's graph and
+must add none: `--fetch-rates 0 0.05`. Anchors add some for each layer that has any, once in 32 steps of a request.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import tempfile
 import threading
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[32, 16])
     parser.add_argument(
         "--fetch-rates", type=float, nargs="+", metavar="RATE", default=[0.0],
-        help="share of the satellites that each look refills, one for each of --layers or one for all (0)",
+        help="shares of the satellites that each look refills (0)",
     )  # fmt: skip
     add_policies_option(parser)
     parser.add_argument("--requests", type=int, default=4)
@@ -54,17 +55,13 @@ def main() -> None:
     add_log_option(parser)
     given = parser.parse_args()
     policies = chosen_policies(given)
-    if len(given.fetch_rates) not in (1, len(given.layers)):
-        parser.error(f"{len(given.fetch_rates)} --fetch-rates for {len(given.layers)} --layers: give one or as many.")
-    rates = given.fetch_rates if len(given.fetch_rates) > 1 else given.fetch_rates * len(given.layers)
     with Run(given, requests=given.requests, tokens=given.tokens) as run:
-        for policy in policies:
-            for layers, rate in zip(given.layers, rates, strict=True):
-                run.does(f"{policy}: {layers} layers, fetch rate {rate:g}")
-                with tempfile.TemporaryDirectory() as scratch:
-                    row = _measured(policy, layers, rate, given, run.log(policy, layers, rate), Path(scratch))
-                run.keep({"policy": policy, "layers": layers, "fetch_rate": rate, **row})
-                print(table(run.rows[-1:])[-1], flush=True)
+        for policy, rate, layers in itertools.product(policies, given.fetch_rates, given.layers):
+            run.does(f"{policy}: {layers} layers, fetch rate {rate:g}")
+            with tempfile.TemporaryDirectory() as scratch:
+                row = _measured(policy, layers, rate, given, run.log(policy, layers, rate), Path(scratch))
+            run.keep({"policy": policy, "layers": layers, "fetch_rate": rate, **row})
+            print(table(run.rows[-1:])[-1], flush=True)
     print("\n".join(table(run.rows)))
     print("saved", run.save())
 
@@ -104,10 +101,10 @@ def _measured(
 
 
 def cut_profile(path: str | None, layers: int, out: Path) -> str:
-    """The head profile of the model's first `layers` layers."""
+    """The head profile of the model's first `layers` layers, without a key index."""
     whole = load_profile(profile_path(path))
     kept = scale_weights(whole.layers[:layers])
-    save_profile(replace(whole, num_layers=layers, layers=kept, measurements=None), out)
+    save_profile(replace(whole, num_layers=layers, layers=kept, measurements=None, index=None), out)
     return str(out)
 
 

@@ -23,10 +23,10 @@ from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.settings import Settings, resolve
+from hetero_sglang.ops import triton as ops
 from hetero_sglang.ops.base import DecodeKernel, LayerBuffers
-from hetero_sglang.ops.decode_kernel import decode_kernel
+from hetero_sglang.ops.chosen import decode_kernel
 from hetero_sglang.ops.step import DecodeStep
-from hetero_sglang.ops.triton.attend import TritonDecode
 from hetero_sglang.ops.triton.work import DecodeShape
 from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.files import load_profile
@@ -83,12 +83,13 @@ class Setup:
         pool = HotPool(pages, rule.page_size, DIM, DIM, DTYPE, DEVICE)
         pool.k.normal_()
         pool.v.normal_()
-        role = torch.empty(0, dtype=torch.int32)
         self.buffers = []
         for spec in layout.layers:
-            host = torch.empty(1, len(spec.compressed), DIM)
+            role, host = torch.empty(HEADS, dtype=torch.int32), torch.empty(1, len(spec.compressed), DIM)
+            role[spec.resident_index] = torch.arange(len(spec.resident), dtype=torch.int32)
+            role[spec.compressed_index] = -1 - torch.arange(len(spec.compressed), dtype=torch.int32)
             k, v = (torch.empty(rows, len(spec.resident), DIM, dtype=DTYPE, device=DEVICE).normal_() for _ in "kv")
-            self.buffers.append(LayerBuffers(role, k, v, host, pool.k, pool.v, pool.position, pool.score,
+            self.buffers.append(LayerBuffers(role.to(DEVICE), k, v, host, pool.k, pool.v, pool.position, pool.score,
                                              spec.first))  # fmt: skip
         self.tables = DeviceTables(case.batch, layout.num_compressed, pages, DEVICE)
         for slot in range(case.batch):
@@ -105,9 +106,9 @@ class Setup:
         return len(self.buffers)
 
     def step(self, kernel: Callable[[DecodeStep], DecodeKernel]) -> DecodeStep:
-        step = DecodeStep(self.settings, self.tables, self.batch, self.tokens, GROUP, DIM, kernel=kernel)
-        lengths = [self.tokens] * self.batch
-        step.fill(list(range(self.batch)), lengths, self.batch, self.req_to_token)
+        step = DecodeStep(ops, self.settings, self.tables, self.batch, self.tokens, GROUP, DIM, kernel)
+        lengths, none = [self.tokens] * self.batch, [0] * self.batch
+        step.fill([lengths, list(range(self.batch)), none, none, none], self.batch, self.req_to_token)
         return step
 
     def attend(self, step: DecodeStep) -> Callable[[], list[torch.Tensor]]:
@@ -159,7 +160,7 @@ def measure(case: Case, kernels: list[str], bandwidth: float) -> list[dict[str, 
     """One row per kernel."""
     setup, rows, outputs = Setup(case), [], []
     for name in kernels:
-        step = setup.step(decode_kernel(name, setup.buffers))
+        step = setup.step(decode_kernel(name, ops, setup.buffers))
         graph, out = captured(setup.attend(step))
         seconds = timed(graph.replay) / setup.layers
         planning, _ = captured(partial(step.plan, setup.batch))
@@ -185,7 +186,7 @@ def sweep(case: Case, bandwidth: float) -> list[dict[str, Any]]:
     setup, rows = Setup(case), []
     for block, warps, stages, items in itertools.product((32, 64), (4, 8), (2, 3, 4), (2, 4, 6, 8)):
         shape = DecodeShape(block, warps, stages, items)
-        step = setup.step(partial(TritonDecode, shape=shape))
+        step = setup.step(partial(ops.AttendStep, shape=shape))
         try:
             graph, _ = captured(setup.attend(step))
         except OutOfResources:  # more shared memory than a processor has

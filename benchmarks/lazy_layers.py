@@ -7,7 +7,8 @@ rows of its own, so that the card's cache serves none of them; queries are new b
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ HEADS, GROUP, DIM, DTYPE = 8, 4, 128, torch.bfloat16
 FIELDS: Fields = ((8, 4), (24, 2))
 LAYERS, KEPT, SINK, WINDOW, PAGE, ROUNDS = 8, 0.15, 16, 64, 16, 7
 COME = 16  # rows that may come to a head in a step
+OPERATIONS = ("probe", "choose", "swap_in")
 
 
 class Layers:
@@ -64,7 +66,7 @@ class Layers:
         self.q = torch.randn(LAYERS, batch, HEADS * GROUP, DIM, device=device).to(DTYPE)
         self.work = Workspace(batch, HEADS, GROUP, tokens, batch * tokens, run, max(1, COME // run), device)
         self.work.plan(self.step.length)
-        self.host, self.run = host, run
+        self.host = host
 
     def _hold(self, places: int, tokens: int, run: int) -> None:
         """Every head's selected rows hold runs; half were last wanted by the prompt, half in the last 500 steps."""
@@ -78,20 +80,14 @@ class Layers:
             later = torch.randint(tokens - 500, tokens, (places,), dtype=torch.int32, device=heads.device)
             used[head] = torch.where(torch.rand(places, device=heads.device) < 0.5, first, later).repeat_interleave(run)
 
-    def probe(self) -> None:
+    def run(self, operations: int) -> None:
+        """The first so many of OPERATIONS, layer by layer."""
         for layer, q in zip(self.layers, self.q, strict=True):
             probe(q, layer, self.slots, self.starts, self.step, DIM**-0.5, SINK, WINDOW, self.work)
-
-    def choose(self) -> None:
-        for layer, q in zip(self.layers, self.q, strict=True):
-            probe(q, layer, self.slots, self.starts, self.step, DIM**-0.5, SINK, WINDOW, self.work)
-            choose(layer, self.step, self.hot, SINK, WINDOW, self.work)
-
-    def swap(self) -> None:
-        for layer, q in zip(self.layers, self.q, strict=True):
-            probe(q, layer, self.slots, self.starts, self.step, DIM**-0.5, SINK, WINDOW, self.work)
-            choose(layer, self.step, self.hot, SINK, WINDOW, self.work)
-            swap_in(layer, self.host, self.slots, self.starts, self.step, self.hot, SINK, self.work)
+            if operations > 1:
+                choose(layer, self.step, self.hot, SINK, WINDOW, self.work)
+            if operations > 2:
+                swap_in(layer, self.host, self.slots, self.starts, self.step, self.hot, SINK, self.work)
 
 
 def measure(
@@ -100,9 +96,9 @@ def measure(
     """Seconds per layer of each operation after those before it, printed and given as they are known."""
     layers = Layers(device, host, batch, tokens, run)
     before = 0.0
-    for what, steps in (("probe", layers.probe), ("choose", layers.choose), ("swap_in", layers.swap)):
-        taken = _fresh(device, layers, steps) / LAYERS
-        came, late = layers.work.counted.tolist()
+    for count, what in enumerate(OPERATIONS, 1):
+        taken = _fresh(device, layers, count) / LAYERS
+        came, late, *_ = layers.work.counted.tolist()
         print(f"{batch}x{tokens}, runs of {run}: {what:<8}{1e6 * (taken - before):8.1f} us a layer", flush=True)
         yield {
             "what": what, "case": f"{batch}x{tokens}", "run": run, "layer_seconds": taken - before,
@@ -111,8 +107,9 @@ def measure(
         before = taken
 
 
-def _fresh(device: torch.device, layers: Layers, steps: Callable[[], None]) -> float:
-    """Median seconds of `steps`, replayed, with new queries each time; counts are those of the last."""
+def _fresh(device: torch.device, layers: Layers, operations: int) -> float:
+    """Median seconds of so many operations, replayed, with new queries each time; counts are those of the last."""
+    steps = partial(layers.run, operations)
     replay = captured(steps)[0].replay if device.type == "cuda" else steps
     times = []
     for _ in range(ROUNDS):

@@ -21,7 +21,7 @@ def measure(language: Language, lengths: list[int], documents: int, seed: int, *
             entry: dict[str, Any] = {"right": got.score.right, "total": got.score.total}
             if flags["kv_policy"] != "full":
                 stats = server.stats()
-                names = ("drift_triggers", "anchor_refreshes", "fetched_rows", "late_fetches", "dropped_rows")
+                names = ("drift_triggers", "anchor_refreshes", "fetched_rows", "late_rows")
                 entry |= {name: stats[name] - before.get(name, 0) for name in names}
                 entry["integrity"] = stats["integrity"]
                 before = stats
@@ -48,7 +48,7 @@ def main() -> None:
     for ratio in ratios:
         for threshold in (0.9, 0.0):
             print(f"keep ratio {ratio}, retrieval {'on' if threshold else 'off'}")
-            flags = {"hetero_keep_ratio": ratio, "hetero_drift_threshold": threshold}
+            flags = {"hetero_keep_ratio": ratio, "hetero_drift_threshold": threshold, "hetero_index": "none"}
             rows.append(measure(*shared, kv_policy="heterocache", **flags))
             for tokens, entry in rows[-1]["lengths"].items():
                 entry["of_full"] = entry["right"] / full["lengths"][tokens]["right"]

@@ -20,8 +20,8 @@ from benchmarks.run import Run, add_options
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.shared_memory import SharedMemory
+from hetero_sglang.ops import reference
 from hetero_sglang.ops.base import LayerIndex, StepTables
-from hetero_sglang.ops.reference import swap_in as reference
 from hetero_sglang.ops.triton.swap_in import bring, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 
@@ -111,15 +111,11 @@ def _swaps(
     slots = scattered(host, requests * tokens, BLOCK).to(device, torch.int32)
     starts = torch.arange(requests, **ints) * tokens
     layers = [Workspace(requests, HEADS, 1, 1, 1, length, runs, device) for _ in range(LAYERS)]
-    for work in layers:
-        work.comes.fill_(runs)
-        work.lacking.fill_(runs)  # one split each
-        work.olds.fill_(runs)
-        work.old[:] = torch.arange(runs, **ints)
+    places, count = torch.arange(runs, **ints).expand(units, runs), torch.full((units,), runs, **ints)
 
     def choose() -> None:
         for work in layers:
-            work.missing[:units] = torch.randint(tokens // length, (units, runs), **ints)
+            work.give(torch.randint(tokens // length, (units, runs), **ints), places, places, count, HEADS)
 
     def read() -> None:
         for work in layers:
@@ -144,7 +140,10 @@ def _prefix(
         slots.copy_(scattered(host, tokens, length))
 
     taken = _fresh(device, choose, lambda: bring(host, slots, out, programs))
-    right = torch.equal(out[:999].cpu(), reference.bring(host, slots[:999].cpu()))
+    some = slots[:999].cpu()
+    wanted = torch.empty(len(some), *out.shape[1:], dtype=DTYPE)
+    reference.bring(host, some, wanted)
+    right = torch.equal(out[:999].cpu(), wanted)
     return {**_rate(f"prefix, {what}", out.numel() * DTYPE.itemsize, taken, programs), "right": right}
 
 

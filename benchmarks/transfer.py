@@ -1,4 +1,4 @@
-"""Bandwidth between host and device on a GPU, without a server: prefixes, the worker's fetches and write-back.
+"""Bandwidth between host and device on a GPU, without a server: prefixes and write-back.
 
 Everything in one run over a host store of the Llama-3.1-8B shape, as a percent of a plain pinned copy the same way.
 """
@@ -16,7 +16,6 @@ from benchmarks.copies import Rate
 from benchmarks.run import Run, add_options
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.transfer.client import RetrievalClient
 
 
 def main() -> None:
@@ -26,9 +25,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=131072, help="of the prefix")
     parser.add_argument("--heads", type=int, default=6, help="compressed heads of each layer, of 8")
     parser.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk that is written back")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4, 8], help="of the retrieval worker")
-    parser.add_argument("--rows", type=int, nargs="+", default=[2048, 16384, 131072], help="of a fetch")
-    parser.add_argument("--staging-mb", type=int, default=64)
     parser.add_argument("--plain-mb", type=int, default=1024, help="size of the plain copies")
     add_options(parser, "transfer")
     given = parser.parse_args()
@@ -65,37 +61,14 @@ def measure(device: torch.device, given: argparse.Namespace) -> Iterator[dict[st
     for what, slots in copies.patterns(given.tokens).items():
         chunk = slots[: given.chunk]
         yield _row(copies.write_back(host, device, chunk, f"{len(chunk)} tokens, {what}"), down)
-    for threads in given.threads:
-        yield from _fetches(host, device, threads, given, up)
     host.close()
 
 
-def _fetches(
-    host: HostStore, device: torch.device, threads: int, given: argparse.Namespace, up: Rate
-) -> Iterator[dict[str, Any]]:
-    row_bytes = (host.head_dim + host.v_head_dim) * host.dtype.itemsize
-    staging_rows = (given.staging_mb << 20) // row_bytes
-    client = RetrievalClient(host, staging_rows, threads, timeout_s=60, pin=device.type == "cuda")
-    try:
-        if not client.wait_up(60):
-            raise HeteroError(f"the retrieval worker did not start: {client.stats.last_error or 'it said nothing'}")
-        yield _row(copies.touch(client, host), up, threads)
-        for count in given.rows:
-            rate, done = copies.gather(client, host, min(count, staging_rows))
-            copied = copies.staged(done, device)
-            client.release(done.ticket)
-            both = Rate(f"gather and copy of {len(done.k)} rows", rate.nbytes, rate.seconds + copied.seconds)
-            yield from (_row(rate, up, threads), _row(copied, up, threads), _row(both, up, threads))
-    finally:
-        client.close()
-
-
-def _row(rate: Rate, plain: Rate, threads: int | None = None) -> dict[str, Any]:
+def _row(rate: Rate, plain: Rate) -> dict[str, Any]:
     percent = 100 * rate.gb_per_s / plain.gb_per_s
-    print(line(rate, percent, threads), flush=True)
+    print(line(rate, percent), flush=True)
     return {
         "what": rate.what,
-        "threads": threads,
         "bytes": rate.nbytes,
         "seconds": rate.seconds,
         "gb_per_s": rate.gb_per_s,
@@ -103,10 +76,9 @@ def _row(rate: Rate, plain: Rate, threads: int | None = None) -> dict[str, Any]:
     }
 
 
-def line(rate: Rate, percent: float, threads: int | None) -> str:
+def line(rate: Rate, percent: float) -> str:
     """One row of the table."""
-    by = f" ({threads} threads)" if threads else ""
-    return f"{rate.what + by:<52}{1e3 * rate.seconds:10.2f} ms{rate.gb_per_s:8.1f} GB/s{percent:6.0f}%"
+    return f"{rate.what:<52}{1e3 * rate.seconds:10.2f} ms{rate.gb_per_s:8.1f} GB/s{percent:6.0f}%"
 
 
 if __name__ == "__main__":

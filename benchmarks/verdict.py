@@ -1,4 +1,4 @@
-"""What a heterocache case comes to: beside the dense one, its ceiling, its copies and decode without fetches."""
+"""What a heterocache case comes to: beside the dense one, its ceiling, its copies and decode where no row comes."""
 
 from __future__ import annotations
 

@@ -24,6 +24,13 @@ ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
 # Name -> arguments of benchmarks.launch.Server. Tests run in this order.
 TABLE: dict[str, dict[str, Any]] = {
     "usual": {"kv_policy": "heterocache", "hetero_index": "none", "max_total_tokens": 60000, "enable_metrics": True},
+    # Heads that find their rows by the key index of the shipped profile.
+    "indexed": {
+        "kv_policy": "heterocache",
+        "hetero_index": "directions",
+        "hetero_keep_ratio": 0.3,
+        "max_total_tokens": 30000,
+    },
     # Little room, and every few steps a forced retraction.
     "small": {
         **PAGED,
@@ -42,6 +49,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "plain": {"kv_policy": "full", "max_total_tokens": 60000},
     "short-whole": {
         "kv_policy": "heterocache",
+        "hetero_index": "none",
         "hetero_keep_ratio": RATIO,
         "hetero_dense_below": 8200,
         "max_total_tokens": 60000,

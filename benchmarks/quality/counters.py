@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 BYTES = ("kept_bytes", "dense_bytes")  # of compressed requests at the end of their prefill
-EVENTS = ("compressed_requests", "drift_triggers", "fetched_rows", "late_fetches", "anchor_refreshes", "dropped_rows")
+EVENTS = ("compressed_requests", "drift_triggers", "fetched_rows", "late_rows", "anchor_refreshes", "failed_rankings")
 COUNTERS = (*BYTES, *EVENTS)
 
 Stats = dict[str, Any] | None

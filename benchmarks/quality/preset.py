@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from hetero_sglang.config.choices import POLICIES
 
-# HeteroCache twice: rows fetched while decoding goes on, and rows that a step waits for, as other policies' steps do.
-VARIANTS = (*POLICIES[:2], "heterocache:fetch=same-step:roles=ratio", *POLICIES[2:])
+# HeteroCache twice: by pivots, as in the paper, and by the profile's key index.
+HETEROCACHE = ("heterocache:index=none:roles=ratio", "heterocache:index=directions")
+VARIANTS = ("full", *HETEROCACHE, *(name for name in POLICIES if name not in ("full", "heterocache")))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.launch import Server
-from hetero_sglang.cpu.platform import accelerator_present, cpu_engine
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.sglang.asked import make_policy
 
 from .cell import Cell
 from .client import Client
@@ -46,7 +44,7 @@ class Servers(Host):
                 ranks = [int(self.flags[name]) for name in _RANKS if str(self.flags.get(name)).isdecimal()]
                 self._shares = core_shares(self.jobs, max([1, *ranks]))
             share = self._shares.pop(0)
-            server = self._new(log, share, {**self.flags, **cell.flags, **engine_flags(cell, self.flags)})
+            server = self._new(log, share, {**self.flags, **cell.flags})
             self._up.append(server)
         try:
             try:
@@ -76,14 +74,6 @@ class Servers(Host):
         while (server := Server(model=self.model, log=log, env=share, **flags)).port in taken:
             pass
         return server
-
-
-def engine_flags(cell: Cell, common: dict[str, Any]) -> dict[str, Any]:
-    """On a GPU, what its own engine does not run is run by the torch engine there; `common`: every cell's flags."""
-    if cell.policy == "full" or not accelerator_present() or cpu_engine():
-        return {}
-    own = make_policy(cell.policy).on_device and "hetero_reassign" not in {**common, **cell.flags}
-    return {} if own else {"attention_backend": "torch_native"}
 
 
 def last_word(log: str) -> str:

@@ -11,7 +11,7 @@ from .client import Client
 from .counters import deltas
 
 EVERY = 8  # tokens between two looks; each costs the scheduler a message between steps
-TRACED = ("drift_triggers", "fetched_rows", "late_fetches")
+TRACED = ("drift_triggers", "fetched_rows", "late_rows")
 
 Trace = list[dict[str, int | None]]
 

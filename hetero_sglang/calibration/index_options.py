@@ -51,7 +51,7 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--index-run",
-        default="1",
+        default="auto",
         metavar="N",
         help="neighbouring tokens that come and go together: 1, 4, 8, or auto: what loses least (default %(default)s)",
     )

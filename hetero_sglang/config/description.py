@@ -11,7 +11,7 @@ class Refresh(Enum):
     """When a request's selected rows are chosen again after its prompt."""
 
     NEVER = "never"
-    DRIFT = "drift"  # when a pivot's attention has moved; rows come in the step that finds out
+    DRIFT = "drift"  # when a pivot's attention has moved
     STEP = "step"  # every decode step, from the policy's index
     LAZY = "lazy"  # every decode step, from each head's key index: what it wants most and lacks comes in
 

@@ -86,6 +86,11 @@ def resolve(
         raise HeteroError("this head profile has no key index; make one with `hetero-sglang profile`.")
     run, share = (plan.run, profile_share(profile)) if plan else (1, 0.0)
     sink = -(-sink // run) * run  # whole runs come and go
+    if run > 1 and decode_kernel == "flashinfer":
+        raise HeteroError(
+            f"--hetero-decode-kernel flashinfer cannot leave out rows, which runs of {run} rows want; drop it, or make "
+            f"an index with `hetero-sglang profile index --index-run 1`."
+        )
     if not 0 < keep_ratio <= 1 or (keep_ratio < 1 and keep_ratio - share <= profile.floor):
         if share:
             raise HeteroError(
@@ -143,7 +148,7 @@ def resolve(
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,
-        most_swaps=512,
+        most_swaps=2048,
     )
 
 

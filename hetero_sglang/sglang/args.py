@@ -131,7 +131,12 @@ class HeteroServerArgs(ServerArgs):
     def _choose_backend(self) -> None:
         # The name stays one SGLang knows (it branches on it); the backend behind it is ours.
         self.disable_prefill_cuda_graph = True
-        chosen = "torch_native" if not _cuda(self.device) else self.attention_backend or "flashinfer"
+        chosen = "flashinfer" if _cuda(self.device) else "torch_native"
+        if self.attention_backend not in (None, chosen):
+            raise HeteroError(
+                f"--attention-backend {self.attention_backend} is not what --kv-policy {self.kv_policy} runs on here "
+                f"({chosen}); drop it."
+            )
         self.attention_backend: str | None = chosen
         if chosen == "torch_native":
             self.disable_decode_cuda_graph = True

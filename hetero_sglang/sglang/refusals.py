@@ -48,7 +48,7 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("attention_backend", (None, "torch_native", "flashinfer"), "--attention-backend: the policy brings its own"),
     ("prefill_attention_backend", (None,), "--prefill-attention-backend: the policy brings its own"),
     ("decode_attention_backend", (None,), "--decode-attention-backend: the policy brings its own"),
-    ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: rankings come when they come"),
+    ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: rankings arrive when they arrive"),
 )  # fmt: skip
 
 
@@ -183,8 +183,7 @@ def check_kernels(policy: str, config: Any) -> None:
     ):
         if not fine:
             raise HeteroError(
-                f"--kv-policy {policy} on a GPU does not work with {what}, only with {wanted}: use --kv-policy full, "
-                f"or --attention-backend torch_native, which is slow."
+                f"--kv-policy {policy} on a GPU does not work with {what}, only with {wanted}; use --kv-policy full."
             )
 
 

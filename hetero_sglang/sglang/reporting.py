@@ -29,8 +29,8 @@ def stats(scheduler: Any) -> dict[str, Any]:
     """Counters and levels, with the latest verdict of the integrity check; nothing here waits for a step."""
     state = runtime()
     return {
+        **(state.engine.stats() if state.engine else {}),  # brings the counters up to date
         **state.cache.stats(),
-        **(state.engine.stats() if state.engine else {}),
         "integrity": _stuck(scheduler) or state.check.verdict,
         "integrity_age_s": round(time.monotonic() - state.check.at, 3),
         "integrity_current": state.current,

@@ -18,6 +18,7 @@ from hetero_sglang.cache.limits import free_host_bytes
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within, table
 from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
 from hetero_sglang.profile.head_profile import HeadProfile
@@ -40,7 +41,7 @@ class Runtime:
 
     profile: HeadProfile
     settings: Settings
-    policy: str  # --kv-policy
+    policy: str  # --kv-policy, and how its heads find rows
     profile_warning: str | None  # what speaks against the head profile
     host_bytes: int | None  # --hetero-host-size
     context: int  # tokens of the longest request the model takes
@@ -139,13 +140,24 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
     """Resolve the server's arguments for one rank; replaces an earlier runtime of the process (tests)."""
     global _runtime
     profile, options = server_args.hetero_options()
+    settings = resolve(profile, rank=rank, size=size, **options)
     _runtime = Runtime(
         profile=profile,
-        settings=resolve(profile, rank=rank, size=size, **options),
-        policy=server_args.kv_policy,
+        settings=settings,
+        policy=f"{server_args.kv_policy}{_how(settings, server_args.hetero_index)}",
         profile_warning=server_args.hetero_warning(),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=server_args.get_model_config().context_len,
         on_device=server_args.attention_backend == "flashinfer",
     )
     return _runtime
+
+
+def _how(settings: Settings, asked: str) -> str:
+    """How heterocache's heads find rows."""
+    if settings.policy.refresh is Refresh.LAZY:
+        return ", by key index"
+    if settings.policy.refresh is not Refresh.DRIFT:
+        return ""
+    make_one = " (the profile has no key index; `hetero-sglang profile index` makes one)" if asked == "auto" else ""
+    return f", by pivots{make_one}"

@@ -20,13 +20,17 @@ from sglang.srt.server_args import ServerArgs
 from hetero_sglang.config.choices import CHOICES
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.args import HeteroServerArgs
-from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels, check_policy
+from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels
 
 RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
 
 
 def arguments(**flags: Any) -> HeteroServerArgs:
-    return HeteroServerArgs(model_path=str(flags.pop("model_path", RECALL)), **{"kv_policy": "heterocache", **flags})
+    """Of heterocache by pivots, unless they say otherwise."""
+    plain = (
+        {"kv_policy": "heterocache"} if "kv_policy" in flags else {"kv_policy": "heterocache", "hetero_index": "none"}
+    )
+    return HeteroServerArgs(model_path=str(flags.pop("model_path", RECALL)), **{**plain, **flags})
 
 
 def test_values_survive_pickling_and_asdict() -> None:
@@ -121,7 +125,7 @@ def test_foreign_models_and_profiles_are_refused(tmp_path: Path, changes: dict[s
         ({"hetero_host_size": -1.5}, "-1.5 GB is not within"),
         ({"hetero_drift_threshold": -0.1}, "is not in"),
         ({"kv_policy": "heterocash"}, "is not one of"),
-        ({"hetero_decode_kernel": "flashinfer", "attention_backend": "torch_native"}, "the CUDA engine's"),
+        ({"hetero_decode_kernel": "flashinfer", "attention_backend": "torch_native"}, "is one for GPUs"),
         ({"hetero_decode_kernel": "triton", "attention_backend": "torch_native"}, "drop it"),
     ],
 )
@@ -153,16 +157,18 @@ def test_a_host_size_limits_the_slots_where_the_user_gave_no_number_of_tokens() 
     assert arguments(hetero_host_size=0.01).hetero_host_size == 0.01
 
 
-def test_a_window_of_one_row_is_refused_where_its_row_is_copied_while_the_next_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert arguments(hetero_window=1, hetero_dense_below=512).hetero_window == 1  # the torch engine copies at once
+def test_a_window_of_one_row_is_refused_as_its_row_is_copied_while_the_next_is_written() -> None:
+    with pytest.raises(HeteroError, match="--hetero-window 1 is too small.*at least 2"):
+        arguments(hetero_window=1, hetero_dense_below=512)
+    assert arguments(hetero_window=2, hetero_dense_below=512).hetero_window == 2
+
+
+def test_another_attention_backend_than_the_machine_s_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HeteroError, match=r"--attention-backend flashinfer .* \(torch_native\)"):
+        arguments(attention_backend="flashinfer")
     monkeypatch.setattr("hetero_sglang.sglang.args._cuda", lambda device: True)
-    with pytest.raises(HeteroError, match="--hetero-window 1 is too small for the CUDA engine.*at least 2"):
-        arguments(hetero_window=1, attention_backend="flashinfer")
-    two = arguments(hetero_window=2, hetero_dense_below=512, attention_backend="torch_native")
-    vars(two)["attention_backend"] = "flashinfer"
-    check_policy(two)
+    with pytest.raises(HeteroError, match=r"--attention-backend torch_native .* \(flashinfer\)"):
+        arguments(attention_backend="torch_native")
 
 
 def test_a_profile_of_another_model_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -261,7 +267,7 @@ WRONG = {
 def command_line() -> dict[str, list]:
     """Exit code, output and error text: of each wrong flag, of a port in use, of `--help`, and of a flag not ours."""
     model = ["--model-path", str(RECALL)]
-    policy = ["--kv-policy", "heterocache"]
+    policy = ["--kv-policy", "heterocache", "--hetero-index", "none"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         tries = {flag: [*model, *policy, flag, value] for flag, (value, _) in WRONG.items()}
         tries["--port"] = [*model, *policy, "--port", str(server.getsockname()[1])]

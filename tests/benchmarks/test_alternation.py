@@ -125,3 +125,13 @@ def test_slots_hold_whole_requests() -> None:
     slots = dummy.whole_slots(layout, 4, 84)
     assert slots * sum(layout.fractions) >= 4 * layout.num_compressed * -(-84 // HOT_PAGE) * HOT_PAGE
     assert dummy.whole_slots(dummy.layout_of("1", PROFILE), 4, 84) == 420
+
+
+def test_dummy_heads_have_pivots_unless_an_index_is_asked_for() -> None:
+    made = (
+        dummy.dummy_server(RECALL, "0.25", PROFILE),
+        dummy.dummy_server(RECALL, "0.25", "p", hetero_index="directions"),
+    )
+    found = [server.command[server.command.index("--hetero-index") + 1] for server in made]
+    assert found == ["none", "directions"]
+    assert "--hetero-index" not in dummy.dummy_server(RECALL, "full", None).command

@@ -34,17 +34,14 @@ def test_write_back_stores_every_compressed_head() -> None:
 
 
 def test_a_whole_small_measurement(capsys: pytest.CaptureFixture[str]) -> None:
-    given = argparse.Namespace(
-        host_gb=0.0, tokens=2 * RUN, heads=2, chunk=32, threads=[1, 2], rows=[100, 4096], staging_mb=1, plain_mb=1
-    )
+    given = argparse.Namespace(host_gb=0.0, tokens=2 * RUN, heads=2, chunk=32, plain_mb=1)
     rows = list(transfer.measure(CPU, given))
-    assert [row["what"] for row in rows if row["threads"] is None][:3] == [
-        "plain copy to the device", "plain copy to the host", "prefix, one run",
+    assert [row["what"] for row in rows] == [
+        "plain copy to the device", "plain copy to the host",
+        *(f"prefix, {slots}, read" for slots in ("one run", "runs of 256", "scattered")),
+        *(f"write-back, 32 tokens, {slots}" for slots in ("one run", "runs of 256", "scattered")),
     ]  # fmt: skip
-    by_name = {row["what"]: row for row in rows}
-    assert by_name["gather of 100 rows"]["bytes"] == 100 * 512
-    assert by_name["gather of 2048 rows"]["threads"] == 2, "no more than staging holds"
-    assert by_name["prefix, scattered"]["bytes"] == 2 * RUN * 2 * 512
+    assert [row["bytes"] for row in rows] == [1 << 20] * 2 + [2 * RUN * 2 * 512] * 3 + [32 * 2 * 512] * 3
     assert capsys.readouterr().out.count("GB/s") == len(rows)
 
 

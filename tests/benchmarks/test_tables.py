@@ -10,7 +10,10 @@ import pytest
 from benchmarks import capacity, cases, decode, host_cost, transfer
 from benchmarks.copies import Rate
 from benchmarks.launch import RECALL
+from benchmarks.quality.counters import EVENTS
+from benchmarks.quality.trace import TRACED
 from benchmarks.streams import Stream
+from hetero_sglang.cache.counters import Counters
 from hetero_sglang.profile.files import load_profile
 
 ROW: dict[str, Any] = {
@@ -30,11 +33,11 @@ def test_rates_share_a_prefill_and_have_rows_of_their_own(monkeypatch: pytest.Mo
             stream.times = [1.0 + 0.1 * index + 0.01 * step for step in range(60)]
 
     class Told:
-        url, flushed, fetches = "", 0, 0
+        url, flushed, rows = "", 0, 0
 
         def stats(self) -> dict[str, object]:
-            self.fetches += 5
-            return {"fetches": self.fetches, "integrity": "ok", "host_bytes": 500, "token_slots": 5}
+            self.rows += 5
+            return {"fetched_rows": self.rows, "integrity": "ok", "host_bytes": 500, "token_slots": 5}
 
         def flush(self) -> None:
             self.flushed += 1
@@ -44,7 +47,7 @@ def test_rates_share_a_prefill_and_have_rows_of_their_own(monkeypatch: pytest.Mo
     rows = list(cases.measure(server, 2, 100, 60, 2, [0.0, 0.05], set_rates.append, counters=True))
     assert set_rates == [r["fetch_rate"] for r in rows] == [0.0, 0.05] and server.flushed == 1
     assert asked == [[100, 100], *[[164, 164]] * 5], "one prefill, a prefix hit that does not count, then those that do"
-    assert all(r["fetches"] == 5 and r["integrity"] == "ok" and r["host_bytes_per_token"] == 100 for r in rows)
+    assert all(r["fetched_rows"] == 5 and r["integrity"] == "ok" and r["host_bytes_per_token"] == 100 for r in rows)
     assert all(r["step_seconds"] == pytest.approx(0.01, rel=0.05) for r in rows)
 
 
@@ -61,16 +64,20 @@ def test_decode_lines() -> None:
         "ratio": 1.5, "ceiling": 1.633, "percent_of_ceiling": 91.9, "ratio_p50": 1.6, "percent_of_ceiling_p50": 98.0,
         "p50_of_rate_0": 1.031, "floor_seconds": 0.2, "hit_of_floor": 1.25,
     }  # fmt: skip
-    fetches = {"fetched_rows": 70, "fetched_bytes": 35840, "fetches": 7, "late_fetches": 3, "refused_fetches": 2}
-    text = decode.line({**ROW, "policy": "0.25", "fetch_rate": 0.05, **judged, **fetches})
+    came = {"fetched_rows": 70, "fetched_bytes": 350840, "late_rows": 3, "failed_rankings": 1, "refused_rankings": 2}
+    text = decode.line({**ROW, "policy": "0.25", "fetch_rate": 0.05, **judged, **came})
     assert text.startswith("0.25   fetch 0.05 ")
     assert "1.50x of 1.63x (92%), P50 1.60x (98%), +3.1% of rate 0  prefix hit  0.250 s of 0.200 s copy (1.25x)" in text
-    assert text.endswith("0.0 MB, 70 rows in 7 fetches, 3 late, 2 refused")
+    assert text.endswith("  0.4 MB, 70 rows, 3 late  3 rankings lost")
 
 
 def test_counters_are_differences() -> None:
-    before = {"fetches": 3, "fetched_rows": 10, "requests": 1}
-    assert cases.counted(before, {"fetches": 5, "fetched_rows": 10, "requests": 9}) == {"fetches": 2, "fetched_rows": 0}
+    before, after = {"late_rows": 3, "fetched_rows": 10, "requests": 1}, {"late_rows": 5, "fetched_rows": 10}
+    assert cases.counted(before, {**after, "requests": 9}) == {"late_rows": 2, "fetched_rows": 0}
+
+
+def test_what_is_counted_is_what_a_server_counts() -> None:
+    assert set(cases.COUNTERS) | set(EVENTS) | set(TRACED) <= set(Counters().as_dict())
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(0, []), (1, [1]), (4, [1, 2, 4]), (5, [1, 2, 4, 5])])
@@ -141,7 +148,7 @@ def test_a_profile_of_fewer_layers(tmp_path: Path) -> None:
 def test_a_transfer_line() -> None:
     rate = Rate("prefix, one run", 12_000_000_000, 0.25)
     assert rate.gb_per_s == 48
-    assert transfer.line(rate, 88.9, None).split() == ["prefix,", "one", "run", "250.00", "ms", "48.0", "GB/s", "89%"]
+    assert transfer.line(rate, 88.9).split() == ["prefix,", "one", "run", "250.00", "ms", "48.0", "GB/s", "89%"]
 
 
 def test_layers_of_a_host_store() -> None:

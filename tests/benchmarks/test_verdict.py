@@ -1,4 +1,4 @@
-"""Cases beside the dense one, their transfer floor and decode without fetches."""
+"""Cases beside the dense one, their transfer floor and decode where no row comes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_means_and_medians() -> None:
     assert "p50_of_rate_0" not in told and "floor_seconds" not in told
 
 
-def test_fetches_are_beside_decode_without_them() -> None:
+def test_rows_that_come_are_beside_decode_without_them() -> None:
     told = verdict(row("0.25", 0.05, 0.009, 0.0052, 0.3), [DENSE, IDLE])
     assert told["p50_of_rate_0"] == pytest.approx(1.04)
     assert "p50_of_rate_0" not in verdict(row("0.3", 0.05, 0.009, 0.0052, 0.3), [DENSE, IDLE]), "of another policy"

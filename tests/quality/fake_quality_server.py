@@ -21,9 +21,9 @@ PER_REQUEST = {
     "dense_bytes": 1000,
     "drift_triggers": 2,
     "fetched_rows": 50,
-    "late_fetches": 1,
+    "late_rows": 1,
     "anchor_refreshes": 3,
-    "dropped_rows": 5,
+    "failed_rankings": 5,
 }
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from benchmarks.quality.cell import Cell, parse_cells
 from benchmarks.quality.host import parse_flags
+from benchmarks.quality.preset import VARIANTS
 from benchmarks.quality.ratios import parse_ratios
 from benchmarks.quality.servers import last_word
+from hetero_sglang.config.choices import POLICIES
 from hetero_sglang.errors import HeteroError
 
 MODEL = str(Path(__file__).parents[2] / "assets" / "recall-8m")
@@ -42,6 +44,14 @@ def test_full_has_no_ratio_and_comes_first() -> None:
 def test_variants_become_flags(variant: str, flags: dict[str, object]) -> None:
     [cell] = parse_cells([variant], [0.5])
     assert cell.flags == {"kv_policy": "heterocache", "hetero_keep_ratio": 0.5, **flags}
+
+
+def test_the_matrix_has_every_policy_and_heterocache_twice() -> None:
+    cells = parse_cells(VARIANTS, [0.5])
+    assert sorted({cell.policy for cell in cells}) == sorted(POLICIES) and len(cells) == len(POLICIES) + 1
+    by_pivots, by_index = (cell.flags for cell in cells if cell.policy == "heterocache")
+    assert (by_pivots["hetero_index"], by_pivots["hetero_roles"]) == ("none", "ratio")
+    assert by_index["hetero_index"] == "directions" and "hetero_roles" not in by_index
 
 
 def test_the_order_of_options_makes_no_other_cell() -> None:

@@ -304,19 +304,3 @@ def test_a_list_counts_on_all_jobs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*command, "1"]) == main([*command, "4"]) == 0
     alone, four = re.findall(r"(?:, 4 cells at once)?, about (\d+) minutes", capsys.readouterr().out)
     assert int(alone) / 4 - 1 <= int(four) <= int(alone) / 4 + 1
-
-
-@pytest.mark.parametrize(
-    ("variant", "torch_engine"),
-    [("full", False), ("heterocache", False), ("snapkv", False), ("quest", True), ("heterocache:reassign", True)],
-)
-def test_what_the_cuda_engine_does_not_run_is_run_by_the_torch_engine(
-    variant: str, torch_engine: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (cell,) = parse_cells([variant], [0.5])
-    monkeypatch.setattr(servers, "cpu_engine", lambda: False)
-    for present in (False, True):
-        monkeypatch.setattr(servers, "accelerator_present", lambda present=present: present)
-        assert bool(servers.engine_flags(cell, {})) == (present and torch_engine)
-        reassigns = bool(servers.engine_flags(cell, {"hetero_reassign": True}))
-        assert reassigns == (present and variant != "full")

@@ -129,8 +129,8 @@ def test_bytes_are_summed_before_they_are_divided() -> None:
 
 
 def test_deltas_need_both_sides() -> None:
-    grown = deltas({"late_fetches": 2}, {"late_fetches": 5, "kept_bytes": 3})
-    assert (grown["late_fetches"], grown["kept_bytes"]) == (3, None)
+    grown = deltas({"late_rows": 2}, {"late_rows": 5, "kept_bytes": 3})
+    assert (grown["late_rows"], grown["kept_bytes"]) == (3, None)
     assert set(deltas(None, None).values()) == {None}
 
 
@@ -148,7 +148,7 @@ def test_accuracy_is_drawn_over_measured_bytes() -> None:
 
 
 def test_plots_are_drawn_for_what_there_is(tmp_path: Path) -> None:
-    trace = [{"tokens": 8 * at, "drift_triggers": at, "fetched_rows": 0, "late_fetches": 0} for at in range(4)]
+    trace = [{"tokens": 8 * at, "drift_triggers": at, "fetched_rows": 0, "late_rows": 0} for at in range(4)]
     records = [
         *RECORDS,
         *(

@@ -123,7 +123,7 @@ def test_counters_are_those_of_the_sample(language: Language) -> None:
     assert fake.flushes == 1
     assert result["counters"]["kept_bytes"] == 600
     assert result["counters"]["dense_bytes"] == 2000
-    assert result["counters"]["late_fetches"] == 2
+    assert result["counters"]["late_rows"] == 2
     assert result["integrity"] == ["ok", "ok"]
 
 

@@ -22,6 +22,7 @@ from hetero_sglang.sglang.asked import decide_for
 
 HEADS, DIM, ITEM = 8 * 4, 64, 2  # of the recall model: KV heads of all layers, their width, bytes of a number
 ROW = 2 * DIM * ITEM
+PIVOTS = {"kv_policy": "heterocache", "hetero_index": "none"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def test_heterocache_decides_roles_reassigns_and_waits(server: Server, prompts: 
         ({"kv_policy": "quest", "hetero_keep_ratio": 1 / 16}, r"quest .* 0\.0625 .* --hetero-keep-ratio 0\.0625"),
         ({"kv_policy": "fier", "hetero_window": 31}, "fier .* 32 tokens: .* --hetero-window 31"),
         ({"kv_policy": "kvcluster", "hetero_keep_ratio": 0.09}, r"kvcluster .* 0\.0938 "),
-        ({"kv_policy": "heterocache", "hetero_roles": "ratio", "hetero_keep_ratio": 0.01}, "keep ratio 0.01"),
+        ({**PIVOTS, "hetero_roles": "ratio", "hetero_keep_ratio": 0.01}, "keep ratio 0.01"),
         ({"kv_policy": "quest", "hetero_roles": "ratio"}, "--hetero-roles ratio is not read by .* quest"),
         ({"kv_policy": "quest", "hetero_fetch": "same-step"}, "--hetero-fetch same-step is not read by .* quest"),
         ({"kv_policy": "snapkv", "hetero_drift_threshold": 0.5}, "--hetero-drift-threshold 0.5 is not read"),

@@ -1,7 +1,4 @@
-"""Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer.
-
-The same launch can set a decode step's queries aside.
-"""
+"""Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer."""
 
 from __future__ import annotations
 
@@ -25,11 +22,11 @@ def ring_row(token, rows, sink, ring):
 @triton.jit(do_not_specialize=["resident_heads", "compressed_heads", "first", "caps_per_request", "sink", "ring"])
 def _store(
     k, v, slots, role, resident_k, resident_v, host, hot_k, hot_v, position, score,
-    length, cap, page_start, page_list, q, saved, resident_heads, compressed_heads, first, caps_per_request, sink, ring,
-    k_stride, v_stride, q_stride,
-    HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
-    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr, SAVE: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_G: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
+    length, cap, page_start, page_list, resident_heads, compressed_heads, first, caps_per_request, sink, ring,
+    k_stride, v_stride,
+    HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -41,12 +38,6 @@ def _store(
     value = tl.load(v + token * v_stride + head * DV + at_v, mask=here_v)
     slot = tl.load(slots + token).to(tl.int64)
     place = tl.load(role + head)
-    if SAVE:
-        member = tl.arange(0, BLOCK_G)
-        within = (head * GROUP + member)[:, None] * D + at[None, :]
-        both = (member < GROUP)[:, None] & here[None, :]
-        query = tl.load(q + token * q_stride + within, mask=both)
-        tl.store(saved + token * HEADS * GROUP * D + within, query, mask=both)
     if place >= 0:
         if RESIDENT:
             row = slot * resident_heads + place
@@ -83,29 +74,21 @@ def store(
     step: StepTables | None = None,
     sink: int = 0,
     ring: int = 1,
-    q: torch.Tensor | None = None,
-    saved: torch.Tensor | None = None,
 ) -> None:
     """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; rows may lie apart (engine.rows_apart).
 
-    `step`: the tokens are one per request of a decode step and also go to their ring rows; where `saved` [>= n, Hq, D]
-    is given, their queries q [n, Hq, D] go there.
+    `step`: the tokens are one per request of a decode step and also go to their ring rows.
     """
     n, heads, dim = k.shape
     v_dim, page = v.shape[-1], layer.hot_k.shape[1]
     if n == 0:
         return
     tables = step or StepTables(slots, slots, slots, slots)
-    group = 1 if q is None else q.shape[1] // heads
     _store[(n, heads)](
         k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host, layer.hot_k, layer.hot_v,
-        layer.position, layer.score,
-        tables.length, tables.cap, tables.page_start, tables.page_list, k if q is None else q,
-        k if saved is None else saved, layer.resident_k.shape[1], layer.host.shape[1], layer.first,
-        tables.cap.shape[-1], sink, ring, k.stride(0), v.stride(0), 0 if q is None else q.stride(0),
-        HEADS=heads, D=dim, DV=v_dim, P=page, GROUP=group,
-        RESIDENT=resident and layer.resident_k.shape[1] > 0, HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK,
-        HOT=step is not None, SAVE=saved is not None, BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_DV=triton.next_power_of_2(v_dim), BLOCK_G=triton.next_power_of_2(group),
-        PDL=step is not None and overlaps(k.device), num_warps=1,
+        layer.position, layer.score, tables.length, tables.cap, tables.page_start, tables.page_list,
+        layer.resident_k.shape[1], layer.host.shape[1], layer.first, tables.cap.shape[-1], sink, ring, k.stride(0),
+        v.stride(0), HEADS=heads, D=dim, DV=v_dim, P=page, RESIDENT=resident and layer.resident_k.shape[1] > 0,
+        HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK, HOT=step is not None, BLOCK_D=triton.next_power_of_2(dim),
+        BLOCK_DV=triton.next_power_of_2(v_dim), PDL=step is not None and overlaps(k.device), num_warps=1,
     )  # fmt: skip
