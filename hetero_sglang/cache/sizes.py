@@ -10,7 +10,7 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.config.layout import HeadLayout
 
 PREFILL_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
-LOOK_WORKSPACE = 256 << 20  # bytes; logits of one glance
+LOOK_WORKSPACE = 256 << 20  # bytes; scores of one step's looks or probes
 SPREAD = 1.25  # rows of whole blocks to rows that are wanted: beyond it a prefix is gathered row by row
 ROUNDING_REQUESTS = 16  # requests whose half-empty last pages the hot pool has room for
 

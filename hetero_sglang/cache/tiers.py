@@ -81,7 +81,7 @@ class TieredCache:
         self.written.index_fill_(0, slots.long(), True)
 
     def release_slots(self, slots: torch.Tensor) -> None:
-        """Token slots [n] were freed in SGLang's allocator: free in both tiers, fetches from them are void.
+        """Token slots [n] were freed in SGLang's allocator: free in both tiers, rankings of them are void.
 
         Any integer type, on the device or the host; nothing waits for them.
         """

@@ -103,7 +103,7 @@ class WorkingSet:
         self._take(self.tables, self.index)
 
     def release(self) -> None:
-        """Give every page back; a fetch still under way for this request is dropped when it arrives."""
+        """Give every page back; what the worker still ranks for this request is dropped when it arrives."""
         self.alive = False
         self.pool.free(self.pages)
 

@@ -12,7 +12,7 @@ class Refresh(Enum):
 
     NEVER = "never"
     DRIFT = "drift"  # when a pivot's attention has moved
-    STEP = "step"  # every decode step, from the policy's index; the step waits for its rows
+    STEP = "step"  # every decode step, from the policy's index
     LAZY = "lazy"  # every decode step, from each head's key index: what it wants most and lacks comes in
 
 

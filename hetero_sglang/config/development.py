@@ -2,8 +2,8 @@
 
 HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every look, whatever they hold; or a file
 with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: how many rows may
-come to a head with a key index in a step; with random weights so many do. HETERO_WAIT_FOR_FETCH=1: every fetch is
-waited for between steps, so that tokens of two runs can be compared.
+come to a head with a key index in a step; with random weights so many do. HETERO_WAIT_FOR_FETCH=1: every ranking
+of the worker is waited for between steps, so that tokens of two runs can be compared.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def fetch_rate() -> float | None:
 
 
 def waits() -> bool:
-    """Whether fetches are waited for between steps."""
+    """Whether rankings are waited for between steps."""
     return _set(WAIT) == "1"
 
 

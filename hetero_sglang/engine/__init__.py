@@ -1,1 +1,1 @@
-"""A request's way through a step: prefill, decode, monitor."""
+"""A request's way through prefill and decode: one engine for every device, and how heads find rows again."""

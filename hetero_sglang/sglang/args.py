@@ -61,7 +61,7 @@ class HeteroServerArgs(ServerArgs):
     hetero_retrieval: A[
         str,
         Arg(
-            help="What a fetch does to a working set: add to what was important, or replace it; off: none are made. "
+            help="What a refill keeps: the better of what was held and is seen, or what is seen; off: no refills. "
             f"One of {named('hetero_retrieval')}.",
         ),
         NS("memory"),

@@ -66,7 +66,7 @@ class HeteroAttnBackend(AttentionBackend):
         return 1
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """The safe point between two steps: fetched rows become visible here, then the step is planned."""
+        """Between two steps: what the next one reads is filled in, and what was ranked since the last one comes."""
         if not forward_batch.forward_mode.is_decode_or_idle():
             self._begin_extend(forward_batch)
             return

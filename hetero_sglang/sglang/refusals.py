@@ -170,7 +170,7 @@ def check_model(args: Any) -> None:
 
 
 def check_kernels(policy: str, config: Any) -> None:
-    """Raises HeteroError for a card, head size, dtype or GQA group that the CUDA engine's kernels do not take."""
+    """Raises HeteroError for a card, head size, dtype or GQA group that the kernels do not take."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
