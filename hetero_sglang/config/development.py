@@ -2,7 +2,7 @@
 
 HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every look, whatever they hold; or a file
 with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: how many rows may
-come to a head with a key index in a step; with random weights so many do. HETERO_WAIT_FOR_FETCH=1: every ranking
+come to a head with a key index in a step; with random weights so many do. HETERO_WAIT_FOR_RANKINGS=1: every ranking
 of the worker is waited for between steps, so that tokens of two runs can be compared.
 """
 
@@ -16,7 +16,7 @@ from hetero_sglang.errors import HeteroError
 ALLOWED = "HETERO_DEVELOPMENT"
 FETCH_RATE = "HETERO_FETCH_RATE"
 CHANGED_ROWS = "HETERO_CHANGED_ROWS"
-WAIT = "HETERO_WAIT_FOR_FETCH"
+WAIT = "HETERO_WAIT_FOR_RANKINGS"
 
 
 def check() -> None:

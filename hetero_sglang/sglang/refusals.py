@@ -61,7 +61,11 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
         "its rows come in the step that wants them, or never",
     ),
     ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
-    ("hetero_retrieval", lambda policy: policy.refresh is not Refresh.NEVER, "it fetches nothing"),
+    (
+        "hetero_retrieval",
+        lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP),
+        "it fetches nothing, or always",
+    ),
     (
         "hetero_monitor_interval",
         lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP),

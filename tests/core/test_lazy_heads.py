@@ -95,7 +95,8 @@ def naive(request: Request, layer: int, head: int, length: int, run: int) -> tor
 
 @pytest.mark.parametrize("run", [1, 4])
 def test_what_is_wanted_most_is_held_in_the_same_step(run: int) -> None:
-    """The best quarter of a head's places, by its own index and this step's query, is there when it attends."""
+    """The best quarter of a head's places, by its own index and this step's query, is there when it attends; of those
+    that are nearly alike, as many."""
     cache = make_cache(lazy_settings(7, run))
     request = Request(cache, 1, 160, 220, slots_of(220, 3), 5)
     request.start()
@@ -109,9 +110,12 @@ def test_what_is_wanted_most_is_held_in_the_same_step(run: int) -> None:
                 scores = naive(request, layer, head, length, run)
                 sink, high = cache.settings.rule.sink // run, (length - 6) // run
                 places = (request.ws.caps[number] - cache.settings.rule.sink - 6) // run
-                best = scores[sink:high].topk(max(1, places // 4)).indices + sink
-                wanted = (best[:, None] * run + torch.arange(run)).flatten()
-                assert torch.isin(wanted, held).all()
+                want = max(1, places // 4)
+                last = float(scores[sink:high].topk(want).values[-1])
+                runs = torch.arange(sink, high)
+                here = torch.isin(runs * run, held)  # bins are a quarter octave wide
+                assert here[scores[sink:high] > 1.2 * last].all()
+                assert int((here & (scores[sink:high] > last / 1.2)).sum()) >= want
     assert cache.counters.late_rows == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "policy"))
 
 from core_helpers import (
     DIM,
@@ -24,10 +25,13 @@ from core_helpers import (
     random_profile,
 )
 from test_lazy_heads import lazy_settings
+from test_registry import examples
 
+from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops import triton
 from hetero_sglang.ops.triton.work import DecodeBuffers
+from hetero_sglang.policy.base import Policy
 from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import alike
@@ -124,13 +128,18 @@ def test_a_request_without_a_prompt(beside: bool) -> None:
         pytest.param(4, "accumulate", True, marks=pytest.mark.slow),
     ],
 )
-def test_pivots_refill_their_satellites(seed: int, retrieval: str, reassign: bool) -> None:
+def test_pivots_refill_their_satellites(
+    seed: int, retrieval: str, reassign: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Looks at every other step, so that requests are not always due together."""
     profile = random_profile(seed, layers=2, heads=6)
-    options = {"monitor_interval": 2, "anchor_interval": 0, "retrieval": retrieval, "reassign": reassign}
+    monkeypatch.setattr(development, "waits", lambda: True)  # for what the worker ranks for anchors
+    options = {"monitor_interval": 2, "anchor_interval": 2 * reassign, "retrieval": retrieval, "reassign": reassign}
     settings = make_settings(profile, drift_threshold=0.55, **options)
     prompts = [150, 91, 20]
     pairs = pairs_of(settings, prompts, 12, torch.randperm(590) + 1)
+    engines = [engine_of(request.cache) for request in pairs[0]]
+    assert all(not reassign or engine.finder.anchors.ranking.client.wait_up(20) for engine in engines)
     extend(pairs, [(0, 100), (0, 91), (0, 20)])
     extend(pairs, [(100, 150), None, None])
     for extra in range(1, 9):
@@ -140,6 +149,9 @@ def test_pivots_refill_their_satellites(seed: int, retrieval: str, reassign: boo
     same_ends(pairs)
     counters = pairs[0][1].cache.counters
     assert counters.fetched_rows > 0 and 0 < counters.drift_triggers < counters.drift_checks + seed
+    assert (counters.anchor_refreshes > 0) == reassign
+    for engine in engines:
+        engine.close()
 
 
 @pytest.mark.parametrize("run", [1, 4])
@@ -166,10 +178,10 @@ def check_held(requests: list[Request], lengths: list[int], out: torch.Tensor) -
             torch.testing.assert_close(out[layer, row], wanted, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_policies(name: str) -> None:
+def lives_alike(policy: Policy) -> None:
+    """Requests of it by both kinds of operations: what they hold, and what they attend to."""
     profile = alike(2, 2, 2 * GROUP, DIM)
-    settings = make_settings(profile, 0.5, policy=POLICIES[name](), window=34, monitor_interval=1, dense_below=128)
+    settings = make_settings(profile, 0.5, policy=policy, window=34, monitor_interval=1, dense_below=128)
     prompts = [250, 185, 30]  # units of 16 and 32 tokens end soon
     pairs = pairs_of(settings, prompts, 10, torch.randperm(590) + 1)
     extend(pairs, [(0, 180), (0, 185), (0, 30)])
@@ -179,3 +191,14 @@ def test_policies(name: str) -> None:
         step(pairs, lengths, 4)
         same_rows(pairs, lengths)
     same_ends(pairs)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_policies(name: str) -> None:
+    lives_alike(POLICIES[name]())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_policy_of_the_page_that_shows_how_to_write_one(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file, and nothing else knows of it."""
+    lives_alike(examples(monkeypatch)[number])

@@ -218,7 +218,7 @@ def test_close_frees_all_heads_and_ends_the_worker(world: World) -> None:
 
 def test_where_runs_are_compared_a_poll_waits_for_the_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HETERO_DEVELOPMENT", "1")
-    monkeypatch.setenv("HETERO_WAIT_FOR_FETCH", "1")
+    monkeypatch.setenv("HETERO_WAIT_FOR_RANKINGS", "1")
     world.start()
     ws = world.request()
     world.ask(ws, torch.arange(150))

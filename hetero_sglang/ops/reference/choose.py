@@ -47,9 +47,9 @@ def lazy(
 
     scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run; used [C, n] int32: the request's
     length when it was last wanted, else `used_at_first`. Runs in [low, high) may come in, no others are held. Wanted
-    are those whose score's bin is that of the `want`th best or higher, and not the lowest, where nothing is told apart.
-    Of the wanted that are not held the first `most` come, each in the place of the unwanted run with the lowest
-    `used_bin`; of equals the first.
+    are the `want` best, as their scores' bins tell them apart, and none of the lowest bin: of those that share the last
+    one's bin what is held counts first. Of the wanted that are not held `most` come, the best bins first, each in the
+    place of the unwanted run with the lowest `used_bin`; of equals the first.
     """
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
@@ -57,24 +57,23 @@ def lazy(
     if not count or not places:
         nothing = torch.empty(0, dtype=torch.int64)
         return Swaps(nothing, nothing, nothing, 0)
+    bins = score_bin(inside)  # [C, n']
     edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1)  # [C, 1]
-    wanted = score_bin(inside) >= edge  # [C, n']
     at = held.long() - low
-    hit = wanted.gather(1, at)  # [C, n]
+    hit = (bins >= edge).gather(1, at)  # [C, n]
     used[hit] = length
-    missing = wanted.scatter(1, at, False)
+    outside = bins.scatter(1, at, -1)
+    sure, level = outside > edge, outside == edge
     # Places in order of use; wanted ones last, which are not given away.
     order = torch.where(hit, BINS, used_bin(used, length)).sort(dim=1, stable=True).indices  # [C, n]
-    free = places - hit.sum(1)  # [C]
-    lacking = missing.sum(1)  # [C]
-    comes = torch.minimum(lacking, free).clamp(max=most)
-    head, run = missing.nonzero().unbind(1)
-    number = torch.arange(len(head), device=head.device) - (lacking.cumsum(0) - lacking)[head]  # within its head
-    taken = number < comes[head]
-    head, run, number = head[taken], run[taken] + low, number[taken]
-    place = order[head, number]
+    hits, first = hit.sum(1), sure.sum(1)  # [C]
+    lacking = first + torch.minimum((count - hits - first).clamp(min=0), level.sum(1))
+    comes = torch.minimum(lacking, places - hits).clamp(max=most)
+    rank = torch.where(sure, sure.cumsum(1), first[:, None] + level.cumsum(1)) - 1
+    head, run = ((sure | level) & (rank < comes[:, None])).nonzero().unbind(1)
+    place = order[head, rank[head, run]]
     used[head, place] = length
-    return Swaps(head, place, run, int((lacking - comes).sum()))
+    return Swaps(head, place, run + low, int((lacking - comes).sum()))
 
 
 def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int) -> Swaps:

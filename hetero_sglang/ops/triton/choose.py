@@ -19,13 +19,14 @@ from hetero_sglang.ops.triton.workspace import TILE, Workspace
 
 @triton.jit
 def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexpr):
-    """The lowest bin whose runs are wanted, that of the best quarter's last; and how many runs are."""
+    """The bin of the best quarter's last run, not the lowest; how many are wanted, and how many runs the bins above it
+    have, and itself."""
     bins = tl.arange(0, BINS)
     count = tl.load(wanted + unit * BINS + bins)
     above = tl.sum(count, 0) - tl.cumsum(count, 0) + count  # [BINS] runs of this bin and higher
     want = tl.minimum(tl.maximum(places // PART, 1), high - low)
-    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1)  # none wants what no bin tells apart
-    return edge, tl.sum(tl.where(bins >= edge, count, 0), 0)
+    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1)
+    return edge, want, tl.sum(tl.where(bins > edge, count, 0), 0), tl.sum(tl.where(bins == edge, count, 0), 0)
 
 
 @triton.jit
@@ -72,10 +73,10 @@ def _hold(
     begin, end = span(places, split, splits, TILE)
     if begin >= end:
         return
-    edge, _ = _edge(wanted, unit, places, sink // RUN, (tokens - window) // RUN, PART, BINS)
+    edge, _, _, _ = _edge(wanted, unit, places, sink // RUN, (tokens - window) // RUN, PART, BINS)
     start = tl.load(page_start + number)
     counted = tl.zeros([BINS], tl.int32)
-    kept = 0
+    kept, sure = 0, 0
     for opening in range(begin, end, TILE):
         place = opening + tl.arange(0, TILE)
         here = place < end
@@ -84,16 +85,19 @@ def _hold(
         before = tl.load(used + row, mask=here, other=0)
         mine = scores + run
         score = tl.load(mine, mask=here, other=-1.0)
-        hit = here & (score_bin(score, BINS, FINE, LEAST) >= edge)
+        bin = score_bin(score, BINS, FINE, LEAST)
+        hit = here & (bin >= edge)
         tl.store(mine, -1.0, mask=hit)
         for within in tl.static_range(RUN):
             each = row + within if TOGETHER else _place_row(page_list, start, place, hit, sink + within, RUN, P)
             tl.store(used + each, tokens + place * 0, mask=hit)
         kept += tl.sum(hit.to(tl.int32), 0)
+        sure += tl.sum((here & (bin > edge)).to(tl.int32), 0)
         counted += tl.histogram(_used_bin(before, tokens, BINS, FINE, NEVER), BINS, mask=here & (hit == 0))
     bins = tl.arange(0, BINS)
     tl.atomic_add(idle + unit * BINS + bins, counted, mask=counted > 0, sem="relaxed")
-    tl.atomic_add(hits + unit, kept, sem="relaxed")
+    tl.atomic_add(hits + 2 * unit, kept, sem="relaxed")
+    tl.atomic_add(hits + 2 * unit + 1, sure, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
@@ -170,9 +174,10 @@ def _exchange(
             come = tl.minimum(lack, tl.load(most))
     else:
         if (tokens > rows) & (places > 0) & (begins >= 0):
-            kept = tl.load(hits + unit)
-            edge, lack = _edge(wanted, unit, places, low, high, PART, BINS)
-            lack -= kept  # what is held lies where runs may come in
+            kept, sure = tl.load(hits + 2 * unit), tl.load(hits + 2 * unit + 1)
+            edge, want, above, alike = _edge(wanted, unit, places, low, high, PART, BINS)
+            lack = above - sure  # what is held lies where runs may come in
+            lack += tl.minimum(tl.maximum(want - kept - lack, 0), alike - (kept - sure))
             come = tl.minimum(tl.minimum(lack, places - kept), tl.load(most))
     mine = unit * splits + split
     if giving == 0:
@@ -185,14 +190,10 @@ def _exchange(
                 here = (run < end) & (run >= low)
                 score = tl.load(scores + run, mask=here, other=-1.0)
                 bin = tl.where(here, score_bin(score, BINS, FINE, LEAST), -1)
-                if MERGED:
-                    count = _append(missing + mine * room, count, run, bin > edge, room)
-                    same_bin = _append(even + mine * room, same_bin, run, bin == edge, room)
-                else:
-                    count = _append(missing + mine * room, count, run, bin >= edge, room)
+                count = _append(missing + mine * room, count, run, bin > edge, room)
+                same_bin = _append(even + mine * room, same_bin, run, bin == edge, room)
         tl.store(lacking + mine, count)
-        if MERGED:
-            tl.store(evens + mine, same_bin)
+        tl.store(evens + mine, same_bin)
     else:
         older, same = 0, 0
         if come > 0:

@@ -240,7 +240,8 @@ def _totals(
     if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
-        tl.store(hits + unit, 0)
+        tl.store(hits + 2 * unit, 0)
+        tl.store(hits + 2 * unit + 1, 0)
     if out:
         return
     begin, end = span(tokens, part, parts, TOKENS)

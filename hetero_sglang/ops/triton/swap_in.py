@@ -57,9 +57,8 @@ def _swap_in(
             unit = tl.where(here, base + number, 0)
             request = unit // HEADS
             run, sure = _listed(missing, lacking, unit, pair, splits, room, MOST)
-            if MERGED:
-                more, _ = _listed(even, evens, unit, pair - sure, splits, room, MOST)
-                run = tl.where(pair < sure, run, more)
+            more, _ = _listed(even, evens, unit, pair - sure, splits, room, MOST)
+            run = tl.where(pair < sure, run, more)
             older, total = _listed(old, olds, unit, pair, splits, room, MOST)
             same, _ = _listed(level, levels, unit, pair - total, splits, room, MOST)
             start = tl.load(page_start + request * caps_per_request + first + unit % HEADS, mask=here, other=0)

@@ -48,18 +48,18 @@ class Workspace:
         self.scores = make(tokens * heads, dtype=torch.float32)  # of runs; a unit's begin where its tokens do
         self.wanted = make(units, BINS)  # runs by the bin of their score
         self.idle = make(units, BINS)  # unwanted places by the bin of their last use
-        self.hits = make(units)  # wanted places
+        self.hits = make(units, 2)  # wanted places, and those above the edge
         lists = max(units, _LISTERS)  # units times splits
-        self.missing = make(lists, most)  # runs that are wanted and not held
+        self.missing = make(lists, most)  # runs that are wanted and not held: bins above the edge
         self.lacking = make(lists)  # how many
+        self.even = make(lists, most)  # and those of the edge's bin
+        self.evens = make(lists)
         self.old = make(lists, most)  # places that are given away: bins below the edge
         self.olds = make(lists)
         self.level = make(lists, most)  # and of the edge's bin
         self.levels = make(lists)
         self.comes = make(units)  # runs that come
         self.counted = make(4, dtype=torch.int64)  # since the start: rows that came, late ones, looks, drifts
-        self.even = make(lists if pivots else 1, most)  # runs of the edge's bin, where rows are merged
-        self.evens = make(lists if pivots else 1)
         self.flag = make(units)  # whether a head is to be refilled
         self.fading = make(units, dtype=torch.float32)  # what is left of the worth of its rows
         self.logits = make(tokens * pivots * (group + 1), dtype=torch.float32)  # of pivots
@@ -101,6 +101,7 @@ class Workspace:
             each.zero_()
             each[:, 0] = count
         self.levels[: units * splits].zero_()
+        self.evens[: units * splits].zero_()
         self.comes[:units] = count
         self.counted[0] += count.sum()
 
