@@ -14,7 +14,8 @@ EMPTY = -1  # position of a row that holds no token
 class HotPool:
     """Pages of P rows; one page belongs to one (request, layer, compressed head) at a time.
 
-    Buffers: `k` [pages, P, D], `v` [pages, P, Dv], `position` [pages, P] int32, `score` [pages, P] float32.
+    Buffers, with one page that is never given away: `k` [pages + 1, P, D], `v` [pages + 1, P, Dv], `position`
+    [pages + 1, P] int32, `score` [pages + 1, P] float32.
     """
 
     def __init__(
@@ -28,10 +29,11 @@ class HotPool:
     ) -> None:
         self.pages = pages
         self.page_size = page_size
-        self.k = torch.zeros(pages, page_size, head_dim, dtype=dtype, device=device)
-        self.v = torch.zeros(pages, page_size, v_head_dim, dtype=dtype, device=device)
-        self.position = torch.full((pages, page_size), EMPTY, dtype=torch.int32, device=device)
-        self.score = torch.zeros(pages, page_size, dtype=torch.float32, device=device)
+        self.spare = pages * page_size  # a flat row that nobody owns: what must go nowhere is written there
+        self.k = torch.zeros(pages + 1, page_size, head_dim, dtype=dtype, device=device)
+        self.v = torch.zeros(pages + 1, page_size, v_head_dim, dtype=dtype, device=device)
+        self.position = torch.full((pages + 1, page_size), EMPTY, dtype=torch.int32, device=device)
+        self.score = torch.zeros(pages + 1, page_size, dtype=torch.float32, device=device)
         self.used = self.score.view(torch.int32)  # the same bytes, where a head's rows change lazily: when last wanted
         self._clear()
 

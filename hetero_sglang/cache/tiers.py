@@ -66,7 +66,7 @@ class TieredCache:
         """A prompt has ended longer than its working set: count what the request keeps on the device, and of what."""
         index = self.index.nbytes if self.index else 0
         resident = (self.resident.nbytes + index) // self.host.rows  # bytes of a token
-        page = self.hot.nbytes // max(1, self.hot.pages)
+        page = self.hot.nbytes // (self.hot.pages + 1)
         self.counters.compressed_requests += 1
         self.counters.kept_bytes += ws.pages.numel() * page + ws.final * resident
         self.counters.dense_bytes += ws.final * (self.resident.nbytes // self.host.rows + self.host.bytes_per_row)

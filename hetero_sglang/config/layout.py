@@ -45,10 +45,6 @@ class LayerLayout:
         of = {satellite: index for index, cluster in enumerate(self.clusters) for satellite in cluster.satellites}
         return tuple(of.get(i, OWN) for i in range(len(self.compressed)))
 
-    @cached_property
-    def pivots(self) -> tuple[int, ...]:
-        return tuple(c.pivot for c in self.clusters)
-
 
 @dataclass(frozen=True)
 class HeadLayout:

@@ -109,6 +109,8 @@ def resolve(
         )
     if reassign and policy.refresh is not Refresh.DRIFT:
         raise HeteroError(f"--hetero-reassign moves satellites between pivots, and {policy.name} has none; drop it.")
+    if reassign and (retrieval == "off" or not drift_threshold):
+        raise HeteroError("--hetero-reassign watches pivots, and with retrieval off none looks; drop one of them.")
     _positive(window=window, sink=sink, monitor_interval=monitor_interval, observe=observe)
     if not 0 <= drift_threshold <= 1:
         raise HeteroError(f"--hetero-drift-threshold {drift_threshold} is not in [0, 1]; 0 switches retrieval off.")

@@ -38,8 +38,7 @@ class Anchors:
         self.ranking = Ranking(self.settings, self.cache.host, self.cache.counters)
         layers = self.settings.layout.layers
         self.own = [(n, i) for n, x in enumerate(layers) for i, leader in enumerate(x.leader) if leader == OWN]
-        if self.own or self.settings.reassign:
-            self.ranking.start_worker()
+        self.ranking.start_worker()
         self.more: Callable[[WorkingSet], list[tuple[int, int]]] = lambda ws: []  # heads that have lost their pivot
         self.scale = 1.0
         self.last: tuple[DecodeStep, list[tuple[int, WorkingSet, int]]] | None = None  # who ran: row, request, length

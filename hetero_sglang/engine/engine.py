@@ -75,7 +75,7 @@ class Engine:
         self.prompts, self.unknown = None, counts
 
     def begin_extend(self, prompts: list[Prompt]) -> None:
-        """Once per prefill pass: host rows of the prefixes start to move, the attention is planned."""
+        """Once per prefill pass: host rows of the prefixes start to move."""
         self.prompts = prompts
         if self.finder:
             self.finder.poll()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -31,7 +32,7 @@ class Lazy(Finder):
                 self.layers, store.rows, store.encode, store.decode, store.offset, strict=True
             )
         ]
-        self.most: dict[Any, int] = {}  # by workspace
+        self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
         self.lane = Lane(self.device, urgent=False)
         self.read_state: dict[int, Mark] = {}  # by layer: the guess has read what it is made of
         self.arrived: dict[int, Mark] = {}  # by layer whose rows come ahead

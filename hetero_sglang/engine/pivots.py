@@ -15,6 +15,7 @@ from hetero_sglang.cache.lanes import upload
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.config.caps import ROOMY
+from hetero_sglang.config.layout import OWN
 from hetero_sglang.engine.anchors import Anchors
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.engine.plan import Prompt
@@ -44,7 +45,8 @@ class Pivots(Finder):
         self.filled = torch.zeros_like(self.leader)
         self.rate = torch.full((1,), -1.0, device=self.device)
         self._rate = -1.0
-        self.anchors = Anchors(parts, hold) if settings.anchor_interval else None
+        alone = any(OWN in x.leader for x in layers) or settings.reassign
+        self.anchors = Anchors(parts, hold) if settings.anchor_interval and alone else None
         self.reassign = Reassign(parts, self.leader, self.pivots) if settings.reassign else None
         if self.anchors and self.reassign:
             self.anchors.more = self.reassign.orphans

@@ -25,7 +25,8 @@ class Stepwise(Finder):
 
     def workspace(self, batch: int, context: int) -> object:
         """Any head may change all of its rows."""
-        self.room = max(self.room, self._most(context))
+        splits = self.ops.Workspace.splits_of(batch * self.widest, context)
+        self.room = max(self.room, -(-context // splits))
         return super().workspace(batch, context)
 
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:
@@ -64,8 +65,7 @@ class Stepwise(Finder):
             (hot.position.view(-1), firsts.int(), places),
         ):
             if wanted is not None:
-                mask = wanted.repeat_interleave(at.shape[1] // wanted.shape[1], 1)
-                values = torch.where(mask.view(*mask.shape, *[1] * (values.ndim - 2)), values, store[at])
+                at = torch.where(wanted.repeat_interleave(at.shape[1] // wanted.shape[1], 1), at, hot.spare)
             store[at] = values
 
     def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
@@ -88,8 +88,7 @@ class Stepwise(Finder):
         inside = (at >= rule.sink) & (at < (length - rule.window)[:, None])
         places = torch.where(due, cap - rule.sink - rule.window, 0).clamp(min=0)  # [N]
         chosen = top.best(scores, places, inside)
-        most = self._most(step.longest) if step.fixed else int(cap.max())
-        row = torch.arange(most, device=self.device)
+        row = torch.arange(self._most(step), device=self.device)
         there = row < places[:, None]
         flat = self._flat(start[:, None], rule.sink + row)  # [N, S]
         swaps = top.exchange(chosen, hot.position.view(-1)[flat].long(), there)
@@ -98,9 +97,11 @@ class Stepwise(Finder):
         step.work.give(swaps.tokens, swaps.places, taken, count, heads)
         self.ops.swap_in(buffers, buffers.host, step.slots, step.starts, tables, hot, rule.sink, step.work)
 
-    def _most(self, length: int) -> int:
-        """Rows to choose of any head of a request of so many tokens, at most."""
-        return int(length * max(self.settings.layout.fractions, default=0.0)) + 1
+    def _most(self, step: DecodeStep) -> int:
+        """Rows of any full head, at most: it holds fewer than its request has tokens."""
+        share = int(step.context * max(self.settings.layout.fractions, default=0.0)) + 1
+        bound = max(share, self.settings.rule.dense_below)  # kept whole until it had so many
+        return min(bound, step.context) if step.fixed else step.longest
 
     def _extend(
         self, start: torch.Tensor, first: torch.Tensor, cap: torch.Tensor, length: torch.Tensor, units: torch.Tensor,

@@ -60,18 +60,3 @@ def test_freed_pages_hold_no_token() -> None:
     pool.position[pages] = 7
     pool.free(pages)
     assert bool((pool.position == EMPTY).all())
-
-
-@given(st.integers(1, 30), st.randoms())
-def test_read_is_the_same_for_runs_and_scattered_pages(count: int, rng) -> None:
-    pool = small_pool()
-    pool.k.normal_()
-    pool.v.normal_()
-    pages = -(-count // pool.page_size)
-    scattered = torch.tensor(rng.sample(range(pool.pages), pages))
-    k, v = pool.read(scattered, -1, count)
-    rows = pool.rows(scattered, torch.arange(count))
-    assert torch.equal(k, pool.k.view(-1, 8)[rows]) and torch.equal(v, pool.v.view(-1, 8)[rows])
-    run = torch.arange(5, 5 + pages)
-    for got, wanted in zip(pool.read(run, 5, count), pool.read(run, -1, count), strict=True):
-        assert torch.equal(got, wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core_helpers import DIM, GROUP, Request, decode, held_positions, make_cache, make_settings, prefill
+from core_helpers import DIM, GROUP, Request, decode, engine_of, held_positions, make_cache, make_settings, prefill
 from test_engine import expect, scattered_slots
 
 from hetero_sglang.config.settings import Settings
@@ -125,6 +125,23 @@ def test_a_short_prompt_that_outgrows_its_working_set_stays_consistent(name: str
     assert not request.ws.exact(420)
     cache.finish(1)
     cache.check_integrity()
+
+
+@pytest.mark.parametrize("name", STEP)
+def test_shapes_that_a_graph_records_have_room_for_every_head(name: str) -> None:
+    """A head that was kept whole for long has more rows than its ratio gives."""
+    cache = make_cache(settings_of(name, keep_ratio=0.3, dense_below=330))
+    request = Request(cache, 1, 310, 400, scattered_slots(400, 2), 6)
+    request.start()
+    prefill([request], [(0, 310)])
+    engine = engine_of(cache)
+    engine.eager_step = engine.make_step(1, 400, fixed=True)
+    for length in range(311, 401):
+        out = decode([request], [length])
+        for layer in range(LAYERS):
+            wanted = expect(request, layer, length - 1, whole=request.ws.exact(length))
+            torch.testing.assert_close(out[layer, 0], wanted, atol=1e-5, rtol=1e-4)
+    assert not request.ws.exact(400)
 
 
 @pytest.mark.parametrize("name", OTHERS)

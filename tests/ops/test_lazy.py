@@ -120,6 +120,8 @@ def make(
             old = torch.randint(max(1, length - 40), length, (places,), generator=g).int()
             never = used_at_first(torch.rand(places, generator=g))
             use = torch.where(torch.rand(places, generator=g) < 0.5, never, old)
+            if b % 2:  # all were wanted a step ago, as this step's are now
+                use = torch.full_like(use, length - 1)
             hot.used.view(-1)[flat] = torch.zeros_like(use)[:, None] if ties else use[:, None]
     wide = torch.randn(batch, 2 * TOTAL * group, DIM, generator=g)
     world.q = wide[:, : TOTAL * group]

@@ -9,7 +9,7 @@ import torch
 from hetero_sglang.calibration.index import DEFAULT_FIELDS, fit_fields, plan_index
 from hetero_sglang.calibration.moments import HeadMoments, Moments
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.ops.reference import index as ops
+from hetero_sglang.ops.reference.index import encode_keys, unpack
 from hetero_sglang.profile.index_plan import IndexPlan
 
 H, G, D, N = 3, 2, 64, 1500
@@ -39,7 +39,7 @@ def moments_of(q: torch.Tensor, k: torch.Tensor, parts: int = 3) -> Moments:
 def logits(plan: IndexPlan, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """What the index makes of every query and key [H, G N, N]."""
     encode, offset, decode = (torch.from_numpy(t[0]) for t in (plan.encode, plan.offset, plan.decode))
-    codes = ops.unpack(ops.index(k.transpose(0, 1), encode, offset, plan.fields), plan.fields)
+    codes = unpack(encode_keys(k.transpose(0, 1), encode, offset, plan.fields), plan.fields)
     return q.reshape(H, -1, q.shape[-1]) @ decode @ codes.transpose(1, 2)
 
 
@@ -114,7 +114,7 @@ def test_the_widest_directions_get_most_bits_in_whatever_order_fields_are_given(
     one, other = plan_index(moments, FEW), plan_index(moments, FEW[::-1])
     assert one.fields == other.fields == FEW and np.array_equal(one.encode, other.encode)
     encode, offset = (torch.from_numpy(t[0]) for t in (one.encode, one.offset))
-    codes = ops.unpack(ops.index(k.transpose(0, 1), encode, offset, FEW), FEW)
+    codes = unpack(encode_keys(k.transpose(0, 1), encode, offset, FEW), FEW)
     told = (codes.std(1) * (q.reshape(H, -1, D) @ torch.from_numpy(one.decode[0])).std(1)).numpy()
     assert told[:, :8].min() > told[:, 8:].max()
     assert codes[..., :8].mean().item() == pytest.approx(7.5, abs=0.3)

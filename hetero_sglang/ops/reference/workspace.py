@@ -56,6 +56,11 @@ class Workspace:
         self.found: list[Found] = []
         self.coming: list[Coming] = []
 
+    @staticmethod
+    def splits_of(units: int, context: int) -> int:
+        """Lists that what comes to a head is cut into."""
+        return 1
+
     def plan(self, length: torch.Tensor) -> None:
         """Once per step; length [B] int32."""
         self.found.clear()

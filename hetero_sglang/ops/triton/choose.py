@@ -58,7 +58,7 @@ def _hold(
     length, cap, place_of, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
-    PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, TOGETHER: tl.constexpr,
+    PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """Places whose run is wanted are used now, and their runs no longer candidates; the others count by last use."""
     unit, split = tl.program_id(0), tl.program_id(1)
@@ -89,8 +89,7 @@ def _hold(
         hit = here & (bin >= edge)
         tl.store(mine, -1.0, mask=hit)
         for within in tl.static_range(RUN):
-            each = row + within if TOGETHER else _place_row(page_list, start, place, hit, sink + within, RUN, P)
-            tl.store(used + each, tokens + place * 0, mask=hit)
+            tl.store(used + row + within, tokens + place * 0, mask=hit)
         kept += tl.sum(hit.to(tl.int32), 0)
         sure += tl.sum((here & (bin > edge)).to(tl.int32), 0)
         counted += tl.histogram(_used_bin(before, tokens, BINS, FINE, NEVER), BINS, mask=here & (hit == 0))
@@ -210,7 +209,9 @@ def _exchange(
                 if MERGED:
                     age = score_bin(tl.load(used + row, mask=here, other=0.0), BINS, FINE, LEAST)
                 else:
-                    age = _used_bin(tl.load(used + row, mask=here, other=0), tokens, BINS, FINE, NEVER)
+                    before = tl.load(used + row, mask=here, other=0)
+                    age = _used_bin(before, tokens, BINS, FINE, NEVER)
+                    age = tl.where(before == tokens, BINS, age)  # what is wanted now stays
                 older = _append(old + mine * room, older, place, here & (age < last), room)
                 same = _append(level + mine * room, same, place, here & (age == last), room)
         tl.store(olds + mine, older)
@@ -248,8 +249,7 @@ def choose(
     else:
         _hold[(units, splits)](
             step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
-            work.wanted, work.idle, work.hits, *common,
-            TOGETHER=sink % work.run == 0 and hot.page_size % work.run == 0, **sizes,
+            work.wanted, work.idle, work.hits, *common, **sizes,
         )  # fmt: skip
     _exchange[(units, splits, 2)](
         step.length, step.cap, work.place, step.page_start, step.page_list, hot.score if merged else hot.used,

@@ -107,22 +107,16 @@ class Workspace:
 
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units; a power of two."""
-        return self._pieces(units, MOST_PARTS, READ, _READERS)
+        return _pieces(units, self.context, MOST_PARTS, READ, _READERS)
 
     def splits(self, units: int) -> int:
         """Pieces of its runs, and of its places."""
-        return self._pieces(units, MOST_SPLITS, TILE, _LISTERS)
+        return self.splits_of(units, self.context)
 
-    def _pieces(self, units: int, most: int, tile: int, programs: int) -> int:
-        wanted = max(
-            1,
-            min(
-                most,
-                -(-self.context // tile),  # a piece is some tiles
-                programs // max(1, units),
-            ),
-        )
-        return 1 << (wanted.bit_length() - 1)
+    @staticmethod
+    def splits_of(units: int, context: int) -> int:
+        """As `splits`, of a workspace for requests of up to `context` tokens; the fewer, the more units."""
+        return _pieces(units, context, MOST_SPLITS, TILE, _LISTERS)
 
     @property
     def nbytes(self) -> int:
@@ -130,3 +124,8 @@ class Workspace:
             t.numel() * t.element_size()
             for t in {t.data_ptr(): t for t in vars(self).values() if isinstance(t, torch.Tensor)}.values()
         )
+
+
+def _pieces(units: int, context: int, most: int, tile: int, programs: int) -> int:
+    wanted = max(1, min(most, -(-context // tile), programs // max(1, units)))  # a piece is some tiles
+    return 1 << (wanted.bit_length() - 1)
