@@ -137,13 +137,14 @@ class World:
             host_bytes=None,
             context=slots,
             on_device=False,
+            engine=SimpleNamespace(poll=lambda: None, check_integrity=lambda: None, stats=dict),
             scheduler=self,
         )
         layers = settings.layout.layers
         resident = ResidentStore(1, [0] * len(layers), 4, 4, torch.bfloat16, "cpu")
         host = HostStore(1, [0] * len(layers), 4, 4, torch.bfloat16)
         hot = HotPool(pages[settings.rank], settings.rule.page_size, 4, 4, torch.bfloat16, "cpu")
-        self.cache = self.state._cache = TieredCache(settings, resident, host, hot, Counters(), False, pages)
+        self.cache = self.state._cache = TieredCache(settings, resident, host, hot, Counters(), pages)
 
     # ---- what SGLang's pass calls
 
