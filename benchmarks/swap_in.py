@@ -125,7 +125,7 @@ def _swaps(
     position = hot.position.cpu()[lists.view(units, -1).cpu()].view(units, -1)[:, :rows].long()
     slot = slots.cpu().view(requests, -1).repeat_interleave(HEADS, 0).gather(1, position)  # [units, rows]
     wanted = host[slot // BLOCK, torch.arange(units)[:, None] % HEADS, slot % BLOCK]
-    right = torch.equal(hot.k.cpu().view(units, -1, DIM)[:, :rows], wanted[..., :DIM])
+    right = torch.equal(hot.k[:pages].cpu().view(units, -1, DIM)[:, :rows], wanted[..., :DIM])
     result = _rate(f"runs of {length}, {units * runs} places a layer", LAYERS * units * rows * ROW, taken, programs)
     return {**result, "places_per_second": LAYERS * units * runs / taken, "right": right}
 
