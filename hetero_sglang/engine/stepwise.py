@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hetero_sglang.cache.working_set import ring_row
 from hetero_sglang.engine.finder import Finder
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.ops.base import StepTables
@@ -111,8 +112,7 @@ class Stepwise(Finder):
         span, rule, hot = self.index.span, self.settings.rule, self.cache.hot
         complete = room & (units > 0) & (length % span == 0)
         token = (length[:, None] - span + torch.arange(span, device=self.device)).clamp(min=0)  # [N, span]
-        turning = (cap - rule.sink).clamp(1, rule.ring)[:, None]
-        row = torch.where(token < cap[:, None], token, cap[:, None] - turning + (token - cap[:, None]) % turning)
+        row = ring_row(token, cap[:, None], rule.sink, rule.ring)
         keys = hot.k.view(-1, hot.k.shape[-1])[self._flat(start[:, None], row)]  # [N, span, D]
         rows = (units[:, None] - 1).clamp(min=0) * self.index.rows + torch.arange(self.index.rows, device=self.device)
         self._write(self._flat(first[:, None], rows), keys[:, None], token[:, :1], complete[:, None])

@@ -146,6 +146,11 @@ class HostPlaces:
         return cls(blocks, base, torch.tensor(places, device=device), torch.tensor(strides, device=device))
 
 
+def flat_rows(page_list: torch.Tensor, start: torch.Tensor | int, row: torch.Tensor, page: int) -> torch.Tensor:
+    """Flat hot rows int64 of rows `row` of heads whose pages page_list[start:] lists, `page` rows each (broadcasts)."""
+    return page_list[start + row // page].long() * page + row % page
+
+
 def passed(length: int, window: int, run: int) -> int:
     """How many of a full head's oldest ring rows hold tokens of a run that has left the window as a whole, and may be
     among the selected: the ring has `window` + `run` - 1 rows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
 PART = 4  # a quarter of a head's places is what a step can want
@@ -135,8 +135,7 @@ def _choose(
         return
     row = sink + torch.arange(places * run, device=hot.k.device)
     start = step.page_start[found.request, layer.first + heads].long()[:, None]
-    page = step.page_list[start + row // hot.page_size].long()
-    rows = (page * hot.page_size + row % hot.page_size).unflatten(1, (places, run))  # [C, places, run] flat
+    rows = flat_rows(step.page_list, start, row, hot.page_size).unflatten(1, (places, run))  # [C, places, run]
     held = hot.position.view(-1)[rows[..., 0]] // run
     low, high, most = sink // run, (length - window) // run, int(work.most)
     scores = found.scores[alike.to(found.scores.device)]

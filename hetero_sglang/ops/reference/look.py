@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hetero_sglang.ops.base import LayerBuffers, LayerPivots, StepTables, Watch
+from hetero_sglang.ops.base import LayerBuffers, LayerPivots, StepTables, Watch, flat_rows
 from hetero_sglang.ops.reference.attention import pool_average
 from hetero_sglang.ops.reference.workspace import Found, Workspace
 
@@ -60,8 +60,7 @@ def _held(layer: LayerBuffers, step: StepTables, b: int, satellite: int, cap: in
     """Positions [cap] that a full satellite holds."""
     page, row = layer.hot_k.shape[1], torch.arange(cap, device=layer.hot_k.device)
     start = int(step.page_start[b, layer.first + satellite])
-    flat = step.page_list[start + row // page].long() * page + row % page
-    return layer.position.view(-1)[flat].long()
+    return layer.position.view(-1)[flat_rows(step.page_list, start, row, page)].long()
 
 
 def _refill(

@@ -7,7 +7,7 @@ import torch
 from hetero_sglang.cache.host_store import put_rows
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.working_set import ring_row
-from hetero_sglang.ops.base import HostPlaces, LayerBuffers, NewRows, StepTables
+from hetero_sglang.ops.base import HostPlaces, LayerBuffers, NewRows, StepTables, flat_rows
 
 
 def store(
@@ -95,7 +95,7 @@ def fill(
             token[:sink] = row[:sink]
             token[sink : rows - turning] = selected[c, : rows - turning - sink]
             token[ring_row(recent, rows, sink, ring)] = recent
-        flat = page_list[start + row // page].long() * page + row % page
+        flat = flat_rows(page_list, start, row, page)
         layer.hot_k.view(-1, keys.shape[-1])[flat] = keys[token, head]
         layer.hot_v.view(-1, values.shape[-1])[flat] = values[token, head]
         layer.position.view(-1)[flat] = token.int()
