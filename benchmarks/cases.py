@@ -19,20 +19,21 @@ COUNTERS = (
 
 def measure(
     server: Server, batch: int, tokens: int, steps: int, rounds: int, rates: Sequence[float | None] = (None,),
-    set_rate: Callable[[float | None], None] = lambda rate: None, counters: bool = False,
+    set_rate: Callable[[float | None], None] = lambda rate: None, counters: bool = False, temperature: float = 0.0,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """`batch` requests of `tokens` tokens: a row per fetch rate, as soon as it is known.
 
     A first round prefills the prompts, and compiles what is new; the others hit the prefix with 64 new tokens,
-    `rounds` of them at each rate, after one that is not counted. Every row's `step_seconds` is the mean.
+    `rounds` of them at each rate, after one that is not counted. Every row's `step_seconds` is the mean. `temperature`:
+    1 makes each step's token, and so its queries, another's; greedily, random weights soon repeat one.
     """
     rng = random.Random(tokens * 1000 + batch)
     prompts = [random_prompt(rng, tokens) for _ in range(batch)]
-    first = stream(server, prompts, steps)
+    first = stream(server, prompts, steps, temperature=temperature)
 
     def hit() -> list[Stream]:
         tail = random_prompt(rng, 64)
-        return stream(server, [prompt + tail for prompt in prompts], steps)
+        return stream(server, [prompt + tail for prompt in prompts], steps, temperature=temperature)
 
     hit()  # buffers of that size are allocated
     for rate in rates:
@@ -59,9 +60,9 @@ def measure(
     server.flush()
 
 
-def stream(server: Server, prompts: list[list[int]], steps: int, every: int = 1) -> list[Stream]:
+def stream(server: Server, prompts: list[list[int]], steps: int, every: int = 1, temperature: float = 0.0) -> list[Stream]:
     """The prompts' requests of `steps` tokens each, run together; `every`: tokens per message."""
-    streams = [Stream(server.url, prompt, steps, every) for prompt in prompts]
+    streams = [Stream(server.url, prompt, steps, every, temperature) for prompt in prompts]
     run_together(streams)
     return streams
 

@@ -99,7 +99,8 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
         for case in given.cases:
             run.does(f"{policy}: {case}")
             size = (*map(int, case.split("x")), given.steps, given.rounds)
-            for row in measure(server, *size, rates or [None], lambda rate: file.write_text(str(rate)), ours):
+            warm = 1.0 if given.changed_rows else 0.0
+            for row in measure(server, *size, rates or [None], lambda rate: file.write_text(str(rate)), ours, warm):
                 row = {"policy": policy, **row}
                 print(line(run.keep(row | verdict(row, run.rows, run.told["copy_bytes_per_second"]))), flush=True)
 

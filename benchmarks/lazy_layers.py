@@ -64,15 +64,14 @@ class Layers:
             for layer in range(LAYERS)
         ]  # fmt: skip
         self.q = torch.randn(LAYERS, batch, HEADS * GROUP, DIM, device=device).to(DTYPE)
-        self.work = Workspace(batch, HEADS, GROUP, tokens, batch * tokens, run, max(1, COME // run), device)
+        self.work = Workspace(batch, HEADS, GROUP, tokens, batch * tokens, run, max(1, COME // run), device, 0, True)
         self.work.plan(self.step.length)
         self.host = host
 
     def _hold(self, places: int, tokens: int, run: int) -> None:
         """Every head's selected rows hold runs; half were last wanted by the prompt, half in the last 500 steps."""
         hot, rows = self.hot, places * run
-        heads = hot.position.view(self.step.cap.numel(), -1)[:, SINK : SINK + rows]
-        used = hot.used.view(self.step.cap.numel(), -1)[:, SINK : SINK + rows]
+        heads, used = (x[: hot.pages].view(self.step.cap.numel(), -1)[:, SINK:][:, :rows] for x in (hot.position, hot.used))
         for head in range(heads.shape[0]):
             held = torch.randperm((tokens - WINDOW) // run - SINK // run, device=heads.device)[:places] + SINK // run
             heads[head] = (held[:, None] * run + torch.arange(run, device=heads.device)).flatten().int()

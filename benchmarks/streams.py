@@ -13,7 +13,7 @@ from statistics import mean
 
 @dataclass
 class Stream:
-    """One greedy request; `times` are seconds on the monotonic clock, one per message, `counts` tokens so far then.
+    """One request, greedy unless `temperature` is above 0; `times` are seconds on the monotonic clock, one per message, `counts` tokens so far then.
 
     A server that is busy puts several tokens in one message; `every`: it is asked to put that many in each, so that
     many streams together do not wait for this process.
@@ -23,6 +23,7 @@ class Stream:
     ids: list[int]
     tokens: int
     every: int = 1
+    temperature: float = 0.0
     sent: float = 0.0
     times: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -31,7 +32,8 @@ class Stream:
 
     def run(self) -> None:
         """Send the request and take its messages to the end; what went wrong is kept in `error`."""
-        params = {"temperature": 0, "max_new_tokens": self.tokens, "ignore_eos": True, "stream_interval": self.every}
+        asked = {"max_new_tokens": self.tokens, "ignore_eos": True, "stream_interval": self.every}
+        params = {"temperature": self.temperature, **asked}
         body = json.dumps({"input_ids": self.ids, "sampling_params": params, "stream": True}).encode()
         request = urllib.request.Request(self.url + "/generate", body, {"Content-Type": "application/json"})
         self.sent = time.monotonic()

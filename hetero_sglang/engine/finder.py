@@ -41,6 +41,7 @@ class Finder(ABC):
     run = 1  # neighbouring tokens that come and go together
     room = 512  # runs that may come to a head in a step, at most
     followed = 0  # pivots of a layer, at most
+    probed = False  # whether heads have an index
 
     def __init__(self, parts: Parts) -> None:
         self.cache, self.policy, self.ops, self.layers = parts.cache, parts.policy, parts.ops, parts.layers
@@ -58,11 +59,12 @@ class Finder(ABC):
 
     def workspace(self, batch: int, context: int) -> Any:
         """For steps of up to `batch` requests of up to `context` tokens."""
-        floats = self.widest + self.followed * (self.group + 1)  # for a token of a request
+        floats = self.widest * (1 + self.probed * (self.group + 3) // 2) + self.followed * (self.group + 1)  # of a token
         tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * floats)))
         work = self.ops.Workspace(
-            batch, self.widest, self.group, context, tokens, self.run, self.room, self.device, self.followed
-        )
+            batch, self.widest, self.group, context, tokens, self.run, self.room, self.device, self.followed,
+            self.probed,
+        )  # fmt: skip
         if self.counted is not None:
             work.counted = self.counted  # of every step, whichever its buffers
         self.counted = work.counted

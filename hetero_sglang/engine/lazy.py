@@ -21,6 +21,8 @@ from hetero_sglang.ops.step import DecodeStep
 class Lazy(Finder):
     """Rows come in the step that wants them, or one layer ahead by guessed queries."""
 
+    probed = True
+
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         store = self.cache.index

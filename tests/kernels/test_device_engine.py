@@ -88,7 +88,9 @@ def same_ends(pairs: list[list[Request]]) -> None:
         cache.check_integrity()
     for want, have in zip(theirs.host.blocks, ours.host.blocks, strict=True):
         assert torch.equal(want[1:].nan_to_num(-7), have[1:].nan_to_num(-7))
-    assert theirs.counters == ours.counters
+    told = [vars(cache.counters) for cache in (theirs, ours)]
+    rows = [each.pop("prefix_rows_copied") + each.pop("prefix_rows_read") for each in told]  # a GPU copies whole blocks
+    assert rows[0] == rows[1] and told[0] == told[1]
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])

@@ -48,7 +48,7 @@ class Workspace:
 
     def __init__(
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
-        device: torch.device | str, pivots: int = 0,
+        device: torch.device | str, pivots: int = 0, probed: bool = False,
     ) -> None:  # fmt: skip
         self.group, self.run, self.room = group, run, most
         self.most = torch.full((1,), most, dtype=torch.int32, device=device)

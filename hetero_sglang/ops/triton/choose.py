@@ -14,7 +14,7 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.probe import score_bin, span
-from hetero_sglang.ops.triton.workspace import TILE, Workspace
+from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, Workspace
 
 
 @triton.jit
@@ -46,11 +46,14 @@ def _place_row(page_list, start, place, here, sink, RUN: tl.constexpr, P: tl.con
 
 
 @triton.jit
-def _append(listed, count, what, mask, room):
-    """List `what` where `mask`, after `count` others and as far as there is room; how many there are now."""
-    at = count + tl.cumsum(mask.to(tl.int32), 0) - 1
+def _append(listed, level, count, same, what, mask, alike, room):
+    """List `what` where `mask`, after `count` others, and where `alike` in `level`, after `same`; as far as there is
+    room. How many there are now."""
+    both = tl.cumsum(mask.to(tl.int32) + (alike.to(tl.int32) << 16), 0)  # one pass for two: a tile has fewer
+    at, at_level = count + (both & 0xFFFF) - 1, same + (both >> 16) - 1
     tl.store(listed + at, what, mask=mask & (at < room))
-    return count + tl.sum(mask.to(tl.int32), 0)
+    tl.store(level + at_level, what, mask=alike & (at_level < room))
+    return count + tl.sum(mask.to(tl.int32), 0), same + tl.sum(alike.to(tl.int32), 0)
 
 
 @triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
@@ -58,7 +61,7 @@ def _hold(
     length, cap, place_of, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
-    PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
+    PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Places whose run is wanted are used now, and their runs no longer candidates; the others count by last use."""
     unit, split = tl.program_id(0), tl.program_id(1)
@@ -70,14 +73,13 @@ def _hold(
     if (tokens <= rows) | (places <= 0) | (begins < 0):
         return
     scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
-    begin, end = span(places, split, splits, TILE)
+    begin, end = span(places, split, splits, ALIGNED)
     if begin >= end:
         return
-    edge, _, _, _ = _edge(wanted, unit, places, sink // RUN, (tokens - window) // RUN, PART, BINS)
     start = tl.load(page_start + number)
     counted = tl.zeros([BINS], tl.int32)
     kept, sure = 0, 0
-    for opening in range(begin, end, TILE):
+    for opening in range(begin, end, TILE):  # mostly once
         place = opening + tl.arange(0, TILE)
         here = place < end
         row = _place_row(page_list, start, place, here, sink, RUN, P)
@@ -85,6 +87,8 @@ def _hold(
         before = tl.load(used + row, mask=here, other=0)
         mine = scores + run
         score = tl.load(mine, mask=here, other=-1.0)
+        # Not before: these loads are on their way meanwhile.
+        edge, _, _, _ = _edge(wanted, unit, places, sink // RUN, (tokens - window) // RUN, PART, BINS)
         bin = score_bin(score, BINS, FINE, LEAST)
         hit = here & (bin >= edge)
         tl.store(mine, -1.0, mask=hit)
@@ -104,7 +108,7 @@ def _keep(
     length, cap, place_of, page_start, page_list, position, worth, scores, wanted, idle, flag, fading,
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, FINE: tl.constexpr,
-    LEAST: tl.constexpr,
+    LEAST: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Of a head that is to be refilled: what its rows are worth now, which are no candidates any more."""
     unit, split = tl.program_id(0), tl.program_id(1)
@@ -114,7 +118,7 @@ def _keep(
     number = request * caps_per_request + first + unit % HEADS
     places, tokens = tl.load(cap + number) - sink - window, tl.load(length + request)
     scores += tl.load(place_of + request).to(tl.int64) * HEADS + unit % HEADS * tokens
-    begin, end = span(places, split, splits, TILE)
+    begin, end = span(places, split, splits, ALIGNED)
     start, left = tl.load(page_start + number), tl.load(fading + unit)
     kept = tl.zeros([BINS], tl.int32)
     held = tl.zeros([BINS], tl.int32)
@@ -154,10 +158,11 @@ def _exchange(
     old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
-    MERGED: tl.constexpr,
+    MERGED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Half of the programs: runs that are wanted and not held. The others: places that are given away, as many as runs
-    come, longest unwanted or worth least first. A split lists its first `room` and counts all."""
+    come, longest unwanted or worth least first. A split lists its first `room`, and looks no further than for all
+    that come."""
     unit, split, giving = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = unit // HEADS
     number = request * caps_per_request + first + unit % HEADS
@@ -183,14 +188,17 @@ def _exchange(
         count, same_bin = 0, 0
         if come > 0:
             scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
-            begin, end = span(high, split, splits, TILE)
-            for opening in range(begin, end, TILE):
-                run = opening + tl.arange(0, TILE)
-                here = (run < end) & (run >= low)
-                score = tl.load(scores + run, mask=here, other=-1.0)
-                bin = tl.where(here, score_bin(score, BINS, FINE, LEAST), -1)
-                count = _append(missing + mine * room, count, run, bin > edge, room)
-                same_bin = _append(even + mine * room, same_bin, run, bin == edge, room)
+            begin, end = span(high, split, splits, 2 * TILE)
+            for opening in range(begin, end, 2 * TILE):
+                if count < come:
+                    run = opening + tl.arange(0, 2 * TILE)
+                    score = tl.load(scores + run, mask=(run < end) & (run >= low), other=-1.0)
+                    bin = score_bin(score, BINS, FINE, LEAST)
+                    if tl.max(bin, 0) >= edge:  # seldom, where few come
+                        count, same_bin = _append(
+                            missing + mine * room, even + mine * room, count, same_bin, run, bin > edge, bin == edge,
+                            room,
+                        )  # fmt: skip
         tl.store(lacking + mine, count)
         tl.store(evens + mine, same_bin)
     else:
@@ -201,19 +209,22 @@ def _exchange(
                 bins = tl.arange(0, BINS)
                 last = tl.min(tl.where(tl.cumsum(tl.load(idle + unit * BINS + bins), 0) >= come, bins, BINS), 0)
             start = tl.load(page_start + number)
-            begin, end = span(places, split, splits, TILE)
+            begin, end = span(places, split, splits, ALIGNED)
             for opening in range(begin, end, TILE):
-                place = opening + tl.arange(0, TILE)
-                here = place < end
-                row = _place_row(page_list, start, place, here, sink, RUN, P)
-                if MERGED:
-                    age = score_bin(tl.load(used + row, mask=here, other=0.0), BINS, FINE, LEAST)
-                else:
-                    before = tl.load(used + row, mask=here, other=0)
-                    age = _used_bin(before, tokens, BINS, FINE, NEVER)
-                    age = tl.where(before == tokens, BINS, age)  # what is wanted now stays
-                older = _append(old + mine * room, older, place, here & (age < last), room)
-                same = _append(level + mine * room, same, place, here & (age == last), room)
+                if older < come:
+                    place = opening + tl.arange(0, TILE)
+                    here = place < end
+                    row = _place_row(page_list, start, place, here, sink, RUN, P)
+                    if MERGED:
+                        age = score_bin(tl.load(used + row, mask=here, other=0.0), BINS, FINE, LEAST)
+                    else:
+                        before = tl.load(used + row, mask=here, other=0)
+                        age = _used_bin(before, tokens, BINS, FINE, NEVER)
+                        age = tl.where(before == tokens, BINS, age)  # what is wanted now stays
+                    older, same = _append(
+                        old + mine * room, level + mine * room, older, same, place, here & (age < last),
+                        here & (age == last), room,
+                    )  # fmt: skip
         tl.store(olds + mine, older)
         tl.store(levels + mine, same)
         if split == 0:
@@ -244,16 +255,17 @@ def choose(
         _keep[(units, splits)](
             step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.score, work.scores,
             work.wanted, work.idle, work.flag, work.fading, *common,
-            HEADS=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, num_warps=8,
+            HEADS=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, ALIGNED=ALIGNED, num_warps=8,
         )  # fmt: skip
     else:
-        _hold[(units, splits)](
+        _hold[(units, 2 * splits)](
             step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
-            work.wanted, work.idle, work.hits, *common, **sizes,
+            work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink, window, ALIGNED=ALIGNED,
+            **sizes,
         )  # fmt: skip
     _exchange[(units, splits, 2)](
         step.length, step.cap, work.place, step.page_start, step.page_list, hot.score if merged else hot.used,
         work.scores, work.wanted, work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds,
         work.level, work.levels, work.comes, work.counted, work.flag, work.even, work.evens, *common, work.room,
-        MERGED=merged, **sizes,
+        MERGED=merged, ALIGNED=ALIGNED, **sizes,
     )  # fmt: skip

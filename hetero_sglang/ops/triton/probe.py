@@ -1,8 +1,9 @@
 """Scores of every run of a request's tokens by its heads' key indexes: twin of ops/reference/index.py's `probe`.
 
-Two launches that read the index rows: one for each query's maximum and sum of exponents, one for scores and how many
-fall in which bin. A query's weights are rounded to 8 bits with a scale per field, the codes stay packed: four at a time
-are multiplied and added up in integers.
+Two launches: one reads the index rows and leaves each query's exponents, in bfloat16 and beside what each part of the
+tokens began with, and their sums; one makes scores of them and counts how many fall in which bin. A query's weights
+are rounded to 8 bits with a scale per field, the codes stay packed: four at a time are multiplied and added up in
+integers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
 from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, Workspace
 
 _WARPS = 8
+_SHARED = 2  # programs that make scores of a part's exponents: they wait for memory, not for room
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
+_HIGHEST = 100.0  # of an exponent: sums are finite
 
 
 @triton.jit
@@ -59,11 +62,10 @@ def _byte(way, N: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def _factor(top, FIRST: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr):
-    """What one of 8 bits counts [QUERIES] in a field, of each four directions' largest weight [PAD // 4, QUERIES]."""
-    way = tl.arange(0, PAD // 4) * 4
+def _factor(weight, way, FIRST: tl.constexpr, N: tl.constexpr):
+    """What one of 8 bits counts [16] in a field, of all weights [16, PAD]."""
     inside = (way >= FIRST) & (way < FIRST + N)
-    return tl.max(tl.where(inside[:, None], top, 0.0), 0) * (1.0 / 127.0)
+    return tl.max(tl.where(inside[None, :], tl.abs(weight), 0.0), 1) * (1.0 / 127.0)
 
 
 @triton.jit
@@ -71,45 +73,41 @@ def _ask(
     query, scale, decode, weights, factors, first,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr,
     ROWS: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
-    B2: tl.constexpr, MOST_FIELDS: tl.constexpr,
+    B2: tl.constexpr, MOST_FIELDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write what each direction's codes count for a unit's queries from `first` on: `weights` int8, `factors` by field.
 
     All parts of a unit write the same.
     """
-    way, member = tl.arange(0, PAD), tl.arange(0, QUERIES)
-    weight = tl.zeros([PAD, QUERIES], tl.float32)
+    way, member = tl.arange(0, PAD), tl.arange(0, 16)
+    real = (member < QUERIES) & (first + member < GROUP)
+    weight = tl.zeros([16, PAD], tl.float32)
     for start in range(0, D, ROWS):
         at = start + tl.arange(0, ROWS)
-        both = (at < D)[:, None] & (way < R)[None, :]
-        turn = tl.load(decode + at[:, None] * R + way[None, :], mask=both, other=0.0)
-        products: tl.tuple = ()
-        for i in tl.static_range(QUERIES):
-            asked = tl.load(query + (first + i) * D + at, mask=(at < D) & (first + i < GROUP), other=0.0)
-            products = products + (turn * asked.to(tl.float32)[:, None],)
-        weight += tl.sum(_stack(products), 0)
+        turn = tl.load(decode + at[:, None] * R + way[None, :], mask=(at < D)[:, None] & (way < R)[None, :], other=0.0)
+        mine = query + (first + member)[:, None] * D + at[None, :]
+        asked = tl.load(mine, mask=real[:, None] & (at < D)[None, :], other=0.0)
+        weight += tl.dot(asked.to(tl.float32), turn, input_precision=PRECISION)
     weight *= scale
-    top = tl.max(tl.reshape(tl.abs(weight), [PAD // 4, 4, QUERIES]), 1)
-    real = first + member < GROUP
     factors += (first + member) * MOST_FIELDS
-    factor = _factor(top, 0, N0, PAD)
+    factor = _factor(weight, way, 0, N0)
     tl.store(factors, factor, mask=real)
-    count = 1.0 / tl.maximum(factor, 1e-30)[None, :]
+    count = 1.0 / tl.maximum(factor, 1e-30)[:, None]
     byte = _byte(way, N0, B0)
     if N1 > 0:
-        factor = _factor(top, N0, N1, PAD)
+        factor = _factor(weight, way, N0, N1)
         tl.store(factors + 1, factor, mask=real)
-        count = tl.where((way < N0)[:, None], count, 1.0 / tl.maximum(factor, 1e-30)[None, :])
+        count = tl.where((way < N0)[None, :], count, 1.0 / tl.maximum(factor, 1e-30)[:, None])
         byte = tl.where(way < N0, byte, N0 + _byte(way - N0, N1, B1))
     if N2 > 0:
-        factor = _factor(top, N0 + N1, N2, PAD)
+        factor = _factor(weight, way, N0 + N1, N2)
         tl.store(factors + 2, factor, mask=real)
-        count = tl.where((way < N0 + N1)[:, None], count, 1.0 / tl.maximum(factor, 1e-30)[None, :])
+        count = tl.where((way < N0 + N1)[None, :], count, 1.0 / tl.maximum(factor, 1e-30)[:, None])
         byte = tl.where(way < N0 + N1, byte, N0 + N1 + _byte(way - N0 - N1, N2, B2))
     # Rounded into the low bits of 1.5 * 2**23.
     rounded = (weight * count + 12582912.0).to(tl.int32, bitcast=True)
-    where = weights + (first + member)[None, :] * R + byte[:, None]
-    tl.store(where, rounded.to(tl.int8), mask=(way < R)[:, None] & real[None, :])
+    where = weights + (first + member)[:, None] * R + byte[None, :]
+    tl.store(where, rounded.to(tl.int8), mask=real[:, None] & (way < R)[None, :])
 
 
 @triton.jit
@@ -219,19 +217,32 @@ def _logit(
     return logit
 
 
-@triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
-def _totals(
-    q, slots, starts, length, cap, place, heads, rows, decode, weights, fours, factors, tops, totals, wanted, idle,
-    hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
-    WORDS: tl.constexpr, THREADS: tl.constexpr, EACH: tl.constexpr, BINS: tl.constexpr,
-    FINE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr, NOTHING: tl.constexpr, PAD: tl.constexpr,
-    ROWS: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
-    B2: tl.constexpr, FIELDS: tl.constexpr, MOST_FIELDS: tl.constexpr, MOST_DIRECTIONS: tl.constexpr,
-    ASM: tl.constexpr,
+@triton.jit
+def _logits(
+    row, minus, weight, factor, QUERIES: tl.constexpr, R: tl.constexpr, FIELDS: tl.constexpr, N0: tl.constexpr,
+    B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    TOKENS: tl.constexpr = THREADS * EACH
-    unit, part, asker = tl.program_id(0), tl.program_id(1), tl.program_id(2) * QUERIES
+    """Each query's logits [T] of the rows, base 2."""
+    codes = _codes(row, N0, B0, N1, B1, N2, B2)
+    logits: tl.tuple = ()
+    for i in tl.static_range(QUERIES):
+        logits = logits + (_logit(codes, weight, factor, minus, i, R, FIELDS, N0, N1, N2, ASM),)
+    return logits
+
+
+@triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
+def _exponents(
+    q, slots, starts, length, cap, place, heads, rows, decode, weights, fours, factors, exponents, tops, totals,
+    wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, D: tl.constexpr,
+    R: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
+    NOTHING: tl.constexpr, HIGHEST: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr,
+    FIELDS: tl.constexpr, MOST_FIELDS: tl.constexpr, MOST_DIRECTIONS: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Of a part's tokens: 2 ** (logit - top), where `top` is each query's highest of the part's first tokens; and their
+    sum. bfloat16 has room for much higher ones among the later tokens."""
+    unit, part, asker = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request, compressed = unit // HEADS, unit % HEADS
     begins = tl.load(place + request)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
@@ -245,120 +256,102 @@ def _totals(
     if out:
         return
     begin, end = span(tokens, part, parts, TOKENS)
-    within = tl.arange(0, TOKENS)
+    within, query = tl.arange(0, TOKENS), tl.arange(0, QUERIES)
     table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
     # Rows are read one turn ahead, their slots two.
     slot = tl.load(listed + begin + within, mask=begin + within < end, other=0).to(tl.int64)
     row = _words(table + slot * WORDS, begin + within < end, N0, B0, N1, B1, N2, B2)
     slot = tl.load(listed + begin + TOKENS + within, mask=begin + TOKENS + within < end, other=0).to(tl.int64)
-    query = q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D
     _ask(
-        query, scale, decode + compressed * D * R, weights + unit * GROUP * MOST_DIRECTIONS,
-        factors + unit * GROUP * MOST_FIELDS, asker, GROUP, QUERIES, D, R, PAD, ROWS, N0, B0, N1, B1, N2, B2,
-        MOST_FIELDS,
+        q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D, scale,
+        decode + compressed * D * R, weights + unit * GROUP * MOST_DIRECTIONS, factors + unit * GROUP * MOST_FIELDS,
+        asker * QUERIES, GROUP, QUERIES, D, R, PAD, ROWS, N0, B0, N1, B1, N2, B2, MOST_FIELDS, PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
     weight, factor = _asked(
-        fours + unit * GROUP * (MOST_DIRECTIONS // 4), factors + unit * GROUP * MOST_FIELDS, asker, GROUP, QUERIES, R,
-        FIELDS, MOST_FIELDS,
+        fours + unit * GROUP * (MOST_DIRECTIONS // 4), factors + unit * GROUP * MOST_FIELDS, asker * QUERIES, GROUP,
+        QUERIES, R, FIELDS, MOST_FIELDS,
     )  # fmt: skip
-    # Every thread has a softmax of its own: they meet at the end only.
+    mine = exponents + ((begins.to(tl.int64) * HEADS + compressed * (tokens + 1)) * ASKERS + asker * tokens) * QUERIES
+    minus = tl.where(begin + within < end, 0.0, -NOTHING)
+    logits = _logits(row, minus, weight, factor, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
     top: tl.tuple = ()
     total: tl.tuple = ()
-    for _ in tl.static_range(QUERIES):
-        top = top + (tl.full([THREADS], NOTHING, tl.float32),)
-        total = total + (tl.zeros([THREADS], tl.float32),)
+    for i in tl.static_range(QUERIES):
+        top = top + (tl.max(logits[i], 0),)
+        total = total + (tl.zeros([TOKENS], tl.float32),)
     for start in range(begin, end, TOKENS):
-        nothing = tl.where(start + within < end, 0.0, -NOTHING)
-        codes = _codes(row, N0, B0, N1, B1, N2, B2)
         token = start + TOKENS + within
         row = _words(table + slot * WORDS, token < end, N0, B0, N1, B1, N2, B2)
         slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0).to(tl.int64)
-        tops_now: tl.tuple = ()
+        found: tl.tuple = ()
         totals_now: tl.tuple = ()
         for i in tl.static_range(QUERIES):
-            logit = _logit(codes, weight, factor, nothing, i, R, FIELDS, N0, N1, N2, ASM)
-            logit = tl.reshape(logit, [EACH, THREADS])
-            highest = tl.maximum(top[i], tl.max(logit, 0))
-            more = tl.sum(tl.exp2(logit - highest[None, :]), 0)
-            totals_now = totals_now + (total[i] * tl.exp2(top[i] - highest) + more,)
-            tops_now = tops_now + (highest,)
-        top, total = tops_now, totals_now
-    each = _stack(top)  # [THREADS, QUERIES]
-    highest = tl.max(each, 0)
-    member = asker + tl.arange(0, QUERIES)
-    where = (unit * MOST + part) * GROUP + member
-    tl.store(tops + where, highest, mask=member < GROUP)
-    tl.store(totals + where, tl.sum(_stack(total) * tl.exp2(each - highest[None, :]), 0), mask=member < GROUP)
+            more = tl.exp2(tl.minimum(logits[i] - top[i], HIGHEST))
+            found = found + (more.to(tl.bfloat16),)
+            totals_now = totals_now + (total[i] + more,)
+        total = totals_now
+        where = mine + (start + within).to(tl.int64)[:, None] * QUERIES + query[None, :]
+        tl.store(where, _stack(found), mask=(start + within < end)[:, None])
+        if start + TOKENS < end:
+            minus = tl.where(token < end, 0.0, -NOTHING)
+            logits = _logits(row, minus, weight, factor, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
+    for i in tl.static_range(QUERIES):
+        member = asker * QUERIES + i
+        if member < GROUP:
+            where = (unit * MOST + part) * GROUP + member
+            tl.store(tops + where, tl.where(begin < end, top[i], NOTHING))
+            tl.store(totals + where, tl.sum(total[i], 0))
 
 
-@triton.jit(do_not_specialize=["slots_in_all", "caps_per_request", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["caps_per_request", "first", "parts", "sink", "window"])
 def _scores(
-    slots, starts, length, cap, place, rows, fours, factors, tops, totals, scores, wanted,
-    slots_in_all, caps_per_request, first, parts, sink, window,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, R: tl.constexpr, WORDS: tl.constexpr,
-    THREADS: tl.constexpr, EACH: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr,
-    LEAST: tl.constexpr, MOST: tl.constexpr, NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
-    N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, FIELDS: tl.constexpr,
-    MOST_FIELDS: tl.constexpr, MOST_DIRECTIONS: tl.constexpr, ASM: tl.constexpr,
+    length, cap, place, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
+    COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
+    MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    TOKENS: tl.constexpr = THREADS * EACH
-    RUNS: tl.constexpr = TOKENS // RUN
-    COUNT: tl.constexpr = 2 * THREADS
-    unit, part = tl.program_id(0), tl.program_id(1)
+    """Of the same parts' runs, SHARED programs to a part: a token's mean share of the queries' attention, a run's best;
+    and their bins' counts."""
+    unit, part, some = tl.program_id(0), tl.program_id(1) // SHARED, tl.program_id(1) % SHARED
     request, compressed = unit // HEADS, unit % HEADS
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
-    listed = slots + tl.load(starts + request).to(tl.int64)
     if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0):
         return
-    mine = scores + begins.to(tl.int64) * HEADS + compressed * (tokens + 1)
+    offset = begins.to(tl.int64) * HEADS + compressed * (tokens + 1)
+    mine, theirs = scores + offset, exponents + offset * ASKERS * QUERIES
     low, high = sink // RUN, (tokens + 1 - window) // RUN
-    begin, end = span(tokens // RUN * RUN, part, parts, TOKENS)
-    within, every, queries = tl.arange(0, TOKENS), tl.arange(0, MOST), tl.arange(0, QUERIES)
-    table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
-    slot = tl.load(listed + begin + within, mask=begin + within < end, other=0).to(tl.int64)
-    row = _words(table + slot * WORDS, begin + within < end, N0, B0, N1, B1, N2, B2)
-    slot = tl.load(listed + begin + TOKENS + within, mask=begin + TOKENS + within < end, other=0).to(tl.int64)
-    # A group's queries by as many as a thread has room for; what is the same in every turn is found once.
-    shares: tl.tuple = ()
-    weight: tl.tuple = ()
-    factor: tl.tuple = ()
-    for asker in tl.static_range(0, GROUP, QUERIES):
-        member = asker + queries
+    begin, end = span(tokens, part, parts, TOKENS)
+    begin, end = begin // RUN, end // RUN
+    opening, closing = span(end - begin, some, SHARED, COUNT)
+    begin, end = begin + opening, begin + closing
+    every, query = tl.arange(0, MOST), tl.arange(0, QUERIES)
+    shares: tl.tuple = ()  # what an exponent of this part counts, by query
+    for asker in tl.static_range(ASKERS):
+        member = asker * QUERIES + query
         where = (unit * MOST + every)[:, None] * GROUP + member[None, :]
         there = (every < parts)[:, None] & (member < GROUP)[None, :]
         each = tl.load(tops + where, mask=there, other=NOTHING)
         highest = tl.max(each, 0)  # [QUERIES]
         total = tl.sum(tl.load(totals + where, mask=there, other=0.0) * tl.exp2(each - highest[None, :]), 0)
-        share = tl.where(member < GROUP, highest + tl.log2(tl.where(member < GROUP, total, 1.0) * GROUP), -NOTHING)
-        for i in tl.static_range(QUERIES):
-            shares = shares + (tl.sum(tl.where(queries == i, share, 0.0), 0),)
-        some = _asked(
-            fours + unit * GROUP * (MOST_DIRECTIONS // 4), factors + unit * GROUP * MOST_FIELDS, asker, GROUP, QUERIES,
-            R, FIELDS, MOST_FIELDS,
-        )  # fmt: skip
-        weight, factor = weight + some[0], factor + some[1]
-    for start in range(begin, end, TOKENS):
-        codes = _codes(row, N0, B0, N1, B1, N2, B2)
-        token = start + TOKENS + within
-        row = _words(table + slot * WORDS, token < end, N0, B0, N1, B1, N2, B2)
-        slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0).to(tl.int64)
-        score = tl.zeros([TOKENS], tl.float32)
-        for i in tl.static_range(GROUP):
-            score += tl.exp2(_logit(codes, weight, factor, shares[i], i, R, FIELDS, N0, N1, N2, ASM))
-        run = start // RUN + tl.arange(0, RUNS)
-        if RUN > 1:
-            score = tl.max(tl.reshape(score, [RUNS, RUN]), 1)
-        here = run < end // RUN
-        tl.store(mine + run, score, mask=here)
-    # Counted from what was stored: there each run is in one thread alone.
-    tl.debug_barrier()
+        own = tl.load(tops + (unit * MOST + part) * GROUP + member, mask=member < GROUP, other=NOTHING)
+        share = tl.exp2(own - highest - tl.log2(tl.where(member < GROUP, total, 1.0) * GROUP))
+        shares = shares + (tl.where(member < GROUP, share, 0.0),)
     counted = tl.zeros([BINS], tl.int32)
-    for start in range(begin // RUN, end // RUN, COUNT):
+    for start in range(begin, end, COUNT):
         run = start + tl.arange(0, COUNT)
-        here = (run < end // RUN) & (run >= low) & (run < high)
-        score = tl.load(mine + run, mask=here, other=0.0)
-        counted += tl.histogram(score_bin(score, BINS, FINE, LEAST), BINS, mask=here)
+        here = run < end
+        best = tl.zeros([COUNT], tl.float32)
+        for step in tl.static_range(RUN):
+            score = tl.zeros([COUNT], tl.float32)
+            for asker in tl.static_range(ASKERS):
+                token = (asker * tokens + run * RUN + step).to(tl.int64)
+                found = tl.load(theirs + token[:, None] * QUERIES + query[None, :], mask=here[:, None], other=0.0)
+                score += tl.sum(found.to(tl.float32) * shares[asker][None, :], 1)
+            best = tl.maximum(best, score)
+        tl.store(mine + run, best, mask=here)
+        here = here & (run >= low) & (run < high)
+        counted += tl.histogram(score_bin(best, BINS, FINE, LEAST), BINS, mask=here)
     tl.atomic_add(wanted + unit * BINS + tl.arange(0, BINS), counted, mask=counted > 0, sem="relaxed")
 
 
@@ -376,23 +369,26 @@ def probe(
     units = batch * heads
     parts, group, directions = work.parts(units), work.group, layer.decode.shape[2]
     assert directions <= MOST_DIRECTIONS
-    pad = triton.next_power_of_2(directions)
+    pad = max(16, triton.next_power_of_2(directions))
     most = 4 if directions <= 64 else 2 if directions <= 128 else 1  # whose weights a thread has room for
     queries = min(most, triton.next_power_of_2(group))
+    askers = triton.cdiv(group, queries)
     sizes = dict(
-        HEADS=heads, GROUP=group, QUERIES=queries, R=directions, WORDS=layer.rows.shape[2], THREADS=32 * _WARPS,
-        EACH=READ // (32 * _WARPS), BINS=BINS, FINE=FINE, LEAST=LEAST, MOST=MOST_PARTS, NOTHING=_NOTHING,
-        **flat_fields(layer.fields), FIELDS=len(layer.fields), MOST_FIELDS=MOST_FIELDS, MOST_DIRECTIONS=MOST_DIRECTIONS,
-        ASM=not knobs.runtime.interpret, num_warps=_WARPS,
+        HEADS=heads, GROUP=group, QUERIES=queries, ASKERS=askers, TOKENS=READ, BINS=BINS, MOST=MOST_PARTS,
+        NOTHING=_NOTHING, num_warps=_WARPS,
     )  # fmt: skip
-    _totals[(units, parts, triton.cdiv(group, queries))](
+    _exponents[(units, parts, askers)](
         q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.weights,
-        work.fours, work.factors, work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0),
-        layer.rows.shape[1], step.cap.shape[1], layer.first, parts, scale * 1.4426950408889634, D=dim, PAD=pad,
-        ROWS=min(triton.next_power_of_2(dim), max(4, 4096 // pad)), **sizes,
+        work.fours, work.factors, work.exponents, work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0),
+        layer.rows.shape[1], step.cap.shape[1], layer.first, parts, scale * 1.4426950408889634, D=dim, R=directions,
+        WORDS=layer.rows.shape[2], HIGHEST=_HIGHEST, PAD=pad,
+        ROWS=min(max(16, triton.next_power_of_2(dim)), max(16, 4096 // pad)),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **flat_fields(layer.fields),
+        FIELDS=len(layer.fields), MOST_FIELDS=MOST_FIELDS, MOST_DIRECTIONS=MOST_DIRECTIONS,
+        ASM=not knobs.runtime.interpret, **sizes,
     )  # fmt: skip
-    _scores[(units, parts)](
-        slots, starts, step.length, step.cap, work.place, layer.rows, work.fours, work.factors, work.top, work.total,
-        work.scores, work.wanted, layer.rows.shape[1], step.cap.shape[1], layer.first, parts, sink, window,
-        RUN=work.run, **sizes,
+    _scores[(units, parts * _SHARED)](
+        step.length, step.cap, work.place, work.exponents, work.top, work.total, work.scores, work.wanted,
+        step.cap.shape[1], layer.first, parts, sink, window, COUNT=32 * _WARPS * (1 if work.run > 1 else 4),
+        RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED, **sizes,
     )  # fmt: skip

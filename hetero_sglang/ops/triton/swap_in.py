@@ -12,7 +12,7 @@ import triton.language as tl
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
-from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
+from hetero_sglang.ops.triton.workspace import Workspace
 
 PROGRAMS = 8  # beside a step
 ALONE = 32  # with the device to themselves
@@ -21,69 +21,92 @@ _UNITS = 64  # whose counts a program looks through at once
 
 
 @triton.jit
-def _listed(lists, counts, unit, number, splits, room, MOST: tl.constexpr):
+def _listed(lists, counts, unit, number, room, SPLITS: tl.constexpr):
     """Entry `number` [n] of a unit's lists, which follow each other by splits; and how many there are in all."""
-    part = tl.arange(0, MOST)
-    count = tl.load(counts + unit[:, None] * splits + part[None, :], mask=part[None, :] < splits, other=0)  # [n, MOST]
+    part = tl.arange(0, SPLITS)
+    count = tl.load(counts + unit[:, None] * SPLITS + part[None, :])  # [n, SPLITS]
     upto = tl.cumsum(count, 1)
     split = tl.sum((upto <= number[:, None]).to(tl.int32), 1)
     before = tl.sum(tl.where(part[None, :] < split[:, None], count, 0), 1)
     total = tl.sum(count, 1)
     there = (number >= 0) & (number < total)
-    entry = tl.load(lists + (unit * splits + split) * room + number - before, mask=there, other=0)
+    entry = tl.load(lists + (unit * SPLITS + split) * room + number - before, mask=there, other=0)
     return entry, total
 
 
-@triton.jit(do_not_specialize=["units", "caps_per_request", "first", "splits", "sink", "room"])
+@triton.jit
+def _pair(
+    opening, base, come, length, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels,
+    position, used, even, evens, scores, place_of, caps_per_request, first, sink, room,
+    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, UNITS: tl.constexpr,
+    SPLITS: tl.constexpr, PAIRS: tl.constexpr, MERGED: tl.constexpr,
+):  # fmt: skip
+    """The next runs and their places: host rows, flat hot rows [PAIRS * RUN] int64, and which there are. What is known
+    of the rows beside their content is written."""
+    upto, every, within = tl.cumsum(come, 0), tl.arange(0, UNITS), tl.arange(0, RUN)
+    pair = opening + tl.arange(0, PAIRS)
+    here = pair < tl.sum(come, 0)
+    number = tl.sum((upto[None, :] <= pair[:, None]).to(tl.int32), 1)
+    pair -= tl.sum(tl.where(every[None, :] < number[:, None], come[None, :], 0), 1)
+    unit = tl.where(here, base + number, 0)
+    request = unit // HEADS
+    run, sure = _listed(missing, lacking, unit, pair, room, SPLITS)
+    more, _ = _listed(even, evens, unit, pair - sure, room, SPLITS)
+    run = tl.where(pair < sure, run, more)
+    older, total = _listed(old, olds, unit, pair, room, SPLITS)
+    same, _ = _listed(level, levels, unit, pair - total, room, SPLITS)
+    start = tl.load(page_start + request * caps_per_request + first + unit % HEADS, mask=here, other=0)
+    now = tl.load(length + request, mask=here, other=0)
+    listed = slots + tl.load(starts + request, mask=here, other=0).to(tl.int64)
+    # Their rows: [PAIRS, RUN], then one after the other.
+    token = run[:, None] * RUN + within[None, :]
+    there = here[:, None] & (within >= 0)[None, :]
+    row = sink + tl.where(pair < total, older, same)[:, None] * RUN + within[None, :]
+    page = tl.load(page_list + start[:, None] + row // P, mask=there, other=0).to(tl.int64)
+    slot = tl.load(listed[:, None] + token, mask=there, other=0).to(tl.int64)
+    to = page * P + row % P
+    tl.store(position + to, token, mask=there)
+    if MERGED:
+        mine = tl.load(place_of + request, mask=here, other=0).to(tl.int64) * HEADS + unit % HEADS * now
+        tl.store(used + to, tl.load(scores + mine[:, None] + token, mask=there, other=0.0), mask=there)
+    else:
+        tl.store(used + to, now[:, None] + within[None, :] * 0, mask=there)
+    source = (slot // BLOCK * HEADS + (unit % HEADS)[:, None]) * BLOCK + slot % BLOCK
+    return tl.reshape(source, [PAIRS * RUN]), tl.reshape(to, [PAIRS * RUN]), tl.reshape(there, [PAIRS * RUN])
+
+
+@triton.jit(do_not_specialize=["units", "caps_per_request", "first", "sink", "room"])
 def _swap_in(
     length, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, host,
-    hot_k, hot_v, position, used, even, evens, scores, place_of, units, caps_per_request, first, splits, sink, room,
+    hot_k, hot_v, position, used, even, evens, scores, place_of, units, caps_per_request, first, sink, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, MOST: tl.constexpr, PAIRS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, SPLITS: tl.constexpr, PAIRS: tl.constexpr,
     MERGED: tl.constexpr,
 ):  # fmt: skip
-    at, at_v, within = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, RUN)
+    at, at_v = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
+    begin, step = tl.program_id(0) * PAIRS, tl.num_programs(0) * PAIRS
     for base in range(0, units, UNITS):
         every = base + tl.arange(0, UNITS)
         come = tl.load(comes + every, mask=every < units, other=0)
-        upto = tl.cumsum(come, 0)  # pairs of units up to this one
         pairs = tl.sum(come, 0)
-        for opening in range(tl.program_id(0) * PAIRS, pairs, tl.num_programs(0) * PAIRS):
-            # A run and its place: [PAIRS].
-            pair = opening + tl.arange(0, PAIRS)
-            here = pair < pairs
-            number = tl.sum((upto[None, :] <= pair[:, None]).to(tl.int32), 1)
-            pair -= tl.sum(tl.where((every - base)[None, :] < number[:, None], come[None, :], 0), 1)
-            unit = tl.where(here, base + number, 0)
-            request = unit // HEADS
-            run, sure = _listed(missing, lacking, unit, pair, splits, room, MOST)
-            more, _ = _listed(even, evens, unit, pair - sure, splits, room, MOST)
-            run = tl.where(pair < sure, run, more)
-            older, total = _listed(old, olds, unit, pair, splits, room, MOST)
-            same, _ = _listed(level, levels, unit, pair - total, splits, room, MOST)
-            start = tl.load(page_start + request * caps_per_request + first + unit % HEADS, mask=here, other=0)
-            now = tl.load(length + request, mask=here, other=0)
-            listed = slots + tl.load(starts + request, mask=here, other=0).to(tl.int64)
-            # Their rows: [PAIRS, RUN], then one after the other.
-            token = run[:, None] * RUN + within[None, :]
-            there = here[:, None] & (within >= 0)[None, :]
-            row = sink + tl.where(pair < total, older, same)[:, None] * RUN + within[None, :]
-            page = tl.load(page_list + start[:, None] + row // P, mask=there, other=0).to(tl.int64)
-            slot = tl.load(listed[:, None] + token, mask=there, other=0).to(tl.int64)
-            to = page * P + row % P
-            tl.store(position + to, token, mask=there)
-            if MERGED:
-                mine = tl.load(place_of + request, mask=here, other=0).to(tl.int64) * HEADS + unit % HEADS * now
-                tl.store(used + to, tl.load(scores + mine[:, None] + token, mask=there, other=0.0), mask=there)
-            else:
-                tl.store(used + to, now[:, None] + within[None, :] * 0, mask=there)
-            source = (slot // BLOCK * HEADS + (unit % HEADS)[:, None]) * BLOCK + slot % BLOCK
-            source = tl.reshape(source, [PAIRS * RUN])[:, None] * (D + DV)  # seen to be a multiple: wide loads
-            to, there = tl.reshape(to, [PAIRS * RUN])[:, None], tl.reshape(there, [PAIRS * RUN])[:, None]
-            key = tl.load(host + source + at[None, :], mask=there & (at < D)[None, :])
-            value = tl.load(host + source + D + at_v[None, :], mask=there & (at_v < DV)[None, :])
-            tl.store(hot_k + to * D + at[None, :], key, mask=there & (at < D)[None, :])
-            tl.store(hot_v + to * DV + at_v[None, :], value, mask=there & (at_v < DV)[None, :])
+        if begin < pairs:
+            source, to, there = _pair(
+                begin, base, come, length, page_start, page_list, slots, starts, missing, lacking, old, olds, level,
+                levels, position, used, even, evens, scores, place_of, caps_per_request, first, sink, room, HEADS, RUN,
+                P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
+            )  # fmt: skip
+            for opening in range(begin, pairs, step):
+                row, hot, mask = source[:, None] * (D + DV), to[:, None], there[:, None]  # wide loads: a multiple
+                key = tl.load(host + row + at, mask=mask & (at < D))
+                value = tl.load(host + row + D + at_v, mask=mask & (at_v < DV))
+                if opening + step < pairs:  # found out while these are on their way
+                    source, to, there = _pair(
+                        opening + step, base, come, length, page_start, page_list, slots, starts, missing, lacking, old,
+                        olds, level, levels, position, used, even, evens, scores, place_of, caps_per_request, first,
+                        sink, room, HEADS, RUN, P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
+                    )  # fmt: skip
+                tl.store(hot_k + hot * D + at, key, mask=mask & (at < D))
+                tl.store(hot_v + hot * DV + at_v, value, mask=mask & (at_v < DV))
 
 
 def swap_in(
@@ -98,10 +121,10 @@ def swap_in(
         step.length, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old, work.olds,
         work.level, work.levels, work.comes, host, hot.k, hot.v, hot.position, hot.score if merged else hot.used,
         work.even, work.evens, work.scores, work.place, units, step.cap.shape[1],
-        layer.first, work.splits(units), sink, work.room,
+        layer.first, sink, work.room,
         HEADS=heads, RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
-        UNITS=min(_UNITS, triton.next_power_of_2(units)), MOST=MOST_SPLITS, PAIRS=_ROWS[work.run] // work.run,
+        UNITS=min(_UNITS, triton.next_power_of_2(units)), SPLITS=work.splits(units), PAIRS=_ROWS[work.run] // work.run,
         MERGED=merged, num_warps=8,
     )  # fmt: skip
 

@@ -7,7 +7,8 @@ import torch
 from hetero_sglang.ops.reference.choose import BINS, score_bin
 from hetero_sglang.ops.triton.index import MOST_FIELDS
 
-TILE = 256  # runs or places that a program looks at together
+TILE = 1024  # places that a program looks at together; of runs twice as many
+ALIGNED = 64  # a split's share of places is a multiple of
 READ = 1024  # tokens
 MOST_PARTS = 128  # of a unit's tokens
 MOST_SPLITS = 64  # of its runs, and of its places
@@ -26,9 +27,9 @@ class Workspace:
 
     def __init__(
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
-        device: torch.device | str, pivots: int = 0,
+        device: torch.device | str, pivots: int = 0, probed: bool = False,
     ) -> None:  # fmt: skip
-        """`pivots`: of a layer, at most."""
+        """`pivots`: of a layer, at most; `probed`: heads have an index."""
         self.heads, self.group, self.tokens, self.run, self.room = heads, group, tokens, run, most
         units = batch * heads
         self.context = context
@@ -45,6 +46,7 @@ class Workspace:
         self.factors = make(units, group, MOST_FIELDS, dtype=torch.float32)
         self.top = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.total = make(units, MOST_PARTS, group, dtype=torch.float32)
+        self.exponents = make(tokens * heads * probed * asked_in_all(group), dtype=torch.bfloat16)  # of tokens, by query
         self.scores = make(tokens * heads, dtype=torch.float32)  # of runs; a unit's begin where its tokens do
         self.wanted = make(units, BINS)  # runs by the bin of their score
         self.idle = make(units, BINS)  # unwanted places by the bin of their last use
@@ -124,6 +126,11 @@ class Workspace:
             t.numel() * t.element_size()
             for t in {t.data_ptr(): t for t in vars(self).values() if isinstance(t, torch.Tensor)}.values()
         )
+
+
+def asked_in_all(group: int) -> int:
+    """Queries that a unit's exponents have room for: asked together by fours, twos or one by one."""
+    return group if group < 3 else -(-group // 4) * 4
 
 
 def _pieces(units: int, context: int, most: int, tile: int, programs: int) -> int:
