@@ -60,7 +60,9 @@ def measure(
     server.flush()
 
 
-def stream(server: Server, prompts: list[list[int]], steps: int, every: int = 1, temperature: float = 0.0) -> list[Stream]:
+def stream(
+    server: Server, prompts: list[list[int]], steps: int, every: int = 1, temperature: float = 0.0
+) -> list[Stream]:
     """The prompts' requests of `steps` tokens each, run together; `every`: tokens per message."""
     streams = [Stream(server.url, prompt, steps, every, temperature) for prompt in prompts]
     run_together(streams)

@@ -71,7 +71,9 @@ class Layers:
     def _hold(self, places: int, tokens: int, run: int) -> None:
         """Every head's selected rows hold runs; half were last wanted by the prompt, half in the last 500 steps."""
         hot, rows = self.hot, places * run
-        heads, used = (x[: hot.pages].view(self.step.cap.numel(), -1)[:, SINK:][:, :rows] for x in (hot.position, hot.used))
+        heads, used = (
+            x[: hot.pages].view(self.step.cap.numel(), -1)[:, SINK:][:, :rows] for x in (hot.position, hot.used)
+        )
         for head in range(heads.shape[0]):
             held = torch.randperm((tokens - WINDOW) // run - SINK // run, device=heads.device)[:places] + SINK // run
             heads[head] = (held[:, None] * run + torch.arange(run, device=heads.device)).flatten().int()

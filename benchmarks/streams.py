@@ -13,7 +13,8 @@ from statistics import mean
 
 @dataclass
 class Stream:
-    """One request, greedy unless `temperature` is above 0; `times` are seconds on the monotonic clock, one per message, `counts` tokens so far then.
+    """One request, greedy unless `temperature` is above 0; `times` are seconds on the monotonic clock, one per message,
+    `counts` tokens so far then.
 
     A server that is busy puts several tokens in one message; `every`: it is asked to put that many in each, so that
     many streams together do not wait for this process.

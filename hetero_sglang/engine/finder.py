@@ -59,7 +59,8 @@ class Finder(ABC):
 
     def workspace(self, batch: int, context: int) -> Any:
         """For steps of up to `batch` requests of up to `context` tokens."""
-        floats = self.widest * (1 + self.probed * (self.group + 3) // 2) + self.followed * (self.group + 1)  # of a token
+        each = 1 + self.probed * (self.group + 3) // 2  # floats for a token of a request, by head
+        floats = self.widest * each + self.followed * (self.group + 1)
         tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * floats)))
         work = self.ops.Workspace(
             batch, self.widest, self.group, context, tokens, self.run, self.room, self.device, self.followed,

@@ -60,7 +60,16 @@ class Lazy(Finder):
         if self.most.get(step.work) != most:
             self.most[step.work] = most
             step.work.most.fill_(most)
+        if wanted is not None:
+            self._unsettle()
         super().begin(step, known, lengths)
+
+    def _unsettle(self) -> None:
+        """For measurements: some directions count the other way from this step on, so that heads want other rows."""
+        sizes = [each.offset.numel() for each in self.index]
+        signs = torch.randint(0, 2, (sum(sizes),), device=self.device).float() * 2 - 1
+        turned = [x.view_as(each.offset)[:, None] for x, each in zip(signs.split(sizes), self.index, strict=True)]
+        torch._foreach_mul_([each.decode for each in self.index], turned)
 
     def ahead(
         self, layer: int, step: DecodeStep, tables: StepTables, queries: Callable[[], torch.Tensor], scale: float

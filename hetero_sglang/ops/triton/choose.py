@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
+from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.probe import score_bin, span
 from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, Workspace
 
@@ -62,19 +64,23 @@ def _hold(
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
     PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Places whose run is wanted are used now, and their runs no longer candidates; the others count by last use."""
     unit, split = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        gdc_launch_dependents()
     request = unit // HEADS
     number = request * caps_per_request + first + unit % HEADS
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
-    if (tokens <= rows) | (places <= 0) | (begins < 0):
-        return
+    out = (tokens <= rows) | (places <= 0) | (begins < 0)
     scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
     begin, end = span(places, split, splits, ALIGNED)
-    if begin >= end:
+    if out | (begin >= end):
+        if PDL:
+            gdc_wait()  # whoever ends has seen the kernel before it end
         return
     start = tl.load(page_start + number)
     counted = tl.zeros([BINS], tl.int32)
@@ -86,6 +92,8 @@ def _hold(
         run = tl.load(position + row, mask=here, other=0) // RUN
         before = tl.load(used + row, mask=here, other=0)
         mine = scores + run
+        if PDL and opening == begin:
+            gdc_wait()
         score = tl.load(mine, mask=here, other=-1.0)
         # Not before: these loads are on their way meanwhile.
         edge, _, _, _ = _edge(wanted, unit, places, sink // RUN, (tokens - window) // RUN, PART, BINS)
@@ -108,10 +116,12 @@ def _keep(
     length, cap, place_of, page_start, page_list, position, worth, scores, wanted, idle, flag, fading,
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, FINE: tl.constexpr,
-    LEAST: tl.constexpr, ALIGNED: tl.constexpr,
+    LEAST: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of a head that is to be refilled: what its rows are worth now, which are no candidates any more."""
     unit, split = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        gdc_launch_dependents()
     if tl.load(flag + unit) == 0:
         return
     request = unit // HEADS
@@ -158,13 +168,16 @@ def _exchange(
     old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
-    MERGED: tl.constexpr, ALIGNED: tl.constexpr,
+    MERGED: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Half of the programs: runs that are wanted and not held. The others: places that are given away, as many as runs
     come, longest unwanted or worth least first. A split lists its first `room`, and looks no further than for all
     that come."""
     unit, split, giving = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = unit // HEADS
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     number = request * caps_per_request + first + unit % HEADS
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window - RUN + 1) // RUN
@@ -248,24 +261,26 @@ def choose(
     splits, per_request = work.splits(units), step.cap.shape[1]
     sizes = dict(
         HEADS=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
-        LEAST=LEAST, num_warps=8,
+        LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=8,
     )  # fmt: skip
-    common = (per_request, layer.first, splits, sink, window)
+    common, pdl = (per_request, layer.first, splits, sink, window), overlaps(step.length.device)
     if merged:
         _keep[(units, splits)](
             step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.score, work.scores,
             work.wanted, work.idle, work.flag, work.fading, *common,
-            HEADS=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, ALIGNED=ALIGNED, num_warps=8,
+            HEADS=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, ALIGNED=ALIGNED, PDL=pdl,
+            num_warps=8,
         )  # fmt: skip
     else:
         _hold[(units, 2 * splits)](
             step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
-            work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink, window, ALIGNED=ALIGNED,
+            work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink, window, maxnreg=64,
+            **early(pdl),
             **sizes,
         )  # fmt: skip
     _exchange[(units, splits, 2)](
         step.length, step.cap, work.place, step.page_start, step.page_list, hot.score if merged else hot.used,
         work.scores, work.wanted, work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds,
         work.level, work.levels, work.comes, work.counted, work.flag, work.even, work.evens, *common, work.room,
-        MERGED=merged, ALIGNED=ALIGNED, **sizes,
+        MERGED=merged, **early(pdl), **sizes,
     )  # fmt: skip

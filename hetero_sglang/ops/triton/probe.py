@@ -12,9 +12,11 @@ import torch
 import triton
 import triton.language as tl
 from triton import knobs
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
+from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
 from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, Workspace
 
@@ -239,10 +241,13 @@ def _exponents(
     NOTHING: tl.constexpr, HIGHEST: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
     N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr,
     FIELDS: tl.constexpr, MOST_FIELDS: tl.constexpr, MOST_DIRECTIONS: tl.constexpr, ASM: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Of a part's tokens: 2 ** (logit - top), where `top` is each query's highest of the part's first tokens; and their
     sum. bfloat16 has room for much higher ones among the later tokens."""
     unit, part, asker = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if PDL:
+        gdc_launch_dependents()
     request, compressed = unit // HEADS, unit % HEADS
     begins = tl.load(place + request)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
@@ -309,12 +314,15 @@ def _scores(
     length, cap, place, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
     COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
-    MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr,
+    MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of the same parts' runs, SHARED programs to a part: a token's mean share of the queries' attention, a run's best;
     and their bins' counts."""
     unit, part, some = tl.program_id(0), tl.program_id(1) // SHARED, tl.program_id(1) % SHARED
     request, compressed = unit // HEADS, unit % HEADS
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
     if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0):
         return
@@ -375,7 +383,7 @@ def probe(
     askers = triton.cdiv(group, queries)
     sizes = dict(
         HEADS=heads, GROUP=group, QUERIES=queries, ASKERS=askers, TOKENS=READ, BINS=BINS, MOST=MOST_PARTS,
-        NOTHING=_NOTHING, num_warps=_WARPS,
+        NOTHING=_NOTHING, PDL=overlaps(q.device), num_warps=_WARPS,
     )  # fmt: skip
     _exponents[(units, parts, askers)](
         q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.weights,
@@ -390,5 +398,6 @@ def probe(
     _scores[(units, parts * _SHARED)](
         step.length, step.cap, work.place, work.exponents, work.top, work.total, work.scores, work.wanted,
         step.cap.shape[1], layer.first, parts, sink, window, COUNT=32 * _WARPS * (1 if work.run > 1 else 4),
-        RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED, **sizes,
+        RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED, **early(overlaps(q.device)),
+        **sizes,
     )  # fmt: skip

@@ -8,13 +8,15 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.workspace import Workspace
 
-PROGRAMS = 8  # beside a step
+PROGRAMS = 16  # beside a step
 ALONE = 32  # with the device to themselves
 _ROWS = {1: 32, 4: 64, 8: 64}  # by run: rows under way at once in a program
 _UNITS = 64  # whose counts a program looks through at once
@@ -81,8 +83,10 @@ def _swap_in(
     hot_k, hot_v, position, used, even, evens, scores, place_of, units, caps_per_request, first, sink, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, SPLITS: tl.constexpr, PAIRS: tl.constexpr,
-    MERGED: tl.constexpr,
+    MERGED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        gdc_wait()
     at, at_v = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
     begin, step = tl.program_id(0) * PAIRS, tl.num_programs(0) * PAIRS
     for base in range(0, units, UNITS):
@@ -116,7 +120,7 @@ def swap_in(
     """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's."""
     heads = layer.heads.numel()
     units = step.length.numel() * heads
-    dim, v_dim = hot.k.shape[-1], hot.v.shape[-1]
+    dim, v_dim, pdl = hot.k.shape[-1], hot.v.shape[-1], overlaps(slots.device)
     _swap_in[(programs,)](
         step.length, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old, work.olds,
         work.level, work.levels, work.comes, host, hot.k, hot.v, hot.position, hot.score if merged else hot.used,
@@ -125,7 +129,7 @@ def swap_in(
         HEADS=heads, RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
         UNITS=min(_UNITS, triton.next_power_of_2(units)), SPLITS=work.splits(units), PAIRS=_ROWS[work.run] // work.run,
-        MERGED=merged, num_warps=8,
+        MERGED=merged, PDL=pdl, num_warps=8, **early(pdl),
     )  # fmt: skip
 
 

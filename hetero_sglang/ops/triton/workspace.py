@@ -46,7 +46,8 @@ class Workspace:
         self.factors = make(units, group, MOST_FIELDS, dtype=torch.float32)
         self.top = make(units, MOST_PARTS, group, dtype=torch.float32)
         self.total = make(units, MOST_PARTS, group, dtype=torch.float32)
-        self.exponents = make(tokens * heads * probed * asked_in_all(group), dtype=torch.bfloat16)  # of tokens, by query
+        # of tokens, by query
+        self.exponents = make(tokens * heads * probed * asked_in_all(group), dtype=torch.bfloat16)
         self.scores = make(tokens * heads, dtype=torch.float32)  # of runs; a unit's begin where its tokens do
         self.wanted = make(units, BINS)  # runs by the bin of their score
         self.idle = make(units, BINS)  # unwanted places by the bin of their last use
