@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class Finder(ABC):
     def __init__(self, parts: Parts) -> None:
         self.cache, self.policy, self.ops, self.layers = parts.cache, parts.policy, parts.ops, parts.layers
         self.tables, self.group, self.settings = parts.tables, parts.group, parts.cache.settings
+        self.context = parts.context
         self.device = self.cache.hot.k.device
         self.widest = max(len(x.compressed) for x in self.settings.layout.layers)
         self.counted: torch.Tensor | None = None  # by the device: rows that came, late ones, looks, drifts
@@ -120,3 +121,9 @@ class Finder(ABC):
 
     def close(self) -> None:  # noqa: B027
         """End what it started."""
+
+
+def pieces(count: int, size: int) -> Iterator[slice]:
+    """`count` things in slices that the looks' workspace has room for, where each takes `size` bytes at a time."""
+    most = max(1, LOOK_WORKSPACE // size)
+    return (slice(at, min(at + most, count)) for at in range(0, count, most))

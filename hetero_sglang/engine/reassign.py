@@ -16,7 +16,7 @@ import torch
 from hetero_sglang.cache.lanes import Mark, download, mark
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.layout import OWN
-from hetero_sglang.engine.finder import Parts
+from hetero_sglang.engine.finder import Parts, pieces
 from hetero_sglang.ops.base import LayerPivots, StepTables
 from hetero_sglang.ops.step import DecodeStep
 
@@ -89,30 +89,40 @@ class Reassign:
 
     def compare(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
         """Agreements of a layer's satellites with its pivots, after they were refilled; q [B, Hq, D]."""
+        buffers, pivots, dim = self.parts.layers[layer], self.pivots[layer], q.shape[2]
+        heads, most = buffers.compressed.numel() + 3 * pivots.head.numel(), 8 * dim  # bytes of a token's key, twice
+        for some in pieces(tables.length.numel(), most * heads * step.longest):
+            agreed = self._agreed(layer, step, tables, q, scale, some)
+            step.work.agreed[buffers.numbers, some, : pivots.head.numel()] = agreed.transpose(0, 1)
+
+    def _agreed(
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float, some: slice
+    ) -> torch.Tensor:
+        """Of some of the requests, b in all: [b, C, P], -1 where nothing can be told."""
         buffers, pivots, hot = self.parts.layers[layer], self.pivots[layer], self.cache.hot
-        batch = tables.length.numel()
-        grouped, length = q.unflatten(1, (-1, self.parts.group)).float(), tables.length.long()  # [B, H, G, D]
+        grouped, length = q[some].unflatten(1, (-1, self.parts.group)).float(), tables.length[some].long()
         at = torch.arange(step.longest, device=self.device)
-        slots = step.slots[(step.starts[:batch, None] + at).clamp(max=step.slots.numel() - 1).long()].long()
-        there = at < length[:, None]  # [B, L]
+        slots = step.slots[(step.starts[some, None] + at).clamp(max=step.slots.numel() - 1).long()].long()
+        there = at < length[:, None]  # [b, L]
         places = torch.where(there, slots, 0)[..., None], pivots.place.long()
-        keys = buffers.resident_k[places].float()  # [B, L, P, D]
+        keys = buffers.resident_k[places].float()  # [b, L, P, D]
         logits = torch.einsum("bpgd,blpd->bpgl", grouped[:, pivots.head.long()], keys) * scale
-        seen = logits.masked_fill(~there[:, None, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [B, P, L]
-        cap, start = tables.cap[:, buffers.numbers].long(), tables.page_start[:, buffers.numbers].long()  # [B, C]
-        row = torch.arange(step.longest if step.fixed else int(cap.max()), device=self.device)
-        held = row < torch.minimum(cap, length[:, None])[..., None]  # [B, C, S]
+        seen = logits.masked_fill(~there[:, None, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [b, P, L]
+        cap, start = tables.cap[some, buffers.numbers].long(), tables.page_start[some, buffers.numbers].long()  # [b, C]
+        row = torch.arange(
+            step.longest if step.fixed else int(tables.cap[:, buffers.numbers].max()), device=self.device
+        )
+        held = row < torch.minimum(cap, length[:, None])[..., None]  # [b, C, S]
         listed = (start[..., None] + row // hot.page_size).clamp(max=tables.page_list.numel() - 1)
         flat = torch.where(held, tables.page_list[listed].long() * hot.page_size + row % hot.page_size, 0)
         token = torch.where(held, hot.position.view(-1)[flat].long(), 0).clamp(0, step.longest - 1)
-        mine = torch.where(held[..., None], hot.k.view(-1, hot.k.shape[-1])[flat].float(), 0.0)  # [B, C, S, D]
+        mine = torch.where(held[..., None], hot.k.view(-1, hot.k.shape[-1])[flat].float(), 0.0)  # [b, C, S, D]
         own = torch.einsum("bcgd,bcsd->bcgs", grouped[:, buffers.compressed], mine) * scale
-        own = own.masked_fill(~held[:, :, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [B, C, S]
-        every = seen[:, None].expand(-1, cap.shape[1], -1, -1)  # [B, C, P, L]
-        theirs = every.gather(3, token[:, :, None].expand(-1, -1, seen.shape[1], -1)) * held[:, :, None]  # [B, C, P, S]
+        own = own.masked_fill(~held[:, :, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [b, C, S]
+        every = seen[:, None].expand(-1, cap.shape[1], -1, -1)  # [b, C, P, L]
+        theirs = every.gather(3, token[:, :, None].expand(-1, -1, seen.shape[1], -1)) * held[:, :, None]  # [b, C, P, S]
         covered = theirs.sum(-1) / seen.sum(-1)[:, None]  # a head is judged while it holds what its pivot looks at
-        agreed = torch.where(covered >= self.settings.drift_threshold, agreement(own[:, :, None], theirs), -1.0)
-        step.work.agreed[buffers.numbers, :batch, : seen.shape[1]] = agreed.transpose(0, 1)
+        return torch.where(covered >= self.settings.drift_threshold, agreement(own[:, :, None], theirs), -1.0)
 
     def _take(self, check: _Check) -> None:
         layers, open_ = self.settings.layout.layers, check.ws.refillable(check.length)

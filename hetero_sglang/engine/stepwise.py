@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from hetero_sglang.cache.working_set import ring_row
-from hetero_sglang.engine.finder import Finder
+from hetero_sglang.engine.finder import Finder, pieces
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.step import LENGTH, PROMPT, ROOM, UNITS, DecodeStep
 from hetero_sglang.policy.base import Index
 from hetero_sglang.selection import top
+
+_BYTES = 64  # that choosing takes at a time for each token of a head
 
 
 class Stepwise(Finder):
@@ -27,7 +29,7 @@ class Stepwise(Finder):
     def workspace(self, batch: int, context: int) -> object:
         """Any head may change all of its rows."""
         splits = self.ops.Workspace.splits_of(batch * self.widest, context)
-        self.room = max(self.room, -(-context // splits))
+        self.room = max(self.room, -(-self._most(context) // splits))
         return super().workspace(batch, context)
 
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:
@@ -81,28 +83,36 @@ class Stepwise(Finder):
         made = inputs[UNITS] + length // self.index.span
         units = torch.where(room > 0, torch.minimum(made, room), 0)
         self._extend(start, first, cap, length, units, (made <= room) & (length > prompt))
-        width = step.longest
         queries = q.unflatten(1, (-1, self.group))[:, buffers.compressed].flatten(0, 1)  # [N, G, D]
-        scores = self._scores(first, units, queries, scale, width)
         due = (cap < length) & (room > 0) & ((length - prompt) % self.settings.monitor_interval == 0)
-        at = torch.arange(width, device=self.device)
-        inside = (at >= rule.sink) & (at < (length - rule.window)[:, None])
         places = torch.where(due, cap - rule.sink - rule.window, 0).clamp(min=0)  # [N]
-        chosen = top.best(scores, places, inside)
-        row = torch.arange(self._most(step), device=self.device)
-        there = row < places[:, None]
-        flat = self._flat(start[:, None], rule.sink + row)  # [N, S]
-        swaps = top.exchange(chosen, hot.position.view(-1)[flat].long(), there)
-        count = torch.where(due, swaps.count, 0)
-        taken = flat.gather(1, swaps.places.clamp(max=row.numel() - 1))
-        step.work.give(swaps.tokens, swaps.places, taken, count, heads)
+        found = [
+            self._choose(step, start[some], first[some], units[some], length[some], places[some], queries[some], scale)
+            for some in pieces(len(length), _BYTES * step.longest)
+        ]
+        tokens, rows, taken, count = (torch.cat(each) for each in zip(*found, strict=True))
+        step.work.give(tokens, rows, taken, torch.where(due, count, 0), heads)
         self.ops.swap_in(buffers, buffers.host, step.slots, step.starts, tables, hot, rule.sink, step.work)
 
-    def _most(self, step: DecodeStep) -> int:
-        """Rows of any full head, at most: it holds fewer than its request has tokens."""
-        share = int(step.context * max(self.settings.layout.fractions, default=0.0)) + 1
-        bound = max(share, self.settings.rule.dense_below)  # kept whole until it had so many
-        return min(bound, step.context) if step.fixed else step.longest
+    def _choose(
+        self, step: DecodeStep, start: torch.Tensor, first: torch.Tensor, units: torch.Tensor, length: torch.Tensor,
+        places: torch.Tensor, q: torch.Tensor, scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Tokens that come [N, S], the places that they take and these's flat hot rows, and how many; q [N, G, D]."""
+        rule, hot, width = self.settings.rule, self.cache.hot, step.longest
+        scores = self._scores(first, units, q, scale, width)
+        at = torch.arange(width, device=self.device)
+        inside = (at >= rule.sink) & (at < (length - rule.window)[:, None])
+        row = torch.arange(self._most(width), device=self.device)
+        flat = self._flat(start[:, None], rule.sink + row)  # [N, S]
+        held = hot.position.view(-1)[flat].long()
+        swaps = top.exchange(top.best(scores, places, inside), held, row < places[:, None])
+        return swaps.tokens, swaps.places, flat.gather(1, swaps.places.clamp(max=row.numel() - 1)), swaps.count
+
+    def _most(self, tokens: int) -> int:
+        """Rows of any full head of requests of up to `tokens` tokens: it holds fewer than its request has."""
+        share = int(self.context * max(self.settings.layout.fractions, default=0.0)) + 1
+        return min(max(share, self.settings.rule.dense_below), tokens)  # kept whole until it had so many
 
     def _extend(
         self, start: torch.Tensor, first: torch.Tensor, cap: torch.Tensor, length: torch.Tensor, units: torch.Tensor,
