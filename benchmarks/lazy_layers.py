@@ -58,8 +58,8 @@ class Layers:
         bits = (-(2**15), 2**15)
         self.layers = [
             LayerIndex(
-                heads, torch.randint(*bits, (HEADS, slots, words(FIELDS)), dtype=torch.int16, device=device), decode,
-                decode, offset, FIELDS, layer * HEADS,
+                heads, heads, torch.randint(*bits, (HEADS, slots, words(FIELDS)), dtype=torch.int16, device=device),
+                decode, decode, offset, FIELDS, layer * HEADS,
             )
             for layer in range(LAYERS)
         ]  # fmt: skip

@@ -107,7 +107,8 @@ def _swaps(
     opening = torch.arange(0, pages, pages // units, **ints).view(requests, HEADS)
     step = StepTables(torch.full((requests,), tokens, **ints), torch.zeros_like(opening), opening, lists)
     nothing = torch.empty(0, device=device)
-    layer = LayerIndex(torch.arange(HEADS, **ints), nothing, nothing, nothing, nothing, ((16, 1),), 0)
+    every = torch.arange(HEADS, **ints)
+    layer = LayerIndex(every, every, nothing, nothing, nothing, nothing, ((16, 1),), 0)
     slots = scattered(host, requests * tokens, BLOCK).to(device, torch.int32)
     starts = torch.arange(requests, **ints) * tokens
     layers = [Workspace(requests, HEADS, 1, 1, 1, length, runs, device) for _ in range(LAYERS)]

@@ -60,7 +60,7 @@ class Finder(ABC):
 
     def workspace(self, batch: int, context: int) -> Any:
         """For steps of up to `batch` requests of up to `context` tokens."""
-        each = 1 + self.probed * (self.group + 3) // 2  # floats for a token of a request, by head
+        each = 1 + self.probed * 2 * -(-self.group // 4)  # floats for a token of a request, by head
         floats = self.widest * each + self.followed * (self.group + 1)
         tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * floats)))
         work = self.ops.Workspace(

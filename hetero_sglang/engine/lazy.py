@@ -29,9 +29,9 @@ class Lazy(Finder):
         assert store is not None
         self.run, self.room = store.run, self.settings.most_swaps
         self.index = [
-            LayerIndex(layer.heads, rows, encode, decode, offset, store.fields, layer.first)
-            for layer, rows, encode, decode, offset in zip(
-                self.layers, store.rows, store.encode, store.decode, store.offset, strict=True
+            LayerIndex(layer.heads[which.long()], which, rows, encode, decode, offset, store.fields, layer.first)
+            for layer, which, rows, encode, decode, offset in zip(
+                self.layers, store.which, store.rows, store.encode, store.decode, store.offset, strict=True
             )
         ]
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace

@@ -62,6 +62,11 @@ class LayerBuffers:
         """Of the compressed ones, [C] int32."""
         return self.compressed.int()
 
+    @cached_property
+    def which(self) -> torch.Tensor:
+        """The compressed heads' own indexes: [C] int32."""
+        return torch.arange(self.host.shape[1], dtype=torch.int32, device=self.role.device)
+
     @property
     def numbers(self) -> slice:
         """The layer's compressed heads among the rank's."""
@@ -80,10 +85,12 @@ class StepTables:
 
 @dataclass(frozen=True)
 class LayerIndex:
-    """One layer's key index: `heads` [C] int32 of the layer's, `rows` int16 [C, slots, words], float32 `encode`,
-    `decode` [C, D, R] and `offset` [C, R]; `first`: compressed heads in earlier layers."""
+    """One layer's key index, of those I of its C compressed heads that have one: `heads` [I] int32 of the layer's, and
+    `which` [I] int32 of the compressed ones; `rows` int16 [I, slots, words], float32 `encode`, `decode` [I, D, R] and
+    `offset` [I, R]; `first`: compressed heads in earlier layers."""
 
     heads: torch.Tensor
+    which: torch.Tensor
     rows: torch.Tensor
     encode: torch.Tensor
     decode: torch.Tensor

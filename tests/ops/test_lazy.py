@@ -100,7 +100,16 @@ def make(
     encode, offset = random_index(fields, HEADS, DIM, g)
     decode = torch.randn(HEADS, DIM, sum(count for count, _ in fields), generator=g) / 12
     rows = torch.randint(-(2**15), 2**15, (HEADS, SLOTS, words(fields)), generator=g).to(torch.int16)
-    layer = LayerIndex(torch.tensor([1, 3], dtype=torch.int32), rows, encode, decode, offset, fields, FIRST)
+    layer = LayerIndex(
+        torch.tensor([1, 3], dtype=torch.int32),
+        torch.arange(2, dtype=torch.int32),
+        rows,
+        encode,
+        decode,
+        offset,
+        fields,
+        FIRST,
+    )
     world = World(layer, None, hot, host, slots, starts, torch.empty(0), tokens, run)
     for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
         mine = every[at : at + length]

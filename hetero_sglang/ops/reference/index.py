@@ -78,11 +78,10 @@ def probe(
     `slots`: the requests' token slots, request b's from starts[b] on. Heads that still hold every token are left out.
     Leaves scores of runs in `work`.
     """
-    heads = layer.heads.numel()
     queries = q.unflatten(1, (-1, work.group))[:, layer.heads.long()]  # [B, C, G, D]
     for request, (length, start) in enumerate(zip(step.length.tolist(), starts.tolist(), strict=False)):
-        full = (step.cap[request, layer.first : layer.first + heads] < length).nonzero()[:, 0]
+        full = (step.cap[request, layer.first + layer.which] < length).nonzero()[:, 0]
         if full.numel() and length:
             rows = layer.rows[full].index_select(1, slots[start : start + length - 1].long())  # [C, L - 1, words]
             guess = attention_guess(queries[request, full], rows, layer.decode[full], layer.fields, scale)
-            work.found.append(Found(request, full, run_scores(guess, work.run)))
+            work.found.append(Found(request, layer.which[full], run_scores(guess, work.run)))

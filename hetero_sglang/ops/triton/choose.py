@@ -60,7 +60,7 @@ def _append(listed, level, count, same, what, mask, alike, room):
 
 @triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
 def _hold(
-    length, cap, place_of, page_start, page_list, position, used, scores, wanted, idle, hits,
+    length, cap, place_of, which, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
     PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
@@ -71,7 +71,7 @@ def _hold(
     if PDL:
         gdc_launch_dependents()
     request = unit // HEADS
-    number = request * caps_per_request + first + unit % HEADS
+    number = request * caps_per_request + first + tl.load(which + unit % HEADS)
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
@@ -113,7 +113,7 @@ def _hold(
 
 @triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
 def _keep(
-    length, cap, place_of, page_start, page_list, position, worth, scores, wanted, idle, flag, fading,
+    length, cap, place_of, which, page_start, page_list, position, worth, scores, wanted, idle, flag, fading,
     caps_per_request, first, splits, sink, window,
     HEADS: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, FINE: tl.constexpr,
     LEAST: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
@@ -125,7 +125,7 @@ def _keep(
     if tl.load(flag + unit) == 0:
         return
     request = unit // HEADS
-    number = request * caps_per_request + first + unit % HEADS
+    number = request * caps_per_request + first + tl.load(which + unit % HEADS)
     places, tokens = tl.load(cap + number) - sink - window, tl.load(length + request)
     scores += tl.load(place_of + request).to(tl.int64) * HEADS + unit % HEADS * tokens
     begin, end = span(places, split, splits, ALIGNED)
@@ -164,7 +164,7 @@ def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window", "room"])
 def _exchange(
-    length, cap, place_of, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking,
+    length, cap, place_of, which, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking,
     old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window, room,
     HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
@@ -178,7 +178,7 @@ def _exchange(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    number = request * caps_per_request + first + unit % HEADS
+    number = request * caps_per_request + first + tl.load(which + unit % HEADS)
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window - RUN + 1) // RUN
     low, high = sink // RUN, (tokens - window) // RUN
@@ -266,21 +266,21 @@ def choose(
     common, pdl = (per_request, layer.first, splits, sink, window), overlaps(step.length.device)
     if merged:
         _keep[(units, splits)](
-            step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.score, work.scores,
-            work.wanted, work.idle, work.flag, work.fading, *common,
+            step.length, step.cap, work.place, layer.which, step.page_start, step.page_list, hot.position, hot.score,
+            work.scores, work.wanted, work.idle, work.flag, work.fading, *common,
             HEADS=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, ALIGNED=ALIGNED, PDL=pdl,
             num_warps=8,
         )  # fmt: skip
     else:
         _hold[(units, 2 * splits)](
-            step.length, step.cap, work.place, step.page_start, step.page_list, hot.position, hot.used, work.scores,
-            work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink, window, maxnreg=64,
-            **early(pdl),
-            **sizes,
+            step.length, step.cap, work.place, layer.which, step.page_start, step.page_list, hot.position, hot.used,
+            work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink, window,
+            maxnreg=64, **early(pdl), **sizes,
         )  # fmt: skip
     _exchange[(units, splits, 2)](
-        step.length, step.cap, work.place, step.page_start, step.page_list, hot.score if merged else hot.used,
-        work.scores, work.wanted, work.idle, work.hits, work.most, work.missing, work.lacking, work.old, work.olds,
-        work.level, work.levels, work.comes, work.counted, work.flag, work.even, work.evens, *common, work.room,
+        step.length, step.cap, work.place, layer.which, step.page_start, step.page_list,
+        hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
+        work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
+        work.evens, *common, work.room,
         MERGED=merged, **early(pdl), **sizes,
     )  # fmt: skip

@@ -234,7 +234,7 @@ def _logits(
 
 @triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
 def _exponents(
-    q, slots, starts, length, cap, place, heads, rows, decode, weights, fours, factors, exponents, tops, totals,
+    q, slots, starts, length, cap, place, heads, which, rows, decode, weights, fours, factors, exponents, tops, totals,
     wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, D: tl.constexpr,
     R: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
@@ -248,11 +248,11 @@ def _exponents(
     unit, part, asker = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if PDL:
         gdc_launch_dependents()
-    request, compressed = unit // HEADS, unit % HEADS
+    request, head = unit // HEADS, unit % HEADS
     begins = tl.load(place + request)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
     listed = slots + tl.load(starts + request).to(tl.int64)
-    out = (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0)
+    out = (tokens < tl.load(cap + request * caps_per_request + first + tl.load(which + head))) | (begins < 0)
     if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
@@ -262,14 +262,14 @@ def _exponents(
         return
     begin, end = span(tokens, part, parts, TOKENS)
     within, query = tl.arange(0, TOKENS), tl.arange(0, QUERIES)
-    table = rows + compressed.to(tl.int64) * slots_in_all * WORDS
+    table = rows + head.to(tl.int64) * slots_in_all * WORDS
     # Rows are read one turn ahead, their slots two.
     slot = tl.load(listed + begin + within, mask=begin + within < end, other=0).to(tl.int64)
     row = _words(table + slot * WORDS, begin + within < end, N0, B0, N1, B1, N2, B2)
     slot = tl.load(listed + begin + TOKENS + within, mask=begin + TOKENS + within < end, other=0).to(tl.int64)
     _ask(
-        q + request.to(tl.int64) * q_stride + tl.load(heads + compressed) * GROUP * D, scale,
-        decode + compressed * D * R, weights + unit * GROUP * MOST_DIRECTIONS, factors + unit * GROUP * MOST_FIELDS,
+        q + request.to(tl.int64) * q_stride + tl.load(heads + head) * GROUP * D, scale,
+        decode + head * D * R, weights + unit * GROUP * MOST_DIRECTIONS, factors + unit * GROUP * MOST_FIELDS,
         asker * QUERIES, GROUP, QUERIES, D, R, PAD, ROWS, N0, B0, N1, B1, N2, B2, MOST_FIELDS, PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
@@ -277,7 +277,7 @@ def _exponents(
         fours + unit * GROUP * (MOST_DIRECTIONS // 4), factors + unit * GROUP * MOST_FIELDS, asker * QUERIES, GROUP,
         QUERIES, R, FIELDS, MOST_FIELDS,
     )  # fmt: skip
-    mine = exponents + ((begins.to(tl.int64) * HEADS + compressed * (tokens + 1)) * ASKERS + asker * tokens) * QUERIES
+    mine = exponents + ((begins.to(tl.int64) * HEADS + head * (tokens + 1)) * ASKERS + asker * tokens) * QUERIES
     minus = tl.where(begin + within < end, 0.0, -NOTHING)
     logits = _logits(row, minus, weight, factor, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
     top: tl.tuple = ()
@@ -311,7 +311,7 @@ def _exponents(
 
 @triton.jit(do_not_specialize=["caps_per_request", "first", "parts", "sink", "window"])
 def _scores(
-    length, cap, place, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
+    length, cap, place, which, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
     COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
     MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
@@ -319,14 +319,14 @@ def _scores(
     """Of the same parts' runs, SHARED programs to a part: a token's mean share of the queries' attention, a run's best;
     and their bins' counts."""
     unit, part, some = tl.program_id(0), tl.program_id(1) // SHARED, tl.program_id(1) % SHARED
-    request, compressed = unit // HEADS, unit % HEADS
+    request, head = unit // HEADS, unit % HEADS
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
-    if (tokens < tl.load(cap + request * caps_per_request + first + compressed)) | (begins < 0):
+    if (tokens < tl.load(cap + request * caps_per_request + first + tl.load(which + head))) | (begins < 0):
         return
-    offset = begins.to(tl.int64) * HEADS + compressed * (tokens + 1)
+    offset = begins.to(tl.int64) * HEADS + head * (tokens + 1)
     mine, theirs = scores + offset, exponents + offset * ASKERS * QUERIES
     low, high = sink // RUN, (tokens + 1 - window) // RUN
     begin, end = span(tokens, part, parts, TOKENS)
@@ -386,7 +386,8 @@ def probe(
         NOTHING=_NOTHING, PDL=overlaps(q.device), num_warps=_WARPS,
     )  # fmt: skip
     _exponents[(units, parts, askers)](
-        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.rows, layer.decode, work.weights,
+        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.which, layer.rows, layer.decode,
+        work.weights,
         work.fours, work.factors, work.exponents, work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0),
         layer.rows.shape[1], step.cap.shape[1], layer.first, parts, scale * 1.4426950408889634, D=dim, R=directions,
         WORDS=layer.rows.shape[2], HIGHEST=_HIGHEST, PAD=pad,
@@ -396,7 +397,7 @@ def probe(
         ASM=not knobs.runtime.interpret, **sizes,
     )  # fmt: skip
     _scores[(units, parts * _SHARED)](
-        step.length, step.cap, work.place, work.exponents, work.top, work.total, work.scores, work.wanted,
+        step.length, step.cap, work.place, layer.which, work.exponents, work.top, work.total, work.scores, work.wanted,
         step.cap.shape[1], layer.first, parts, sink, window, COUNT=32 * _WARPS * (1 if work.run > 1 else 4),
         RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED, **early(overlaps(q.device)),
         **sizes,

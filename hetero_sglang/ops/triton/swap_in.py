@@ -38,10 +38,10 @@ def _listed(lists, counts, unit, number, room, SPLITS: tl.constexpr):
 
 @triton.jit
 def _pair(
-    opening, base, come, length, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels,
-    position, used, even, evens, scores, place_of, caps_per_request, first, sink, room,
-    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, UNITS: tl.constexpr,
-    SPLITS: tl.constexpr, PAIRS: tl.constexpr, MERGED: tl.constexpr,
+    opening, base, come, length, which, page_start, page_list, slots, starts, missing, lacking, old, olds, level,
+    levels, position, used, even, evens, scores, place_of, caps_per_request, first, sink, room,
+    HEADS: tl.constexpr, STORED: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    UNITS: tl.constexpr, SPLITS: tl.constexpr, PAIRS: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
     """The next runs and their places: host rows, flat hot rows [PAIRS * RUN] int64, and which there are. What is known
     of the rows beside their content is written."""
@@ -57,7 +57,8 @@ def _pair(
     run = tl.where(pair < sure, run, more)
     older, total = _listed(old, olds, unit, pair, room, SPLITS)
     same, _ = _listed(level, levels, unit, pair - total, room, SPLITS)
-    start = tl.load(page_start + request * caps_per_request + first + unit % HEADS, mask=here, other=0)
+    head = tl.load(which + unit % HEADS)
+    start = tl.load(page_start + request * caps_per_request + first + head, mask=here, other=0)
     now = tl.load(length + request, mask=here, other=0)
     listed = slots + tl.load(starts + request, mask=here, other=0).to(tl.int64)
     # Their rows: [PAIRS, RUN], then one after the other.
@@ -73,17 +74,17 @@ def _pair(
         tl.store(used + to, tl.load(scores + mine[:, None] + token, mask=there, other=0.0), mask=there)
     else:
         tl.store(used + to, now[:, None] + within[None, :] * 0, mask=there)
-    source = (slot // BLOCK * HEADS + (unit % HEADS)[:, None]) * BLOCK + slot % BLOCK
+    source = (slot // BLOCK * STORED + head[:, None]) * BLOCK + slot % BLOCK
     return tl.reshape(source, [PAIRS * RUN]), tl.reshape(to, [PAIRS * RUN]), tl.reshape(there, [PAIRS * RUN])
 
 
 @triton.jit(do_not_specialize=["units", "caps_per_request", "first", "sink", "room"])
 def _swap_in(
-    length, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, host,
+    length, which, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, host,
     hot_k, hot_v, position, used, even, evens, scores, place_of, units, caps_per_request, first, sink, room,
-    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, SPLITS: tl.constexpr, PAIRS: tl.constexpr,
-    MERGED: tl.constexpr, PDL: tl.constexpr,
+    HEADS: tl.constexpr, STORED: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, SPLITS: tl.constexpr,
+    PAIRS: tl.constexpr, MERGED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_wait()
@@ -95,9 +96,9 @@ def _swap_in(
         pairs = tl.sum(come, 0)
         if begin < pairs:
             source, to, there = _pair(
-                begin, base, come, length, page_start, page_list, slots, starts, missing, lacking, old, olds, level,
-                levels, position, used, even, evens, scores, place_of, caps_per_request, first, sink, room, HEADS, RUN,
-                P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
+                begin, base, come, length, which, page_start, page_list, slots, starts, missing, lacking, old, olds,
+                level, levels, position, used, even, evens, scores, place_of, caps_per_request, first, sink, room,
+                HEADS, STORED, RUN, P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
             )  # fmt: skip
             for opening in range(begin, pairs, step):
                 row, hot, mask = source[:, None] * (D + DV), to[:, None], there[:, None]  # wide loads: a multiple
@@ -105,9 +106,9 @@ def _swap_in(
                 value = tl.load(host + row + D + at_v, mask=mask & (at_v < DV))
                 if opening + step < pairs:  # found out while these are on their way
                     source, to, there = _pair(
-                        opening + step, base, come, length, page_start, page_list, slots, starts, missing, lacking, old,
-                        olds, level, levels, position, used, even, evens, scores, place_of, caps_per_request, first,
-                        sink, room, HEADS, RUN, P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
+                        opening + step, base, come, length, which, page_start, page_list, slots, starts, missing,
+                        lacking, old, olds, level, levels, position, used, even, evens, scores, place_of,
+                        caps_per_request, first, sink, room, HEADS, STORED, RUN, P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
                     )  # fmt: skip
                 tl.store(hot_k + hot * D + at, key, mask=mask & (at < D))
                 tl.store(hot_v + hot * DV + at_v, value, mask=mask & (at_v < DV))
@@ -122,11 +123,11 @@ def swap_in(
     units = step.length.numel() * heads
     dim, v_dim, pdl = hot.k.shape[-1], hot.v.shape[-1], overlaps(slots.device)
     _swap_in[(programs,)](
-        step.length, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old, work.olds,
-        work.level, work.levels, work.comes, host, hot.k, hot.v, hot.position, hot.score if merged else hot.used,
-        work.even, work.evens, work.scores, work.place, units, step.cap.shape[1],
+        step.length, layer.which, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old,
+        work.olds, work.level, work.levels, work.comes, host, hot.k, hot.v, hot.position,
+        hot.score if merged else hot.used, work.even, work.evens, work.scores, work.place, units, step.cap.shape[1],
         layer.first, sink, work.room,
-        HEADS=heads, RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
+        HEADS=heads, STORED=host.shape[1], RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
         UNITS=min(_UNITS, triton.next_power_of_2(units)), SPLITS=work.splits(units), PAIRS=_ROWS[work.run] // work.run,
         MERGED=merged, PDL=pdl, num_warps=8, **early(pdl),
