@@ -30,14 +30,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The best tokens of one anchor: `head` among its layer's compressed heads, `length` tokens were ranked."""
+    """The best tokens of one anchor: `head` among its layer's compressed heads."""
 
     ws: WorkingSet
     layer: int
     head: int
     positions: torch.Tensor  # [k] int32, ascending
     scores: torch.Tensor  # [k] float32
-    length: int
 
 
 class Ranking:
@@ -96,10 +95,9 @@ class Ranking:
             if isinstance(done, Failed):
                 self.counters.failed_rankings += 1
             elif asked.ws.alive and bool(self.host.unchanged(asked.slots, asked.generations).all()):
-                length = asked.slots.numel()
                 for (layer, head), positions, scores in zip(asked.heads, done.positions, done.scores, strict=True):
-                    ranked.append(Ranked(asked.ws, layer, head, positions, scores, length))
-        self.counters.worker_restarts = self.client.stats.restarts
+                    ranked.append(Ranked(asked.ws, layer, head, positions, scores))
+        self.counters.worker_restarts = self.client.restarts
         return ranked
 
     def _numbers(self, asked: Asked) -> set[int]:
@@ -118,7 +116,7 @@ class Ranking:
         """For /hetero/stats."""
         return {
             "rankings_under_way": self.under_way,
-            "worker_up": bool(self.client and self.client.stats.worker_up),
+            "worker_up": bool(self.client and self.client.up),
             "worker_pid": (self.client.pid or 0) if self.client else 0,
         }
 

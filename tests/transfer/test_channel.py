@@ -128,12 +128,12 @@ def test_messages_are_bounded_and_a_full_channel_refuses(store: HostStore, conne
     assert worker is not None and not worker.send(b"\x00" * (channel.MOST_BYTES + 1))
     nothing = torch.arange(0)
     assert client.score(nothing, [plain_item(store)] * (channel.MOST_BYTES // 6)) is None  # 6 bytes each and more
-    assert client.stats.refused == 1 and all_free(client)
+    assert all_free(client)
     os.kill(worker.pid, signal.SIGSTOP)  # nobody reads
     tickets = []
     while (ticket := client.score(nothing, [plain_item(store)])) is not None:
         tickets.append(ticket)
-    assert 100 < len(tickets) <= protocol.MOST_PENDING and client.stats.refused == 2
+    assert 100 < len(tickets) <= protocol.MOST_PENDING
     os.kill(worker.pid, signal.SIGCONT)
     assert all(isinstance(done, Scored) for done in wait_all(client, tickets).values())
     assert all_free(client)

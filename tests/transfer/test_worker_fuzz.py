@@ -32,10 +32,9 @@ class Bench:
         self.before = bytes(self.store.memory.buffer)
         self.scratch = Scratch(SCRATCH)
         self.memory = self.scratch.memory.buffer
-        layout = msgspec.convert(self.store.layout(), protocol.HostLayout)
-        spec = protocol.WorkerSpec(3, 2, self.store.memory.fd, self.scratch.memory.fd, SCRATCH, layout)
+        spec = protocol.WorkerSpec(2, self.store.memory.fd, self.scratch.memory.fd, SCRATCH, self.store.layout())
         self.worker = process.WorkerProcess(spec, process.COMMAND)
-        assert self.answer(None) == protocol.Hello(3)
+        assert self.answer(None) == protocol.Hello()
 
     def replies(self) -> Iterator[protocol.Reply]:
         """What has come, unjudged."""
@@ -67,7 +66,7 @@ class Bench:
                     sent, waiting = sent + 1, next(messages, None)
             except BlockingIOError:
                 pass
-            answers += sum(reply.incarnation == 3 for reply in self.replies())
+            answers += sum(1 for _ in self.replies())
         return answers
 
     def put(self, slots: np.ndarray, queries: np.ndarray, at: int = 0) -> None:
@@ -82,8 +81,8 @@ class Bench:
     def check_works(self) -> None:
         """AssertionError unless it answers a valid request rightly."""
         message = self.valid()
-        echo = protocol.checksum(message, *protocol.get(self.memory, 16, (np.int32, 5), (np.float32, 12)))
-        assert self.answer(message) == protocol.Scored(3, 8, [2, 5], echo) and not self.worker.gone()
+        echo = protocol.checksum(message, *protocol.get(self.memory, 16, 5, 12))
+        assert self.answer(message) == protocol.Scored(8, [2, 5], echo) and not self.worker.gone()
         positions, scores = protocol.get_scored(self.memory, 16, 5, [2, 5])
         slots = torch.tensor([1, 2, 3, 49, 0])
         for (layer, head, count), at, found in zip(((0, 1, 2), (2, 0, 5)), positions, scores, strict=True):
@@ -116,7 +115,7 @@ WRONG = {
     "a list of billions": score(0, 0)[:-1] + b"\xdd\xff\xff\xff\xff",
     "oversize": b"\x00" * (MOST_BYTES + 1),
     "far oversize": b"\x00" * (2 * MOST_BYTES),
-    "a reply": protocol.pack(protocol.Pong(3, 1)),
+    "a reply": protocol.pack(protocol.Pong(1)),
     "truncated": score(0, 1, ONE)[:-1],
     "bytes more": score(0, 1, ONE) + b"\x00",
     "negative ticket": msgspec.msgpack.encode({"type": "score", "ticket": -5, "start": 0, "length": 1, "items": []}),
@@ -140,7 +139,7 @@ WRONG = {
 def test_a_wrong_request_is_answered_with_an_error(name: str, bench: Bench) -> None:
     bench.put(np.zeros(SCRATCH // 4), np.zeros(0))
     answer = bench.answer(WRONG[name])
-    assert isinstance(answer, protocol.Error) and answer.incarnation == 3
+    assert isinstance(answer, protocol.Error)
     assert answer.reason and "Error: " not in answer.reason, "it was noticed too late"
     assert not any(bench.memory[:SCRATCH]), "it was written to"
     bench.check_works()
@@ -162,7 +161,7 @@ def test_a_query_that_is_no_number_is_refused(value: float, bench: Bench) -> Non
 
 def test_valid_requests_are_served(bench: Bench) -> None:
     bench.check_works()
-    assert bench.answer(protocol.pack(protocol.Ping(9))) == protocol.Pong(3, 9)
+    assert bench.answer(protocol.pack(protocol.Ping(9))) == protocol.Pong(9)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -208,7 +207,7 @@ def test_100_000_hostile_messages_all_get_an_answer_and_damage_nothing(bench: Be
     good = [bench.valid(), protocol.pack(protocol.Ping(4))]
     pid = bench.worker.pid
     for _ in range(10):
-        protocol.put(bench.memory, 0, np.frombuffer(rng.randbytes(SCRATCH), np.int32))
+        protocol.put(bench.memory, 0, np.frombuffer(rng.randbytes(SCRATCH), np.int32), np.empty(0, np.float32))
         assert bench.flood(hostile(rng, good) for _ in range(10_000)) == 10_000
         bench.check_works()
         assert bench.worker.pid == pid

@@ -94,7 +94,16 @@ def poll_until(
         if done(completions):
             return completions
         time.sleep(0.002)
-    raise AssertionError(f"not done after {patience_s} s: {completions} {client.stats}")
+    raise AssertionError(f"not done after {patience_s} s: {completions}, restarts: {client.restarts}")
+
+
+def wait_up(client: RetrievalClient, patience_s: float = PATIENCE_S) -> bool:
+    """Poll until its worker is up, or the time is over; when no ticket is out yet."""
+    end = time.monotonic() + patience_s
+    while not client.up and time.monotonic() < end:
+        client.poll()
+        time.sleep(0.005)
+    return client.up
 
 
 def wait_all(client: RetrievalClient, tickets: Sequence[int]) -> dict[int, Scored | Failed]:
