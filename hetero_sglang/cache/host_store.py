@@ -27,13 +27,7 @@ class HostStore:
     """
 
     def __init__(
-        self,
-        rows: int,
-        heads: Sequence[int],
-        head_dim: int,
-        v_head_dim: int,
-        dtype: torch.dtype,
-        pin: bool = False,
+        self, rows: int, heads: Sequence[int], head_dim: int, v_head_dim: int, dtype: torch.dtype, pin: bool = False
     ) -> None:
         """`heads`: compressed heads per layer. HeteroError when the memory cannot be had or pinned."""
         self.rows, self.heads = rows, list(heads)

@@ -74,22 +74,19 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
     """
     config = args.get_model_config()
     shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
-    if policy.roles:
+    layers, query_heads, kv_heads, head_dim = shape
+    if policy.roles or policy.refresh is Refresh.LAZY:
         path = find_profile(args.model_path, args.hetero_profile)
         profile = load_profile(path)
         profile.check_model(*shape, name=path)
+        if not policy.roles:
+            return replace(alike(layers, kv_heads, query_heads, head_dim), index=profile.index)
         if args.hetero_roles == "ratio" and 0 < args.hetero_keep_ratio < 1:
             try:
                 profile = decide_for(profile, args.hetero_keep_ratio, args.tp_size)
             except HeteroError as error:
                 raise HeteroError(f"{path}: {error}") from None
         return ABLATIONS[args.hetero_ablation](profile)
-    layers, query_heads, kv_heads, head_dim = shape
-    if policy.refresh is Refresh.LAZY:
-        path = find_profile(args.model_path, args.hetero_profile)
-        profile = load_profile(path)
-        profile.check_model(*shape, name=path)
-        return replace(alike(layers, kv_heads, query_heads, head_dim), index=profile.index)
     if args.hetero_profile is not None:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
     return alike(layers, kv_heads, query_heads, head_dim)

@@ -52,25 +52,15 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )  # fmt: skip
 
 
+DRIFT, STEP, LAZY = Refresh.DRIFT, Refresh.STEP, Refresh.LAZY
+
 # field of ours, whether a policy reads it, and why one that does not has no use for it
 OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
-    (
-        "hetero_fetch",
-        lambda policy: policy.refresh is Refresh.LAZY,
-        "its rows come in the step that wants them, or never",
-    ),
-    ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
-    (
-        "hetero_retrieval",
-        lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP),
-        "it fetches nothing, or always",
-    ),
-    (
-        "hetero_monitor_interval",
-        lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP),
-        "it chooses once, or in every step",
-    ),
+    ("hetero_fetch", lambda policy: policy.refresh is LAZY, "its rows come in the step that wants them, or never"),
+    ("hetero_drift_threshold", lambda policy: policy.refresh is DRIFT, "it has no pivots that watch for drift"),
+    ("hetero_retrieval", lambda policy: policy.refresh in (DRIFT, STEP), "it fetches nothing, or always"),
+    ("hetero_monitor_interval", lambda policy: policy.refresh in (DRIFT, STEP), "it chooses once, or in every step"),
 )
 
 
@@ -87,18 +77,32 @@ NUMBERS: tuple[tuple[str, Any], ...] = (
 LARGEST = 1 << 31
 
 
-def check_options(args: Any, policy: Policy) -> None:
-    """Raises HeteroError for an option that was given although the policy does not read it."""
+def check_policy(args: Any) -> None:
+    """Raises HeteroError for an option that the policy does not read, or that works on a GPU alone."""
+    policy: Policy = args.hetero_policy()
     for name, reads, why in OPTIONS:
         value = getattr(args, name)
         if value != type(args).__dataclass_fields__[name].default and not reads(policy):
             flag = name.replace("_", "-")
-            paper = ", or add --hetero-index none" if policy.refresh is Refresh.LAZY else ""
+            paper = ", or add --hetero-index none" if policy.refresh is LAZY else ""
             raise HeteroError(f"--{flag} {value} is not read by --kv-policy {policy.name} ({why}); drop it{paper}.")
-    if args.hetero_retrieval == "replace" and policy.refresh is not Refresh.DRIFT:
+    if args.hetero_retrieval == "replace" and policy.refresh is not DRIFT:
         raise HeteroError(
             f"--hetero-retrieval replace is a rule for drift, and --kv-policy {policy.name} watches none; drop it."
         )
+    if args.hetero_window < 2:
+        raise HeteroError(
+            f"--hetero-window {args.hetero_window} is too small: a step writes the window's newest row while the one "
+            f"before it is still copied to the host; choose at least 2."
+        )
+    if args.attention_backend == "flashinfer":
+        return
+    for flag, value, why in (
+        ("decode-kernel", args.hetero_decode_kernel, "is one for GPUs"),
+        ("fetch", args.hetero_fetch, "guesses queries beside the layer before them, which a CPU has no time for"),
+    ):
+        if value not in ("auto", "same-step"):
+            raise HeteroError(f"--hetero-{flag} {value} {why}, and this server runs on torch alone; drop it.")
 
 
 def check_flags(args: Any) -> None:
@@ -126,24 +130,6 @@ def check_numbers(args: Any) -> None:
         if not -LARGEST < value < LARGEST:
             given = value if isinstance(value, float) else f"of {value.bit_length()} bits"
             raise HeteroError(f"{flag} {given} is no number between {-LARGEST} and {LARGEST}; give one that is.")
-
-
-def check_policy(args: Any) -> None:
-    """Raises HeteroError for an option that the policy does not read, or that works on a GPU alone."""
-    check_options(args, args.hetero_policy())
-    if args.hetero_window < 2:
-        raise HeteroError(
-            f"--hetero-window {args.hetero_window} is too small: a step writes the window's newest row while the one "
-            f"before it is still copied to the host; choose at least 2."
-        )
-    if args.attention_backend == "flashinfer":
-        return
-    for flag, value, why in (
-        ("decode-kernel", args.hetero_decode_kernel, "is one for GPUs"),
-        ("fetch", args.hetero_fetch, "guesses queries beside the layer before them, which a CPU has no time for"),
-    ):
-        if value not in ("auto", "same-step"):
-            raise HeteroError(f"--hetero-{flag} {value} {why}, and this server runs on torch alone; drop it.")
 
 
 def check_model(args: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,6 @@ from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
-from hetero_sglang.profile.head_profile import HeadProfile
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -39,7 +37,6 @@ class Check:
 class Runtime:
     """Built once per scheduler process, before SGLang sizes its pools."""
 
-    profile: HeadProfile
     settings: Settings
     policy: str  # --kv-policy, and how its heads find rows
     profile_warning: str | None  # what speaks against the head profile
@@ -47,7 +44,6 @@ class Runtime:
     context: int  # tokens of the longest request the model takes
     on_device: bool  # a GPU runs the steps
     engine: Engine | None = None  # once SGLang has built its backend
-    when_built: Callable[[], None] | None = None  # called once, when the scheduler is
     scheduler: Any = None
     exporter: Any = None  # of metrics, where they are on
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
@@ -142,7 +138,6 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
     profile, options = server_args.hetero_options()
     settings = resolve(profile, rank=rank, size=size, **options)
     _runtime = Runtime(
-        profile=profile,
         settings=settings,
         policy=f"{server_args.kv_policy}{_how(settings, server_args.hetero_index)}",
         profile_warning=server_args.hetero_warning(),

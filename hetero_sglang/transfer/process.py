@@ -49,10 +49,7 @@ class WorkerProcess:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    command,
-                    stdin=theirs.fileno(),
-                    pass_fds=(spec.host_fd, spec.scratch_fd),
-                    env=_environment(),
+                    command, stdin=theirs.fileno(), pass_fds=(spec.host_fd, spec.scratch_fd), env=_environment()
                 )
         except OSError:
             self._socket.close()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import mmap
 import zlib
-from collections.abc import Sequence
-from typing import Annotated, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -88,24 +88,28 @@ class Error(msgspec.Struct, frozen=True, tag="error"):
     reason: str
 
 
-Message = TypeVar("Message")
 Request: TypeAlias = Score | Ping
 Reply: TypeAlias = Hello | Scored | Pong | Error
-
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 pack = msgspec.msgpack.Encoder().encode
 
 
-def read_request(data: bytes) -> Request:
-    """ProtocolError when it is none."""
-    return _read(_requests, data)
+def _reader(kind: Any) -> Callable[[bytes], Any]:
+    decoder = msgspec.msgpack.Decoder(kind)
+
+    def read(data: bytes) -> Any:
+        """ProtocolError when it is no message of this kind."""
+        try:
+            return decoder.decode(data)
+        # A list may claim billions of items, for which there is no memory.
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+            raise ProtocolError(f"not a message: {error}") from error
+
+    return read
 
 
-def read_reply(data: bytes) -> Reply:
-    """ProtocolError when it is none."""
-    return _read(_replies, data)
+read_request: Callable[[bytes], Request] = _reader(Request)
+read_reply: Callable[[bytes], Reply] = _reader(Reply)
 
 
 def put(memory: mmap.mmap, at: int, numbers: np.ndarray, values: np.ndarray) -> None:
@@ -148,11 +152,3 @@ def _words(memory: mmap.mmap, at: int, count: int) -> np.ndarray:
     if (end := at + 4 * count) > len(memory):
         raise ProtocolError(f"the memory has {len(memory)} bytes, not {end}")
     return np.frombuffer(memory, np.int32, count, at)
-
-
-def _read(decoder: msgspec.msgpack.Decoder[Message], data: bytes) -> Message:
-    try:
-        return decoder.decode(data)
-    # A list may claim billions of items, for which there is no memory.
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        raise ProtocolError(f"not a message: {error}") from error

@@ -24,6 +24,7 @@ class Asked:
 
     ws: WorkingSet
     heads: list[tuple[int, int]]  # layer, and index among its compressed heads
+    numbers: set[int]  # of these heads among the rank's compressed ones
     slots: torch.Tensor  # [L] int64, on the CPU
     generations: torch.Tensor  # [L] int32, of the slots when asked
 
@@ -60,18 +61,20 @@ class Ranking:
 
         slots: [L] int64, whose rows are in the host store; queries: [A, G, D] float32, already scaled. Both on the CPU.
         """
-        free = [at for at, head in enumerate(heads) if self._number(*head) not in ws.busy]
+        first = [layer.first for layer in self.settings.layout.layers]
+        numbers = [first[layer] + head for layer, head in heads]
+        free = [at for at, number in enumerate(numbers) if number not in ws.busy]
         if self.client is None or not free:
             return
         wanted = [ScoreItem(*heads[at], queries[at], topk[at], POOL) for at in free]
-        asked = Asked(ws, [heads[at] for at in free], slots, self.host.stamp(slots))
+        asked = Asked(ws, [heads[at] for at in free], {numbers[at] for at in free}, slots, self.host.stamp(slots))
         ticket = self.client.score(slots, wanted)
         if ticket is None:
             self.counters.refused_rankings += 1
             return
         self._asked[ticket] = asked
         self.counters.anchor_refreshes += len(free)
-        ws.busy |= self._numbers(asked)
+        ws.busy |= asked.numbers
 
     def poll(self) -> list[Ranked]:
         """The answers that have come since the last call; waits for others only where runs are to be compared.
@@ -91,7 +94,7 @@ class Ranking:
         ranked: list[Ranked] = []
         for done in self.client.poll():
             asked = self._asked.pop(done.ticket)
-            asked.ws.busy.difference_update(self._numbers(asked))
+            asked.ws.busy -= asked.numbers
             if isinstance(done, Failed):
                 self.counters.failed_rankings += 1
             elif asked.ws.alive and bool(self.host.unchanged(asked.slots, asked.generations).all()):
@@ -99,13 +102,6 @@ class Ranking:
                     ranked.append(Ranked(asked.ws, layer, head, positions, scores))
         self.counters.worker_restarts = self.client.restarts
         return ranked
-
-    def _numbers(self, asked: Asked) -> set[int]:
-        return {self._number(*head) for head in asked.heads}
-
-    def _number(self, layer: int, head: int) -> int:
-        """Among the rank's compressed heads."""
-        return self.settings.layout.layers[layer].first + head
 
     @property
     def under_way(self) -> int:
@@ -131,5 +127,5 @@ class Ranking:
             self.client.close()
             self.client = None
         for asked in self._asked.values():
-            asked.ws.busy.difference_update(self._numbers(asked))
+            asked.ws.busy -= asked.numbers
         self._asked.clear()

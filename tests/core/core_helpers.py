@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass, field
 from types import ModuleType
 from weakref import WeakKeyDictionary
@@ -132,6 +133,15 @@ def engine_of(cache: TieredCache, ops: ModuleType | None = None) -> Engine:
         heads = (len(layer.resident) + len(layer.compressed)) * GROUP
         _engines[cache] = Engine(cache, 8, 2048, heads, ops)
     return _engines[cache]
+
+
+def worker_up(engine: Engine, patience_s: float = 20.0) -> bool:
+    """Wait until the engine's worker is up."""
+    deadline = time.monotonic() + patience_s
+    while not (up := engine.finder.anchors.ranking.client.up) and time.monotonic() < deadline:
+        engine.poll()
+        time.sleep(0.005)
+    return up
 
 
 def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[torch.Tensor]]:

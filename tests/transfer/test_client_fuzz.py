@@ -58,7 +58,7 @@ def test_100_000_hostile_replies_change_nothing(store: HostStore, connect: Conne
     first, second = (client.score(torch.arange(length), [plain_item(store)]) for length in (70, 9))
     assert first is not None and second is not None
     memory, pending = client._scratch.memory.buffer, dict(client._pending)
-    before, free = memory[:], client._scratch.free
+    before, lent = memory[:], list(client._scratch._lent)
     for _ in range(100_000):
         message = hostile(rng, {ticket: pending[ticket].echo for ticket in (first, second)})
         try:
@@ -68,7 +68,7 @@ def test_100_000_hostile_replies_change_nothing(store: HostStore, connect: Conne
             continue
         raise AssertionError(f"{message!r} completed {completion}")
     assert client._pending == pending
-    assert memory[:] == before and client._scratch.free == free
+    assert memory[:] == before and client._scratch._lent == lent
     wanted = torch.arange(4, dtype=torch.int32), torch.ones(4)
     protocol.put(memory, pending[first].loan.start, wanted[0].numpy(), wanted[1].numpy())
     done = client._take(Scored(first, [4], pending[first].echo))

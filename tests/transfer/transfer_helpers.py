@@ -135,7 +135,7 @@ def plain_item(store: HostStore, topk: int = 4) -> ScoreItem:
 
 def all_free(client: RetrievalClient) -> bool:
     """No memory is lent to a request."""
-    return client._scratch.free == client._scratch.memory.nbytes
+    return not client._scratch._lent
 
 
 def socket_inodes(pid: int) -> set[str]:
