@@ -12,27 +12,12 @@ import torch
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer import process, protocol
 from hetero_sglang.transfer.process import WorkerProcess
-from hetero_sglang.transfer.protocol import ProtocolError
+from hetero_sglang.transfer.protocol import ProtocolError, Query
 from hetero_sglang.transfer.scratch import Scratch
 from hetero_sglang.transfer.supervisor import Supervisor
 
 _ROUNDS = 12  # timeouts that a request may take of a worker which gives signs of life
 _SCRATCH = 128 << 20  # bytes for questions and answers under way
-
-
-@dataclass(frozen=True)
-class ScoreItem:
-    """The best rows of one head, for queries [G, D] float32 already times the softmax scale.
-
-    `head` counts the layer's compressed heads; `pool` is the (odd) width of the average over neighbouring slots;
-    min(topk, L) rows come back.
-    """
-
-    layer: int
-    head: int
-    query: np.ndarray | torch.Tensor
-    topk: int
-    pool: int
 
 
 @dataclass(frozen=True)
@@ -110,28 +95,29 @@ class RetrievalClient:
         worker = self._supervisor.worker
         return worker.pid if worker is not None else None
 
-    def score(self, slots: np.ndarray | torch.Tensor, wanted: Sequence[ScoreItem]) -> int | None:
-        """Ticket of a search for each item's best rows among slots [L], on the CPU.
+    def score(
+        self, slots: np.ndarray | torch.Tensor, items: Sequence[Query], queries: np.ndarray | torch.Tensor, pool: int
+    ) -> int | None:
+        """Ticket of a search for each item's best rows among slots [L], on the CPU; min(topk, L) of them come back.
 
-        None: no worker is up, or too much is under way.
+        queries: [items, G, D] float32, already times the softmax scale; `pool`: the (odd) width of the average over
+        neighbouring slots. None: no worker is up, or too much is under way.
         """
         worker = self._supervisor.worker
         if worker is None or not worker.up or len(self._pending) >= protocol.MOST_PENDING:
             return None
-        told = np.ascontiguousarray(slots, np.int32)
-        each = [np.empty(0, np.float32), *(np.asarray(item.query, np.float32).ravel() for item in wanted)]
-        queries = np.concatenate(each)
-        counts = [min(told.size, item.topk) for item in wanted]
-        loan = self._scratch.lend(max(told.nbytes + queries.nbytes, 8 * sum(counts)))  # the answer takes the same place
+        told, asked = np.ascontiguousarray(slots, np.int32), np.ascontiguousarray(queries, np.float32)
+        counts = [min(told.size, item.topk) for item in items]
+        loan = self._scratch.lend(max(told.nbytes + asked.nbytes, 8 * sum(counts)))  # the answer takes the same place
         if loan is None:
             return None
-        items = [protocol.Query(w.layer, w.head, len(w.query), w.topk, w.pool) for w in wanted]
-        message = protocol.pack(protocol.Score(self._tickets, loan.start, told.size, items))
-        protocol.put(self._scratch.memory.buffer, loan.start, told, queries)
+        score = protocol.Score(self._tickets, loan.start, told.size, asked.shape[1], pool, list(items))
+        message = protocol.pack(score)
+        protocol.put(self._scratch.memory.buffer, loan.start, told, asked.ravel())
         if not worker.send(message):
             self._scratch.take_back(loan)
             return None
-        echo = protocol.checksum(message, told, queries)
+        echo = protocol.checksum(message, told, asked)
         self._pending[self._tickets] = _Pending(loan, told.size, counts, echo, self._clock())
         self._tickets += 1
         return self._tickets - 1

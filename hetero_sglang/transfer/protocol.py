@@ -38,25 +38,22 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
 
 class Query(msgspec.Struct, frozen=True, array_like=True):
-    """Score one head with `group` queries; keep the best `topk` after pooling over `pool`.
-
-    `head` counts the layer's compressed heads.
-    """
+    """Keep the best `topk` rows of one head; `head` counts the layer's compressed heads."""
 
     layer: Count
     head: Count
-    group: Count
     topk: Count
-    pool: Count
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):
-    """Score all items over the same `length` slots. At byte `start` of the scratch memory: slots int32, then queries
-    float32 item after item; the answer takes their place."""
+    """Score all items over the same `length` slots, each with `group` queries, pooled over `pool` neighbours. At byte
+    `start` of the scratch memory: slots int32, then queries float32 item after item; the answer takes their place."""
 
     ticket: Count
     start: Count
     length: Count
+    group: Count
+    pool: Count
     items: list[Query]
 
 

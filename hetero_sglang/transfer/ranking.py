@@ -13,7 +13,8 @@ from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops.reference.attention import POOL
-from hetero_sglang.transfer.client import Failed, RetrievalClient, ScoreItem
+from hetero_sglang.transfer.client import Failed, RetrievalClient
+from hetero_sglang.transfer.protocol import Query
 
 _PATIENCE = 30.0  # seconds that a run whose tokens are to be compared waits for an answer
 
@@ -66,9 +67,9 @@ class Ranking:
         free = [at for at, number in enumerate(numbers) if number not in ws.busy]
         if self.client is None or not free:
             return
-        wanted = [ScoreItem(*heads[at], queries[at], topk[at], POOL) for at in free]
+        items = [Query(*heads[at], topk[at]) for at in free]
         asked = Asked(ws, [heads[at] for at in free], {numbers[at] for at in free}, slots, self.host.stamp(slots))
-        ticket = self.client.score(slots, wanted)
+        ticket = self.client.score(slots, items, queries[free], POOL)
         if ticket is None:
             self.counters.refused_rankings += 1
             return

@@ -41,20 +41,22 @@ class HostKeys:
         return to_float32(self._layers[layer][rows], self._layout.dtype)
 
 
-def score(keys: HostKeys, slots: np.ndarray, item: Query, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def score(
+    keys: HostKeys, slots: np.ndarray, pool: int, item: Query, query: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions [k] int32 into `slots` [L] int64 of the best rows, ascending, and their scores [k] float32.
 
     query: [G, D] float32, already times the softmax scale. A row's score is max over G of avg_pool(softmax over L),
     SnapKV's rule; k = min(topk, L). ProtocolError when that is no number.
     """
-    if item.pool % 2 == 0:
-        raise ProtocolError(f"the pooling kernel must be odd, not {item.pool}")
+    if pool % 2 == 0:
+        raise ProtocolError(f"the pooling kernel must be odd, not {pool}")
     logits = np.empty((len(query), len(slots)), np.float32)  # [G, L]
     with np.errstate(all="ignore"):  # what is not finite is refused once, below
         for low in range(0, len(slots), _CHUNK):
             part = keys.read(item.layer, item.head, slots[low : low + _CHUNK])
             np.matmul(query, part.T, out=logits[:, low : low + _CHUNK])
-        pooled = average(softmax(logits), item.pool).max(axis=0, initial=0.0)  # [L]
+        pooled = average(softmax(logits), pool).max(axis=0, initial=0.0)  # [L]
     if not np.isfinite(pooled).all():
         raise ProtocolError("the scores are not finite")
     positions = best(pooled, item.topk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import socket
@@ -67,12 +68,12 @@ class Service:
         self._send(reply)
 
     def _score(self, request: protocol.Score, message: bytes) -> protocol.Scored:
-        groups = [item.group for item in request.items]
-        told, queries = protocol.get(self._scratch, request.start, request.length, sum(groups) * self._dim)
+        shape = len(request.items), request.group, self._dim
+        told, queries = protocol.get(self._scratch, request.start, request.length, math.prod(shape))
         echo, slots = protocol.checksum(message, told, queries), told.astype(np.int64)
         self._keys.check(request.items, slots)
-        each = np.split(queries.reshape(-1, self._dim), np.cumsum(groups, dtype=np.int64))  # ends with an empty part
-        chosen = list(self._searches.map(partial(score, self._keys, slots), request.items, each[:-1]))
+        search = partial(score, self._keys, slots, request.pool)
+        chosen = list(self._searches.map(search, request.items, queries.reshape(shape)))
         positions = [np.empty(0, np.int32), *(pair[0] for pair in chosen)]
         scores = [np.empty(0, np.float32), *(pair[1] for pair in chosen)]
         protocol.put(self._scratch, request.start, np.concatenate(positions), np.concatenate(scores))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import torch
-from transfer_helpers import Connect, all_free, plain_item
+from transfer_helpers import Connect, all_free, ask, plain_item
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer import protocol
@@ -55,7 +55,7 @@ def test_100_000_hostile_replies_change_nothing(store: HostStore, connect: Conne
     client = connect(store, command=SLOW)
     worker = client._supervisor.worker
     assert worker is not None
-    first, second = (client.score(torch.arange(length), [plain_item(store)]) for length in (70, 9))
+    first, second = (ask(client, torch.arange(length), [plain_item(store)]) for length in (70, 9))
     assert first is not None and second is not None
     memory, pending = client._scratch.memory.buffer, dict(client._pending)
     before, lent = memory[:], list(client._scratch._lent)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transfer_helpers import PATIENCE_S, check_scored, wait_up
+from transfer_helpers import PATIENCE_S, ScoreItem, check_scored, wait_up
 
 from hetero_sglang.cache.admission import Admission
 from hetero_sglang.cache.counters import Counters
@@ -25,7 +25,7 @@ from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
 from hetero_sglang.transfer import process, supervisor
-from hetero_sglang.transfer.client import RetrievalClient, Scored, ScoreItem
+from hetero_sglang.transfer.client import RetrievalClient, Scored
 from hetero_sglang.transfer.ranking import Ranked, Ranking
 
 DIM, GROUP, SLOTS = 16, 2, 400

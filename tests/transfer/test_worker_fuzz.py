@@ -74,14 +74,14 @@ class Bench:
 
     def valid(self) -> bytes:
         """A request for the best 2 of head 1 of layer 0 and the best 8 of head 0 of layer 2, among 5 slots."""
-        self.put(np.array([1, 2, 3, 49, 0]), np.ones((3, 4)), at=16)
-        items = [protocol.Query(0, 1, 2, 2, 1), protocol.Query(2, 0, 1, 8, 1)]
-        return protocol.pack(protocol.Score(8, 16, 5, items))
+        self.put(np.array([1, 2, 3, 49, 0]), np.ones((4, 4)), at=16)
+        items = [protocol.Query(0, 1, 2), protocol.Query(2, 0, 8)]
+        return protocol.pack(protocol.Score(8, 16, 5, 2, 1, items))
 
     def check_works(self) -> None:
         """AssertionError unless it answers a valid request rightly."""
         message = self.valid()
-        echo = protocol.checksum(message, *protocol.get(self.memory, 16, 5, 12))
+        echo = protocol.checksum(message, *protocol.get(self.memory, 16, 5, 16))
         assert self.answer(message) == protocol.Scored(8, [2, 5], echo) and not self.worker.gone()
         positions, scores = protocol.get_scored(self.memory, 16, 5, [2, 5])
         slots = torch.tensor([1, 2, 3, 49, 0])
@@ -104,11 +104,17 @@ def bench() -> Iterator[Bench]:
     bench.close()
 
 
-def score(start: int, rows: int, *items: protocol.Query) -> bytes:
-    return protocol.pack(protocol.Score(1, start, rows, list(items)))
+def score(start: int, rows: int, *items: protocol.Query, group: int = 1, pool: int = 1) -> bytes:
+    return protocol.pack(protocol.Score(1, start, rows, group, pool, list(items)))
 
 
-ONE = protocol.Query(0, 0, 1, 1, 1)
+def raw(**wrong: object) -> bytes:
+    """An empty request with these fields in place of right ones."""
+    right = {"type": "score", "ticket": 5, "start": 0, "length": 1, "group": 1, "pool": 1, "items": []}
+    return msgspec.msgpack.encode({**right, **wrong})
+
+
+ONE = protocol.Query(0, 0, 1)
 WRONG = {
     "empty": b"",
     "deep": b"\x91" * 60_000,
@@ -118,19 +124,19 @@ WRONG = {
     "a reply": protocol.pack(protocol.Pong(1)),
     "truncated": score(0, 1, ONE)[:-1],
     "bytes more": score(0, 1, ONE) + b"\x00",
-    "negative ticket": msgspec.msgpack.encode({"type": "score", "ticket": -5, "start": 0, "length": 1, "items": []}),
-    "negative start": msgspec.msgpack.encode({"type": "score", "ticket": 5, "start": -4, "length": 1, "items": []}),
-    "wrong type": msgspec.msgpack.encode({"type": "score", "ticket": "1", "start": 0, "length": 1, "items": []}),
+    "negative ticket": raw(ticket=-5),
+    "negative start": raw(start=-4),
+    "wrong type": raw(ticket="1"),
     "a fetch": msgspec.msgpack.encode({"type": "fetch", "ticket": 1, "start": 0, "items": [[0, 0, 1]]}),
     "promised memory": score(0, 2**40, ONE),
-    "head": score(0, 1, protocol.Query(2, 1, 1, 1, 1)),
-    "layer": score(0, 1, protocol.Query(3, 0, 1, 1, 1)),
-    "layer without heads": score(0, 1, protocol.Query(1, 0, 1, 1, 1)),
-    "even pool": score(0, 1, protocol.Query(0, 0, 1, 1, 2)),
+    "head": score(0, 1, protocol.Query(2, 1, 1)),
+    "layer": score(0, 1, protocol.Query(3, 0, 1)),
+    "layer without heads": score(0, 1, protocol.Query(1, 0, 1)),
+    "even pool": score(0, 1, ONE, pool=2),
     "slots beyond the memory": score(0, SCRATCH, ONE),
     "slots at its end": score(SCRATCH - 4, 2, ONE),
-    "queries beyond the memory": score(0, 1, protocol.Query(0, 0, SCRATCH, 1, 1)),
-    "answer beyond the memory": score(0, SCRATCH // 8, *[protocol.Query(0, 0, 1, SCRATCH, 1)] * 3),
+    "queries beyond the memory": score(0, 1, ONE, group=SCRATCH),
+    "answer beyond the memory": score(0, SCRATCH // 8, *[protocol.Query(0, 0, SCRATCH)] * 3),
     "far beyond": score(2**40, 1, ONE),
 }
 
@@ -185,13 +191,13 @@ def hostile(rng: random.Random, good: list[bytes]) -> bytes:
     if kind == 2 and rng.random() < 0.05:
         return rng.randbytes(1) * (MOST_BYTES + rng.randrange(1, 5))
     if kind == 3:
-        items = [[number() for _ in range(rng.choice([3, 5]))] for _ in range(rng.randrange(4))]
-        wrong = {"ticket": number(), "start": number(), "items": items, "length": number()}
+        items = [[number() for _ in range(rng.choice([2, 3]))] for _ in range(rng.randrange(4))]
+        wrong = {"ticket": number(), "start": number(), "items": items, "length": number(), "group": 1, "pool": 1}
         wrong[rng.choice(list(wrong))] = rng.choice([None, -1, 1.5, "x", [[]], {}, b"", True])
         return msgspec.msgpack.encode({"type": rng.choice(["fetch", "score", "ping", "hello", 5]), **wrong})
     if kind in (4, 5):
-        items = [protocol.Query(*(number() % 2**40 for _ in range(5))) for _ in range(rng.randrange(1, 4))]
-        return score(number() % 2**40, number() % 2**40, *items)
+        items = [protocol.Query(*(number() % 2**40 for _ in range(3))) for _ in range(rng.randrange(1, 4))]
+        return score(*(number() % 2**40 for _ in range(2)), *items, group=number() % 2**40, pool=number() % 2**40)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(message))
         if rng.random() < 0.6:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transfer_helpers import Connect, all_free, plain_item, poll_until, score_one, wait_all
+from transfer_helpers import Connect, all_free, ask, plain_item, poll_until, score_one, wait_all
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer import process, supervisor
@@ -53,7 +53,7 @@ def test_a_lie_fails_its_tickets_and_replaces_the_worker(
 ) -> None:
     client = connect(store, command=[*FAKE, mode])
     liar, slots = client.pid, torch.arange(6)
-    ticket = client.score(slots, [plain_item(store)])
+    ticket = ask(client, slots, [plain_item(store)])
     assert ticket is not None
     monkeypatch.setattr(client, "_command", process.COMMAND)
     done = wait_all(client, [ticket])[ticket]
@@ -71,7 +71,7 @@ def test_a_worker_that_does_not_say_hello_is_never_up_and_replaced(
     stranger = client.pid
     poll_until(client, lambda _: client.pid not in (None, stranger))
     assert "first words were no hello" in caplog.text and not client.up
-    assert client.score(torch.arange(3), [plain_item(store)]) is None
+    assert ask(client, torch.arange(3), [plain_item(store)]) is None
 
 
 def test_a_wrong_pong_replaces_the_worker(store: HostStore, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
@@ -94,7 +94,7 @@ def test_a_worker_that_is_long_about_a_request_keeps_it_while_it_gives_signs_of_
     skew = [0.0]
     client = connect(store, command=[*FAKE, "slow"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
     slow = client.pid
-    ticket = client.score(torch.arange(3), [plain_item(store)])
+    ticket = ask(client, torch.arange(3), [plain_item(store)])
     assert ticket is not None
     for asked in range(1, 20):  # 60 s each: silent for more than half its time, it is asked, and answers
         skew[0] += 60
@@ -109,7 +109,7 @@ def test_a_scheduler_that_was_away_asks_before_it_judges(store: HostStore, conne
     skew = [0.0]
     client = connect(store, command=[*FAKE, "slow"], timeout_s=100, clock=lambda: time.monotonic() + skew[0])
     slow = client.pid
-    assert client.score(torch.arange(3), [plain_item(store)]) is not None
+    assert ask(client, torch.arange(3), [plain_item(store)]) is not None
     skew[0] += 500  # nobody polled meanwhile
     assert client.poll() == [] and client.pid == slow
     poll_until(client, lambda _: answered(client) == 1)
