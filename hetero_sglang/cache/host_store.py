@@ -32,7 +32,9 @@ class HostStore:
         """`heads`: compressed heads per layer. HeteroError when the memory cannot be had or pinned."""
         self.rows, self.heads = rows, list(heads)
         self.head_dim, self.v_head_dim, self.dtype = head_dim, v_head_dim, dtype
-        self._offsets, self.nbytes = self._place()
+        slots, width = -(-rows // BLOCK) * BLOCK, (head_dim + v_head_dim) * dtype.itemsize
+        sizes = [-(-slots * count * width // _ALIGNMENT) * _ALIGNMENT for count in self.heads]
+        self._offsets, self.nbytes = [sum(sizes[:layer]) for layer in range(len(sizes))], sum(sizes)
         free = free_host_bytes()
         if self.nbytes > free:
             raise HeteroError(
@@ -83,15 +85,6 @@ class HostStore:
         """Unpin and give the memory back; the store is unusable afterwards."""
         self.blocks = []
         self.memory.close()
-
-    def _place(self) -> tuple[list[int], int]:
-        offsets: list[int] = []
-        end = 0
-        for count in self.heads:
-            offsets.append(end)
-            size = -(-self.rows // BLOCK) * BLOCK * count * (self.head_dim + self.v_head_dim) * self.dtype.itemsize
-            end += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return offsets, end
 
     def _index(self, slots: torch.Tensor) -> np.ndarray:
         index = slots.numpy()

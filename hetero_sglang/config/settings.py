@@ -42,21 +42,19 @@ class Settings:
     most_swaps: int = 2048  # runs that come to a head in one step, at most
 
     @property
-    def compresses(self) -> bool:
-        """Whether any head keeps less than everything."""
-        return any(f < 1 for f in self.layout.fractions)
-
-    @property
     def index_row(self) -> int:
         """Device bytes of a token in a compressed head's key index."""
         return self.index.row_bytes if self.index else 0
 
     @property
     def retrieves(self) -> bool:
-        """Whether heads find rows while requests decode, and not by a key index; without drift there is nothing to."""
+        """Whether heads find rows while requests decode, and not by a key index.
+
+        There is nothing to find without drift, nor where every head keeps everything.
+        """
         changes = self.policy.refresh is Refresh.STEP
         changes = changes or (self.policy.refresh is Refresh.DRIFT and self.drift_threshold > 0)
-        return changes and self.retrieval != "off" and self.compresses
+        return changes and self.retrieval != "off" and any(f < 1 for f in self.layout.fractions)
 
 
 def resolve(

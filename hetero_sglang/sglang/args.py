@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.server_args import ServerArgs
@@ -18,10 +18,6 @@ from hetero_sglang.cpu.defaults import apply_cpu_defaults
 from hetero_sglang.errors import HeteroError, ending_the_process
 
 logger = logging.getLogger("hetero_sglang")
-
-RESOLVED = (  # by `settings.resolve`, under these names
-    "keep_ratio", "window", "sink", "dense_below", "drift_threshold", "retrieval", "fetch", "reassign", "decode_kernel",
-)  # fmt: skip
 
 
 def named(field: str) -> str:
@@ -99,7 +95,7 @@ class HeteroServerArgs(ServerArgs):
         if self.kv_policy == "full":
             super().__post_init__()
             return
-        from hetero_sglang.sglang import refusals
+        from hetero_sglang.sglang import asked, refusals
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
@@ -108,9 +104,8 @@ class HeteroServerArgs(ServerArgs):
         super().__post_init__()
         if self.model_path.lower() in ("none", "dummy"):
             return
-        refusals.check_model(self)
-        refusals.check_memory(self, tokens)
-        if warning := self.hetero_warning():
+        refusals.check_memory(self, refusals.check_model(self), tokens)
+        if warning := asked.profile_warning(self):
             logger.warning(warning)
 
     def _choose_backend(self) -> None:
@@ -125,29 +120,6 @@ class HeteroServerArgs(ServerArgs):
         self.attention_backend: str | None = chosen
         if chosen == "torch_native":
             self.disable_decode_cuda_graph = True
-
-    def hetero_policy(self) -> Any:
-        """The policy that the flags name."""
-        from hetero_sglang.sglang.asked import indexed, make_policy
-
-        return make_policy(self.kv_policy, self.hetero_ablation, indexed(self))
-
-    def hetero_options(self) -> tuple[Any, dict[str, Any]]:
-        """The head profile and the keyword arguments of `settings.resolve`."""
-        from hetero_sglang.policy.base import Refresh
-        from hetero_sglang.sglang.asked import profile_for
-
-        policy, interval = self.hetero_policy(), self.hetero_monitor_interval
-        if interval is None:
-            interval = 1 if policy.refresh is Refresh.STEP else 4
-        options = {name: getattr(self, f"hetero_{name}") for name in RESOLVED}
-        return profile_for(policy, self), {**options, "policy": policy, "monitor_interval": interval}
-
-    def hetero_warning(self) -> str | None:
-        """What is doubtful about the head profile that is served, a sentence; None: nothing is."""
-        from hetero_sglang.sglang.asked import profile_warning
-
-        return profile_warning(self.hetero_policy(), self)
 
     @classmethod
     def add_cli_args(cls, parser: argparse.ArgumentParser) -> None:

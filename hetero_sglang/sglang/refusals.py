@@ -9,6 +9,8 @@ from hetero_sglang.cache.limits import free_host_bytes
 from hetero_sglang.config.settings import resolve
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Policy, Refresh
+from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.sglang.asked import options_of, policy_of
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -66,20 +68,15 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
 
 # numbers of ours
 NUMBERS: tuple[tuple[str, Any], ...] = (
-    ("hetero_keep_ratio", float),
-    ("hetero_host_size", float),
-    ("hetero_window", int),
-    ("hetero_sink", int),
-    ("hetero_drift_threshold", float),
-    ("hetero_monitor_interval", int),
-    ("hetero_dense_below", int),
+    *((f"hetero_{name}", float) for name in ("keep_ratio", "host_size", "drift_threshold")),
+    *((f"hetero_{name}", int) for name in ("window", "sink", "monitor_interval", "dense_below")),
 )
 LARGEST = 1 << 31
 
 
 def check_policy(args: Any) -> None:
     """Raises HeteroError for an option that the policy does not read, or that works on a GPU alone."""
-    policy: Policy = args.hetero_policy()
+    policy = policy_of(args)
     for name, reads, why in OPTIONS:
         value = getattr(args, name)
         if value != type(args).__dataclass_fields__[name].default and not reads(policy):
@@ -132,9 +129,9 @@ def check_numbers(args: Any) -> None:
             raise HeteroError(f"{flag} {given} is no number between {-LARGEST} and {LARGEST}; give one that is.")
 
 
-def check_model(args: Any) -> None:
+def check_model(args: Any) -> HeadProfile:
     """Raises HeteroError for a model that is not a dense Llama, Mistral, Qwen2 or Qwen3 with full attention, for
-    a profile of another model and for options its budget does not allow."""
+    a profile of another model and for options its budget does not allow; the profile else."""
     config = args.get_model_config()
     architecture = (config.hf_config.architectures or ["unknown"])[0]
     text = config.hf_text_config
@@ -151,12 +148,13 @@ def check_model(args: Any) -> None:
         )
     if args.attention_backend == "flashinfer":
         check_kernels(args.kv_policy, config)
-    profile, options = args.hetero_options()
+    profile, options = options_of(args)
     resolve(profile, **options)
     if index := options["policy"].index:  # refuses, before any request comes, rows that cannot hold it
         import torch
 
         index.build(torch.zeros(1, 0, index.span, config.head_dim, dtype=config.dtype), config.v_head_dim)
+    return profile
 
 
 def check_kernels(policy: str, config: Any) -> None:
@@ -177,7 +175,7 @@ def check_kernels(policy: str, config: Any) -> None:
             )
 
 
-def check_memory(args: Any, tokens: int | None) -> None:
+def check_memory(args: Any, profile: HeadProfile, tokens: int | None) -> None:
     """Raises HeteroError when the host tier cannot be had or cannot hold `tokens`, the user's --max-total-tokens."""
     if args.hetero_host_size is None:
         return
@@ -189,9 +187,7 @@ def check_memory(args: Any, tokens: int | None) -> None:
         )
     least = args.hetero_sink + args.hetero_window + 1 if tokens is None else tokens
     config = args.get_model_config()
-    profile, _ = args.hetero_options()
-    itemsize = config.dtype.itemsize
-    row = (config.head_dim + config.v_head_dim) * itemsize
+    row = (config.head_dim + config.v_head_dim) * config.dtype.itemsize
     ranks = [profile.slice(rank, args.tp_size) for rank in range(args.tp_size)]
     needed = max(rank.num_heads - rank.num_resident for rank in ranks) * row * least
     if needed > wanted:

@@ -20,6 +20,7 @@ from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
+from hetero_sglang.sglang.asked import options_of, profile_warning
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -45,7 +46,8 @@ class Runtime:
     on_device: bool  # a GPU runs the steps
     engine: Engine | None = None  # once SGLang has built its backend
     scheduler: Any = None
-    exporter: Any = None  # of metrics, where they are on
+    labels: dict[str, str] | None = None  # of metrics, where they are on
+    told: dict[str, int] = field(default_factory=dict)  # counters when metrics were last exported
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
     check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))  # the latest
@@ -103,11 +105,10 @@ class Runtime:
         sizes = all_sizes[self.settings.rank]
         pin = torch.device(device).type == "cuda"
         rows = slots + slot_page
-        resident = ResidentStore(
-            rows, [len(x.resident) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, device
-        )
-        host = HostStore(rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin)
-        hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
+        row = shape.head_dim, shape.v_head_dim, dtype
+        resident = ResidentStore(rows, [len(x.resident) for x in layout.layers], *row, device)
+        host = HostStore(rows, [len(x.compressed) for x in layout.layers], *row, pin)
+        hot = HotPool(sizes.hot_pages, rule.page_size, *row, device)
         cache = self._cache = TieredCache(self.settings, resident, host, hot, self.counters, pages)
         workspaces = self.workspaces(shape, self.settings.rank, slots) if self.on_device else None
         logger.info(
@@ -135,12 +136,12 @@ def runtime() -> Runtime:
 def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
     """Resolve the server's arguments for one rank; replaces an earlier runtime of the process (tests)."""
     global _runtime
-    profile, options = server_args.hetero_options()
+    profile, options = options_of(server_args)
     settings = resolve(profile, rank=rank, size=size, **options)
     _runtime = Runtime(
         settings=settings,
         policy=f"{server_args.kv_policy}{_how(settings, server_args.hetero_index)}",
-        profile_warning=server_args.hetero_warning(),
+        profile_warning=profile_warning(server_args),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=server_args.get_model_config().context_len,
         on_device=server_args.attention_backend == "flashinfer",
