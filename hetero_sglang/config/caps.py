@@ -106,10 +106,6 @@ class CapRule:
         """Hot pages [2, heads] of each head's tokens and of its index."""
         return -(-np.stack((rows.caps, rows.index)) // self.page_size)
 
-    def demand(self, grant: Grant) -> int:
-        """Hot pages of all these heads for a request that begins."""
-        return int(self.pages(self.rows(grant)).sum())
-
     @property
     def ring_rows(self) -> int:
         """Rows for a full head's most recent tokens: a run that leaves the window stays until all of it has left."""

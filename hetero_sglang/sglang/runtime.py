@@ -51,7 +51,7 @@ class Runtime:
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
     check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))  # the latest
-    current: bool = False  # nothing has happened since it
+    current: bool = False  # no request or token slot has come or gone since it
     waiting_since: float | None = None  # when requests were first seen to wait while nothing runs
     counters: Counters = field(default_factory=Counters)
     _cache: TieredCache | None = None
@@ -70,10 +70,6 @@ class Runtime:
     def size(self) -> int:
         """Tensor-parallel ranks."""
         return len(self.settings.ranks)
-
-    def touched(self) -> None:
-        """Requests or token slots came or went: what the integrity check found is history."""
-        self.current = False
 
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
         """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.

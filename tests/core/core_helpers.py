@@ -67,6 +67,12 @@ def make_settings(profile: HeadProfile, keep_ratio: float | None = None, **optio
     return resolve(profile, keep_ratio=ratio, **{**defaults, **options})
 
 
+def demand(settings: Settings, prompt: int, max_new: int) -> int:
+    """Hot pages of a request that begins."""
+    rule = settings.rule
+    return int(rule.pages(rule.rows(rule.grant(prompt, max_new))).sum())
+
+
 def make_cache(
     settings: Settings,
     slots: int = 600,
