@@ -79,7 +79,7 @@ class Setup:
         layout, rule = case.settings.layout, case.settings.rule
         rows = case.batch * case.tokens
         grant = rule.grant(case.tokens - 1, 1)
-        pages = case.batch * rule.demand(grant)
+        pages = case.batch * int(rule.pages(rule.rows(grant)).sum())
         pool = HotPool(pages, rule.page_size, DIM, DIM, DTYPE, DEVICE)
         pool.k.normal_()
         pool.v.normal_()

@@ -19,7 +19,7 @@ def _register() -> None:
     check_version()
     development.check()
     from sglang.srt.entrypoints.engine import Engine
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.plugins.hook_registry import HookType
 
     from hetero_sglang.cpu import grammar, paged
     from hetero_sglang.sglang import port
@@ -28,10 +28,10 @@ def _register() -> None:
     from hetero_sglang.sglang.hooks import enter_scheduler, install
     from hetero_sglang.sglang.reporting import add_routes
 
-    paged.register(HookRegistry)
-    grammar.register(HookRegistry)
     install(
         [
+            *paged.seams(),
+            *grammar.seams(),
             ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
             ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, HookType.BEFORE),
             ("sglang.srt.entrypoints.http_server.launch_server", port.launching, HookType.BEFORE),

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from hetero_sglang.cache.host_layout import BLOCK, HostLayout
 from hetero_sglang.cache.lanes import Mark, download, mark
 from hetero_sglang.cache.limits import free_host_bytes
 from hetero_sglang.cache.shared_memory import SharedMemory
 from hetero_sglang.errors import HeteroError
 
-BLOCK = 16  # slots whose rows of a head lie together
 _ALIGNMENT = 4096  # each layer's block starts on a page
 
 
@@ -27,18 +27,14 @@ class HostStore:
     """
 
     def __init__(
-        self,
-        rows: int,
-        heads: Sequence[int],
-        head_dim: int,
-        v_head_dim: int,
-        dtype: torch.dtype,
-        pin: bool = False,
+        self, rows: int, heads: Sequence[int], head_dim: int, v_head_dim: int, dtype: torch.dtype, pin: bool = False
     ) -> None:
         """`heads`: compressed heads per layer. HeteroError when the memory cannot be had or pinned."""
         self.rows, self.heads = rows, list(heads)
         self.head_dim, self.v_head_dim, self.dtype = head_dim, v_head_dim, dtype
-        self._offsets, self.nbytes = self._place()
+        slots, width = -(-rows // BLOCK) * BLOCK, (head_dim + v_head_dim) * dtype.itemsize
+        sizes = [-(-slots * count * width // _ALIGNMENT) * _ALIGNMENT for count in self.heads]
+        self._offsets, self.nbytes = [sum(sizes[:layer]) for layer in range(len(sizes))], sum(sizes)
         free = free_host_bytes()
         if self.nbytes > free:
             raise HeteroError(
@@ -58,20 +54,6 @@ class HostStore:
     def bytes_per_row(self) -> int:
         """Host bytes of one token over all layers."""
         return sum(self.heads) * (self.head_dim + self.v_head_dim) * self.dtype.itemsize
-
-    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Put k [n, C, D] and v [n, C, Dv] at `slots` [n]; on the CPU. IndexError for a slot out of range."""
-        for dim, values in ((self.head_dim, k), (self.v_head_dim, v)):
-            shape = (slots.numel(), self.heads[layer], dim)
-            if values.shape != shape or values.dtype != self.dtype:
-                raise ValueError(f"expected {shape} {self.dtype}, got {tuple(values.shape)} {values.dtype}")
-        self._index(slots)
-        put_rows(self.blocks[layer], slots, torch.cat((k, v), -1))
-
-    def read(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
-        """A copy [n, C, D + Dv] of `slots` [n], on the CPU. IndexError for a slot out of range."""
-        self._index(slots)
-        return take_rows(self.blocks[layer], slots)
 
     def release(self, slots: torch.Tensor) -> None:
         """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing."""
@@ -94,33 +76,15 @@ class HostStore:
         """Bool [n]: which `slots` were not released since `generations` was stamped."""
         return self.stamp(slots) == generations
 
-    def layout(self) -> dict[str, object]:
-        """Where everything lies in the mapping, in bytes; plain JSON types."""
-        return {
-            "rows": self.rows,
-            "heads": self.heads,
-            "head_dim": self.head_dim,
-            "v_head_dim": self.v_head_dim,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "itemsize": self.dtype.itemsize,
-            "block": BLOCK,
-            "offsets": self._offsets,
-            "nbytes": self.nbytes,
-        }
+    def layout(self) -> HostLayout:
+        """Where everything lies in the mapping, in bytes."""
+        dims, dtype = (self.head_dim, self.v_head_dim), str(self.dtype).removeprefix("torch.")
+        return HostLayout(self.rows, self.heads, *dims, dtype, self.dtype.itemsize, self._offsets, self.nbytes)
 
     def close(self) -> None:
         """Unpin and give the memory back; the store is unusable afterwards."""
         self.blocks = []
         self.memory.close()
-
-    def _place(self) -> tuple[list[int], int]:
-        offsets: list[int] = []
-        end = 0
-        for count in self.heads:
-            offsets.append(end)
-            size = -(-self.rows // BLOCK) * BLOCK * count * (self.head_dim + self.v_head_dim) * self.dtype.itemsize
-            end += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return offsets, end
 
     def _index(self, slots: torch.Tensor) -> np.ndarray:
         index = slots.numpy()

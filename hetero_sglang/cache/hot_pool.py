@@ -19,13 +19,7 @@ class HotPool:
     """
 
     def __init__(
-        self,
-        pages: int,
-        page_size: int,
-        head_dim: int,
-        v_head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, pages: int, page_size: int, head_dim: int, v_head_dim: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         self.pages = pages
         self.page_size = page_size
@@ -35,18 +29,10 @@ class HotPool:
         self.position = torch.full((pages + 1, page_size), EMPTY, dtype=torch.int32, device=device)
         self.score = torch.zeros(pages + 1, page_size, dtype=torch.float32, device=device)
         self.used = self.score.view(torch.int32)  # the same bytes, where a head's rows change lazily: when last wanted
-        self._clear()
-
-    def _clear(self) -> None:
         # A stack whose top is the lowest page: fresh allocations are runs, which decode reads without a copy.
         self._free = torch.arange(self.pages - 1, -1, -1, dtype=torch.int64)  # [pages], first `available` valid
         self._is_free = torch.ones(self.pages, dtype=torch.bool)
         self.available = self.pages
-
-    @staticmethod
-    def row_bytes(head_dim: int, v_head_dim: int, itemsize: int) -> int:
-        """Device bytes of one row, its position and score included."""
-        return (head_dim + v_head_dim) * itemsize + 8
 
     @property
     def nbytes(self) -> int:

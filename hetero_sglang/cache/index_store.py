@@ -16,7 +16,7 @@ class IndexStore:
 
     def __init__(self, slots: int, layout: HeadLayout, plan: IndexPlan, device: torch.device | str) -> None:
         """`plan`: of this rank's heads."""
-        self.fields, self.run, self.row_bytes = plan.fields, plan.run, plan.row_bytes
+        self.fields, self.run = plan.fields, plan.run
         self.rows: list[torch.Tensor] = []
         self.which: list[torch.Tensor] = []
         self.encode: list[torch.Tensor] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class Lane:
         self.device = device
         priority = -1 if urgent else 0  # lower numbers go first
         self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
-        self._context: torch.cuda.StreamContext | None = None
+        self._context: Any = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def follow(self, point: Mark) -> None:
         """What comes next here starts once `point` is passed."""
@@ -59,17 +60,11 @@ class Lane:
                 tensor.record_stream(self._stream)
 
     def __enter__(self) -> Lane:
-        if self._stream is not None:
-            self._context = torch.cuda.stream(self._stream)
-            self._context.__enter__()
+        self._context.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._context is not None:
-            self._context.__exit__(kind, error, trace)
-            self._context = None
+    def __exit__(self, *raised: Any) -> None:
+        self._context.__exit__(*raised)
 
 
 def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:

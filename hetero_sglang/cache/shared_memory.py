@@ -22,12 +22,14 @@ class SharedMemory:
 
     def __init__(self, name: str, nbytes: int, pin: bool = False) -> None:
         """Zeroed memory; `name` shows in /proc/*/maps. HeteroError when it cannot be had or pinned."""
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        size = max(1, math.ceil(nbytes / mmap.PAGESIZE)) * mmap.PAGESIZE
+        self.fd, self.nbytes = os.memfd_create(name, os.MFD_CLOEXEC), nbytes
+        self._unpin: weakref.finalize | None = None
         try:
-            os.ftruncate(fd, _whole_pages(nbytes))
-            self._map(fd, nbytes)
+            os.ftruncate(self.fd, size)
+            self.buffer = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
         except OSError as error:
-            os.close(fd)
+            os.close(self.fd)
             raise HeteroError(
                 f"{_gb(nbytes)} of host memory cannot be mapped ({error.strerror}): lower --hetero-host-size."
             ) from error
@@ -37,26 +39,6 @@ class SharedMemory:
             except HeteroError:
                 self.close()
                 raise
-
-    @classmethod
-    def attach(cls, fd: int, nbytes: int) -> SharedMemory:
-        """The memory behind another process's `fd`. ValueError when it holds fewer than `nbytes`."""
-        held = os.fstat(fd).st_size
-        if held < nbytes:
-            raise ValueError(f"the descriptor holds {held} bytes, not {nbytes}")
-        memory = cls.__new__(cls)
-        memory._map(os.dup(fd), nbytes)
-        return memory
-
-    def _map(self, fd: int, nbytes: int) -> None:
-        self.fd = fd
-        self.nbytes = nbytes
-        self.buffer = mmap.mmap(fd, _whole_pages(nbytes), mmap.MAP_SHARED)
-        self._unpin: weakref.finalize | None = None
-
-    @property
-    def pinned(self) -> bool:
-        return self._unpin is not None and self._unpin.alive
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int = 0) -> torch.Tensor:
         """CPU view of `shape` at byte `offset`; it shares memory with every process that maps this."""
@@ -98,10 +80,6 @@ class SharedMemory:
 
 def _unregister(address: int) -> None:
     torch.cuda.cudart().cudaHostUnregister(address)
-
-
-def _whole_pages(nbytes: int) -> int:
-    return max(1, math.ceil(nbytes / mmap.PAGESIZE)) * mmap.PAGESIZE
 
 
 def _memlock() -> str:

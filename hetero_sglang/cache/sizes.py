@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetero_sglang.cache.admission import Admission
-from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.config.layout import HeadLayout
 
 PREFILL_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
@@ -29,7 +28,8 @@ class Shape:
 
     @property
     def hot_row(self) -> int:
-        return HotPool.row_bytes(self.head_dim, self.v_head_dim, self.itemsize)
+        """With the position and score that the hot pool keeps beside it."""
+        return self.row + 8
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,9 @@ class Sizes:
     index_row: int = 0  # bytes of a token in a compressed head's key index
 
     @property
-    def hot_rows_per_slot(self) -> float:
-        return sum(self.layout.fractions)
-
-    @property
     def hot_pages(self) -> int:
         rounding = self.layout.num_compressed * ROUNDING_REQUESTS
-        return -(-int(self.slots * self.hot_rows_per_slot) // self.page_size) + rounding
+        return -(-int(self.slots * sum(self.layout.fractions)) // self.page_size) + rounding
 
     @property
     def resident_bytes_per_slot(self) -> int:
@@ -64,13 +60,12 @@ class Sizes:
         return self.layout.num_compressed * self.shape.row
 
     @property
-    def dense_bytes_per_slot(self) -> int:
-        return self.resident_bytes_per_slot + self.host_bytes_per_slot
+    def hot_bytes(self) -> int:
+        return self.hot_pages * self.page_size * self.shape.hot_row
 
     @property
     def device_bytes(self) -> int:
-        cell = self.resident_bytes_per_slot + self.index_bytes_per_slot
-        return self.slots * cell + self.hot_pages * self.page_size * self.shape.hot_row
+        return self.slots * (self.resident_bytes_per_slot + self.index_bytes_per_slot) + self.hot_bytes
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def slots_within(
     for layout in layouts:
         one = Sizes(shape, layout, page_size, 0, index_row)
         fixed = (one.hot_pages + 1) * page_size * shape.hot_row  # rounding, of requests and of the pool itself
-        cell = one.resident_bytes_per_slot + one.index_bytes_per_slot + one.hot_rows_per_slot * shape.hot_row
+        cell = one.resident_bytes_per_slot + one.index_bytes_per_slot + sum(layout.fractions) * shape.hot_row
         if joint:
             cell += one.host_bytes_per_slot
         slots.append(int((device_bytes - fixed) / cell))
@@ -120,41 +115,33 @@ def slots_within(
 
 def table(sizes: Sizes, admission: Admission, longest: int, workspaces: Workspaces | None) -> str:
     """The start-up log: what goes where on this rank, and how many requests of which lengths fit at once."""
-    dense = sizes.device_bytes // sizes.dense_bytes_per_slot
-    hot = sizes.device_bytes - sizes.slots * (sizes.resident_bytes_per_slot + sizes.index_bytes_per_slot)
+    dense = sizes.device_bytes // (sizes.resident_bytes_per_slot + sizes.host_bytes_per_slot)
     lengths = [n << 10 for n in (4, 32, 128) if n << 10 < longest]
-    rows = [
-        ("resident store", sizes.resident_bytes_per_slot, sizes.slots * sizes.resident_bytes_per_slot, "device"),
-        (
-            "hot pool",
-            round(hot / max(sizes.slots, 1)),
-            hot,
-            f"device, {sizes.hot_pages} pages of {sizes.page_size} rows",
-        ),
-        ("key index", sizes.index_bytes_per_slot, sizes.slots * sizes.index_bytes_per_slot, "device"),
-        ("host store", sizes.host_bytes_per_slot, sizes.slots * sizes.host_bytes_per_slot, "host"),
+    tiers = [
+        ("resident store", sizes.slots * sizes.resident_bytes_per_slot, "device"),
+        ("hot pool", sizes.hot_bytes, f"device, {sizes.hot_pages} pages of {sizes.page_size} rows"),
+        ("key index", sizes.slots * sizes.index_bytes_per_slot, "device"),
+        ("host store", sizes.slots * sizes.host_bytes_per_slot, "host"),
     ]
+    lines = [f"  {'tier':<16}{'bytes/token':>12}{'total':>12}"]
+    for name, total, where in tiers:
+        lines.append(f"  {name:<16}{round(total / max(sizes.slots, 1)) or '':>12}{_size(total):>12}  {where}")
     if workspaces is not None:
         parts = ", ".join(f"{name} {_size(count)}" for name, count in vars(workspaces).items() if count)
-        rows.append(("workspaces", 0, workspaces.total, f"device, at most: {parts}"))
-    lines = [f"  {'tier':<16}{'bytes/token':>12}{'total':>12}"]
-    lines += [f"  {name:<16}{cell or '':>12}{_size(total):>12}  {where}" for name, cell, total, where in rows]
+        lines.append(f"  {'workspaces':<28}{_size(workspaces.total):>12}  device, at most: {parts}")
     fits = [f"{min(sizes.slots // n, admission.concurrent(n))} of {n >> 10}K" for n in lengths]
     fits.append(f"{min(sizes.slots // longest, admission.concurrent(longest))} of the longest, {longest} tokens")
     whole = f"prompts under {admission.rule.dense_below} tokens are kept whole where that fits the hot pool"
-    return "\n".join(
-        [
-            *lines,
-            f"  token slots {sizes.slots}; dense KV in the same device bytes: {dense} "
-            f"({sizes.slots / max(dense, 1):.2f}x)",
-            f"  concurrent requests: {', '.join(fits)}; {whole}",
-        ]
-    )
+    more = f"{sizes.slots / max(dense, 1):.2f}x"
+    lines.append(f"  token slots {sizes.slots}; dense KV in the same device bytes: {dense} ({more})")
+    lines.append(f"  concurrent requests: {', '.join(fits)}; {whole}")
+    return "\n".join(lines)
 
 
 def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1024
-    raise AssertionError
+    units = ["KiB", "MiB", "GiB"]
+    if count < 1024:
+        return f"{count:.0f} B"
+    while (count := count / 1024) >= 1024 and len(units) > 1:
+        units.pop(0)
+    return f"{count:.1f} {units[0]}"

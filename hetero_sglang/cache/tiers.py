@@ -110,11 +110,7 @@ class TieredCache:
 
     def levels(self) -> dict[str, int]:
         """What is in use, told in microseconds."""
-        return {
-            "live_requests": len(self.requests),
-            "hot_pages": self.hot.pages,
-            "hot_pages_free": self.hot.available,
-        }
+        return {"live_requests": len(self.requests), "hot_pages": self.hot.pages, "hot_pages_free": self.hot.available}
 
     def stats(self) -> dict[str, float | int | str | bool]:
         """Counters, levels and sizes, for /hetero/stats and /server_info; waits for nothing."""

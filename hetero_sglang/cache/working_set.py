@@ -62,14 +62,10 @@ class WorkingSet:
                 f"hot pool: {sum(extra)} pages wanted, {self.pool.available} free: admission let through too much"
             )
         parts = [torch.cat(pair) for pair in zip(held, taken.split(extra), strict=True)]
+        self.tables = parts[: len(tables)]  # per head [pages of the head]
         self.index = parts[len(tables) :]  # per head [pages of its index]
-        self._tabulate(parts[: len(tables)])
-
-    def _tabulate(self, tables: list[torch.Tensor]) -> None:
-        self.tables = tables  # per head [pages of the head]
         self.caps: list[int] = self.rows.caps.tolist()
         self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
-        self.smallest_cap = min(self.caps, default=self.grant.limit)
 
     @property
     def pages(self) -> torch.Tensor:
@@ -88,7 +84,7 @@ class WorkingSet:
 
     def exact(self, length: int) -> bool:
         """Whether every head still holds every one of `length` tokens."""
-        return length <= self.smallest_cap
+        return length <= min(self.caps, default=length)
 
     def refillable(self, length: int) -> np.ndarray:
         """Bool [heads]: full at `length`, with as many rows to choose as there are sinks and ring.

@@ -73,15 +73,13 @@ class CapRule:
 
     def rows(self, grant: Grant) -> Rows:
         """Of every head, for a request that begins."""
-        listed = self._listed(grant)
-        most = (
-            self.sink + self.ring_rows - (self.sink + self.ring_rows - grant.final) // self.run * self.run
-        )  # whole runs
-        least = min(grant.final, max(self.dense_below if grant.whole else 0, self.sink + self.ring_rows + 1))
+        listed, fixed = self._listed(grant), self.sink + self.ring_rows
+        most = fixed - (fixed - grant.final) // self.run * self.run  # whole runs
+        least = min(grant.final, max(self.dense_below if grant.whole else 0, fixed + 1))
         share = np.ceil(self._fractions * grant.final - 1e-9).astype(np.int64) - listed
         caps = np.maximum(least, share)
-        chosen = -(-(caps - self.sink - self.ring_rows) // self.run) * self.run
-        caps = np.minimum(most, np.maximum(least, self.sink + self.ring_rows + chosen))
+        chosen = -(-(caps - fixed) // self.run) * self.run
+        caps = np.minimum(most, np.maximum(least, fixed + chosen))
         return Rows(caps, np.where(caps < grant.final, listed, 0))  # a head that keeps every token needs no index
 
     def grown(self, old: Grant, held: Rows) -> tuple[Grant, Rows]:
@@ -107,10 +105,6 @@ class CapRule:
     def pages(self, rows: Rows) -> np.ndarray:
         """Hot pages [2, heads] of each head's tokens and of its index."""
         return -(-np.stack((rows.caps, rows.index)) // self.page_size)
-
-    def demand(self, grant: Grant) -> int:
-        """Hot pages of all these heads for a request that begins."""
-        return int(self.pages(self.rows(grant)).sum())
 
     @property
     def ring_rows(self) -> int:

@@ -32,19 +32,14 @@ class Settings:
     monitor_interval: int  # decode steps between two looks of a pivot
     anchor_interval: int  # looks between two refreshes of an anchor; 0 never
     retrieval: str  # accumulate | replace | off
-    decay: float  # of a row's score, per look
-    refill_rows: int  # tokens that come to a head at one refill, at most: the best
     ahead: bool  # heads with a key index look for rows one layer ahead, by queries that are guessed
     reassign: bool  # satellites that no longer follow their pivot get another, or none
     worker_threads: int
     decode_kernel: str  # auto | flashinfer | triton
     index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
-    most_swaps: int  # runs that come to a head in one step, at most
-
-    @property
-    def compresses(self) -> bool:
-        """Whether any head keeps less than everything."""
-        return any(f < 1 for f in self.layout.fractions)
+    decay: float = 0.9  # of a row's score, per look
+    refill_rows: int = 1024  # tokens that come to a head at one refill, at most: the best
+    most_swaps: int = 2048  # runs that come to a head in one step, at most
 
     @property
     def index_row(self) -> int:
@@ -53,10 +48,13 @@ class Settings:
 
     @property
     def retrieves(self) -> bool:
-        """Whether heads find rows while requests decode, and not by a key index; without drift there is nothing to."""
+        """Whether heads find rows while requests decode, and not by a key index.
+
+        There is nothing to find without drift, nor where every head keeps everything.
+        """
         changes = self.policy.refresh is Refresh.STEP
         changes = changes or (self.policy.refresh is Refresh.DRIFT and self.drift_threshold > 0)
-        return changes and self.retrieval != "off" and self.compresses
+        return changes and self.retrieval != "off" and any(f < 1 for f in self.layout.fractions)
 
 
 def resolve(
@@ -92,14 +90,11 @@ def resolve(
             f"an index with `hetero-sglang profile index --index-run 1`."
         )
     if not 0 < keep_ratio <= 1 or (keep_ratio < 1 and keep_ratio - share <= profile.floor):
-        if share:
-            raise HeteroError(
-                f"--hetero-keep-ratio {keep_ratio} is not in ({profile.floor + share:.3f}, 1]: the key index takes "
-                f"{share:.4f} of the KV bytes; choose a ratio above {profile.floor + share:.3f}."
-            )
+        least, why = profile.floor + share, f"the key index takes {share:.4f} of the KV bytes"
+        if not share:
+            why = f"{profile.num_resident} of {profile.num_heads} KV heads are resident by this profile"
         raise HeteroError(
-            f"--hetero-keep-ratio {keep_ratio} is not in ({profile.floor:.3f}, 1]: {profile.num_resident} of "
-            f"{profile.num_heads} KV heads are resident by this profile; choose a ratio above {profile.floor:.3f}."
+            f"--hetero-keep-ratio {keep_ratio} is not in ({least:.3f}, 1]: {why}; choose a ratio above {least:.3f}."
         )
     if policy.index and (keep_ratio <= policy.index_share or window < policy.index.span):
         raise HeteroError(
@@ -111,7 +106,10 @@ def resolve(
         raise HeteroError(f"--hetero-reassign moves satellites between pivots, and {policy.name} has none; drop it.")
     if reassign and (retrieval == "off" or not drift_threshold):
         raise HeteroError("--hetero-reassign watches pivots, and with retrieval off none looks; drop one of them.")
-    _positive(window=window, sink=sink, monitor_interval=monitor_interval, observe=observe)
+    positive = {"window": window, "sink": sink, "monitor-interval": monitor_interval, "observe": observe}
+    for name, value in positive.items():
+        if value < 1:
+            raise HeteroError(f"--hetero-{name} {value} must be at least 1.")
     if not 0 <= drift_threshold <= 1:
         raise HeteroError(f"--hetero-drift-threshold {drift_threshold} is not in [0, 1]; 0 switches retrieval off.")
     rows_ratio = keep_ratio - share
@@ -143,14 +141,11 @@ def resolve(
         monitor_interval=monitor_interval,
         anchor_interval=anchor_interval,
         retrieval=retrieval,
-        decay=0.9,
-        refill_rows=1024,
         ahead=lazy and fetch == "ahead",
         reassign=reassign,
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,
-        most_swaps=2048,
     )
 
 
@@ -159,9 +154,3 @@ def profile_share(profile: HeadProfile) -> float:
     assert profile.index is not None and profile.head_dim is not None
     compressed = profile.num_heads - profile.num_resident
     return profile.index.row_bytes / (4 * profile.head_dim) * compressed / profile.num_heads
-
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise HeteroError(f"--hetero-{name.replace('_', '-')} {value} must be at least 1.")

@@ -52,12 +52,6 @@ def seams() -> list[tuple[str, Callable[..., Any], Any]]:
     ]
 
 
-def register(registry: Any) -> None:
-    """Registers `seams` with `registry`, a HookRegistry."""
-    for target, hook, kind in seams():
-        registry.register(target, hook, kind)
-
-
 def _apply_on_cpu(logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
     # not xgrammar's own CPU kernel: 0.2.1's was seen to write past the rows of very short vocabularies
     bits = (vocab_mask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32)) & 1  # [B, words, 32]

@@ -15,11 +15,7 @@ TARGET = "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator"
 
 
 def extend_slots(
-    prefix_lens: torch.Tensor,
-    seq_lens: torch.Tensor,
-    last_loc: torch.Tensor,
-    free_pages: torch.Tensor,
-    page_size: int,
+    prefix_lens: torch.Tensor, seq_lens: torch.Tensor, last_loc: torch.Tensor, free_pages: torch.Tensor, page_size: int
 ) -> tuple[torch.Tensor, int] | None:
     """Slots [T] int64 for the tokens prefix..seq-1 of each request, in batch order, and the number of pages
     taken from the head of `free_pages`; None where that holds too few.
@@ -86,12 +82,6 @@ def seams() -> list[tuple[str, Callable[..., Any], Any]]:
         return []
     hooks = (alloc_extend, alloc_decode)
     return [(f"{TARGET}.{hook.__name__}", hook, HookType.AROUND) for hook in hooks]
-
-
-def register(registry: Any) -> None:
-    """Registers `seams` with `registry`, a HookRegistry."""
-    for target, hook, kind in seams():
-        registry.register(target, hook, kind)
 
 
 def _take(self: Any, prefix_lens: torch.Tensor, seq_lens: torch.Tensor, last_loc: torch.Tensor) -> torch.Tensor | None:

@@ -32,11 +32,6 @@ def build() -> ModuleType:
     return module
 
 
-def is_stub(module: ModuleType) -> bool:
-    """Whether `module` came from `build`."""
-    return getattr(getattr(module, NAMES[0], None), "__module__", None) == __name__
-
-
 def _raiser(name: str) -> Any:
     def missing(*args: object, **kwargs: object) -> NoReturn:
         raise HeteroError(

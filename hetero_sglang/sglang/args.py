@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from sglang.srt.arg_groups.arg_utils import NS, A, Arg
+from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.config.choices import CHOICES
@@ -29,79 +29,60 @@ def named(field: str) -> str:
 class HeteroServerArgs(ServerArgs):
     """SGLang's arguments plus ours. `--kv-policy full` changes nothing else."""
 
-    kv_policy: A[str, Arg(help=f"KV cache policy: {named('kv_policy')}."), NS("memory")] = "full"
+    kv_policy: A[str, Arg(f"KV cache policy: {named('kv_policy')}.")] = "full"
     hetero_profile: A[
-        str | None,
-        Arg(help="Head profile (JSON); default: hetero_profile.json beside the checkpoint, else a shipped one."),
-        NS("memory"),
+        str | None, Arg("Head profile (JSON); default: hetero_profile.json beside the checkpoint, else a shipped one.")
     ] = None
-    hetero_keep_ratio: A[float, Arg(help="Device KV bytes kept per token, as a fraction of dense."), NS("memory")] = 0.5
+    hetero_keep_ratio: A[float, Arg("Device KV bytes kept per token, as a fraction of dense.")] = 0.5
     hetero_host_size: A[
-        float | None,
-        Arg(help="Host memory for the compressed heads, in GB per rank; default: what the token slots need."),
-        NS("memory"),
+        float | None, Arg("Host memory for the compressed heads, in GB per rank; default: what the token slots need.")
     ] = None
-    hetero_window: A[int, Arg(help="Most recent tokens every head keeps."), NS("memory")] = 64
-    hetero_sink: A[int, Arg(help="First tokens every head keeps."), NS("memory")] = 4
+    hetero_window: A[int, Arg("Most recent tokens every head keeps.")] = 64
+    hetero_sink: A[int, Arg("First tokens every head keeps.")] = 4
     hetero_drift_threshold: A[
-        float,
-        Arg(help="A satellite is refilled when less of its pivot's attention than this lies on its rows; 0: never."),
-        NS("memory"),
+        float, Arg("A satellite is refilled when less of its pivot's attention than this lies on its rows; 0: never.")
     ] = 0.9
     hetero_monitor_interval: A[
         int | None,
-        Arg(help="Decode steps between two looks of a pivot, or two choices by an index; default: 4, or every step."),
-        NS("memory"),
+        Arg("Decode steps between two looks of a pivot, or two choices by an index; default: 4, or every step."),
     ] = None
     hetero_dense_below: A[
-        int | None,
-        Arg(help="Requests shorter than this many tokens stay exact; default: from the smallest head's budget."),
-        NS("memory"),
+        int | None, Arg("Requests shorter than this many tokens stay exact; default: from the smallest head's budget.")
     ] = None
     hetero_retrieval: A[
         str,
         Arg(
-            help="What a refill keeps: the better of what was held and is seen, or what is seen; off: no refills. "
-            f"One of {named('hetero_retrieval')}.",
+            "What a refill keeps: the better of what was held and is seen, or what is seen; off: no refills. "
+            f"One of {named('hetero_retrieval')}."
         ),
-        NS("memory"),
     ] = "accumulate"
     hetero_roles: A[
         str,
         Arg(
-            help="Which heads are resident: as the profile says, or decided from its measurements for this keep ratio. "
-            f"One of {named('hetero_roles')}.",
+            "Which heads are resident: as the profile says, or decided from its measurements for this keep ratio. "
+            f"One of {named('hetero_roles')}."
         ),
-        NS("memory"),
     ] = "profile"
     hetero_fetch: A[
         str,
         Arg(
-            help="When rows come to heads with a key index: in the step that wants them, or one layer ahead of it, by "
-            f"queries that are guessed. One of {named('hetero_fetch')}.",
+            "When rows come to heads with a key index: in the step that wants them, or one layer ahead of it, by "
+            f"queries that are guessed. One of {named('hetero_fetch')}."
         ),
-        NS("memory"),
     ] = "auto"
-    hetero_reassign: A[
-        bool, Arg(help="Give satellites that no longer follow their pivot another one, or none."), NS("memory")
-    ] = False
+    hetero_reassign: A[bool, Arg("Give satellites that no longer follow their pivot another one, or none.")] = False
     hetero_ablation: A[
-        str,
-        Arg(help=f"Leave out one of HeteroCache's ideas, to measure it: {named('hetero_ablation')}."),
-        NS("memory"),
+        str, Arg(f"Leave out one of HeteroCache's ideas, to measure it: {named('hetero_ablation')}.")
     ] = "none"
     hetero_index: A[
         str,
         Arg(
-            help="How heads find their rows: by the profile's key index, in the step that needs them, or not at all, "
-            f"as in the paper. One of {named('hetero_index')}; auto: by the index where there is one.",
+            "How heads find their rows: by the profile's key index, in the step that needs them, or not at all, "
+            f"as in the paper. One of {named('hetero_index')}; auto: by the index where there is one."
         ),
-        NS("memory"),
     ] = "auto"
     hetero_decode_kernel: A[
-        str,
-        Arg(help=f"What a decode step attends with on a GPU: {named('hetero_decode_kernel')}; auto is the faster one."),
-        NS("memory"),
+        str, Arg(f"What a decode step attends with on a GPU: {named('hetero_decode_kernel')}; auto is the faster one.")
     ] = "auto"
 
     def __post_init__(self) -> None:
@@ -114,7 +95,7 @@ class HeteroServerArgs(ServerArgs):
         if self.kv_policy == "full":
             super().__post_init__()
             return
-        from hetero_sglang.sglang import refusals
+        from hetero_sglang.sglang import asked, refusals
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
@@ -123,9 +104,8 @@ class HeteroServerArgs(ServerArgs):
         super().__post_init__()
         if self.model_path.lower() in ("none", "dummy"):
             return
-        refusals.check_model(self)
-        refusals.check_memory(self, tokens)
-        if warning := self.hetero_warning():
+        refusals.check_memory(self, refusals.check_model(self), tokens)
+        if warning := asked.profile_warning(self):
             logger.warning(warning)
 
     def _choose_backend(self) -> None:
@@ -140,40 +120,6 @@ class HeteroServerArgs(ServerArgs):
         self.attention_backend: str | None = chosen
         if chosen == "torch_native":
             self.disable_decode_cuda_graph = True
-
-    def hetero_policy(self) -> Any:
-        """The policy that the flags name."""
-        from hetero_sglang.sglang.asked import indexed, make_policy
-
-        return make_policy(self.kv_policy, self.hetero_ablation, indexed(self))
-
-    def hetero_options(self) -> tuple[Any, dict[str, Any]]:
-        """The head profile and the keyword arguments of `settings.resolve`."""
-        from hetero_sglang.policy.base import Refresh
-        from hetero_sglang.sglang.asked import profile_for
-
-        policy, interval = self.hetero_policy(), self.hetero_monitor_interval
-        if interval is None:
-            interval = 1 if policy.refresh is Refresh.STEP else 4
-        return profile_for(policy, self), {
-            "policy": policy,
-            "keep_ratio": self.hetero_keep_ratio,
-            "window": self.hetero_window,
-            "sink": self.hetero_sink,
-            "dense_below": self.hetero_dense_below,
-            "drift_threshold": self.hetero_drift_threshold,
-            "monitor_interval": interval,
-            "retrieval": self.hetero_retrieval,
-            "fetch": self.hetero_fetch,
-            "reassign": self.hetero_reassign,
-            "decode_kernel": self.hetero_decode_kernel,
-        }
-
-    def hetero_warning(self) -> str | None:
-        """What is doubtful about the head profile that is served, a sentence; None: nothing is."""
-        from hetero_sglang.sglang.asked import profile_warning
-
-        return profile_warning(self.hetero_policy(), self)
 
     @classmethod
     def add_cli_args(cls, parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,10 @@ from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
 
+RESOLVED = (  # by `settings.resolve`, under these names
+    "keep_ratio", "window", "sink", "dense_below", "drift_threshold", "retrieval", "fetch", "reassign", "decode_kernel",
+)  # fmt: skip
+
 
 def make_policy(name: str, ablation: str = "none", indexed: bool = False) -> Policy:
     """The policy of that name. Raises HeteroError for an ablation of another policy than heterocache's own."""
@@ -31,6 +35,20 @@ def make_policy(name: str, ablation: str = "none", indexed: bool = False) -> Pol
     if ablation != "none":
         raise HeteroError(f"--hetero-ablation {ablation} is one of heterocache's, not of {name}; drop it.")
     return POLICIES[name]()
+
+
+def policy_of(args: Any) -> Policy:
+    """The policy that the flags name."""
+    return make_policy(args.kv_policy, args.hetero_ablation, indexed(args))
+
+
+def options_of(args: Any) -> tuple[HeadProfile, dict[str, Any]]:
+    """The head profile and the keyword arguments of `settings.resolve`."""
+    policy, interval = policy_of(args), args.hetero_monitor_interval
+    if interval is None:
+        interval = 1 if policy.refresh is Refresh.STEP else 4
+    options = {name: getattr(args, f"hetero_{name}") for name in RESOLVED}
+    return profile_for(policy, args), {**options, "policy": policy, "monitor_interval": interval}
 
 
 def indexed(args: Any) -> bool:
@@ -74,31 +92,28 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
     """
     config = args.get_model_config()
     shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
-    if policy.roles:
+    layers, query_heads, kv_heads, head_dim = shape
+    if policy.roles or policy.refresh is Refresh.LAZY:
         path = find_profile(args.model_path, args.hetero_profile)
         profile = load_profile(path)
         profile.check_model(*shape, name=path)
+        if not policy.roles:
+            return replace(alike(layers, kv_heads, query_heads, head_dim), index=profile.index)
         if args.hetero_roles == "ratio" and 0 < args.hetero_keep_ratio < 1:
             try:
                 profile = decide_for(profile, args.hetero_keep_ratio, args.tp_size)
             except HeteroError as error:
                 raise HeteroError(f"{path}: {error}") from None
         return ABLATIONS[args.hetero_ablation](profile)
-    layers, query_heads, kv_heads, head_dim = shape
-    if policy.refresh is Refresh.LAZY:
-        path = find_profile(args.model_path, args.hetero_profile)
-        profile = load_profile(path)
-        profile.check_model(*shape, name=path)
-        return replace(alike(layers, kv_heads, query_heads, head_dim), index=profile.index)
     if args.hetero_profile is not None:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
     return alike(layers, kv_heads, query_heads, head_dim)
 
 
-def profile_warning(policy: Policy, args: Any) -> str | None:
+def profile_warning(args: Any) -> str | None:
     """What is doubtful about the profile that `profile_for` reads: that it is of other weights of the model's shape.
     None where nothing is, and where weights or profile do not say. Reads a few samples of every weight file."""
-    folder = local_folder(args.model_path)
+    policy, folder = policy_of(args), local_folder(args.model_path)
     if not (policy.roles or policy.refresh is Refresh.LAZY) or folder is None:
         return None
     path = find_profile(args.model_path, args.hetero_profile)

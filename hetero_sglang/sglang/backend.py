@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +37,6 @@ class HeteroAttnBackend(AttentionBackend):
         self.scale = 1.0
         self.ahead = self._ahead(model_runner.model) if self.cache.settings.ahead else None
         runtime().engine = self.engine
-        runtime().when_built = self.settled
 
     def _ahead(self, model: Any) -> Ahead | None:
         lazy = self.engine.finder
@@ -50,11 +48,6 @@ class HeteroAttnBackend(AttentionBackend):
             lazy.ahead(layer, self.step, self.tables, queries, self.scale)
 
         return Ahead(model, bring, lazy.state_changes)
-
-    def settled(self) -> None:
-        """Before the first request: what start-up has made stays, collections during steps need not look at it."""
-        gc.collect()
-        gc.freeze()
 
     # ---- the contract's five methods
 

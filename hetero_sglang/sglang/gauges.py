@@ -1,4 +1,7 @@
-"""Counters and levels in Prometheus: /metrics of a server with SGLang's --enable-metrics."""
+"""Counters and levels in Prometheus: /metrics of a server with SGLang's --enable-metrics.
+
+`sglang:hetero_NAME_total` for what is counted, `sglang:hetero_NAME` for levels, under SGLang's own labels.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,23 @@ from typing import Any
 from hetero_sglang.sglang.runtime import runtime
 
 
-class Exporter:
-    """`sglang:hetero_NAME_total` for what is counted, `sglang:hetero_NAME` for levels, under SGLang's own labels."""
+def logged(result: None, collector: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER SchedulerMetricsCollector.log_stats: ours whenever SGLang's own are set, under its labels."""
+    runtime().labels = runtime().labels or dict(collector.labels)
+    tell()
 
-    def __init__(self, labels: dict[str, str]) -> None:
-        self.labels = labels
-        self.told: dict[str, int] = {}
 
-    def tell(self, counters: dict[str, int], levels: dict[str, int]) -> None:
-        """What has been counted since the last time, and the levels of now."""
-        for name, value in counters.items():
-            _metric("Counter", name, tuple(self.labels)).labels(**self.labels).inc(value - self.told.get(name, 0))
-        self.told = counters
-        for name, value in levels.items():
-            _metric("Gauge", name, tuple(self.labels)).labels(**self.labels).set(value)
+def tell() -> None:
+    """Export what has been counted since the last time, and the levels of now; nothing where metrics are off."""
+    state = runtime()
+    if (labels := state.labels) is None:
+        return
+    counters = state.counters.as_dict()
+    for name, value in counters.items():
+        _metric("Counter", name, tuple(labels)).labels(**labels).inc(value - state.told.get(name, 0))
+    state.told = counters
+    for name, value in state.cache.levels().items():
+        _metric("Gauge", name, tuple(labels)).labels(**labels).set(value)
 
 
 @cache
@@ -32,18 +38,3 @@ def _metric(kind: str, name: str, labels: tuple[str, ...]) -> Any:
     options = {"multiprocess_mode": "mostrecent"} if kind == "Gauge" else {}
     what = f"{name} of /hetero/stats"
     return getattr(prometheus_client, kind)(f"sglang:hetero_{name}", what, labelnames=labels, **options)
-
-
-def logged(result: None, collector: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER SchedulerMetricsCollector.log_stats: ours whenever SGLang's own are set, under its labels."""
-    state = runtime()
-    if state.exporter is None:
-        state.exporter = Exporter(dict(collector.labels))
-    tell()
-
-
-def tell() -> None:
-    """Export what is known now, where metrics are on."""
-    state = runtime()
-    if state.exporter is not None:
-        state.exporter.tell(state.counters.as_dict(), state.cache.levels())

@@ -18,14 +18,11 @@ def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
     around, after = HookType.AROUND, HookType.AFTER
     memory, managers = "sglang.srt.mem_cache", "sglang.srt.managers"
     runner = "sglang.srt.model_executor"
+    backends = f"{runner}.model_runner_components.attention_backend_setup"
     return [
         (f"{runner}.pool_configurator.create_memory_pool_configurator", pool.configurator, around),
         (f"{memory}.kv_cache_configurator.KVCacheConfigurator._build_mha_kv_pool", pool.build_pool, around),
-        (
-            f"{runner}.model_runner_components.attention_backend_setup._build_full_attention_backend_from_str",
-            backend.build_backend,
-            around,
-        ),
+        (f"{backends}._build_full_attention_backend_from_str", backend.build_backend, around),
         (f"{memory}.memory_pool.ReqToTokenPool.alloc", lifecycle.request_slots_given, after),
         (f"{memory}.memory_pool.ReqToTokenPool.free", lifecycle.request_slot_freed, around),
         (f"{memory}.memory_pool.ReqToTokenPool.clear", lifecycle.request_slots_cleared, after),

@@ -22,7 +22,7 @@ def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) ->
 def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND Scheduler.run_batch: the request slots of the batch, which the device alone would know otherwise."""
     state = runtime()
-    state.touched()
+    state.current = False
     state.waiting_since = None
     state.batch = [req.req_pool_idx for req in batch.reqs]
     if batch.out_cache_loc is not None:
@@ -38,7 +38,7 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
     slot = req.req_pool_idx
     original(pool, req)
     state = runtime()
-    state.touched()
+    state.current = False
     if slot in state.cache.requests:
         state.cache.finish(slot)
     if state.scheduler is not None:
@@ -48,21 +48,21 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
 def request_slots_cleared(result: None, pool: Any) -> None:
     """AFTER ReqToTokenPool.clear (cache flush)."""
     if runtime().built:
-        runtime().touched()
+        runtime().current = False
         runtime().cache.reset()
 
 
 def slots_freed(original: Callable[..., None], allocator: Any, free_index: torch.Tensor) -> None:
     """AROUND TokenToKVPoolAllocator.free (page size 1): deferred frees come again when their group ends."""
     if allocator.is_not_in_free_group and free_index.numel():
-        runtime().touched()
+        runtime().current = False
         runtime().cache.release_slots(free_index)
     original(allocator, free_index)
 
 
 def pages_freed(original: Callable[..., None], allocator: Any, *page_ids: torch.Tensor) -> None:
     """AROUND PagedTokenToKVPoolAllocator._release_page_ids: the one way pages of several slots are freed."""
-    runtime().touched()
+    runtime().current = False
     runtime().cache.release_slots(_slots_of(torch.cat(page_ids), allocator.page_size))
     original(allocator, *page_ids)
 

@@ -6,7 +6,7 @@ Replaces mem_cache/memory_pool.py's MHATokenToKVPool and model_executor/pool_con
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from sglang.srt.distributed import get_tp_group
@@ -15,6 +15,15 @@ from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator,
 
 from hetero_sglang.cache.sizes import Shape
 from hetero_sglang.sglang.runtime import runtime
+
+
+def _refuse(why: str) -> Callable[..., NoReturn]:
+    """A method that says what this pool does not do."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"heterocache {why}")
+
+    return method
 
 
 class HeteroKVPool(MHATokenToKVPool):
@@ -36,31 +45,14 @@ class HeteroKVPool(MHATokenToKVPool):
             for store, hot in ((cache.resident.k, cache.hot.k), (cache.resident.v, cache.hot.v))
         )
 
-    def set_kv_buffer(
-        self, layer: Any, loc_info: Any, cache_k: torch.Tensor, cache_v: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> None:
-        raise NotImplementedError("heterocache stores K/V in its own attention backend")
-
-    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
-        raise NotImplementedError("heterocache holds no dense K buffer: compressed heads live in the host store")
-
-    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
-        raise NotImplementedError("heterocache holds no dense V buffer: compressed heads live in the host store")
-
-    def get_kv_buffer(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError("heterocache holds no dense K/V buffers")
-
-    def get_cpu_copy(self, indices: torch.Tensor, mamba_indices: Any = None) -> Any:
-        raise NotImplementedError("heterocache does not copy slots out: retracted requests are recomputed")
-
-    def load_cpu_copy(self, kv_cache_cpu: Any, indices: torch.Tensor, mamba_indices: Any = None) -> None:
-        raise NotImplementedError("heterocache does not copy slots in")
-
-    def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:
-        raise NotImplementedError("heterocache does not move slots: speculative decoding is refused at start")
-
-    def get_contiguous_buf_infos(self) -> Any:
-        raise NotImplementedError("heterocache has no buffers for PD disaggregation")
+    set_kv_buffer = _refuse("stores K/V in its own attention backend")
+    get_key_buffer = _refuse("holds no dense K buffer: compressed heads live in the host store")
+    get_value_buffer = _refuse("holds no dense V buffer: compressed heads live in the host store")
+    get_kv_buffer = _refuse("holds no dense K/V buffers")
+    get_cpu_copy = _refuse("does not copy slots out: retracted requests are recomputed")
+    load_cpu_copy = _refuse("does not copy slots in")
+    move_kv_cache = _refuse("does not move slots: speculative decoding is refused at start")
+    get_contiguous_buf_infos = _refuse("has no buffers for PD disaggregation")
 
 
 def token_slots(loc_info: Any) -> torch.Tensor:
@@ -100,18 +92,6 @@ def configurator(original: Callable[[Any], Any], kvc: Any) -> Any:
     return HeteroPoolConfigurator(kvc)
 
 
-def build_pool(
-    original: Callable[..., Any],
-    self: Any,
-    *,
-    max_total_num_tokens: int,
-    mha_pool_class: type,
-    quant_method: Any = None,
-) -> Any:
+def build_pool(original: Callable[..., Any], self: Any, **options: Any) -> Any:
     """AROUND KVCacheConfigurator._build_mha_kv_pool."""
-    return original(
-        self,
-        max_total_num_tokens=max_total_num_tokens,
-        mha_pool_class=HeteroKVPool,
-        quant_method=quant_method,
-    )
+    return original(self, **{**options, "mha_pool_class": HeteroKVPool})

@@ -9,6 +9,8 @@ from hetero_sglang.cache.limits import free_host_bytes
 from hetero_sglang.config.settings import resolve
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Policy, Refresh
+from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.sglang.asked import options_of, policy_of
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -52,53 +54,52 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )  # fmt: skip
 
 
+DRIFT, STEP, LAZY = Refresh.DRIFT, Refresh.STEP, Refresh.LAZY
+
 # field of ours, whether a policy reads it, and why one that does not has no use for it
 OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
-    (
-        "hetero_fetch",
-        lambda policy: policy.refresh is Refresh.LAZY,
-        "its rows come in the step that wants them, or never",
-    ),
-    ("hetero_drift_threshold", lambda policy: policy.refresh is Refresh.DRIFT, "it has no pivots that watch for drift"),
-    (
-        "hetero_retrieval",
-        lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP),
-        "it fetches nothing, or always",
-    ),
-    (
-        "hetero_monitor_interval",
-        lambda policy: policy.refresh in (Refresh.DRIFT, Refresh.STEP),
-        "it chooses once, or in every step",
-    ),
+    ("hetero_fetch", lambda policy: policy.refresh is LAZY, "its rows come in the step that wants them, or never"),
+    ("hetero_drift_threshold", lambda policy: policy.refresh is DRIFT, "it has no pivots that watch for drift"),
+    ("hetero_retrieval", lambda policy: policy.refresh in (DRIFT, STEP), "it fetches nothing, or always"),
+    ("hetero_monitor_interval", lambda policy: policy.refresh in (DRIFT, STEP), "it chooses once, or in every step"),
 )
 
 
 # numbers of ours
 NUMBERS: tuple[tuple[str, Any], ...] = (
-    ("hetero_keep_ratio", float),
-    ("hetero_host_size", float),
-    ("hetero_window", int),
-    ("hetero_sink", int),
-    ("hetero_drift_threshold", float),
-    ("hetero_monitor_interval", int),
-    ("hetero_dense_below", int),
+    *((f"hetero_{name}", float) for name in ("keep_ratio", "host_size", "drift_threshold")),
+    *((f"hetero_{name}", int) for name in ("window", "sink", "monitor_interval", "dense_below")),
 )
 LARGEST = 1 << 31
 
 
-def check_options(args: Any, policy: Policy) -> None:
-    """Raises HeteroError for an option that was given although the policy does not read it."""
+def check_policy(args: Any) -> None:
+    """Raises HeteroError for an option that the policy does not read, or that works on a GPU alone."""
+    policy = policy_of(args)
     for name, reads, why in OPTIONS:
         value = getattr(args, name)
         if value != type(args).__dataclass_fields__[name].default and not reads(policy):
             flag = name.replace("_", "-")
-            paper = ", or add --hetero-index none" if policy.refresh is Refresh.LAZY else ""
+            paper = ", or add --hetero-index none" if policy.refresh is LAZY else ""
             raise HeteroError(f"--{flag} {value} is not read by --kv-policy {policy.name} ({why}); drop it{paper}.")
-    if args.hetero_retrieval == "replace" and policy.refresh is not Refresh.DRIFT:
+    if args.hetero_retrieval == "replace" and policy.refresh is not DRIFT:
         raise HeteroError(
             f"--hetero-retrieval replace is a rule for drift, and --kv-policy {policy.name} watches none; drop it."
         )
+    if args.hetero_window < 2:
+        raise HeteroError(
+            f"--hetero-window {args.hetero_window} is too small: a step writes the window's newest row while the one "
+            f"before it is still copied to the host; choose at least 2."
+        )
+    if args.attention_backend == "flashinfer":
+        return
+    for flag, value, why in (
+        ("decode-kernel", args.hetero_decode_kernel, "is one for GPUs"),
+        ("fetch", args.hetero_fetch, "guesses queries beside the layer before them, which a CPU has no time for"),
+    ):
+        if value not in ("auto", "same-step"):
+            raise HeteroError(f"--hetero-{flag} {value} {why}, and this server runs on torch alone; drop it.")
 
 
 def check_flags(args: Any) -> None:
@@ -128,27 +129,9 @@ def check_numbers(args: Any) -> None:
             raise HeteroError(f"{flag} {given} is no number between {-LARGEST} and {LARGEST}; give one that is.")
 
 
-def check_policy(args: Any) -> None:
-    """Raises HeteroError for an option that the policy does not read, or that works on a GPU alone."""
-    check_options(args, args.hetero_policy())
-    if args.hetero_window < 2:
-        raise HeteroError(
-            f"--hetero-window {args.hetero_window} is too small: a step writes the window's newest row while the one "
-            f"before it is still copied to the host; choose at least 2."
-        )
-    if args.attention_backend == "flashinfer":
-        return
-    for flag, value, why in (
-        ("decode-kernel", args.hetero_decode_kernel, "is one for GPUs"),
-        ("fetch", args.hetero_fetch, "guesses queries beside the layer before them, which a CPU has no time for"),
-    ):
-        if value not in ("auto", "same-step"):
-            raise HeteroError(f"--hetero-{flag} {value} {why}, and this server runs on torch alone; drop it.")
-
-
-def check_model(args: Any) -> None:
+def check_model(args: Any) -> HeadProfile:
     """Raises HeteroError for a model that is not a dense Llama, Mistral, Qwen2 or Qwen3 with full attention, for
-    a profile of another model and for options its budget does not allow."""
+    a profile of another model and for options its budget does not allow; the profile else."""
     config = args.get_model_config()
     architecture = (config.hf_config.architectures or ["unknown"])[0]
     text = config.hf_text_config
@@ -165,12 +148,13 @@ def check_model(args: Any) -> None:
         )
     if args.attention_backend == "flashinfer":
         check_kernels(args.kv_policy, config)
-    profile, options = args.hetero_options()
+    profile, options = options_of(args)
     resolve(profile, **options)
     if index := options["policy"].index:  # refuses, before any request comes, rows that cannot hold it
         import torch
 
         index.build(torch.zeros(1, 0, index.span, config.head_dim, dtype=config.dtype), config.v_head_dim)
+    return profile
 
 
 def check_kernels(policy: str, config: Any) -> None:
@@ -191,7 +175,7 @@ def check_kernels(policy: str, config: Any) -> None:
             )
 
 
-def check_memory(args: Any, tokens: int | None) -> None:
+def check_memory(args: Any, profile: HeadProfile, tokens: int | None) -> None:
     """Raises HeteroError when the host tier cannot be had or cannot hold `tokens`, the user's --max-total-tokens."""
     if args.hetero_host_size is None:
         return
@@ -203,9 +187,7 @@ def check_memory(args: Any, tokens: int | None) -> None:
         )
     least = args.hetero_sink + args.hetero_window + 1 if tokens is None else tokens
     config = args.get_model_config()
-    profile, _ = args.hetero_options()
-    itemsize = config.dtype.itemsize
-    row = (config.head_dim + config.v_head_dim) * itemsize
+    row = (config.head_dim + config.v_head_dim) * config.dtype.itemsize
     ranks = [profile.slice(rank, args.tp_size) for rank in range(args.tp_size)]
     needed = max(rank.num_heads - rank.num_resident for rank in ranks) * row * least
     if needed > wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from typing import Any
@@ -17,12 +18,10 @@ _QUEUE = "the queue did not move"
 
 
 def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER Scheduler.__init__."""
-    state = runtime()
-    state.scheduler = scheduler
-    if state.when_built is not None:
-        with scheduler.forward_stream_ctx:  # where steps run: memory that is cached for it is theirs
-            state.when_built()
+    """AFTER Scheduler.__init__: what start-up has made stays, collections during steps need not look at it."""
+    runtime().scheduler = scheduler
+    gc.collect()
+    gc.freeze()
 
 
 def stats(scheduler: Any) -> dict[str, Any]:

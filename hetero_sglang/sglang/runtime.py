@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
-from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.sglang.asked import options_of, profile_warning
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -39,7 +38,6 @@ class Check:
 class Runtime:
     """Built once per scheduler process, before SGLang sizes its pools."""
 
-    profile: HeadProfile
     settings: Settings
     policy: str  # --kv-policy, and how its heads find rows
     profile_warning: str | None  # what speaks against the head profile
@@ -47,13 +45,13 @@ class Runtime:
     context: int  # tokens of the longest request the model takes
     on_device: bool  # a GPU runs the steps
     engine: Engine | None = None  # once SGLang has built its backend
-    when_built: Callable[[], None] | None = None  # called once, when the scheduler is
     scheduler: Any = None
-    exporter: Any = None  # of metrics, where they are on
+    labels: dict[str, str] | None = None  # of metrics, where they are on
+    told: dict[str, int] = field(default_factory=dict)  # counters when metrics were last exported
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
     check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))  # the latest
-    current: bool = False  # nothing has happened since it
+    current: bool = False  # no request or token slot has come or gone since it
     waiting_since: float | None = None  # when requests were first seen to wait while nothing runs
     counters: Counters = field(default_factory=Counters)
     _cache: TieredCache | None = None
@@ -72,10 +70,6 @@ class Runtime:
     def size(self) -> int:
         """Tensor-parallel ranks."""
         return len(self.settings.ranks)
-
-    def touched(self) -> None:
-        """Requests or token slots came or went: what the integrity check found is history."""
-        self.current = False
 
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
         """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.
@@ -107,11 +101,10 @@ class Runtime:
         sizes = all_sizes[self.settings.rank]
         pin = torch.device(device).type == "cuda"
         rows = slots + slot_page
-        resident = ResidentStore(
-            rows, [len(x.resident) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, device
-        )
-        host = HostStore(rows, [len(x.compressed) for x in layout.layers], shape.head_dim, shape.v_head_dim, dtype, pin)
-        hot = HotPool(sizes.hot_pages, rule.page_size, shape.head_dim, shape.v_head_dim, dtype, device)
+        row = shape.head_dim, shape.v_head_dim, dtype
+        resident = ResidentStore(rows, [len(x.resident) for x in layout.layers], *row, device)
+        host = HostStore(rows, [len(x.compressed) for x in layout.layers], *row, pin)
+        hot = HotPool(sizes.hot_pages, rule.page_size, *row, device)
         cache = self._cache = TieredCache(self.settings, resident, host, hot, self.counters, pages)
         workspaces = self.workspaces(shape, self.settings.rank, slots) if self.on_device else None
         logger.info(
@@ -139,13 +132,12 @@ def runtime() -> Runtime:
 def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
     """Resolve the server's arguments for one rank; replaces an earlier runtime of the process (tests)."""
     global _runtime
-    profile, options = server_args.hetero_options()
+    profile, options = options_of(server_args)
     settings = resolve(profile, rank=rank, size=size, **options)
     _runtime = Runtime(
-        profile=profile,
         settings=settings,
         policy=f"{server_args.kv_policy}{_how(settings, server_args.hetero_index)}",
-        profile_warning=server_args.hetero_warning(),
+        profile_warning=profile_warning(server_args),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=server_args.get_model_config().context_len,
         on_device=server_args.attention_backend == "flashinfer",

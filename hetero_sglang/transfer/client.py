@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import torch
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer import process, protocol
 from hetero_sglang.transfer.process import WorkerProcess
-from hetero_sglang.transfer.protocol import ProtocolError
+from hetero_sglang.transfer.protocol import ProtocolError, Query
 from hetero_sglang.transfer.scratch import Scratch
 from hetero_sglang.transfer.supervisor import Supervisor
 
 _ROUNDS = 12  # timeouts that a request may take of a worker which gives signs of life
 _SCRATCH = 128 << 20  # bytes for questions and answers under way
-
-
-@dataclass(frozen=True)
-class ScoreItem:
-    """The best rows of one head, for queries [G, D] float32 already times the softmax scale.
-
-    `head` counts the layer's compressed heads; `pool` is the (odd) width of the average over neighbouring slots;
-    min(topk, L) rows come back.
-    """
-
-    layer: int
-    head: int
-    query: np.ndarray | torch.Tensor
-    topk: int
-    pool: int
 
 
 @dataclass(frozen=True)
@@ -51,18 +35,6 @@ class Failed:
 
     ticket: int
     reason: str
-
-
-@dataclass
-class ClientStats:
-    """Counted since the client was made."""
-
-    scores: int = 0
-    failed: int = 0
-    refused: int = 0
-    restarts: int = 0
-    worker_up: bool = False
-    last_error: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,12 +64,11 @@ class RetrievalClient:
         command: Sequence[str] = process.COMMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """HeteroError when shared memory cannot be had; a worker that does not start is only counted.
+        """HeteroError when shared memory cannot be had; a worker that does not start is only logged.
 
         A worker that gives no sign of life is killed 0.8 `timeout_s` after it was last asked for anything, or when
         `poll` is called next; another is up within the rest of it.
         """
-        self._layout = msgspec.convert(store.layout(), protocol.HostLayout)
         self._store, self._threads, self._timeout = store, threads, timeout_s
         self._command, self._clock = command, clock
         self._scratch = Scratch(_SCRATCH)
@@ -105,15 +76,18 @@ class RetrievalClient:
         self._tickets = 0
         self._pending: dict[int, _Pending] = {}  # oldest first
         self._completed_at = self._clock()
-        self._stats = ClientStats()
         self._supervisor = Supervisor(self._launch)
         self._supervisor.tend(self._clock())
 
     @property
-    def stats(self) -> ClientStats:
-        """A copy of the counters."""
-        sup = self._supervisor
-        return replace(self._stats, restarts=sup.restarts, worker_up=sup.up)
+    def up(self) -> bool:
+        """Whether there is a worker that said hello."""
+        return self._supervisor.up
+
+    @property
+    def restarts(self) -> int:
+        """Workers started after the first."""
+        return self._supervisor.restarts
 
     @property
     def pid(self) -> int | None:
@@ -121,33 +95,29 @@ class RetrievalClient:
         worker = self._supervisor.worker
         return worker.pid if worker is not None else None
 
-    def score(self, slots: np.ndarray | torch.Tensor, wanted: Sequence[ScoreItem]) -> int | None:
-        """Ticket of a search for each item's best rows among slots [L], on the CPU.
+    def score(
+        self, slots: np.ndarray | torch.Tensor, items: Sequence[Query], queries: np.ndarray | torch.Tensor, pool: int
+    ) -> int | None:
+        """Ticket of a search for each item's best rows among slots [L], on the CPU; min(topk, L) of them come back.
 
-        None (counted): no worker is up, or too much is under way.
+        queries: [items, G, D] float32, already times the softmax scale; `pool`: the (odd) width of the average over
+        neighbouring slots. None: no worker is up, or too much is under way.
         """
-        told = np.ascontiguousarray(slots, np.int32)
-        queries = [np.empty(0, np.float32), *(np.asarray(item.query, np.float32).ravel() for item in wanted)]
-        ticket = self._submit(told, np.concatenate(queries), wanted)
-        self._stats.scores += ticket is not None
-        self._stats.refused += ticket is None
-        return ticket
-
-    def _submit(self, told: np.ndarray, queries: np.ndarray, wanted: Sequence[ScoreItem]) -> int | None:
         worker = self._supervisor.worker
         if worker is None or not worker.up or len(self._pending) >= protocol.MOST_PENDING:
             return None
-        counts = [min(told.size, item.topk) for item in wanted]
-        loan = self._scratch.lend(max(told.nbytes + queries.nbytes, 8 * sum(counts)))  # the answer takes the same place
+        told, asked = np.ascontiguousarray(slots, np.int32), np.ascontiguousarray(queries, np.float32)
+        counts = [min(told.size, item.topk) for item in items]
+        loan = self._scratch.lend(max(told.nbytes + asked.nbytes, 8 * sum(counts)))  # the answer takes the same place
         if loan is None:
             return None
-        items = [protocol.Query(w.layer, w.head, len(w.query), w.topk, w.pool) for w in wanted]
-        message = protocol.pack(protocol.Score(self._tickets, loan.start, told.size, items))
-        protocol.put(self._scratch.memory.buffer, loan.start, told, queries)
+        score = protocol.Score(self._tickets, loan.start, told.size, asked.shape[1], pool, list(items))
+        message = protocol.pack(score)
+        protocol.put(self._scratch.memory.buffer, loan.start, told, asked.ravel())
         if not worker.send(message):
             self._scratch.take_back(loan)
             return None
-        echo = protocol.checksum(message, told, queries)
+        echo = protocol.checksum(message, told, asked)
         self._pending[self._tickets] = _Pending(loan, told.size, counts, echo, self._clock())
         self._tickets += 1
         return self._tickets - 1
@@ -163,14 +133,6 @@ class RetrievalClient:
             completions += self._lose(loss)
         return completions
 
-    def wait_up(self, timeout_s: float) -> bool:
-        """Block until the worker is up, or the time is over; for start-up, when no ticket is out yet."""
-        end = time.monotonic() + timeout_s
-        while not self._supervisor.up and time.monotonic() < end:
-            self.poll()
-            time.sleep(0.005)
-        return self._supervisor.up
-
     def close(self) -> None:
         """End the worker and give its memory back. Tickets still out are forgotten."""
         if self._closed:
@@ -179,15 +141,11 @@ class RetrievalClient:
         self._supervisor.close(timeout_s=2.0)
         self._scratch.close()
 
-    def _launch(self, incarnation: int) -> WorkerProcess:
+    def _launch(self) -> WorkerProcess:
         self._scratch.take_all_back()  # the worker before this one is gone: it cannot write there any more
         scratch, host = self._scratch.memory, self._store.memory
-        spec = protocol.WorkerSpec(incarnation, self._threads, host.fd, scratch.fd, scratch.nbytes, self._layout)
-        try:
-            return WorkerProcess(spec, self._command, self._timeout, self._clock)
-        except OSError as error:
-            self._stats.last_error = f"the retrieval worker cannot be started ({error})"
-            raise
+        spec = protocol.WorkerSpec(self._threads, host.fd, scratch.fd, scratch.nbytes, self._store.layout())
+        return WorkerProcess(spec, self._command, self._timeout, self._clock)
 
     def _drain(self) -> list[Scored | Failed]:
         completions: list[Scored | Failed] = []
@@ -208,8 +166,6 @@ class RetrievalClient:
         completion: Scored | Failed
         if isinstance(reply, protocol.Error):
             completion = Failed(reply.ticket, reply.reason)
-            self._stats.failed += 1
-            self._stats.last_error = reply.reason
         elif reply.echo != pending.echo or reply.counts != pending.counts:
             raise ProtocolError(f"ticket {reply.ticket} answers another request")
         else:
@@ -232,6 +188,4 @@ class RetrievalClient:
         """Have the worker replaced; all its tickets fail, and their memory waits for its end."""
         self._supervisor.condemn(reason, self._clock())
         lost, self._pending = self._pending, {}
-        self._stats.failed += len(lost)
-        self._stats.last_error = f"the retrieval worker {reason}"
-        return [Failed(ticket, self._stats.last_error) for ticket in lost]
+        return [Failed(ticket, f"the retrieval worker {reason}") for ticket in lost]

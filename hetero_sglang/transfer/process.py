@@ -1,4 +1,4 @@
-"""One incarnation of the retrieval worker, seen from the scheduler: its process and its end of the channel."""
+"""One retrieval worker, seen from the scheduler: its process and its end of the channel."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _GRACE = 0.6  # and has so long to give it
 class WorkerProcess:
     """Starts a worker and talks to it; nothing here blocks.
 
-    The other end of the channel is the worker's standard input and nobody else's, and a new incarnation has a new
-    channel: no reply outlives it.
+    The other end of the channel is the worker's standard input and nobody else's, and the next worker has another
+    channel: no reply outlives its worker.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class WorkerProcess:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """OSError when the process cannot be started."""
-        self._spec, self._timeout, self._clock = spec, timeout_s, clock
-        self._up = False
+        self._timeout, self._clock = timeout_s, clock
+        self.up = False  # it said hello
         self._heard_at = clock()
         self._asked_at: float | None = None  # for a sign of life, and nothing was heard since
         self._pings = self._pongs = 0
@@ -49,10 +49,7 @@ class WorkerProcess:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    command,
-                    stdin=theirs.fileno(),
-                    pass_fds=(spec.host_fd, spec.scratch_fd),
-                    env=_environment(),
+                    command, stdin=theirs.fileno(), pass_fds=(spec.host_fd, spec.scratch_fd), env=_environment()
                 )
         except OSError:
             self._socket.close()
@@ -62,11 +59,6 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    @property
-    def up(self) -> bool:
-        """It said hello."""
-        return self._up
 
     def send(self, message: bytes) -> bool:
         """False when it is too long, or cannot be taken now."""
@@ -97,14 +89,10 @@ class WorkerProcess:
     def _read(self, message: bytes) -> protocol.Scored | protocol.Error | None:
         """None for signs of life."""
         reply = protocol.read_reply(message)
-        if not self._up and not isinstance(reply, protocol.Hello):
-            raise ProtocolError("its first words were no hello")
-        if reply.incarnation != self._spec.incarnation:
-            raise ProtocolError(f"incarnation {reply.incarnation} instead of {self._spec.incarnation}")
+        if isinstance(reply, protocol.Hello) == self.up:
+            raise ProtocolError("a second hello" if self.up else "its first words were no hello")
         if isinstance(reply, protocol.Hello):
-            if self._up:
-                raise ProtocolError("a second hello")
-            self._up = True
+            self.up = True
             return None
         if isinstance(reply, protocol.Pong):
             if self._pongs == self._pings or reply.number != self._pings:

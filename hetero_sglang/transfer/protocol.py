@@ -1,18 +1,21 @@
 """What client and worker say to each other: small msgpack messages about arrays that lie in shared memory.
 
 Messages are checked while they are decoded (types, signs), so neither side computes with what it cannot use. Arrays are
-copied out before they are looked at, so what was checked cannot change any more.
+copied out before they are looked at, so what was checked cannot change any more. A worker's channel is its own, so
+nothing says which worker it is from.
 """
 
 from __future__ import annotations
 
 import mmap
 import zlib
-from collections.abc import Sequence
-from typing import Annotated, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import numpy as np
+
+from hetero_sglang.cache.host_layout import HostLayout
 
 MOST_PENDING = 4096  # requests that may be under way
 NO_TICKET = -1  # the request could not be read far enough to know its ticket
@@ -24,24 +27,9 @@ class ProtocolError(Exception):
     """The other side sent something that is not a message, or not one that fits."""
 
 
-class HostLayout(msgspec.Struct, frozen=True):
-    """`HostStore.layout()`: layer i's [blocks, heads[i], block, head_dim + v_head_dim] lies at byte offsets[i]."""
-
-    rows: int
-    heads: list[int]
-    head_dim: int
-    v_head_dim: int
-    dtype: str
-    itemsize: int
-    block: int
-    offsets: list[int]
-    nbytes: int
-
-
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """The first message to a worker, in JSON: which incarnation it is, and what it maps."""
+    """The first message to a worker, in JSON: what it maps."""
 
-    incarnation: int
     threads: int
     host_fd: int
     scratch_fd: int
@@ -50,25 +38,22 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
 
 class Query(msgspec.Struct, frozen=True, array_like=True):
-    """Score one head with `group` queries; keep the best `topk` after pooling over `pool`.
-
-    `head` counts the layer's compressed heads.
-    """
+    """Keep the best `topk` rows of one head; `head` counts the layer's compressed heads."""
 
     layer: Count
     head: Count
-    group: Count
     topk: Count
-    pool: Count
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):
-    """Score all items over the same `length` slots. At byte `start` of the scratch memory: slots int32, then queries
-    float32 item after item; the answer takes their place."""
+    """Score all items over the same `length` slots, each with `group` queries, pooled over `pool` neighbours. At byte
+    `start` of the scratch memory: slots int32, then queries float32 item after item; the answer takes their place."""
 
     ticket: Count
     start: Count
     length: Count
+    group: Count
+    pool: Count
     items: list[Query]
 
 
@@ -79,64 +64,62 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """First words of a worker: it is ready."""
 
-    incarnation: Count
-
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
     """`counts` positions per item. At the request's `start`: positions int32, ascending, then scores float32, both item
     after item. `echo` is the request's checksum."""
 
-    incarnation: Count
     ticket: Count
     counts: list[Count]
     echo: Count
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
-    incarnation: Count
     number: Count
 
 
 class Error(msgspec.Struct, frozen=True, tag="error"):
     """The request could not be served; the worker has not touched its memory."""
 
-    incarnation: Count
     ticket: Annotated[int, msgspec.Meta(ge=NO_TICKET, le=2**40)]
     reason: str
 
 
-Message = TypeVar("Message")
 Request: TypeAlias = Score | Ping
 Reply: TypeAlias = Hello | Scored | Pong | Error
 
-_encoder = msgspec.msgpack.Encoder()
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+pack = msgspec.msgpack.Encoder().encode
 
 
-def pack(message: Request | Reply) -> bytes:
-    return _encoder.encode(message)
+def _reader(kind: Any) -> Callable[[bytes], Any]:
+    decoder = msgspec.msgpack.Decoder(kind)
+
+    def read(data: bytes) -> Any:
+        """ProtocolError when it is no message of this kind."""
+        try:
+            return decoder.decode(data)
+        # A list may claim billions of items, for which there is no memory.
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+            raise ProtocolError(f"not a message: {error}") from error
+
+    return read
 
 
-def read_request(data: bytes) -> Request:
-    """ProtocolError when it is none."""
-    return _read(_requests, data)
+read_request: Callable[[bytes], Request] = _reader(Request)
+read_reply: Callable[[bytes], Reply] = _reader(Reply)
 
 
-def read_reply(data: bytes) -> Reply:
-    """ProtocolError when it is none."""
-    return _read(_replies, data)
+def put(memory: mmap.mmap, at: int, numbers: np.ndarray, values: np.ndarray) -> None:
+    """Write int32 [n], then float32 [m], from byte `at` on. ProtocolError when they do not fit."""
+    words = _words(memory, at, numbers.size + values.size)
+    words[: numbers.size] = numbers
+    words[numbers.size :] = values.view(np.int32)
 
 
-def put(memory: mmap.mmap, at: int, *arrays: np.ndarray) -> None:
-    """Write flat arrays one after the other from byte `at` on. ProtocolError when they do not fit."""
-    for array, place in zip(arrays, _places(memory, at, [(a.dtype, a.size) for a in arrays]), strict=True):
-        place[:] = array
-
-
-def get(memory: mmap.mmap, at: int, *wanted: tuple[type[np.generic], int]) -> list[np.ndarray]:
-    """Copies of arrays of (dtype, count) from byte `at` on. ProtocolError when the memory ends before them."""
-    return [place.copy() for place in _places(memory, at, [(np.dtype(dtype), count) for dtype, count in wanted])]
+def get(memory: mmap.mmap, at: int, numbers: int, values: int) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of int32 [numbers] and float32 [values] from byte `at` on. ProtocolError when the memory ends before."""
+    words = _words(memory, at, numbers + values).copy()
+    return words[:numbers], words[numbers:].view(np.float32)
 
 
 def get_scored(
@@ -144,13 +127,10 @@ def get_scored(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Positions and scores of each item from byte `at` on, `counts` of them; ProtocolError when they cannot be true of
     `length` slots."""
-    total, ends = sum(counts), np.cumsum(counts, dtype=np.int64)
-    positions, scores = (
-        np.split(array, ends)[:-1]  # what follows the last end is empty
-        for array in get(memory, at, (np.int32, total), (np.float32, total))
-    )
-    if not all(np.isfinite(part).all() for part in scores):
+    found, ends = get(memory, at, sum(counts), sum(counts)), np.cumsum(counts, dtype=np.int64)
+    if not np.isfinite(found[1]).all():
         raise ProtocolError("its scores are not finite")
+    positions, scores = (np.split(array, ends)[:-1] for array in found)  # what follows the last end is empty
     for part in positions:
         if part.size and (part[0] < 0 or part[-1] >= length or (part[1:] <= part[:-1]).any()):
             raise ProtocolError("its positions are out of range or not ascending")
@@ -165,20 +145,7 @@ def checksum(message: bytes, *arrays: np.ndarray) -> int:
     return code
 
 
-def _places(memory: mmap.mmap, at: int, wanted: list[tuple[np.dtype, int]]) -> list[np.ndarray]:
-    end = at + sum(dtype.itemsize * count for dtype, count in wanted)
-    if end > len(memory):
+def _words(memory: mmap.mmap, at: int, count: int) -> np.ndarray:
+    if (end := at + 4 * count) > len(memory):
         raise ProtocolError(f"the memory has {len(memory)} bytes, not {end}")
-    places = []
-    for dtype, count in wanted:
-        places.append(np.frombuffer(memory, dtype, count, at) if count else np.empty(0, dtype))
-        at += dtype.itemsize * count
-    return places
-
-
-def _read(decoder: msgspec.msgpack.Decoder[Message], data: bytes) -> Message:
-    try:
-        return decoder.decode(data)
-    # A list may claim billions of items, for which there is no memory.
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        raise ProtocolError(f"not a message: {error}") from error
+    return np.frombuffer(memory, np.int32, count, at)

@@ -13,7 +13,8 @@ from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops.reference.attention import POOL
-from hetero_sglang.transfer.client import Failed, RetrievalClient, ScoreItem
+from hetero_sglang.transfer.client import Failed, RetrievalClient
+from hetero_sglang.transfer.protocol import Query
 
 _PATIENCE = 30.0  # seconds that a run whose tokens are to be compared waits for an answer
 
@@ -24,20 +25,20 @@ class Asked:
 
     ws: WorkingSet
     heads: list[tuple[int, int]]  # layer, and index among its compressed heads
+    numbers: set[int]  # of these heads among the rank's compressed ones
     slots: torch.Tensor  # [L] int64, on the CPU
     generations: torch.Tensor  # [L] int32, of the slots when asked
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The best tokens of one anchor: `head` among its layer's compressed heads, `length` tokens were ranked."""
+    """The best tokens of one anchor: `head` among its layer's compressed heads."""
 
     ws: WorkingSet
     layer: int
     head: int
     positions: torch.Tensor  # [k] int32, ascending
     scores: torch.Tensor  # [k] float32
-    length: int
 
 
 class Ranking:
@@ -61,18 +62,20 @@ class Ranking:
 
         slots: [L] int64, whose rows are in the host store; queries: [A, G, D] float32, already scaled. Both on the CPU.
         """
-        free = [at for at, head in enumerate(heads) if self._number(*head) not in ws.busy]
+        first = [layer.first for layer in self.settings.layout.layers]
+        numbers = [first[layer] + head for layer, head in heads]
+        free = [at for at, number in enumerate(numbers) if number not in ws.busy]
         if self.client is None or not free:
             return
-        wanted = [ScoreItem(*heads[at], queries[at], topk[at], POOL) for at in free]
-        asked = Asked(ws, [heads[at] for at in free], slots, self.host.stamp(slots))
-        ticket = self.client.score(slots, wanted)
+        items = [Query(*heads[at], topk[at]) for at in free]
+        asked = Asked(ws, [heads[at] for at in free], {numbers[at] for at in free}, slots, self.host.stamp(slots))
+        ticket = self.client.score(slots, items, queries[free], POOL)
         if ticket is None:
             self.counters.refused_rankings += 1
             return
         self._asked[ticket] = asked
         self.counters.anchor_refreshes += len(free)
-        ws.busy |= self._numbers(asked)
+        ws.busy |= asked.numbers
 
     def poll(self) -> list[Ranked]:
         """The answers that have come since the last call; waits for others only where runs are to be compared.
@@ -92,22 +95,14 @@ class Ranking:
         ranked: list[Ranked] = []
         for done in self.client.poll():
             asked = self._asked.pop(done.ticket)
-            asked.ws.busy.difference_update(self._numbers(asked))
+            asked.ws.busy -= asked.numbers
             if isinstance(done, Failed):
                 self.counters.failed_rankings += 1
             elif asked.ws.alive and bool(self.host.unchanged(asked.slots, asked.generations).all()):
-                length = asked.slots.numel()
                 for (layer, head), positions, scores in zip(asked.heads, done.positions, done.scores, strict=True):
-                    ranked.append(Ranked(asked.ws, layer, head, positions, scores, length))
-        self.counters.worker_restarts = self.client.stats.restarts
+                    ranked.append(Ranked(asked.ws, layer, head, positions, scores))
+        self.counters.worker_restarts = self.client.restarts
         return ranked
-
-    def _numbers(self, asked: Asked) -> set[int]:
-        return {self._number(*head) for head in asked.heads}
-
-    def _number(self, layer: int, head: int) -> int:
-        """Among the rank's compressed heads."""
-        return self.settings.layout.layers[layer].first + head
 
     @property
     def under_way(self) -> int:
@@ -118,7 +113,7 @@ class Ranking:
         """For /hetero/stats."""
         return {
             "rankings_under_way": self.under_way,
-            "worker_up": bool(self.client and self.client.stats.worker_up),
+            "worker_up": bool(self.client and self.client.up),
             "worker_pid": (self.client.pid or 0) if self.client else 0,
         }
 
@@ -133,5 +128,5 @@ class Ranking:
             self.client.close()
             self.client = None
         for asked in self._asked.values():
-            asked.ws.busy.difference_update(self._numbers(asked))
+            asked.ws.busy -= asked.numbers
         self._asked.clear()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetero_sglang.transfer.protocol import HostLayout, ProtocolError, Query
+from hetero_sglang.cache.host_layout import BLOCK, HostLayout
+from hetero_sglang.transfer.protocol import ProtocolError, Query
 
 _CHUNK = 8192  # rows decoded at a time, which bounds the memory a request takes
 
@@ -17,7 +18,7 @@ class HostKeys:
 
     def __init__(self, buffer: mmap.mmap, layout: HostLayout) -> None:
         self._layout = layout
-        slots, width = -(-layout.rows // layout.block) * layout.block, layout.head_dim + layout.v_head_dim
+        slots, width = -(-layout.rows // BLOCK) * BLOCK, layout.head_dim + layout.v_head_dim
         word = np.dtype(f"u{layout.itemsize}")
         self._layers: list[np.ndarray] = []  # [blocks * C * block, D] each
         for at, heads in zip(layout.offsets, layout.heads, strict=True):
@@ -36,25 +37,26 @@ class HostKeys:
 
     def read(self, layer: int, head: int, slots: np.ndarray) -> np.ndarray:
         """[n, D] float32 of `slots` [n], all checked. ProtocolError for a dtype that cannot be scored."""
-        block = self._layout.block
-        rows = (slots // block * self._layout.heads[layer] + head) * block + slots % block
+        rows = (slots // BLOCK * self._layout.heads[layer] + head) * BLOCK + slots % BLOCK
         return to_float32(self._layers[layer][rows], self._layout.dtype)
 
 
-def score(keys: HostKeys, item: Query, slots: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def score(
+    keys: HostKeys, slots: np.ndarray, pool: int, item: Query, query: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions [k] int32 into `slots` [L] int64 of the best rows, ascending, and their scores [k] float32.
 
     query: [G, D] float32, already times the softmax scale. A row's score is max over G of avg_pool(softmax over L),
     SnapKV's rule; k = min(topk, L). ProtocolError when that is no number.
     """
-    if item.pool % 2 == 0:
-        raise ProtocolError(f"the pooling kernel must be odd, not {item.pool}")
+    if pool % 2 == 0:
+        raise ProtocolError(f"the pooling kernel must be odd, not {pool}")
     logits = np.empty((len(query), len(slots)), np.float32)  # [G, L]
     with np.errstate(all="ignore"):  # what is not finite is refused once, below
         for low in range(0, len(slots), _CHUNK):
             part = keys.read(item.layer, item.head, slots[low : low + _CHUNK])
             np.matmul(query, part.T, out=logits[:, low : low + _CHUNK])
-        pooled = average(softmax(logits), item.pool).max(axis=0, initial=0.0)  # [L]
+        pooled = average(softmax(logits), pool).max(axis=0, initial=0.0)  # [L]
     if not np.isfinite(pooled).all():
         raise ProtocolError("the scores are not finite")
     positions = best(pooled, item.topk)

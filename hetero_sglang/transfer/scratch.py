@@ -15,11 +15,6 @@ class Scratch:
         self.memory = SharedMemory("hetero-scratch", nbytes)
         self._lent: list[range] = []
 
-    @property
-    def free(self) -> int:
-        """Bytes that are not lent."""
-        return self.memory.nbytes - sum(map(len, self._lent))
-
     def lend(self, nbytes: int) -> range | None:
         """A page or more, so that every loan has a place of its own; None when there is no such gap now."""
         size, start = max(1, -(-nbytes // _PAGE)) * _PAGE, 0

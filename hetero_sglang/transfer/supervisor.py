@@ -16,14 +16,14 @@ _PROVEN_S = 10.0  # a worker that lived this long does not count as a repeated c
 
 
 class Supervisor:
-    """Owns the worker that `launch(incarnation)` starts.
+    """Owns the worker that `launch()` starts.
 
     Call `tend` often, and from one thread: the kernel ties a worker's life to the thread that started it.
     """
 
-    def __init__(self, launch: Callable[[int], WorkerProcess]) -> None:
+    def __init__(self, launch: Callable[[], WorkerProcess]) -> None:
         self._launch = launch
-        self._incarnation = 0
+        self.restarts = -1  # starts after the first; -1: there was none
         self._dying: WorkerProcess | None = None
         self._delay = _FIRST_DELAY_S
         self._start_at = 0.0
@@ -33,11 +33,6 @@ class Supervisor:
     @property
     def up(self) -> bool:
         return self.worker is not None and self.worker.up
-
-    @property
-    def restarts(self) -> int:
-        """Starts after the first."""
-        return max(0, self._incarnation - 1)
 
     def tend(self, now: float) -> str | None:
         """Do what is due. Returns why the worker is gone or has to go, then call `condemn`."""
@@ -80,10 +75,10 @@ class Supervisor:
     def _start(self, now: float) -> None:
         if now < self._start_at or (self._dying is not None and not self._dying.gone()):
             return
-        self._incarnation += 1
+        self.restarts += 1
         self._started_at = now
         try:
-            self.worker = self._launch(self._incarnation)
+            self.worker = self._launch()
         except OSError as error:
             self._put_off(now)
             logger.warning("The retrieval worker cannot be started (%s).", error)

@@ -27,14 +27,13 @@ def main() -> None:
         return
 
     import msgspec
-    import uvloop
 
     from hetero_sglang.transfer.protocol import WorkerSpec
     from hetero_sglang.transfer.service import Service
 
     told = end.recv(channel.MOST_BYTES)
     if told:  # nothing comes from a scheduler that is gone
-        uvloop.run(Service(msgspec.json.decode(told, type=WorkerSpec), end).run())
+        Service(msgspec.json.decode(told, type=WorkerSpec), end).run()
 
 
 if __name__ == "__main__":

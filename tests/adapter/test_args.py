@@ -20,6 +20,7 @@ from sglang.srt.server_args import ServerArgs
 from hetero_sglang.config.choices import CHOICES
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.args import HeteroServerArgs
+from hetero_sglang.sglang.asked import profile_warning
 from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels
 
 RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
@@ -189,29 +190,29 @@ def test_a_profile_that_cannot_decide_is_refused_by_its_name(tmp_path: Path) -> 
 def test_a_profile_of_other_weights_is_told_and_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The same shape trained otherwise: one tensor differs, and nothing else does."""
     model = checkpoint(tmp_path)
-    assert arguments(model_path=model).hetero_warning() is None and not told(caplog)
+    assert profile_warning(arguments(model_path=model)) is None and not told(caplog)
     weights = bytearray((RECALL / "model.safetensors").read_bytes())
     weights[len(weights) // 2 :] = bytes(len(weights) - len(weights) // 2)
     (model / "model.safetensors").unlink()
     (model / "model.safetensors").write_bytes(weights)
     warning = f"{model}/hetero_profile.json was made from other weights than {model}; profile this model."
     made = arguments(model_path=model)
-    assert made.hetero_warning() == warning and told(caplog) == [warning]
-    assert arguments(model_path=model, kv_policy="snapkv").hetero_warning() is None  # its heads are alike
+    assert profile_warning(made) == warning and told(caplog) == [warning]
+    assert profile_warning(arguments(model_path=model, kv_policy="snapkv")) is None  # its heads are alike
 
 
 def test_weights_that_cannot_be_compared_are_told_and_left_to_sglang(tmp_path: Path) -> None:
     model = checkpoint(tmp_path)
     (model / "model.safetensors").unlink()
     (model / "model.safetensors").write_bytes(b"short")
-    assert "it cannot be told whether" in (arguments(model_path=model).hetero_warning() or "")
+    assert "it cannot be told whether" in (profile_warning(arguments(model_path=model)) or "")
 
 
 def test_a_profile_that_does_not_say_of_which_weights_it_is_gives_no_warning(tmp_path: Path) -> None:
     data = json.loads((RECALL / "hetero_profile.json").read_text())
     del data["provenance"]["fingerprint"]
     (tmp_path / "unsaid.json").write_text(json.dumps(data))
-    assert arguments(hetero_profile=str(tmp_path / "unsaid.json")).hetero_warning() is None
+    assert profile_warning(arguments(hetero_profile=str(tmp_path / "unsaid.json"))) is None
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:

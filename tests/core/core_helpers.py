@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass, field
 from types import ModuleType
 from weakref import WeakKeyDictionary
@@ -64,6 +65,12 @@ def make_settings(profile: HeadProfile, keep_ratio: float | None = None, **optio
     }
     ratio = keep_ratio if keep_ratio is not None else (profile.floor + 1) / 2
     return resolve(profile, keep_ratio=ratio, **{**defaults, **options})
+
+
+def demand(settings: Settings, prompt: int, max_new: int) -> int:
+    """Hot pages of a request that begins."""
+    rule = settings.rule
+    return int(rule.pages(rule.rows(rule.grant(prompt, max_new))).sum())
 
 
 def make_cache(
@@ -132,6 +139,15 @@ def engine_of(cache: TieredCache, ops: ModuleType | None = None) -> Engine:
         heads = (len(layer.resident) + len(layer.compressed)) * GROUP
         _engines[cache] = Engine(cache, 8, 2048, heads, ops)
     return _engines[cache]
+
+
+def worker_up(engine: Engine, patience_s: float = 20.0) -> bool:
+    """Wait until the engine's worker is up."""
+    deadline = time.monotonic() + patience_s
+    while not (up := engine.finder.anchors.ranking.client.up) and time.monotonic() < deadline:
+        engine.poll()
+        time.sleep(0.005)
+    return up
 
 
 def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[torch.Tensor]]:

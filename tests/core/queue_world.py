@@ -130,7 +130,6 @@ class World:
         self.trace: list[Any] = []  # what was decided, pass by pass
         pages = [Sizes(SHAPE, layout, settings.rule.page_size, slots).hot_pages for layout in settings.ranks]
         self.state = runtime.Runtime(
-            profile=None,
             settings=settings,
             policy="heterocache",
             profile_warning=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core_helpers import make_settings, random_profile
+from core_helpers import demand, make_settings, random_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,8 +70,7 @@ def test_the_startup_table_names_what_goes_where() -> None:
         assert word in text
     # eight and a half of 4096 tokens and one of the longest by slots; nothing longer than that is offered
     assert "of 4K, " in text and "1 of 32K, 1 of the longest, 40000 tokens" in text and "128K" not in text
-    demand = settings.rule.demand(settings.rule.grant(4095, 1))
-    assert admission.concurrent(4096) == sizes.hot_pages // demand
+    assert admission.concurrent(4096) == sizes.hot_pages // demand(settings, 4095, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from core_helpers import (
     GROUP,
     Request,
     decode,
+    demand,
     dense,
     held_positions,
     make_cache,
@@ -192,7 +193,7 @@ def test_growth_keeps_a_long_generation_exact_while_pages_last() -> None:
 
 def test_growth_refused_wraps_instead_and_says_so() -> None:
     settings = make_settings(random_profile(5), keep_ratio=1.0, reserve=10)
-    cache = make_cache(settings, pages=settings.rule.demand(settings.rule.grant(70, 90)))
+    cache = make_cache(settings, pages=demand(settings, 70, 90))
     request = Request(cache, 1, 70, 160, scattered_slots(160, 5), 11)
     request.start()
     prefill([request], [(0, 70)])

@@ -17,6 +17,7 @@ from core_helpers import (
     prefill,
     random_profile,
     selected_rows,
+    worker_up,
 )
 from test_engine import expect, scattered_slots
 
@@ -37,7 +38,7 @@ def settle(cache: TieredCache) -> None:
 def started(settings: Settings) -> TieredCache:
     """A cache whose worker is up."""
     cache = make_cache(settings)
-    assert engine_of(cache).finder.anchors.ranking.client.wait_up(10)
+    assert worker_up(engine_of(cache))
     return cache
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from core_helpers import flat_rows, make_settings, random_profile, selected_rows
+from core_helpers import demand, flat_rows, make_settings, random_profile, selected_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def test_rows_of_a_request_are_distinct_and_its_own(seed: int, prompt: int, max_
     pool = HotPool(3000, settings.rule.page_size, 4, 4, torch.float32, "cpu")
     other = pool.alloc(seed % 7)
     ws = WorkingSet(pool, settings.rule, settings.rule.grant(prompt, max_new))
-    assert ws.pages.numel() == settings.rule.demand(settings.rule.grant(prompt, max_new))
+    assert ws.pages.numel() == demand(settings, prompt, max_new)
     flat = torch.cat([flat_rows(ws, h, torch.arange(cap)) for h, cap in enumerate(ws.caps)])
     assert flat.unique().numel() == flat.numel()
     assert not torch.isin(flat // settings.rule.page_size, other).any()

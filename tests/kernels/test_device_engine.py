@@ -23,6 +23,7 @@ from core_helpers import (
     make_settings,
     prefill,
     random_profile,
+    worker_up,
 )
 from test_lazy_heads import lazy_settings
 from test_registry import examples
@@ -141,7 +142,7 @@ def test_pivots_refill_their_satellites(
     prompts = [150, 91, 20]
     pairs = pairs_of(settings, prompts, 12, torch.randperm(590) + 1)
     engines = [engine_of(request.cache) for request in pairs[0]]
-    assert all(not reassign or engine.finder.anchors.ranking.client.wait_up(20) for engine in engines)
+    assert all(not reassign or worker_up(engine) for engine in engines)
     extend(pairs, [(0, 100), (0, 91), (0, 20)])
     extend(pairs, [(100, 150), None, None])
     for extra in range(1, 9):

@@ -11,7 +11,7 @@ from test_conservation import check_empty_handed, settled
 
 from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language
-from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.sizes import Shape
 from hetero_sglang.config.settings import HOT_PAGE
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
@@ -120,7 +120,7 @@ def test_long_prompts_keep_what_the_ratio_allows_and_fetch_as_the_policy_does(
     assert grown["dense_bytes"] == tokens * HEADS * ROW
     # A head holds its share of the rows, rounded up, in whole pages, of which the index has its own; a hot row also
     # has its position and score.
-    hot = HotPool.row_bytes(DIM, DIM, ITEM)
+    hot = Shape(DIM, DIM, ITEM).hot_row
     most = RATIO * tokens + len(prompts.users) * (1 + 2 * (HOT_PAGE - 1))
     assert RATIO * tokens * HEADS * hot <= grown["kept_bytes"] <= most * HEADS * hot
     chooses = POLICIES[name].refresh is Refresh.STEP

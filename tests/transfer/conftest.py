@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transfer_helpers import PATIENCE_S, Connect, random_store
+from transfer_helpers import PATIENCE_S, Connect, random_store, wait_up
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer.client import RetrievalClient
@@ -35,7 +35,7 @@ def connect() -> Iterator[Connect]:
     def make(store: HostStore, up: bool = True, timeout_s: float = PATIENCE_S, **options: Any) -> RetrievalClient:
         client = RetrievalClient(store, timeout_s=timeout_s, **options)
         clients.append(client)
-        assert not up or client.wait_up(PATIENCE_S)
+        assert not up or wait_up(client)
         return client
 
     yield make

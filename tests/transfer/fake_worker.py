@@ -17,28 +17,27 @@ from hetero_sglang.transfer.protocol import Error, Hello, Pong, Scored, WorkerSp
 
 class Liar:
     def __init__(self, spec: WorkerSpec) -> None:
-        self.spec, self.own = spec, spec.incarnation
+        self.spec = spec
         self.scratch = mmap.mmap(spec.scratch_fd, spec.scratch_bytes)
 
     def echo(self, request: protocol.Score, message: bytes) -> int:
-        floats = sum(item.group for item in request.items) * self.spec.layout.head_dim
-        wanted = (np.int32, request.length), (np.float32, floats)
-        return protocol.checksum(message, *protocol.get(self.scratch, request.start, *wanted))
+        floats = len(request.items) * request.group * self.spec.layout.head_dim
+        return protocol.checksum(message, *protocol.get(self.scratch, request.start, request.length, floats))
 
     def lie(self, mode: str, message: bytes) -> bytes:
         """The reply."""
-        request, own = protocol.read_request(message), self.own
+        request = protocol.read_request(message)
         if isinstance(request, protocol.Ping):
-            return pack(Pong(own, request.number + 1))
+            return pack(Pong(request.number + 1))
         ticket, echo, length = request.ticket, self.echo(request, message), request.length
         count = min(length, request.items[0].topk)
         positions = np.arange(count, dtype=np.int32)
         scores = np.ones(count, np.float32)
-        good = Scored(own, ticket, [count], echo)
+        good = Scored(ticket, [count], echo)
 
         def scored(positions: np.ndarray, scores: np.ndarray, *counts: int) -> bytes:
             protocol.put(self.scratch, request.start, positions, scores)
-            return pack(Scored(own, ticket, list(counts), echo))
+            return pack(Scored(ticket, list(counts), echo))
 
         def but(**wrong: int) -> bytes:
             protocol.put(self.scratch, request.start, positions, scores)
@@ -46,18 +45,17 @@ class Liar:
 
         return {
             "unknown ticket": lambda: but(ticket=ticket + 1),
-            "unknown ticket's error": lambda: pack(Error(own, ticket + 1, "no")),
-            "unreadable request": lambda: pack(Error(own, protocol.NO_TICKET, "no")),
+            "unknown ticket's error": lambda: pack(Error(ticket + 1, "no")),
+            "unreadable request": lambda: pack(Error(protocol.NO_TICKET, "no")),
             "other echo": lambda: but(echo=echo ^ 1),
-            "earlier incarnation": lambda: but(incarnation=own - 1),
             "garbage": lambda: os.urandom(40),
             "empty": lambda: b"",
             "a request": lambda: message,
             "truncated": lambda: but()[:-1],
             "trailing bytes": lambda: but() + b"more",
-            "oversize": lambda: pack(Error(own, ticket, "no" * MOST_BYTES)),
-            "second hello": lambda: pack(Hello(own)),
-            "pong": lambda: pack(Pong(own, 0)),
+            "oversize": lambda: pack(Error(ticket, "no" * MOST_BYTES)),
+            "second hello": lambda: pack(Hello()),
+            "pong": lambda: pack(Pong(0)),
             "position out of range": lambda: scored(positions + length, scores, count),
             "last position out of range": lambda: scored(positions + length - count + 1, scores, count),
             "negative position": lambda: scored(positions - 1, scores, count),
@@ -77,13 +75,12 @@ def main() -> None:
     end = socket.socket(fileno=0)
     spec = msgspec.json.decode(end.recv(MOST_BYTES), type=WorkerSpec)
     liar = Liar(spec)
-    no_hello = Error(spec.incarnation, protocol.NO_TICKET, "good morning")
-    end.send(pack(no_hello if mode == "no hello" else Hello(spec.incarnation + (mode == "wrong incarnation"))))
+    end.send(pack(Error(protocol.NO_TICKET, "good morning") if mode == "no hello" else Hello()))
     while message := end.recv(MOST_BYTES):
         if mode == "slow":  # gives signs of life, and nothing else
             request = protocol.read_request(message)
             if isinstance(request, protocol.Ping):
-                end.send(pack(Pong(spec.incarnation, request.number)))
+                end.send(pack(Pong(request.number)))
             continue
         end.send(liar.lie(mode, message))
 

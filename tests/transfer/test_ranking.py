@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transfer_helpers import PATIENCE_S, check_scored
+from transfer_helpers import PATIENCE_S, ScoreItem, check_scored, wait_up
 
 from hetero_sglang.cache.admission import Admission
 from hetero_sglang.cache.counters import Counters
@@ -25,7 +25,7 @@ from hetero_sglang.policy.heterocache import HeteroCache
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
 from hetero_sglang.transfer import process, supervisor
-from hetero_sglang.transfer.client import RetrievalClient, Scored, ScoreItem
+from hetero_sglang.transfer.client import RetrievalClient, Scored
 from hetero_sglang.transfer.ranking import Ranked, Ranking
 
 DIM, GROUP, SLOTS = 16, 2, 400
@@ -63,7 +63,7 @@ class World:
             self.ranking.start_worker()
         else:
             self.ranking.client = RetrievalClient(self.host, timeout_s=PATIENCE_S, command=command)
-        assert self.ranking.client is not None and self.ranking.client.wait_up(PATIENCE_S)
+        assert self.ranking.client is not None and wait_up(self.ranking.client)
 
     def request(self) -> WorkingSet:
         return WorkingSet(self.hot, self.settings.rule, self.admission.grant(150, 10))
@@ -95,7 +95,6 @@ def world(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> Iterator[World
 
 def check(world: World, ranked: Ranked, query: torch.Tensor, slots: torch.Tensor, topk: int) -> None:
     """AssertionError unless it is the ranking of its head by plain torch."""
-    assert ranked.length == len(slots)
     item = ScoreItem(ranked.layer, ranked.head, query, topk, POOL)
     check_scored(world.host, slots, [item], Scored(0, [ranked.positions], [ranked.scores]))
 
@@ -167,7 +166,7 @@ def test_a_dead_worker_loses_its_rankings_and_frees_their_heads(world: World) ->
     assert world.counters.failed_rankings == 2 and not world.ranking.stats()["worker_up"]
     world.ask(ws, torch.arange(100))
     assert world.counters.refused_rankings == 1 and not ws.busy and world.ranking.under_way == 0
-    assert world.ranking.client.wait_up(PATIENCE_S)
+    assert wait_up(world.ranking.client)
     assert world.ranking.poll() == [] and world.counters.worker_restarts == 1
     queries = world.ask(ws, torch.arange(100))
     for at, ranked in enumerate(world.settle()):

@@ -52,7 +52,7 @@ class Lender(RuleBasedStateMachine):
 
     @invariant()
     def accounts_for_every_page(self) -> None:
-        assert self.scratch.free == self.owner.count(None) * PAGE
+        assert sum(map(len, self.scratch._lent)) == (PAGES - self.owner.count(None)) * PAGE
 
     def teardown(self) -> None:
         for loan in {owner for owner in self.owner if owner is not None}:

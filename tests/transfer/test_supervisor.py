@@ -45,7 +45,7 @@ class World:
         self.launchable = True
         self.supervisor = Supervisor(self.launch)  # type: ignore[arg-type]
 
-    def launch(self, incarnation: int) -> FakeWorker:
+    def launch(self) -> FakeWorker:
         if not self.launchable:
             raise FileNotFoundError("no such file")
         self.workers.append(FakeWorker())

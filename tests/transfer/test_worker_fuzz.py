@@ -32,10 +32,9 @@ class Bench:
         self.before = bytes(self.store.memory.buffer)
         self.scratch = Scratch(SCRATCH)
         self.memory = self.scratch.memory.buffer
-        layout = msgspec.convert(self.store.layout(), protocol.HostLayout)
-        spec = protocol.WorkerSpec(3, 2, self.store.memory.fd, self.scratch.memory.fd, SCRATCH, layout)
+        spec = protocol.WorkerSpec(2, self.store.memory.fd, self.scratch.memory.fd, SCRATCH, self.store.layout())
         self.worker = process.WorkerProcess(spec, process.COMMAND)
-        assert self.answer(None) == protocol.Hello(3)
+        assert self.answer(None) == protocol.Hello()
 
     def replies(self) -> Iterator[protocol.Reply]:
         """What has come, unjudged."""
@@ -67,7 +66,7 @@ class Bench:
                     sent, waiting = sent + 1, next(messages, None)
             except BlockingIOError:
                 pass
-            answers += sum(reply.incarnation == 3 for reply in self.replies())
+            answers += sum(1 for _ in self.replies())
         return answers
 
     def put(self, slots: np.ndarray, queries: np.ndarray, at: int = 0) -> None:
@@ -75,15 +74,15 @@ class Bench:
 
     def valid(self) -> bytes:
         """A request for the best 2 of head 1 of layer 0 and the best 8 of head 0 of layer 2, among 5 slots."""
-        self.put(np.array([1, 2, 3, 49, 0]), np.ones((3, 4)), at=16)
-        items = [protocol.Query(0, 1, 2, 2, 1), protocol.Query(2, 0, 1, 8, 1)]
-        return protocol.pack(protocol.Score(8, 16, 5, items))
+        self.put(np.array([1, 2, 3, 49, 0]), np.ones((4, 4)), at=16)
+        items = [protocol.Query(0, 1, 2), protocol.Query(2, 0, 8)]
+        return protocol.pack(protocol.Score(8, 16, 5, 2, 1, items))
 
     def check_works(self) -> None:
         """AssertionError unless it answers a valid request rightly."""
         message = self.valid()
-        echo = protocol.checksum(message, *protocol.get(self.memory, 16, (np.int32, 5), (np.float32, 12)))
-        assert self.answer(message) == protocol.Scored(3, 8, [2, 5], echo) and not self.worker.gone()
+        echo = protocol.checksum(message, *protocol.get(self.memory, 16, 5, 16))
+        assert self.answer(message) == protocol.Scored(8, [2, 5], echo) and not self.worker.gone()
         positions, scores = protocol.get_scored(self.memory, 16, 5, [2, 5])
         slots = torch.tensor([1, 2, 3, 49, 0])
         for (layer, head, count), at, found in zip(((0, 1, 2), (2, 0, 5)), positions, scores, strict=True):
@@ -105,33 +104,39 @@ def bench() -> Iterator[Bench]:
     bench.close()
 
 
-def score(start: int, rows: int, *items: protocol.Query) -> bytes:
-    return protocol.pack(protocol.Score(1, start, rows, list(items)))
+def score(start: int, rows: int, *items: protocol.Query, group: int = 1, pool: int = 1) -> bytes:
+    return protocol.pack(protocol.Score(1, start, rows, group, pool, list(items)))
 
 
-ONE = protocol.Query(0, 0, 1, 1, 1)
+def raw(**wrong: object) -> bytes:
+    """An empty request with these fields in place of right ones."""
+    right = {"type": "score", "ticket": 5, "start": 0, "length": 1, "group": 1, "pool": 1, "items": []}
+    return msgspec.msgpack.encode({**right, **wrong})
+
+
+ONE = protocol.Query(0, 0, 1)
 WRONG = {
     "empty": b"",
     "deep": b"\x91" * 60_000,
     "a list of billions": score(0, 0)[:-1] + b"\xdd\xff\xff\xff\xff",
     "oversize": b"\x00" * (MOST_BYTES + 1),
     "far oversize": b"\x00" * (2 * MOST_BYTES),
-    "a reply": protocol.pack(protocol.Pong(3, 1)),
+    "a reply": protocol.pack(protocol.Pong(1)),
     "truncated": score(0, 1, ONE)[:-1],
     "bytes more": score(0, 1, ONE) + b"\x00",
-    "negative ticket": msgspec.msgpack.encode({"type": "score", "ticket": -5, "start": 0, "length": 1, "items": []}),
-    "negative start": msgspec.msgpack.encode({"type": "score", "ticket": 5, "start": -4, "length": 1, "items": []}),
-    "wrong type": msgspec.msgpack.encode({"type": "score", "ticket": "1", "start": 0, "length": 1, "items": []}),
+    "negative ticket": raw(ticket=-5),
+    "negative start": raw(start=-4),
+    "wrong type": raw(ticket="1"),
     "a fetch": msgspec.msgpack.encode({"type": "fetch", "ticket": 1, "start": 0, "items": [[0, 0, 1]]}),
     "promised memory": score(0, 2**40, ONE),
-    "head": score(0, 1, protocol.Query(2, 1, 1, 1, 1)),
-    "layer": score(0, 1, protocol.Query(3, 0, 1, 1, 1)),
-    "layer without heads": score(0, 1, protocol.Query(1, 0, 1, 1, 1)),
-    "even pool": score(0, 1, protocol.Query(0, 0, 1, 1, 2)),
+    "head": score(0, 1, protocol.Query(2, 1, 1)),
+    "layer": score(0, 1, protocol.Query(3, 0, 1)),
+    "layer without heads": score(0, 1, protocol.Query(1, 0, 1)),
+    "even pool": score(0, 1, ONE, pool=2),
     "slots beyond the memory": score(0, SCRATCH, ONE),
     "slots at its end": score(SCRATCH - 4, 2, ONE),
-    "queries beyond the memory": score(0, 1, protocol.Query(0, 0, SCRATCH, 1, 1)),
-    "answer beyond the memory": score(0, SCRATCH // 8, *[protocol.Query(0, 0, 1, SCRATCH, 1)] * 3),
+    "queries beyond the memory": score(0, 1, ONE, group=SCRATCH),
+    "answer beyond the memory": score(0, SCRATCH // 8, *[protocol.Query(0, 0, SCRATCH)] * 3),
     "far beyond": score(2**40, 1, ONE),
 }
 
@@ -140,7 +145,7 @@ WRONG = {
 def test_a_wrong_request_is_answered_with_an_error(name: str, bench: Bench) -> None:
     bench.put(np.zeros(SCRATCH // 4), np.zeros(0))
     answer = bench.answer(WRONG[name])
-    assert isinstance(answer, protocol.Error) and answer.incarnation == 3
+    assert isinstance(answer, protocol.Error)
     assert answer.reason and "Error: " not in answer.reason, "it was noticed too late"
     assert not any(bench.memory[:SCRATCH]), "it was written to"
     bench.check_works()
@@ -162,7 +167,7 @@ def test_a_query_that_is_no_number_is_refused(value: float, bench: Bench) -> Non
 
 def test_valid_requests_are_served(bench: Bench) -> None:
     bench.check_works()
-    assert bench.answer(protocol.pack(protocol.Ping(9))) == protocol.Pong(3, 9)
+    assert bench.answer(protocol.pack(protocol.Ping(9))) == protocol.Pong(9)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -186,13 +191,13 @@ def hostile(rng: random.Random, good: list[bytes]) -> bytes:
     if kind == 2 and rng.random() < 0.05:
         return rng.randbytes(1) * (MOST_BYTES + rng.randrange(1, 5))
     if kind == 3:
-        items = [[number() for _ in range(rng.choice([3, 5]))] for _ in range(rng.randrange(4))]
-        wrong = {"ticket": number(), "start": number(), "items": items, "length": number()}
+        items = [[number() for _ in range(rng.choice([2, 3]))] for _ in range(rng.randrange(4))]
+        wrong = {"ticket": number(), "start": number(), "items": items, "length": number(), "group": 1, "pool": 1}
         wrong[rng.choice(list(wrong))] = rng.choice([None, -1, 1.5, "x", [[]], {}, b"", True])
         return msgspec.msgpack.encode({"type": rng.choice(["fetch", "score", "ping", "hello", 5]), **wrong})
     if kind in (4, 5):
-        items = [protocol.Query(*(number() % 2**40 for _ in range(5))) for _ in range(rng.randrange(1, 4))]
-        return score(number() % 2**40, number() % 2**40, *items)
+        items = [protocol.Query(*(number() % 2**40 for _ in range(3))) for _ in range(rng.randrange(1, 4))]
+        return score(*(number() % 2**40 for _ in range(2)), *items, group=number() % 2**40, pool=number() % 2**40)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(message))
         if rng.random() < 0.6:
@@ -208,7 +213,7 @@ def test_100_000_hostile_messages_all_get_an_answer_and_damage_nothing(bench: Be
     good = [bench.valid(), protocol.pack(protocol.Ping(4))]
     pid = bench.worker.pid
     for _ in range(10):
-        protocol.put(bench.memory, 0, np.frombuffer(rng.randbytes(SCRATCH), np.int32))
+        protocol.put(bench.memory, 0, np.frombuffer(rng.randbytes(SCRATCH), np.int32), np.empty(0, np.float32))
         assert bench.flood(hostile(rng, good) for _ in range(10_000)) == 10_000
         bench.check_works()
         assert bench.worker.pid == pid

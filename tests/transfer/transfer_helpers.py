@@ -7,6 +7,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,30 @@ import torch
 import torch.nn.functional as F
 
 from hetero_sglang.cache.host_store import HostStore
-from hetero_sglang.transfer.client import Failed, RetrievalClient, Scored, ScoreItem
+from hetero_sglang.transfer.client import Failed, RetrievalClient, Scored
+from hetero_sglang.transfer.protocol import Query
 
 Connect = Callable[..., RetrievalClient]
 
 PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class ScoreItem:
+    """A head's question; those of one request have as many queries [G, D] and the same `pool`."""
+
+    layer: int
+    head: int
+    query: torch.Tensor
+    topk: int
+    pool: int
+
+
+def ask(client: RetrievalClient, slots: torch.Tensor | np.ndarray, items: Sequence[ScoreItem]) -> int | None:
+    """The ticket of a request."""
+    queries = torch.stack([item.query for item in items]) if items else torch.empty(0, 1, 4)
+    wanted = [Query(item.layer, item.head, item.topk) for item in items]
+    return client.score(slots, wanted, queries, items[0].pool if items else 1)
 
 
 def random_store(
@@ -44,21 +64,20 @@ def biggest_layer(store: HostStore) -> int:
 
 
 def random_items(rng: random.Random, store: HostStore, count: int, length: int) -> list[ScoreItem]:
-    """Items of random heads for `length` slots; numpy and torch mixed."""
+    """Items of random heads for `length` slots."""
     layers = [layer for layer, heads in enumerate(store.heads) if heads]
-    items = []
+    items, group, pool = [], rng.randint(1, 5), rng.choice([1, 3, 7])
     for _ in range(count):
-        layer, query = rng.choice(layers), torch.randn(rng.randint(1, 5), store.head_dim)
+        layer, query = rng.choice(layers), torch.randn(group, store.head_dim)
         head, topk = rng.randrange(store.heads[layer]), rng.choice([1, 7, 100, length, length + 5])
-        given = query if rng.random() < 0.5 else query.numpy()
-        items.append(ScoreItem(layer, head, given, topk, rng.choice([1, 3, 7])))
+        items.append(ScoreItem(layer, head, query, topk, pool))
     return items
 
 
 def oracle(store: HostStore, slots: torch.Tensor, item: ScoreItem) -> torch.Tensor:
     """Pooled scores [L] in double precision."""
     keys = held(store, item.layer)[slots, item.head, : store.head_dim].double()
-    weights = torch.softmax(torch.as_tensor(item.query).double() @ keys.T, dim=-1)
+    weights = torch.softmax(item.query.double() @ keys.T, dim=-1)
     pooled = F.avg_pool1d(weights[None], item.pool, 1, item.pool // 2, count_include_pad=False)[0]
     return pooled.amax(dim=0)
 
@@ -94,7 +113,16 @@ def poll_until(
         if done(completions):
             return completions
         time.sleep(0.002)
-    raise AssertionError(f"not done after {patience_s} s: {completions} {client.stats}")
+    raise AssertionError(f"not done after {patience_s} s: {completions}, restarts: {client.restarts}")
+
+
+def wait_up(client: RetrievalClient, patience_s: float = PATIENCE_S) -> bool:
+    """Poll until its worker is up, or the time is over; when no ticket is out yet."""
+    end = time.monotonic() + patience_s
+    while not client.up and time.monotonic() < end:
+        client.poll()
+        time.sleep(0.005)
+    return client.up
 
 
 def wait_all(client: RetrievalClient, tickets: Sequence[int]) -> dict[int, Scored | Failed]:
@@ -106,7 +134,7 @@ def wait_all(client: RetrievalClient, tickets: Sequence[int]) -> dict[int, Score
 
 def score_one(client: RetrievalClient, slots: torch.Tensor, items: Sequence[ScoreItem]) -> Scored | Failed:
     """Submit and wait."""
-    ticket = client.score(slots, items)
+    ticket = ask(client, slots, items)
     assert ticket is not None
     return wait_all(client, [ticket])[ticket]
 
@@ -126,7 +154,7 @@ def plain_item(store: HostStore, topk: int = 4) -> ScoreItem:
 
 def all_free(client: RetrievalClient) -> bool:
     """No memory is lent to a request."""
-    return client._scratch.free == client._scratch.memory.nbytes
+    return not client._scratch._lent
 
 
 def socket_inodes(pid: int) -> set[str]:
