@@ -40,7 +40,7 @@ class Sizes:
     layout: HeadLayout
     page_size: int  # rows of a hot page
     slots: int
-    index_row: int = 0  # bytes of a token in a compressed head's key index
+    index_bytes_per_slot: int = 0
 
     @property
     def hot_pages(self) -> int:
@@ -50,10 +50,6 @@ class Sizes:
     @property
     def resident_bytes_per_slot(self) -> int:
         return self.layout.num_resident * self.shape.row
-
-    @property
-    def index_bytes_per_slot(self) -> int:
-        return self.layout.num_compressed * self.index_row
 
     @property
     def host_bytes_per_slot(self) -> int:
@@ -93,7 +89,7 @@ class Workspaces:
 
 def slots_within(
     layouts: Sequence[HeadLayout], shape: Shape, page_size: int, device_bytes: int, host_bytes: int | None,
-    joint: bool, index_row: int = 0,
+    joint: bool, index_bytes: Sequence[int] = (),
 ) -> int:  # fmt: skip
     """Token slots that fit every rank's device bytes and host bytes (None: no limit of its own).
 
@@ -101,8 +97,8 @@ def slots_within(
     `device_bytes`. The poorest rank decides: capacities of SGLang's ranks must agree.
     """
     slots: list[int] = []
-    for layout in layouts:
-        one = Sizes(shape, layout, page_size, 0, index_row)
+    for layout, index in zip(layouts, index_bytes or [0] * len(layouts), strict=True):
+        one = Sizes(shape, layout, page_size, 0, index)
         fixed = (one.hot_pages + 1) * page_size * shape.hot_row  # rounding, of requests and of the pool itself
         cell = one.resident_bytes_per_slot + one.index_bytes_per_slot + sum(layout.fractions) * shape.hot_row
         if joint:

@@ -37,14 +37,10 @@ class Settings:
     worker_threads: int
     decode_kernel: str  # auto | flashinfer | triton
     index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
+    index_bytes: tuple[int, ...]  # of a token on each rank's device
     decay: float = 0.9  # of a row's score, per look
     refill_rows: int = 1024  # tokens that come to a head at one refill, at most: the best
     most_swaps: int = 2048  # runs that come to a head in one step, at most
-
-    @property
-    def index_row(self) -> int:
-        """Device bytes of a token in a compressed head's key index."""
-        return self.index.row_bytes if self.index else 0
 
     @property
     def retrieves(self) -> bool:
@@ -146,11 +142,18 @@ def resolve(
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,
+        index_bytes=tuple(_index_bytes(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )
 
 
 def profile_share(profile: HeadProfile) -> float:
     """The key index's bytes as a fraction of all heads' K and V."""
-    assert profile.index is not None and profile.head_dim is not None
-    compressed = profile.num_heads - profile.num_resident
-    return profile.index.row_bytes / (4 * profile.head_dim) * compressed / profile.num_heads
+    assert profile.head_dim is not None
+    return _index_bytes(profile) / (4 * profile.head_dim) / profile.num_heads
+
+
+def _index_bytes(profile: HeadProfile) -> int:
+    """Of a token: an index row for each compressed head that finds rows by it."""
+    assert profile.index is not None
+    heads = sum(profile.index.probed[n, list(layer.compressed)].sum() for n, layer in enumerate(profile.layers))
+    return int(heads) * profile.index.row_bytes

@@ -39,8 +39,8 @@ class IndexPlan:
     query q's logit of that key is, but for what all keys share, (q decode) . c.
 
     `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
-    [layers, H, R] float32. `run`: neighbouring tokens that come and go together. Raises HeteroError naming what is
-    wrong.
+    [layers, H, R] float32. `run`: neighbouring tokens that come and go together. `probed` [layers, H] bool: heads that
+    find rows by it; the others keep what the prompt's end chose, and need none. Raises HeteroError naming what is wrong.
     """
 
     fields: Fields
@@ -48,6 +48,7 @@ class IndexPlan:
     offset: np.ndarray
     decode: np.ndarray
     run: int = 1
+    probed: np.ndarray = None
 
     def __post_init__(self) -> None:
         check_fields(self.fields)
@@ -61,6 +62,10 @@ class IndexPlan:
                 f"an index's encoding, decoding and offset have shapes {shape}, {self.decode.shape} and "
                 f"{self.offset.shape}, which do not agree."
             )
+        if self.probed is None:
+            object.__setattr__(self, "probed", np.ones(shape[:2], bool))
+        if self.probed.shape != shape[:2]:
+            raise HeteroError(f"an index of {shape[0]} layers of {shape[1]} heads names others ({self.probed.shape}).")
         if not all(np.isfinite(values).all() for values in (self.encode, self.offset, self.decode)):
             raise HeteroError("an index's numbers are not all finite; calibrate again.")
 
@@ -82,4 +87,4 @@ class IndexPlan:
     def heads(self, start: int, stop: int) -> IndexPlan:
         """The plan of heads [start, stop) of every layer."""
         cut = np.s_[:, start:stop]
-        return IndexPlan(self.fields, self.encode[cut], self.offset[cut], self.decode[cut], self.run)
+        return IndexPlan(self.fields, self.encode[cut], self.offset[cut], self.decode[cut], self.run, self.probed[cut])

@@ -79,8 +79,8 @@ class Runtime:
         host = self.host_bytes if self.host_bytes is not None else int(0.8 * free_host_bytes() / self.size)
         if self.on_device:
             device_bytes -= max(self.workspaces(shape, rank).total for rank in range(self.size))
-        page, index_row = self.settings.rule.page_size, self.settings.index_row
-        return slots_within(self.settings.ranks, shape, page, device_bytes, host, joint, index_row)
+        page, settings = self.settings.rule.page_size, self.settings
+        return slots_within(settings.ranks, shape, page, device_bytes, host, joint, settings.index_bytes)
 
     def workspaces(self, shape: Shape, rank: int, slots: int | None = None) -> Workspaces:
         """Of a rank whose requests are no longer than the model's context, or its token slots."""
@@ -94,7 +94,8 @@ class Runtime:
         HeteroError where the hot pool could not hold a request that the slots can.
         """
         layout, rule = self.settings.layout, self.settings.rule
-        all_sizes = [Sizes(shape, x, rule.page_size, slots, self.settings.index_row) for x in self.settings.ranks]
+        each = zip(self.settings.ranks, self.settings.index_bytes, strict=True)
+        all_sizes = [Sizes(shape, x, rule.page_size, slots, index) for x, index in each]
         pages = [sizes.hot_pages for sizes in all_sizes]
         longest = min(self.context, slots)
         Admission(rule, [x.fractions for x in self.settings.ranks], pages).check_longest(longest)

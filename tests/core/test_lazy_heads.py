@@ -147,7 +147,7 @@ def test_a_look_at_one_token_alone_brings_it() -> None:
 def test_budget_counts_the_index() -> None:
     """Rows and index together are the keep ratio of the compressed heads' bytes."""
     settings = lazy_settings(0, 1, 0.55)
-    row, index = 4 * DIM, settings.index_row
+    row, index = 4 * DIM, settings.index_bytes[0] / settings.layout.num_compressed
     assert settings.layout.num_resident == 0
     for fraction in settings.layout.fractions:
         assert fraction * row + index == pytest.approx(0.55 * row)

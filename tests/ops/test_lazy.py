@@ -26,7 +26,9 @@ from hetero_sglang.profile.index_plan import Fields, words
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FIELDS = ((8, 4), (24, 2))
 DIM, GROUP, TOTAL, WINDOW, PAGE, CONTEXT, SLOTS = 32, 3, 4, 6, 16, 1600, 4000
-FIRST, HEADS = 2, 2  # compressed heads in earlier layers, and of this one
+FIRST, STORED = 2, 3  # compressed heads in earlier layers, and of this one
+WHICH = [0, 2]  # of these have an index
+HEADS = len(WHICH)
 SINK = 8
 SHORT = 2**-7  # what a number in bfloat16 may lack
 
@@ -48,7 +50,7 @@ class World:
     def rows(self, b: int, c: int, places: torch.Tensor) -> torch.Tensor:
         """Flat hot rows [n, run] of places [n]."""
         row = SINK + places[:, None] * self.run + torch.arange(self.run)
-        start = int(self.step.page_start[b, FIRST + c])
+        start = int(self.step.page_start[b, FIRST + WHICH[c]])
         return self.step.page_list.cpu()[start + row // PAGE].long() * PAGE + row % PAGE
 
     def places(self, b: int) -> int:
@@ -90,19 +92,19 @@ def make(
     for tensor in (hot.k, hot.v, hot.score):
         tensor.fill_(float("nan"))
     order = torch.randperm(pages, generator=g).int()
-    cap = torch.full((batch, FIRST + HEADS), 10_000_000, dtype=torch.int32)
+    cap = torch.full((batch, FIRST + STORED), 10_000_000, dtype=torch.int32)
     start = torch.full_like(cap, 10_000_000)
     slots = torch.full((batch * CONTEXT,), 10_000_000, dtype=torch.int32)
     starts = torch.arange(batch, dtype=torch.int32) * CONTEXT
     every = torch.randperm(SLOTS, generator=g).int()
     tokens, given, at = [], 0, 0
-    host = torch.full((SLOTS // BLOCK, HEADS, BLOCK, 2 * DIM), float("nan"))
+    host = torch.full((SLOTS // BLOCK, STORED, BLOCK, 2 * DIM), float("nan"))
     encode, offset = random_index(fields, HEADS, DIM, g)
     decode = torch.randn(HEADS, DIM, sum(count for count, _ in fields), generator=g) / 12
     rows = torch.randint(-(2**15), 2**15, (HEADS, SLOTS, words(fields)), generator=g).to(torch.int16)
     layer = LayerIndex(
         torch.tensor([1, 3], dtype=torch.int32),
-        torch.arange(2, dtype=torch.int32),
+        torch.tensor(WHICH, dtype=torch.int32),
         rows,
         encode,
         decode,
@@ -116,9 +118,9 @@ def make(
         at += length
         slots[b * CONTEXT : b * CONTEXT + length] = mine
         tokens.append(mine.long())
-        host[mine.long() // BLOCK, :, mine.long() % BLOCK] = torch.randn(length, HEADS, 2 * DIM, generator=g)
+        host[mine.long() // BLOCK, :, mine.long() % BLOCK] = torch.randn(length, STORED, 2 * DIM, generator=g)
         for c in range(HEADS):
-            cap[b, FIRST + c], start[b, FIRST + c] = head_cap, given
+            cap[b, FIRST + WHICH[c]], start[b, FIRST + WHICH[c]] = head_cap, given
             given += -(-head_cap // PAGE)
     world.step = StepTables(torch.tensor(lengths, dtype=torch.int32), cap, start, order)
     for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
@@ -203,7 +205,7 @@ def test_a_step_is_the_reference_s(
         hot.used.view(-1)[rows] = used[..., None]
         came, late = came + swaps.run.numel(), late + swaps.late
         handed = Handed(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, "cpu")
-        handed.coming.append(Coming(b, swaps.head, swaps.run, rows[swaps.head, swaps.place], None))
+        handed.coming.append(Coming(b, torch.tensor(WHICH)[swaps.head], swaps.run, rows[swaps.head, swaps.place], None))
         bring_swaps(world.layer, world.host, world.slots, world.starts, world.step, hot, SINK, handed)
     assert came, "nothing came"
     assert work.counted.tolist() == [came * run, late * run, 0, 0]
@@ -223,9 +225,9 @@ def test_a_step_is_the_reference_s(
             flat = world.rows(b, c, torch.arange(world.places(b))).flatten()
             new = ~fresh[flat].isnan().any(1)
             slot = world.tokens[b][got.view(-1)[flat][new].long()]
-            assert torch.equal(fresh[flat][new], world.host[slot // BLOCK, c, slot % BLOCK, :DIM])
+            assert torch.equal(fresh[flat][new], world.host[slot // BLOCK, WHICH[c], slot % BLOCK, :DIM])
             assert torch.equal(
-                device.hot.v.cpu().view(-1, DIM)[flat][new], world.host[slot // BLOCK, c, slot % BLOCK, DIM:]
+                device.hot.v.cpu().view(-1, DIM)[flat][new], world.host[slot // BLOCK, WHICH[c], slot % BLOCK, DIM:]
             )
     assert int((~fresh.isnan().any(1)).sum()) == came * run, "rows were written that nobody asked for"
 
