@@ -38,7 +38,7 @@ def index(argv: list[str]) -> int:
     from tqdm import tqdm
 
     from hetero_sglang.calibration.checkpoint import open_checkpoint
-    from hetero_sglang.calibration.prefill import prefill
+    from hetero_sglang.calibration.moments import prefill
 
     checkpoint = open_checkpoint(model, args.device)
     documents = read_text_options(args).documents(checkpoint, shape, steps=0)
