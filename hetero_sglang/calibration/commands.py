@@ -41,8 +41,10 @@ def show(argv: list[str]) -> int:
     profile = load_profile(args.file)
     print(summary(profile, tuple(args.keep_ratio or _RATIOS), strict=args.keep_ratio is not None))
     if args.plot:
-        from hetero_sglang.calibration.plots import plot_all
-
+        try:
+            from hetero_sglang.calibration.plots import plot_all
+        except ImportError:
+            raise HeteroError("`--plot` needs matplotlib; run `pip install hetero-sglang[plot]`.") from None
         for path in plot_all(profile, args.plot, args.heads):
             print(f"wrote {path}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,12 +17,17 @@ RUNS = (1, 4, 8)
 Fields = tuple[tuple[int, int], ...]
 
 
+def directions_of(fields: Sequence[tuple[int, int]]) -> int:
+    """R, of all fields."""
+    return sum(count for count, _ in fields)
+
+
 def words(fields: Fields) -> int:
     """16-bit words of one token's index row."""
     return sum(count * bits for count, bits in fields) // WORD
 
 
-def check_fields(fields: Fields) -> None:
+def check_fields(fields: Sequence[tuple[int, int]]) -> None:
     """Raises HeteroError unless every field is some directions of 1, 2 or 4 bits that fill whole words."""
     for count, bits in fields:
         if bits not in STEPS or count < 1 or count * bits % WORD:
@@ -31,6 +37,17 @@ def check_fields(fields: Fields) -> None:
             )
     if not fields:
         raise HeteroError("an index needs a direction at least; list some.")
+
+
+def half(values: np.ndarray, noun: str) -> np.ndarray:
+    """Values [layers, H, ...] in float16. Raises HeteroError naming the head with a number beyond it."""
+    beyond = ~(np.abs(values) <= np.finfo(np.float16).max)
+    if beyond.any():
+        layer, head = np.argwhere(beyond)[0][:2]
+        raise HeteroError(
+            f"layer {layer} head {head}: {noun} has {values[beyond][0]:g}, beyond float16; check the model's weights."
+        )
+    return values.astype(np.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +84,7 @@ class IndexPlan:
     @property
     def directions(self) -> int:
         """R."""
-        return sum(count for count, _ in self.fields)
+        return directions_of(self.fields)
 
     @property
     def row_bytes(self) -> int:
