@@ -38,6 +38,7 @@ def calibrate(argv: list[str], verbs: str) -> int:
     from hetero_sglang.calibration.moments import Moments
     from hetero_sglang.calibration.observe import Observation
     from hetero_sglang.calibration.peak_memory import PeakMemory
+    from hetero_sglang.calibration.runs import index_of
 
     observation = Observation(args.window, args.pooling, args.gqa)
     plan = Plan(args.steps, TopK(args.topk, args.topk_share), observation, args.smoothing, args.measure)
@@ -60,7 +61,7 @@ def calibrate(argv: list[str], verbs: str) -> int:
         layers,
         {**about, "index_context": index.context},
         measured,
-        index.plan(checkpoint, documents, moments),
+        index_of(checkpoint, documents, moments, index),
     )
     save_profile(profile, args.out)
     print(

@@ -33,7 +33,9 @@ def index(argv: list[str]) -> int:
     checkpoint = open_checkpoint(model, args.device)
     documents = read_documents(args, checkpoint, shape, steps=0)
 
-    from hetero_sglang.calibration.moments import prefill  # torch takes seconds to import
+    # torch takes seconds to import
+    from hetero_sglang.calibration.moments import prefill
+    from hetero_sglang.calibration.runs import index_of
 
     with progress(args, documents, sum(len(document.tokens) for document in documents)) as bar:
         moments = prefill(checkpoint, documents, bar.update)
@@ -42,7 +44,7 @@ def index(argv: list[str]) -> int:
         profile,
         head_dim=shape.head_dim,
         num_query_heads=shape.num_query_heads,
-        index=options.plan(checkpoint, documents, moments),
+        index=index_of(checkpoint, documents, moments, options),
         provenance={**profile.provenance, **about},
     )
     save_profile(profile, out)

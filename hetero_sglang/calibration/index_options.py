@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from hetero_sglang.calibration.checkpoint import Shape
 from hetero_sglang.calibration.index import DEFAULT_FIELDS, fit_fields
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.index_file import text_bytes
-from hetero_sglang.profile.index_plan import RUNS, Fields, IndexPlan, check_fields, directions_of
+from hetero_sglang.profile.index_plan import RUNS, Fields, check_fields, directions_of
 from hetero_sglang.profile.json_file import MOST_BYTES
-
-if TYPE_CHECKING:  # these import torch, for which options need not wait
-    from hetero_sglang.calibration.checkpoint import Checkpoint
-    from hetero_sglang.calibration.documents import Document
-    from hetero_sglang.calibration.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -28,16 +21,6 @@ class IndexOptions:
     fields: Fields
     run: int | None
     context: int
-
-    def plan(self, checkpoint: Checkpoint, documents: Sequence[Document], moments: Moments) -> IndexPlan:
-        """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
-        from hetero_sglang.calibration.index import plan_index
-        from hetero_sglang.calibration.positions import anywhere, turns
-        from hetero_sglang.calibration.runs import best_run
-
-        turned = turns(checkpoint, max(len(d.tokens) for d in documents), self.context)
-        plan = plan_index([anywhere(m, turned) for m in moments.all()], self.fields, self.run or 1)
-        return replace(plan, run=best_run(checkpoint, documents, plan)) if self.run is None else plan
 
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:

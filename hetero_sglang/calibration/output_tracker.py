@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hetero_sglang.calibration.overlap import top_mask
-from hetero_sglang.calibration.tracker import DocumentStatistics, Steps
+from hetero_sglang.calibration.tracker import DocumentStatistics, Steps, top_mask
 
 SINK, RECENT = 4, 64  # keys at the prompt's ends that every head keeps, as the server does
 

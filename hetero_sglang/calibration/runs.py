@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from hetero_sglang.calibration.checkpoint import Checkpoint
 from hetero_sglang.calibration.documents import Document
+from hetero_sglang.calibration.index import plan_index
+from hetero_sglang.calibration.index_options import IndexOptions
+from hetero_sglang.calibration.moments import Moments
+from hetero_sglang.calibration.positions import anywhere, turns
 from hetero_sglang.calibration.reading import read
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores
@@ -18,6 +23,15 @@ KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 64
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
+
+
+def index_of(
+    checkpoint: Checkpoint, documents: Sequence[Document], moments: Moments, options: IndexOptions
+) -> IndexPlan:
+    """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
+    turned = turns(checkpoint, max(len(d.tokens) for d in documents), options.context)
+    plan = plan_index([anywhere(m, turned) for m in moments.all()], options.fields, options.run or 1)
+    return replace(plan, run=best_run(checkpoint, documents, plan)) if options.run is None else plan
 
 
 def best_run(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hetero_sglang.calibration.overlap import overlap, pairwise_overlap, top_mask
 from hetero_sglang.profile.measurements import Measurements
 
 
@@ -86,3 +85,22 @@ def combine(documents: list[DocumentStatistics]) -> Measurements:
         similarity_spread=similarity.std(0),
         overlap=steps.mean(0),
     )
+
+
+def top_mask(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of [..., L] as a boolean mask [..., L] with exactly k set."""
+    chosen = scores.topk(k, dim=-1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+def overlap(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """|A and B| / min(|A|, |B|) of boolean masks [..., L], in [0, 1]; 0 where a set is empty."""
+    smaller = torch.minimum(one.sum(-1), other.sum(-1))
+    return (one & other).sum(-1) / smaller.clamp(min=1)
+
+
+def pairwise_overlap(masks: torch.Tensor) -> torch.Tensor:
+    """[H, L] boolean -> [H, H] overlap of every pair of heads."""
+    shared = masks.float() @ masks.float().T
+    size = masks.sum(-1)
+    return shared / torch.minimum(size[:, None], size[None, :]).clamp(min=1)

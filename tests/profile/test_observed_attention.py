@@ -13,8 +13,7 @@ from hetero_sglang.calibration import reading
 from hetero_sglang.calibration.calibrate import Plan, TopK, measure
 from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.observe import Observation, watched
-from hetero_sglang.calibration.overlap import reduce_group
+from hetero_sglang.calibration.observe import Observation, reduce_group, watched
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.selection.scores import pool_average
 
