@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hetero_sglang.calibration.calibrate import Plan
 
 
-def calibrate(argv: list[str], verbs: str) -> int:
+def calibrate(argv: list[str], verbs: str) -> None:
     """Calibrates; whatever can be refused without the model is refused before it is loaded."""
     args = _parser(verbs).parse_args(argv)
     model = local_folder(args.model) or args.model
@@ -70,7 +70,6 @@ def calibrate(argv: list[str], verbs: str) -> int:
         f"keep ratios above {profile.floor:.4f} are possible"
     )
     print(index_line(profile))
-    return 0
 
 
 def _parser(verbs: str) -> argparse.ArgumentParser:

@@ -26,11 +26,13 @@ _RATIOS = (0.5, 0.33, 0.25, 0.2)
 def run(argv: list[str]) -> int:
     """A first word that is no verb is taken for the checkpoint (write ./show for a folder called show)."""
     if argv and argv[0] in VERBS:
-        return VERBS[argv[0]](argv[1:])
-    return calibrate(argv, ", ".join(VERBS))
+        VERBS[argv[0]](argv[1:])
+    else:
+        calibrate(argv, ", ".join(VERBS))
+    return 0
 
 
-def show(argv: list[str]) -> int:
+def show(argv: list[str]) -> None:
     """Prints a summary; with --plot writes pictures."""
     parser = Parser("hetero-sglang profile show", "Print a profile's roles, floor, budgets and clusters.")
     parser.add_argument("file", help="profile (ours or the reference's)")
@@ -47,20 +49,18 @@ def show(argv: list[str]) -> int:
             raise HeteroError("`--plot` needs matplotlib; run `pip install hetero-sglang[plot]`.") from None
         for path in plot_all(profile, args.plot, args.heads):
             print(f"wrote {path}")
-    return 0
 
 
-def diff(argv: list[str]) -> int:
+def diff(argv: list[str]) -> None:
     """Prints how many heads changed role."""
     parser = Parser("hetero-sglang profile diff", "Count the heads whose role differs between two profiles.")
     parser.add_argument("one")
     parser.add_argument("other")
     args = parser.parse_args(argv)
     print(difference(load_profile(args.one), load_profile(args.other)))
-    return 0
 
 
-def assign(argv: list[str]) -> int:
+def assign(argv: list[str]) -> None:
     """Decides roles anew from the measurements in a profile; the model is not run."""
     parser = Parser("hetero-sglang profile assign", "Decide roles anew at other thresholds, without the model.")
     parser.add_argument("file")
@@ -76,10 +76,9 @@ def assign(argv: list[str]) -> int:
     save_profile(profile, args.out)
     print(table)
     _wrote(profile, args.out)
-    return 0
 
 
-def import_(argv: list[str]) -> int:
+def import_(argv: list[str]) -> None:
     """Converts the reference's file to our schema and says what it lacks."""
     parser = Parser("hetero-sglang profile import", "Convert a HeteroCache head file to our schema.")
     parser.add_argument("file")
@@ -93,10 +92,9 @@ def import_(argv: list[str]) -> int:
     save_profile(profile, target)
     _wrote(profile, target)
     print(f"warning: the file lacks {', '.join(MISSING)}; these cannot be checked or shown.", file=sys.stderr)
-    return 0
 
 
-def export(argv: list[str]) -> int:
+def export(argv: list[str]) -> None:
     """Writes the reference's form; measurements and provenance have no place in it."""
     parser = Parser("hetero-sglang profile export", "Write a profile as a HeteroCache head file.")
     parser.add_argument("file")
@@ -105,10 +103,9 @@ def export(argv: list[str]) -> int:
     profile = load_profile(args.file)
     write_text(args.out, dumps(encode_reference(profile)))
     _wrote(profile, args.out)
-    return 0
 
 
-def validate(argv: list[str]) -> int:
+def validate(argv: list[str]) -> None:
     """Reads a profile; with --model compares shape and fingerprint."""
     parser = Parser("hetero-sglang profile validate", "Check a profile, and with --model that it is of that model.")
     parser.add_argument("file")
@@ -118,10 +115,9 @@ def validate(argv: list[str]) -> int:
     if args.model is not None:
         check_profile(profile, args.file, args.model)
     print(f"{args.file} is valid: {_counts(profile)}")
-    return 0
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {
+VERBS: dict[str, Callable[[list[str]], None]] = {
     "show": show,
     "diff": diff,
     "assign": assign,

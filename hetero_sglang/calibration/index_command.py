@@ -14,7 +14,7 @@ from hetero_sglang.profile.files import check_writable, load_profile, save_profi
 from hetero_sglang.profile.local_model import local_folder
 
 
-def index(argv: list[str]) -> int:
+def index(argv: list[str]) -> None:
     """Prefills the calibration text; roles and measurements stay as they are."""
     parser = Parser("hetero-sglang profile index", "Give a profile the key index of its model, or another one.")
     parser.add_argument("model", help="local Hugging Face checkpoint that the profile is of")
@@ -49,4 +49,3 @@ def index(argv: list[str]) -> int:
     )
     save_profile(profile, out)
     print(f"wrote {out}: {index_line(profile)}")
-    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 
 class HostLayer(DynamicLayer):
@@ -38,8 +38,3 @@ class HostLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :stop] for buffer in self.buffers)
         device = key_states.device
         return self.keys.to(device, non_blocking=True), self.values.to(device, non_blocking=True)
-
-
-def host_cache(num_layers: int, capacity: int) -> Cache:
-    """A cache of `capacity` tokens."""
-    return Cache(layers=[HostLayer(capacity) for _ in range(num_layers)])

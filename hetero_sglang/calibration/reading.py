@@ -6,10 +6,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+from transformers.cache_utils import Cache
 
 from hetero_sglang.calibration.checkpoint import Checkpoint
 from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.kv_buffer import host_cache
+from hetero_sglang.calibration.kv_buffer import HostLayer
 from hetero_sglang.calibration.observe import Watcher, watched
 from hetero_sglang.errors import HeteroError
 
@@ -33,7 +34,7 @@ def read(
     `advance` is told of prefilled tokens and of STEP_COST a step. Raises HeteroError where the text does not fit the
     device and where the model computes no numbers."""
     model, length = checkpoint.model, len(document.tokens)
-    cache = host_cache(model.config.num_hidden_layers, length + steps)
+    cache = Cache(layers=[HostLayer(length + steps) for _ in range(model.config.num_hidden_layers)])
     tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
     forbidden = stop_tokens(checkpoint)
     try:

@@ -54,8 +54,7 @@ def _origin(profile: HeadProfile) -> str:
 
 
 def _roles(profile: HeadProfile) -> str:
-    counts = Counter(role for layer in profile.layers for role in layer.roles)
-    named = ", ".join(f"{counts[role]} {role} ({letter})" for role, letter in LETTERS.items())
+    named = ", ".join(f"{profile.counts[role]} {role} ({letter})" for role, letter in LETTERS.items())
     return (
         f"{named}\n{profile.num_resident} of {profile.num_heads} heads resident: "
         f"the floor is {profile.floor:.4f}, a keep ratio must be above it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,6 +125,11 @@ class HeadProfile:
     def num_resident(self) -> int:
         """R: pivot and volatile heads of all layers."""
         return sum(len(layer.resident) for layer in self.layers)
+
+    @property
+    def counts(self) -> Counter[Role]:
+        """Heads of each role."""
+        return Counter(role for layer in self.layers for role in layer.roles)
 
     @property
     def floor(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -70,13 +69,11 @@ class IndexPlan:
         check_fields(self.fields)
         if self.run not in RUNS:
             raise HeteroError(f"an index's run is {self.run}; it must be one of {', '.join(map(str, RUNS))}.")
-        shape = self.encode.shape
-        if len(shape) != 4 or shape[3] != self.directions:
-            raise HeteroError(f"an index of {self.directions} directions has an encoding of shape {shape}.")
-        if self.decode.shape != shape or self.offset.shape != (*shape[:2], shape[3]):
+        shape, count = self.encode.shape, self.directions
+        if shape[3:] != (count,) or self.decode.shape != shape or self.offset.shape != (*shape[:2], count):
             raise HeteroError(
-                f"an index's encoding, decoding and offset have shapes {shape}, {self.decode.shape} and "
-                f"{self.offset.shape}, which do not agree."
+                f"the encoding, decoding and offset of an index of {count} directions have shapes {shape}, "
+                f"{self.decode.shape} and {self.offset.shape}, which do not agree."
             )
         if not all(np.isfinite(values).all() for values in (self.encode, self.offset, self.decode)):
             raise HeteroError("an index's numbers are not all finite; calibrate again.")
@@ -90,11 +87,6 @@ class IndexPlan:
     def row_bytes(self) -> int:
         """Device bytes of one token's index row, per head."""
         return 2 * words(self.fields)
-
-    @cached_property
-    def levels(self) -> np.ndarray:
-        """[R] int: each direction's codes are 0 to this."""
-        return np.concatenate([np.full(count, 2**bits - 1) for count, bits in self.fields])
 
     def heads(self, start: int, stop: int) -> IndexPlan:
         """The plan of heads [start, stop) of every layer."""

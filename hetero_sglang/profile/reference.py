@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from reprlib import repr as shown  # a few words of a value of any size
 from typing import Any
@@ -69,20 +68,17 @@ def decode_reference(data: Mapping[str, Any], file_name: str = "") -> HeadProfil
 
 def encode_reference(profile: HeadProfile) -> dict[str, Any]:
     """The reference's JSON object, type names as in its Llama files."""
-    counts = Counter(role for layer in profile.layers for role in layer.roles)
     return {
         "meta": {
             "type_map": {role.value: code for role, code in _CODES.items()},
-            "counts": {role.value: counts[role] for role in _CODES},
+            "counts": {role.value: profile.counts[role] for role in _CODES},
         },
         "classification_matrix": [[_CODES[role] for role in layer.roles] for layer in profile.layers],
         "allocation_matrix": [[w if w > 0.0 else -1.0 for w in layer.weights] for layer in profile.layers],
-        "leader_member_relations": [_clusters(layer) for layer in profile.layers],
+        "leader_member_relations": [
+            {str(pivot): satellites for pivot, satellites in layer.clusters.items()} for layer in profile.layers
+        ],
     }
-
-
-def _clusters(layer: LayerRoles) -> dict[str, list[int]]:
-    return {str(pivot): satellites for pivot, satellites in layer.clusters.items()}
 
 
 def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
@@ -90,10 +86,7 @@ def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
     names = meta.get("type_map") if isinstance(meta, Mapping) else None
     if not isinstance(names, Mapping):
         raise HeteroError("`meta.type_map` is missing, so the head types have no names.")
-    unknown = sorted(str(name) for name in names if name not in _ROLES)
-    if unknown:
-        raise HeteroError(f"`meta.type_map` names {shown(unknown[0])}, which is none of {', '.join(_ROLES)}.")
-    codes = {code: _ROLES[name] for name, code in names.items() if is_whole(code)}
+    codes = {code: _role(name, "type_map") for name, code in names.items() if is_whole(code)}
     if len(codes) != len(names):
         raise HeteroError("`meta.type_map` must give every name a whole number of its own.")
     return codes
@@ -134,10 +127,13 @@ def _check_counts(data: Mapping[str, Any], profile: HeadProfile) -> None:
     written = data["meta"].get("counts")
     if not isinstance(written, Mapping):
         return
-    counts = Counter(role for layer in profile.layers for role in layer.roles)
     for name, count in written.items():
-        if name not in _ROLES:
-            raise HeteroError(f"`meta.counts` names {shown(name)}, which is none of {', '.join(_ROLES)}.")
-        found = counts[_ROLES[name]]
+        found = profile.counts[_role(name, "counts")]
         if not is_whole(count) or found != count:
             raise HeteroError(f"`meta.counts` says {shown(count)} {name} heads but the matrix holds {found}.")
+
+
+def _role(name: str, table: str) -> Role:
+    if name not in _ROLES:
+        raise HeteroError(f"`meta.{table}` names {shown(name)}, which is none of {', '.join(_ROLES)}.")
+    return _ROLES[name]
