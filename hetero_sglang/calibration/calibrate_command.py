@@ -3,79 +3,73 @@
 from __future__ import annotations
 
 import argparse
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hetero_sglang.calibration.checkpoint import read_shape
+from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint, read_shape, tokenizer_hash
+from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.index_options import add_index_options, read_index_options
 from hetero_sglang.calibration.role_options import add_role_options, read_role_options
 from hetero_sglang.calibration.summary import index_line
-from hetero_sglang.calibration.text_options import add_text_options, read_text_options, warn_of_built_in_text
+from hetero_sglang.calibration.text_options import add_text_options, progress, read_documents
 from hetero_sglang.config.parser import Parser
-from hetero_sglang.profile.clusters import heads_per_rank
 from hetero_sglang.profile.files import PROFILE_NAME, check_writable, save_profile
+from hetero_sglang.profile.fingerprint import fingerprint
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.local_model import local_folder
 
+if TYPE_CHECKING:
+    from hetero_sglang.calibration.calibrate import Plan
 
-def run(argv: list[str], verbs: str) -> int:
+
+def calibrate(argv: list[str], verbs: str) -> None:
     """Calibrates; whatever can be refused without the model is refused before it is loaded."""
     args = _parser(verbs).parse_args(argv)
-    args.model = local_folder(args.model) or args.model
-    shape = read_shape(args.model)
-    options = read_role_options(args, shape.num_kv_heads)
+    model = local_folder(args.model) or args.model
+    shape = read_shape(model)
+    roles = read_role_options(args, shape.num_kv_heads)
     index = read_index_options(args, shape)
-    out = Path(args.out)
-    check_writable(out)
+    check_writable(args.out)
 
     # torch and transformers take seconds to import.
-    from tqdm import tqdm
-
-    from hetero_sglang.calibration import provenance
-    from hetero_sglang.calibration.calibrate import Plan, TopK, calibrate
-    from hetero_sglang.calibration.checkpoint import open_checkpoint
+    from hetero_sglang.calibration.calibrate import Plan, TopK
+    from hetero_sglang.calibration.calibrate import calibrate as measure
     from hetero_sglang.calibration.moments import Moments
     from hetero_sglang.calibration.observe import Observation
     from hetero_sglang.calibration.peak_memory import PeakMemory
-    from hetero_sglang.profile.ratio import topk_share
-    from hetero_sglang.profile.thresholds import classify
+    from hetero_sglang.calibration.runs import index_of
 
     observation = Observation(args.window, args.pooling, args.gqa)
     plan = Plan(args.steps, TopK(args.topk, args.topk_share), observation, args.smoothing, args.measure)
-    source = read_text_options(args)
-    checkpoint = open_checkpoint(args.model, args.device)
-    documents = source.documents(checkpoint, shape, plan.steps)
-    about = provenance.of_measurement(args.model, checkpoint, documents, plan)
-    warn_of_built_in_text(args)
+    checkpoint = open_checkpoint(model, args.device)
+    documents = read_documents(args, checkpoint, shape, plan.steps)
+    about = _provenance(model, checkpoint, documents, plan)
     peak = PeakMemory(checkpoint.device)
-    bar_format = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
     moments = Moments(shape.num_layers)
-    label, total = f"{len(documents)} documents", plan.cost(documents)
-    with tqdm(total=total, desc=label, disable=args.quiet, mininterval=0.5, bar_format=bar_format) as bar:
-        measured = calibrate(checkpoint, documents, plan, bar.update, moments)
+    with progress(args, documents, plan.cost(documents)) as bar:
+        measured = measure(checkpoint, documents, plan, bar.update, moments)
     print(f"peak memory beyond the weights: {peak.beyond() / 1e6:.0f} MB ({checkpoint.device})")
 
-    thresholds, table = options.decide(measured, topk_share(about))
+    layers, about, table = roles.decide(measured, about)
     print(table)
-    layers = classify(measured, thresholds, heads_per_rank(shape.num_kv_heads, options.ranks))
-    about |= provenance.of_decision(thresholds, options) | {"index_context": index.context}
     profile = HeadProfile(
         shape.num_layers,
         shape.num_kv_heads,
         shape.num_query_heads,
         shape.head_dim,
         layers,
-        about,
+        {**about, "index_context": index.context},
         measured,
-        index.plan(checkpoint, documents, moments),
+        index_of(checkpoint, documents, moments, index),
     )
-    save_profile(profile, out)
+    save_profile(profile, args.out)
     print(
-        f"wrote {out}: tau-stable {thresholds.stable:g}, tau-sim {thresholds.similar:g}, "
+        f"wrote {Path(args.out)}: tau-stable {about['tau_stable']:g}, tau-sim {about['tau_sim']:g}, "
         f"{profile.num_resident} of {profile.num_heads} heads resident, "
         f"keep ratios above {profile.floor:.4f} are possible"
     )
     print(index_line(profile))
-    return 0
 
 
 def _parser(verbs: str) -> argparse.ArgumentParser:
@@ -92,13 +86,37 @@ def _parser(verbs: str) -> argparse.ArgumentParser:
     add("--topk-share", type=float, default=0.2, help="a share of the prompt, at most 1024 keys (default 0.2)")
     add("--window", type=int, default=16, help="last prompt queries that choose the prefill set (default 16)")
     add("--smoothing", type=int, default=16, help="decode steps averaged into a step's set (default 16)")
-    add(
-        "--measure",
-        default="keys",
+    add("--measure", default="keys",
         help="keys: what sets share, as in the paper; output: what a layer's output keeps (default %(default)s)",
-    )
+    )  # fmt: skip
     add("--pooling", type=int, default=5, help="neighbouring keys averaged (default %(default)s)")
     add("--gqa", default="mean", help="mean or max over the query heads of a KV head (default %(default)s)")
     add_role_options(parser)
     add_index_options(parser)
     return parser
+
+
+def _provenance(model: Path | str, checkpoint: Checkpoint, documents: list[Document], plan: Plan) -> dict[str, Any]:
+    """Model, texts and settings; no dates, so that the same run gives the same file."""
+    return {
+        "model": Path(model).resolve().name,
+        "fingerprint": fingerprint(model),
+        "tokenizer": tokenizer_hash(model),
+        "texts": [{**document.about, "topk": plan.topk.of(document)} for document in documents],
+        "steps": plan.steps,
+        "smoothing": plan.smoothing,
+        "measure": plan.measure,
+        "window": plan.observation.window,
+        "pooling": plan.observation.pooling,
+        "gqa_reduction": plan.observation.reduction,
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+        "device": checkpoint.device.type,
+        "versions": {name: _version(name) for name in ("hetero-sglang", "torch", "transformers")},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.fingerprint import read_config
+from hetero_sglang.profile.fingerprint import mismatch, read_config
+from hetero_sglang.profile.head_profile import HeadProfile
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,14 @@ def read_shape(model_path: str | Path) -> Shape:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise HeteroError(f"{model_path}/config.json lacks a usable {error}; download the checkpoint again.") from None
+
+
+def check_profile(profile: HeadProfile, name: str, model_path: str | Path) -> None:
+    """Raises HeteroError unless the profile in the file `name` is of this checkpoint: of its shape and weights."""
+    shape = read_shape(model_path)
+    profile.check_model(shape.num_layers, shape.num_query_heads, shape.num_kv_heads, shape.head_dim, name)
+    if found := mismatch(profile.provenance, name, model_path):
+        raise HeteroError(found)
 
 
 @dataclass(frozen=True)

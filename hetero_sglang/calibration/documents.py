@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hetero_sglang.calibration.text import Text
 from hetero_sglang.errors import HeteroError
@@ -22,6 +23,11 @@ class Document:
     source: str
     sha256: str
     tokens: tuple[int, ...]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """As a profile's provenance has it."""
+        return {"source": self.source, "sha256": self.sha256, "tokens": len(self.tokens)}
 
 
 def built_in(seed: int, length: int, encode: Encode, start: list[int]) -> Document:

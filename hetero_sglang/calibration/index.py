@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.index_plan import STEPS, WORD, Fields, IndexPlan, check_fields
+from hetero_sglang.profile.index_plan import STEPS, WORD, Fields, IndexPlan, check_fields, half
 
 if TYPE_CHECKING:
     from hetero_sglang.calibration.moments import HeadMoments  # imports torch, for which options need not wait
@@ -49,17 +49,15 @@ def plan_index(moments: Sequence[HeadMoments], fields: Fields, run: int = 1) -> 
         raise HeteroError(f"an index of {len(bits)} directions does not fit heads of {head_dim} dimensions; list less.")
     step = np.array([STEPS[b] for b in bits])
     middle = (2.0**bits - 1) / 2
-    encode, offset, decode = [], [], []
-    for layer, found in enumerate(moments):
-        keys, queries, spread = directions(found)
-        keys, queries, unit = keys[..., : len(bits)], queries[..., : len(bits)], spread[:, None, : len(bits)] * step
-        live = unit > 0
-        enc = _half(np.where(live, keys / np.where(live, unit, 1), 0), layer)
-        encode.append(enc)
-        # From the rounded encoding: a mean many spreads from zero would carry its rounding into every code.
-        offset.append(_half(np.einsum("hd,hdr->hr", found.mean, enc.astype(np.float64)) - middle, layer))
-        decode.append(_half(queries * unit, layer))
-    return IndexPlan(fields, np.stack(encode), np.stack(offset), np.stack(decode), run)
+    means = np.stack([found.mean for found in moments])  # [layers, H, D]
+    keys, queries, spread = (np.stack(part)[..., : len(bits)] for part in zip(*map(directions, moments), strict=True))
+    unit = spread[:, :, None] * step  # [layers, H, 1, R]
+    live = unit > 0
+    encode = half(np.where(live, keys / np.where(live, unit, 1), 0), "the index").astype(np.float32)
+    # From the rounded encoding: a mean many spreads from zero would carry its rounding into every code.
+    offset = half(np.einsum("lhd,lhdr->lhr", means, encode.astype(np.float64)) - middle, "the index").astype(np.float32)
+    decode = half(queries * unit, "the index").astype(np.float32)
+    return IndexPlan(fields, encode, offset, decode, run)
 
 
 def directions(moments: HeadMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,14 +76,3 @@ def directions(moments: HeadMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray
     spread, u = np.sqrt(np.maximum(squares[:, ::-1], 0)), u[..., ::-1]
     spread = np.where(spread > _SPREAD * spread[:, :1], spread, 0)
     return forth @ u, back @ u, spread
-
-
-def _half(values: np.ndarray, layer: int) -> np.ndarray:
-    """Values [H, ...] rounded to float16, as float32."""
-    beyond = ~(np.abs(values) <= np.finfo(np.float16).max)
-    if beyond.any():
-        head = int(np.argwhere(beyond)[0][0])
-        raise HeteroError(
-            f"layer {layer} head {head}: the index has {values[beyond][0]:g}, beyond float16; check the weights."
-        )
-    return values.astype(np.float16).astype(np.float32)

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from hetero_sglang.calibration.checkpoint import Shape
 from hetero_sglang.calibration.index import DEFAULT_FIELDS, fit_fields
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.index_file import text_bytes
-from hetero_sglang.profile.index_plan import RUNS, Fields, IndexPlan, check_fields
+from hetero_sglang.profile.index_plan import RUNS, Fields, check_fields, directions_of
 from hetero_sglang.profile.json_file import MOST_BYTES
-
-if TYPE_CHECKING:  # these import torch, for which options need not wait
-    from hetero_sglang.calibration.checkpoint import Checkpoint
-    from hetero_sglang.calibration.documents import Document
-    from hetero_sglang.calibration.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -29,38 +22,19 @@ class IndexOptions:
     run: int | None
     context: int
 
-    def plan(self, checkpoint: Checkpoint, documents: Sequence[Document], moments: Moments) -> IndexPlan:
-        """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
-        from hetero_sglang.calibration.index import plan_index
-        from hetero_sglang.calibration.positions import anywhere, turns
-        from hetero_sglang.calibration.runs import best_run
-
-        turned = turns(checkpoint, max(len(d.tokens) for d in documents), self.context)
-        plan = plan_index([anywhere(m, turned) for m in moments.all()], self.fields, self.run or 1)
-        return replace(plan, run=best_run(checkpoint, documents, plan)) if self.run is None else plan
-
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options; read them back with `read_index_options`."""
+    add = parser.add_argument
     default = " ".join(f"{count}x{bits}" for count, bits in DEFAULT_FIELDS)
-    parser.add_argument(
-        "--index-fields",
-        nargs="+",
-        metavar="NxB",
-        help=f"key index: N directions in B bits each (1, 2 or 4), widest first (default {default})",
-    )
-    parser.add_argument(
-        "--index-run",
-        default="auto",
-        metavar="N",
+    add("--index-fields", nargs="+", metavar="NxB",
+        help=f"key index: N directions in B bits each (1, 2 or 4), widest first (default {default})")  # fmt: skip
+    add("--index-run", default="auto", metavar="N",
         help="neighbouring tokens that come and go together: 1, 4, 8, or auto: what loses least (default %(default)s)",
-    )
-    parser.add_argument(
-        "--index-context",
-        type=int,
-        metavar="N",
+    )  # fmt: skip
+    add("--index-context", type=int, metavar="N",
         help="tokens of the longest request that the key index is for (default: all positions of the model)",
-    )
+    )  # fmt: skip
 
 
 def read_index_options(args: argparse.Namespace, shape: Shape) -> IndexOptions:
@@ -72,29 +46,28 @@ def read_index_options(args: argparse.Namespace, shape: Shape) -> IndexOptions:
     runs = {"auto": None} | {str(run): run for run in RUNS}
     if args.index_run not in runs:
         raise HeteroError(f"`--index-run` is {args.index_run}; choose one of {', '.join(runs)}.")
-    if args.index_fields is None:
-        fields = fit_fields(DEFAULT_FIELDS, shape.head_dim)
-    else:
-        fields = _fields(args.index_fields, shape.head_dim)
+    fields = _fields(args.index_fields, shape.head_dim)
     size = text_bytes(shape.num_layers, shape.num_kv_heads, shape.head_dim, fields)
     if size > 0.9 * MOST_BYTES:  # the rest is for measurements
         raise HeteroError(
-            f"an index of {sum(count for count, _ in fields)} directions of {shape.num_layers * shape.num_kv_heads} "
-            f"heads takes {size} bytes of a profile of at most {MOST_BYTES}; list fewer with `--index-fields`."
+            f"an index of {directions_of(fields)} directions of {shape.num_layers * shape.num_kv_heads} heads takes "
+            f"{size} bytes of a profile of at most {MOST_BYTES}; list fewer with `--index-fields`."
         )
     return IndexOptions(fields, runs[args.index_run], context)
 
 
-def _fields(texts: list[str], head_dim: int) -> Fields:
+def _fields(texts: list[str] | None, head_dim: int) -> Fields:
+    if texts is None:
+        return fit_fields(DEFAULT_FIELDS, head_dim)
     fields = []
     for text in texts:
         found = re.fullmatch(r"(\d{1,6})x(\d{1,2})", text, re.ASCII)
         if found is None:
             raise HeteroError(f"`--index-fields` has {text!r}; write directions and bits as in 24x2.")
         fields.append((int(found[1]), int(found[2])))
-    check_fields(tuple(fields))
-    if (directions := sum(count for count, _ in fields)) > head_dim:
+    check_fields(fields)
+    if (count := directions_of(fields)) > head_dim:
         raise HeteroError(
-            f"`--index-fields` lists {directions} directions and this model's heads have {head_dim}; list less."
+            f"`--index-fields` lists {count} directions and this model's heads have {head_dim}; list less."
         )
     return tuple(fields)

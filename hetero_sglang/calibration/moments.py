@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from hetero_sglang.calibration.checkpoint import Checkpoint
+from hetero_sglang.calibration.documents import Document
+from hetero_sglang.calibration.reading import Advance, read
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Moments:
         sums.second += torch.bmm(key.transpose(1, 2), key)
         sums.query_second += torch.bmm(query.transpose(1, 2), query)
 
+    def watch(self, layer: int, query: torch.Tensor, key: torch.Tensor, *rest: object) -> None:
+        """As a watcher: queries [Hq, n, D], and keys [H, L, D] of which the last n are new."""
+        self.add(layer, query, key[:, -query.shape[1] :])
+
     def of(self, layer: int) -> HeadMoments:
         """Of all that was added, at least one chunk."""
         sums = self._layers[layer]
@@ -68,3 +77,11 @@ class Moments:
     def all(self) -> list[HeadMoments]:
         """Of every layer."""
         return [self.of(layer) for layer in range(len(self._layers))]
+
+
+def prefill(checkpoint: Checkpoint, documents: Sequence[Document], advance: Advance) -> Moments:
+    """Moments of all documents, nothing generated; `advance` is told of tokens. Raises HeteroError as `read` does."""
+    moments = Moments(checkpoint.model.config.num_hidden_layers)
+    for document in documents:
+        read(checkpoint, document, moments.watch, advance=advance)
+    return moments

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hetero_sglang.calibration.overlap import REDUCTIONS, reduce_group, window_attention
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.selection.scores import pool_average
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+REDUCTIONS = ("mean", "max")
 _NAME = "hetero_observed_sdpa"
 Watcher = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor], None]
 
@@ -40,6 +40,26 @@ class Observation:
         """query [Hq, W, D], key [H, L, D] -> [H, prompt]: pooled scores of the prompt's keys."""
         attention = window_attention(query, key, scaling)[..., :prompt]  # [H, G, prompt]
         return reduce_group(pool_average(attention, self.pooling), self.reduction)
+
+
+def window_attention(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention of the last queries on every key, averaged over those queries.
+
+    query [Hq, W, D] are the last W positions of key [H, L, D], each seeing itself and what precedes it.
+    Returns float32 [H, G, L] with G = Hq / H; no [L, L] matrix is made."""
+    heads, length, dim = key.shape
+    window = query.shape[1]
+    grouped = query.reshape(heads, -1, dim).float()  # [H, G*W, D]
+    logits = grouped @ key.float().transpose(1, 2) * scaling
+    logits = logits.view(heads, -1, window, length)  # [H, G, W, L]
+    position = torch.arange(length, device=key.device)
+    hidden = position > (length - window + torch.arange(window, device=key.device))[:, None]  # [W, L]
+    return logits.masked_fill_(hidden, -torch.inf).softmax(-1).mean(2)
+
+
+def reduce_group(scores: torch.Tensor, reduction: str) -> torch.Tensor:
+    """[H, G, L] -> [H, L]: `mean` (the paper's calibration) or `max` over the query heads of a KV head."""
+    return scores.mean(1) if reduction == "mean" else scores.amax(1)
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from hetero_sglang.calibration.overlap import top_mask
-from hetero_sglang.calibration.tracker import DocumentStatistics
+from hetero_sglang.calibration.tracker import DocumentStatistics, Steps, top_mask
 
 SINK, RECENT = 4, 64  # keys at the prompt's ends that every head keeps, as the server does
 
@@ -53,9 +53,8 @@ class OutputTracker:
 
     def __init__(self, num_layers: int, topk: int) -> None:
         self.topk = topk
-        self.prefill: list[torch.Tensor | None] = [None] * num_layers
-        self.kept: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
-        self.pairs: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
+        self.prefill: dict[int, torch.Tensor] = {}
+        self.steps = Steps(num_layers)
 
     def add(self, layer: int, scores: torch.Tensor, step: Step | None) -> None:
         """Pooled scores [heads, prompt]: with None of the prefill, then with each decode step's attention."""
@@ -65,22 +64,18 @@ class OutputTracker:
         if step is None:
             self.prefill[layer] = now
             return
-        first = self.prefill[layer]
-        assert first is not None, "the prefill comes first"
         generated = now.new_ones(len(now), step.weights.shape[-1] - now.shape[1])
-        now, first = torch.cat((now, generated), 1), torch.cat((first, generated), 1)  # [H, L]
-        self.kept[layer].append(1 - step.loss(first[None])[0])
-        self.pairs[layer].append(1 - step.loss(now[:, None].expand(-1, len(now), -1)))
+        first, now = (torch.cat((kept, generated), 1) for kept in (self.prefill[layer], now))  # [H, L]
+        own = 1 - step.loss(first[None])[0]
+        pairs = 1 - step.loss(now[:, None].expand(-1, len(now), -1))
+        self.steps.add(layer, own.clamp(0, 1), pairs.clamp(0, 1))
 
     def finish(self) -> DocumentStatistics:
         """Means over the worst tenth of the steps seen (at least one)."""
-        kept = torch.stack([torch.stack(layer) for layer in self.kept]).double().clamp(0, 1)  # [layers, steps, H]
-        pairs = torch.stack([_worst(torch.stack(layer).double().clamp(0, 1)) for layer in self.pairs])
-        stability = torch.stack([_worst(layer) for layer in kept])
-        return DocumentStatistics(*(t.cpu().numpy() for t in (stability, pairs, kept.transpose(1, 2))))
+        return self.steps.statistics(_worst)
 
 
-def _worst(values: torch.Tensor) -> torch.Tensor:
+def _worst(values: np.ndarray) -> np.ndarray:
     """Mean of the lowest tenth along the first axis, of one value at least."""
     count = -(-len(values) // 10)
-    return values.sort(dim=0).values[:count].mean(0)
+    return np.sort(values, axis=0)[:count].mean(0)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from hetero_sglang.calibration.calibrate import chunk_bounds, stop_tokens
 from hetero_sglang.calibration.checkpoint import Checkpoint
 from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.kv_buffer import host_cache
-from hetero_sglang.calibration.observe import watched
+from hetero_sglang.calibration.index import plan_index
+from hetero_sglang.calibration.index_options import IndexOptions
+from hetero_sglang.calibration.moments import Moments
+from hetero_sglang.calibration.positions import anywhere, turns
+from hetero_sglang.calibration.reading import read
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores
 from hetero_sglang.profile.index_plan import RUNS, IndexPlan
@@ -20,6 +23,15 @@ KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 64
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
+
+
+def index_of(
+    checkpoint: Checkpoint, documents: Sequence[Document], moments: Moments, options: IndexOptions
+) -> IndexPlan:
+    """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
+    turned = turns(checkpoint, max(len(d.tokens) for d in documents), options.context)
+    plan = plan_index([anywhere(m, turned) for m in moments.all()], options.fields, options.run or 1)
+    return replace(plan, run=best_run(checkpoint, documents, plan)) if options.run is None else plan
 
 
 def best_run(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan) -> int:
@@ -34,10 +46,9 @@ def _rows(document: Document, share: float) -> int:
     return int(share * len(document.tokens)) - SINK - WINDOW
 
 
-@torch.inference_mode()
 def _play(checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int) -> torch.Tensor:
     """Mean error [len(RUNS)] of heads' outputs over greedy decode steps that keep `rows` rows to choose."""
-    model, length = checkpoint.model, len(document.tokens)
+    length = len(document.tokens)
     layers: dict[int, _Layer] = {}
     errors = []
 
@@ -49,16 +60,7 @@ def _play(checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int
         elif key.shape[1] > length:
             errors.append(layers[layer].step(query[:, 0], key, value, scaling))
 
-    cache = host_cache(model.config.num_hidden_layers, length + STEPS)
-    tokens = torch.tensor([document.tokens], device=checkpoint.device)  # [1, L]
-    bounds = chunk_bounds(length, OBSERVED)
-    with watched(model, watcher):
-        for start, stop in zip(bounds, bounds[1:], strict=False):
-            out = model(tokens[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for _ in range(STEPS):
-            logits = out.logits[0, -1].float()
-            logits[stop_tokens(checkpoint)] = -torch.inf
-            out = model(logits.argmax().view(1, 1), past_key_values=cache, use_cache=True)
+    read(checkpoint, document, watcher, OBSERVED, STEPS)
     return torch.stack(errors).mean(0)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.budget import base_fraction, cap_fractions
-from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
+from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.roles import Role
 
 LETTERS = {Role.PIVOT: "P", Role.SATELLITE: "s", Role.ANCHOR: "a", Role.VOLATILE: "V"}
@@ -40,8 +40,7 @@ def _origin(profile: HeadProfile) -> str:
         f"{profile.num_kv_heads} KV heads, {profile.num_query_heads or '?'} query heads, "
         f"head dimension {profile.head_dim or '?'}"
     ]
-    texts = about.get("texts")
-    if texts:
+    if texts := about.get("texts"):
         lengths = ", ".join(str(n) for n in sorted({text["tokens"] for text in texts}))
         lines.append(
             f"made from {len(texts)} texts of {lengths} tokens, {about.get('steps')} decode steps each, "
@@ -55,8 +54,7 @@ def _origin(profile: HeadProfile) -> str:
 
 
 def _roles(profile: HeadProfile) -> str:
-    counts = Counter(role for layer in profile.layers for role in layer.roles)
-    named = ", ".join(f"{counts[role]} {role.value} ({letter})" for role, letter in LETTERS.items())
+    named = ", ".join(f"{profile.counts[role]} {role} ({letter})" for role, letter in LETTERS.items())
     return (
         f"{named}\n{profile.num_resident} of {profile.num_heads} heads resident: "
         f"the floor is {profile.floor:.4f}, a keep ratio must be above it"
@@ -66,8 +64,7 @@ def _roles(profile: HeadProfile) -> str:
 def _layers(profile: HeadProfile) -> str:
     width = max(len("heads"), profile.num_kv_heads + (profile.num_kv_heads - 1) // 8)
     measured = profile.measurements
-    head = f"layer  {'heads':<{width}}  weights      " + ("stability    " if measured else "") + "clusters"
-    lines = [head]
+    lines = [f"layer  {'heads':<{width}}  weights      " + ("stability    " if measured else "") + "clusters"]
     for index, layer in enumerate(profile.layers):
         letters = "".join(LETTERS[role] for role in layer.roles)
         letters = " ".join(letters[i : i + 8] for i in range(0, len(letters), 8))
@@ -75,15 +72,9 @@ def _layers(profile: HeadProfile) -> str:
         row = f"{index:5}  {letters:<{width}}  {_range(weights):<13}"
         if measured:
             row += f"{_range(measured.stability[index].tolist()):<13}"
-        lines.append(row + _members(layer))
+        clusters = (f"{pivot} <- {' '.join(map(str, members))}" for pivot, members in layer.clusters.items())
+        lines.append(row + "; ".join(clusters))
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _members(layer: LayerRoles) -> str:
-    pivots = [h for h, role in enumerate(layer.roles) if role is Role.PIVOT]
-    return "; ".join(
-        f"{p} <- {' '.join(str(h) for h, of in enumerate(layer.pivots) if of == p and h != p)}" for p in pivots
-    )
 
 
 def _range(values: list[float]) -> str:
@@ -91,12 +82,7 @@ def _range(values: list[float]) -> str:
 
 
 def _clusters(profile: HeadProfile) -> str:
-    sizes = Counter(
-        sum(of == p for of in layer.pivots)
-        for layer in profile.layers
-        for p, role in enumerate(layer.roles)
-        if role is Role.PIVOT
-    )
+    sizes = Counter(1 + len(members) for layer in profile.layers for members in layer.clusters.values())
     if not sizes:
         return "no clusters"
     return "clusters by size, pivot included: " + ", ".join(f"{n} of {size}" for size, n in sorted(sizes.items()))

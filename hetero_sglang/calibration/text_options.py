@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hetero_sglang.calibration.source import Source
+from tqdm import tqdm
+
+from hetero_sglang.calibration.checkpoint import Checkpoint, Shape
+from hetero_sglang.calibration.documents import Document, built_in, from_file
+from hetero_sglang.errors import HeteroError
+
+DEFAULT_LENGTHS = (2048, 4096)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options; read them back with `read_text_options`."""
+    """Adds the options; `read_documents` and `progress` read them."""
     add = parser.add_argument
-    add(
-        "--text",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="UTF-8 calibration texts (default: built-in text)",
-    )
+    add("--text", nargs="+", default=[], metavar="FILE", help="UTF-8 calibration texts (default: built-in text)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
     add("--length", type=int, nargs="+", help="prompt lengths in tokens (default 2048 4096)")
     add("--documents", type=int, default=8, help="built-in documents (default %(default)s)")
@@ -27,15 +25,31 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no progress bar")
 
 
-def read_text_options(args: argparse.Namespace) -> Source:
-    """The source of documents; nothing is read yet."""
-    from hetero_sglang.calibration.source import Source
+def read_documents(args: argparse.Namespace, checkpoint: Checkpoint, shape: Shape, steps: int) -> list[Document]:
+    """Those of the files, else built-in ones of consecutive seeds.
 
-    return Source(tuple(args.text), args.length and tuple(args.length), args.documents, args.seed)
+    Raises HeteroError for unusable files and for lengths beyond the model's context."""
+    room = shape.max_length - steps
+    lengths = args.length or sorted({min(n, room) for n in DEFAULT_LENGTHS})
+    for length in lengths:
+        if not 0 < length <= room:
+            raise HeteroError(
+                f"`--length` {length} with {steps} decode steps does not fit this model; choose "
+                f"between 1 and {room} tokens."
+            )
+    encode, start = checkpoint.encode, checkpoint.start
+    if args.text:
+        return [document for path in args.text for document in from_file(path, lengths, encode, start)]
+    if args.documents < 1:
+        raise HeteroError(f"`--documents` is {args.documents}; choose at least 1.")
+    return [built_in(args.seed + i, lengths[i % len(lengths)], encode, start) for i in range(args.documents)]
 
 
-def warn_of_built_in_text(args: argparse.Namespace) -> None:
-    """On stderr, where no text was given."""
+def progress(args: argparse.Namespace, documents: list[Document], total: int) -> tqdm:
+    """A bar of `total` units; warns on stderr where no text was given."""
     if not args.text:
         warning = "warning: calibrating on built-in text; text of your own fits your use better (--text FILE)."
         print(warning, file=sys.stderr)
+    bar_format = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    label = f"{len(documents)} documents"
+    return tqdm(total=total, desc=label, disable=args.quiet, mininterval=0.5, bar_format=bar_format)

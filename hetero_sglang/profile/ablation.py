@@ -17,12 +17,12 @@ def alike(layers: int, kv_heads: int, query_heads: int, head_dim: int) -> HeadPr
 
 def uniform(profile: HeadProfile) -> HeadProfile:
     """The same roles, and the same budget for every compressed head."""
-    return _reweighted(profile, lambda layer: [1.0] * len(layer.roles))
+    return _reweighted(profile, lambda layer: 1.0)
 
 
 def layerwise(profile: HeadProfile) -> HeadProfile:
     """The same roles, and the layer's mean budget for each of its compressed heads."""
-    return _reweighted(profile, lambda layer: [sum(layer.weights) / max(1, len(layer.compressed))] * len(layer.roles))
+    return _reweighted(profile, lambda layer: sum(layer.weights) / max(1, len(layer.compressed)))
 
 
 def without_clusters(profile: HeadProfile) -> HeadProfile:
@@ -36,12 +36,9 @@ def without_clusters(profile: HeadProfile) -> HeadProfile:
     return replace(profile, layers=scale_weights(tuple(layers)), measurements=None)
 
 
-def _reweighted(profile: HeadProfile, weights_of: Callable[[LayerRoles], list[float]]) -> HeadProfile:
+def _reweighted(profile: HeadProfile, weight_in: Callable[[LayerRoles], float]) -> HeadProfile:
     layers = tuple(
-        replace(
-            layer,
-            weights=tuple(0.0 if r.resident else w for r, w in zip(layer.roles, weights_of(layer), strict=True)),
-        )
+        replace(layer, weights=tuple(0.0 if role.resident else weight_in(layer) for role in layer.roles))
         for layer in profile.layers
     )
     return replace(profile, layers=scale_weights(layers), measurements=None)

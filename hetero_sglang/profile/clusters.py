@@ -32,13 +32,14 @@ def star_clusters(
 
 
 def heads_per_rank(num_kv_heads: int, ranks: int | None) -> int | None:
-    """KV heads on each of `ranks` tensor-parallel ranks. Raises HeteroError where a remainder is left."""
+    """KV heads on each of `ranks` tensor-parallel ranks, at least 1; None where one rank holds all.
+
+    Raises HeteroError where a remainder is left."""
     if ranks is None or ranks == 1:
         return None
-    many, few = max(ranks, num_kv_heads), min(ranks, num_kv_heads)
-    if ranks < 1 or many % few:
+    if ranks < 1 or max(ranks, num_kv_heads) % min(ranks, num_kv_heads):
         raise HeteroError(
-            f"{num_kv_heads} KV heads cannot be divided over {ranks} ranks; choose `--per-rank` to divide "
-            "them or to be a multiple of them."
+            f"{num_kv_heads} KV heads cannot be divided over {ranks} ranks; choose a number that divides them or is a "
+            "multiple of them."
         )
     return max(1, num_kv_heads // ranks)

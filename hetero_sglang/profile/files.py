@@ -12,7 +12,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile import reference, schema
 from hetero_sglang.profile.fingerprint import fingerprint as fingerprint
 from hetero_sglang.profile.head_profile import HeadProfile
-from hetero_sglang.profile.json_file import MOST_BYTES, check_file, read_object
+from hetero_sglang.profile.json_file import MOST_BYTES, check_file, naming, read_object
 from hetero_sglang.profile.local_model import local_folder
 
 PROFILE_NAME = "hetero_profile.json"
@@ -24,16 +24,12 @@ SHIPPED = ((_PACKAGE / "profile" / "shipped", "*.json"), (_PACKAGE.parent / "ass
 def load_profile(path: str | Path) -> HeadProfile:
     """A validated profile from our schema or the reference's. Raises HeteroError naming file and place."""
     data = read_object(path)
-    try:
+    with naming(str(path)):
         if data.get("format") == schema.FORMAT:
             return schema.decode(data)
         if reference.is_reference(data):
-            profile = reference.decode_reference(data, Path(path).stem)
-            schema.check_weights(profile)
-            return profile
-    except HeteroError as error:
-        raise HeteroError(f"{path}: {error}") from None
-    raise HeteroError(f'{path}: `format` is not "{schema.FORMAT}" and it is no HeteroCache head file either.')
+            return reference.decode_reference(data, Path(path).stem)
+        raise HeteroError(f'`format` is not "{schema.FORMAT}" and it is no HeteroCache head file either.')
 
 
 def save_profile(profile: HeadProfile, path: str | Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.clusters import heads_per_rank
 from hetero_sglang.profile.roles import Role
 
 if TYPE_CHECKING:
@@ -62,6 +64,15 @@ class LayerRoles:
         """Ascending indices of satellite and anchor heads."""
         return tuple(h for h, role in enumerate(self.roles) if not role.resident)
 
+    @property
+    def clusters(self) -> dict[int, list[int]]:
+        """Pivot -> its satellites, ascending."""
+        found: dict[int, list[int]] = {h: [] for h, role in enumerate(self.roles) if role is Role.PIVOT}
+        for head, role in enumerate(self.roles):
+            if role is Role.SATELLITE:
+                found[self.pivots[head]].append(head)
+        return found
+
     def heads(self, start: int, stop: int) -> LayerRoles:
         """Heads [start, stop) renumbered from 0; a satellite whose pivot lies outside becomes an anchor."""
         roles, pivots = list(self.roles[start:stop]), []
@@ -98,15 +109,11 @@ class HeadProfile:
                     f"layer {index} lists {len(layer.roles)} heads and the model has {self.num_kv_heads}; "
                     "list each once."
                 )
-        if self.index is not None:
-            self._check_index(self.index)
-
-    def _check_index(self, index: IndexPlan) -> None:
         ours = (self.num_layers, self.num_kv_heads, self.head_dim)
-        if index.encode.shape[:3] != ours:
+        if self.index is not None and self.index.encode.shape[:3] != ours:
             raise HeteroError(
                 "the key index is of {} layers of {} KV heads of {} dimensions and the profile of {}, {} and {}; "
-                "make the index with `hetero-sglang profile index`.".format(*index.encode.shape[:3], *ours)
+                "make the index with `hetero-sglang profile index`.".format(*self.index.encode.shape[:3], *ours)
             )
 
     @property
@@ -120,6 +127,11 @@ class HeadProfile:
         return sum(len(layer.resident) for layer in self.layers)
 
     @property
+    def counts(self) -> Counter[Role]:
+        """Heads of each role."""
+        return Counter(role for layer in self.layers for role in layer.roles)
+
+    @property
     def floor(self) -> float:
         """R/H: the keep ratio must exceed this."""
         return self.num_resident / self.num_heads
@@ -129,25 +141,24 @@ class HeadProfile:
 
         Ranks hold contiguous heads; with more ranks than KV heads each head is on size/num_kv_heads ranks, as
         SGLang replicates them. Raises HeteroError where the division leaves a remainder."""
-        if size == 1:
+        count = heads_per_rank(self.num_kv_heads, size)
+        if count is None:
             return self
-        many, few = max(size, self.num_kv_heads), min(size, self.num_kv_heads)
-        if many % few:
-            raise HeteroError(
-                f"{self.num_kv_heads} KV heads cannot be divided over {size} tensor-parallel ranks; choose a "
-                "size that divides them or is a multiple of them."
-            )
-        if size > self.num_kv_heads:
-            start, count = rank // (size // self.num_kv_heads), 1
-        else:
-            count = self.num_kv_heads // size
-            start = rank * count
+        start = rank * self.num_kv_heads // size
         layers = scale_weights(tuple(layer.heads(start, start + count) for layer in self.layers))
         query = None if self.num_query_heads is None else self.num_query_heads // size
         index = None if self.index is None else self.index.heads(start, start + count)
         return replace(
             self, num_kv_heads=count, num_query_heads=query, layers=layers, measurements=None, index=index
         )  # measurements speak of all heads
+
+    def check_weights(self) -> None:
+        """Raises HeteroError unless the weights of compressed heads have mean 1."""
+        weights = [w for layer in self.layers for w in layer.weights if w > 0.0]
+        if weights and abs((mean := sum(weights) / len(weights)) - 1.0) > 1e-3:
+            raise HeteroError(
+                f"the weights of the {len(weights)} compressed heads have mean {mean:.4f}; scale them to mean 1."
+            )
 
     def check_model(
         self, num_layers: int, num_query_heads: int, num_kv_heads: int, head_dim: int, name: str | Path = ""

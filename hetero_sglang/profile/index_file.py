@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
+from math import prod
 from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.index_plan import Fields, IndexPlan, check_fields
-from hetero_sglang.profile.json_file import is_whole
+from hetero_sglang.profile.index_plan import Fields, IndexPlan, check_fields, directions_of, half
+from hetero_sglang.profile.json_file import is_whole, naming
 
 _NUMBER = np.dtype("<f2")
+_TABLES = ("encode", "offset", "decode")
 
 
 def encode(plan: IndexPlan) -> dict[str, Any]:
     """The JSON object. Raises HeteroError naming the head with a number beyond float16."""
-    return {
-        "fields": [list(field) for field in plan.fields],
-        "run": plan.run,
-        "encode": _text(plan.encode, "encode"),
-        "offset": _text(plan.offset, "offset"),
-        "decode": _text(plan.decode, "decode"),
-    }
+    tables = {name: half(getattr(plan, name), f"the index's {name}").astype(_NUMBER) for name in _TABLES}
+    texts = {name: base64.b64encode(table.tobytes()).decode("ascii") for name, table in tables.items()}
+    return {"fields": [list(field) for field in plan.fields], "run": plan.run, **texts}
 
 
 def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) -> IndexPlan:
@@ -38,20 +35,16 @@ def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) 
     run = data.get("run")
     if not is_whole(run):
         raise HeteroError(f"`index.run` is {shown(run)}; it must be a whole number.")
-    directions = sum(count for count, _ in fields)
-    table = (num_layers, num_kv_heads, head_dim, directions)
-    shapes = {"encode": table, "offset": (*table[:2], directions), "decode": table}
-    try:
-        return IndexPlan(fields, run=run, **{name: _table(data, name, shape) for name, shape in shapes.items()})
-    except HeteroError as error:
-        said = str(error)
-        raise HeteroError(said if said.startswith("`") else f"`index`: {said}") from None
+    heads, directions = (num_layers, num_kv_heads), directions_of(fields)
+    shapes = {name: (*heads, directions) if name == "offset" else (*heads, head_dim, directions) for name in _TABLES}
+    tables = {name: _table(data.get(name), name, shape) for name, shape in shapes.items()}
+    with naming("`index`"):
+        return IndexPlan(fields, run=run, **tables)
 
 
 def text_bytes(num_layers: int, num_kv_heads: int, head_dim: int, fields: Fields) -> int:
     """Bytes of the tables in a file, about."""
-    directions = sum(count for count, _ in fields)
-    return num_layers * num_kv_heads * (2 * head_dim + 1) * directions * _NUMBER.itemsize * 4 // 3
+    return num_layers * num_kv_heads * (2 * head_dim + 1) * directions_of(fields) * _NUMBER.itemsize * 4 // 3
 
 
 def _fields(value: Any, head_dim: int) -> Fields:
@@ -61,38 +54,21 @@ def _fields(value: Any, head_dim: int) -> Fields:
         if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_whole, pair)):
             raise HeteroError(f"`index.fields` holds {shown(pair)}; it must list pairs of directions and bits.")
     fields = tuple((count, bits) for count, bits in value)
-    try:
+    with naming("`index.fields`"):
         check_fields(fields)
-    except HeteroError as error:
-        raise HeteroError(f"`index.fields`: {error}") from None
-    if (directions := sum(count for count, _ in fields)) > head_dim:
+    if (directions := directions_of(fields)) > head_dim:
         raise HeteroError(f"`index.fields` lists {directions} directions and `model.head_dim` is {head_dim}.")
     return fields
 
 
-def _text(values: np.ndarray, name: str) -> str:
-    beyond = np.abs(values) > np.finfo(_NUMBER).max
-    if beyond.any():
-        layer, head = np.argwhere(beyond)[0][:2]
-        raise HeteroError(
-            f"layer {layer} head {head}: the index's {name} has {values[beyond][0]:g}, beyond float16; "
-            "check the model's weights."
-        )
-    return base64.b64encode(values.astype(_NUMBER).tobytes()).decode("ascii")
-
-
-def _table(data: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    text = data.get(name)
+def _table(text: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if not isinstance(text, str):
         raise HeteroError(f"`index.{name}` is missing; it must be base64 text of float16 numbers.")
     try:
         raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:  # ValueError: not ASCII
+    except ValueError as error:
         raise HeteroError(f"`index.{name}` is not base64 ({str(error).rstrip('.')}).") from None
-    wanted = _NUMBER.itemsize
-    for size in shape:
-        wanted *= size
-    if len(raw) != wanted:
+    if len(raw) != (wanted := _NUMBER.itemsize * prod(shape)):
         raise HeteroError(f"`index.{name}` holds {len(raw)} bytes; it must hold {wanted}, {shape} numbers of 16 bits.")
     values = np.frombuffer(raw, _NUMBER).reshape(shape).astype(np.float32)
     if not np.isfinite(values).all():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -16,12 +16,17 @@ RUNS = (1, 4, 8)
 Fields = tuple[tuple[int, int], ...]
 
 
+def directions_of(fields: Sequence[tuple[int, int]]) -> int:
+    """R, of all fields."""
+    return sum(count for count, _ in fields)
+
+
 def words(fields: Fields) -> int:
     """16-bit words of one token's index row."""
     return sum(count * bits for count, bits in fields) // WORD
 
 
-def check_fields(fields: Fields) -> None:
+def check_fields(fields: Sequence[tuple[int, int]]) -> None:
     """Raises HeteroError unless every field is some directions of 1, 2 or 4 bits that fill whole words."""
     for count, bits in fields:
         if bits not in STEPS or count < 1 or count * bits % WORD:
@@ -31,6 +36,17 @@ def check_fields(fields: Fields) -> None:
             )
     if not fields:
         raise HeteroError("an index needs a direction at least; list some.")
+
+
+def half(values: np.ndarray, noun: str) -> np.ndarray:
+    """Values [layers, H, ...] in float16. Raises HeteroError naming the head with a number beyond it."""
+    beyond = ~(np.abs(values) <= np.finfo(np.float16).max)
+    if beyond.any():
+        layer, head = np.argwhere(beyond)[0][:2]
+        raise HeteroError(
+            f"layer {layer} head {head}: {noun} has {values[beyond][0]:g}, beyond float16; check the model's weights."
+        )
+    return values.astype(np.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +70,11 @@ class IndexPlan:
         check_fields(self.fields)
         if self.run not in RUNS:
             raise HeteroError(f"an index's run is {self.run}; it must be one of {', '.join(map(str, RUNS))}.")
-        shape = self.encode.shape
-        if len(shape) != 4 or shape[3] != self.directions:
-            raise HeteroError(f"an index of {self.directions} directions has an encoding of shape {shape}.")
-        if self.decode.shape != shape or self.offset.shape != (*shape[:2], shape[3]):
+        shape, count = self.encode.shape, self.directions
+        if shape[3:] != (count,) or self.decode.shape != shape or self.offset.shape != (*shape[:2], count):
             raise HeteroError(
-                f"an index's encoding, decoding and offset have shapes {shape}, {self.decode.shape} and "
-                f"{self.offset.shape}, which do not agree."
+                f"the encoding, decoding and offset of an index of {count} directions have shapes {shape}, "
+                f"{self.decode.shape} and {self.offset.shape}, which do not agree."
             )
         if self.probed is None:
             object.__setattr__(self, "probed", np.ones(shape[:2], bool))
@@ -72,17 +86,12 @@ class IndexPlan:
     @property
     def directions(self) -> int:
         """R."""
-        return sum(count for count, _ in self.fields)
+        return directions_of(self.fields)
 
     @property
     def row_bytes(self) -> int:
         """Device bytes of one token's index row, per head."""
         return 2 * words(self.fields)
-
-    @cached_property
-    def levels(self) -> np.ndarray:
-        """[R] int: each direction's codes are 0 to this."""
-        return np.concatenate([np.full(count, 2**bits - 1) for count, bits in self.fields])
 
     def heads(self, start: int, stop: int) -> IndexPlan:
         """The plan of heads [start, stop) of every layer."""

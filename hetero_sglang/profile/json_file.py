@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 from hetero_sglang.errors import HeteroError
 
@@ -39,30 +42,22 @@ def read_object(path: str | Path, noun: str = "the head profile", strict: bool =
 
     strict: names given twice, NaN, Infinity and numbers beyond 64 bits are refused; others' files may hold them."""
     check_file(path, noun)
+    with naming(f"{noun} {path}", mark=""):
+        try:
+            with open(path, "rb") as file:
+                content = file.read(MOST_BYTES + 1)  # files of /proc grow as they are read
+        except OSError as error:
+            raise HeteroError(f"cannot be read: {_reason(error)}.") from None
+        return _object_in(content, strict)
+
+
+@contextmanager
+def naming(place: str, mark: str = ":") -> Iterator[None]:
+    """Inside, a HeteroError's sentence begins with the place that it speaks of."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)  # files of /proc grow as they are read
-    except OSError as error:
-        raise HeteroError(f"{noun} {path} cannot be read: {_reason(error)}.") from None
-    if len(content) > MOST_BYTES:
-        raise HeteroError(f"{noun} {path} does not end within {MOST_BYTES} bytes; give another file.")
-    if (parts := sum(content.count(mark) for mark in b"[{,")) > MOST_PARTS:
-        raise HeteroError(f"{noun} {path} holds {parts} parts and none has more than {MOST_PARTS}; give another file.")
-    try:
-        data = json.loads(content.decode("utf-8"), **(_STRICT if strict else {}))
-    except UnicodeDecodeError:
-        raise HeteroError(f"{noun} {path} is not UTF-8 text; give a JSON file.") from None
-    except json.JSONDecodeError as error:
-        raise HeteroError(f"{noun} {path} is not JSON: line {error.lineno}, {error.msg}.") from None
-    except RecursionError:
-        raise HeteroError(f"{noun} {path} is nested too deeply to be one.") from None
+        yield
     except HeteroError as error:
-        raise HeteroError(f"{noun} {path} {error}") from None
-    except ValueError:
-        raise HeteroError(f"{noun} {path} holds a number of too many digits.") from None
-    if not isinstance(data, dict):
-        raise HeteroError(f"{noun} {path} holds a {type(data).__name__}; it must be a JSON object.")
-    return data
+        raise HeteroError(f"{place}{mark} {error}") from None
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
@@ -75,12 +70,34 @@ def is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float)
 
 
+def _object_in(content: bytes, strict: bool) -> dict[str, Any]:
+    if len(content) > MOST_BYTES:
+        raise HeteroError(f"does not end within {MOST_BYTES} bytes; give another file.")
+    if (parts := sum(content.count(mark) for mark in b"[{,")) > MOST_PARTS:
+        raise HeteroError(f"holds {parts} parts and none has more than {MOST_PARTS}; give another file.")
+    try:
+        data = json.loads(content.decode("utf-8"), **(_STRICT if strict else {}))
+    except HeteroError:
+        raise
+    except UnicodeDecodeError:
+        raise HeteroError("is not UTF-8 text; give a JSON file.") from None
+    except json.JSONDecodeError as error:
+        raise HeteroError(f"is not JSON: line {error.lineno}, {error.msg}.") from None
+    except RecursionError:
+        raise HeteroError("is nested too deeply to be one.") from None
+    except ValueError:
+        raise HeteroError("holds a number of too many digits.") from None
+    if not isinstance(data, dict):
+        raise HeteroError(f"holds a {type(data).__name__}; it must be a JSON object.")
+    return data
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise HeteroError(f"gives {twice[:40]!r} twice in one object; one must go.")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise HeteroError(f"gives {name[:40]!r} twice in one object; one must go.")
+        found[name] = value
     return found
 
 
@@ -92,20 +109,16 @@ def _whole(text: str) -> int:
 
 def _finite(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise HeteroError(f"holds {text[:40]}, which is too large for a number.")
+    if not math.isfinite(value):
+        raise HeteroError(f"holds {text[:40]}, which is too large for a number or is none in JSON.")
     return value
-
-
-def _no_number(text: str) -> NoReturn:
-    raise HeteroError(f"holds {text}, which is no number in JSON.")
 
 
 _STRICT: dict[str, Any] = {
     "object_pairs_hook": _object,
     "parse_int": _whole,
     "parse_float": _finite,
-    "parse_constant": _no_number,
+    "parse_constant": _finite,
 }
 
 

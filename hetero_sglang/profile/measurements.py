@@ -31,26 +31,19 @@ class Measurements:
         """Raises HeteroError naming the table that is absent, misshapen or out of [0, 1]."""
         if not isinstance(data, Mapping):
             raise HeteroError(f"`measurements` is {type(data).__name__}; it must be an object or be left out.")
-        square = (num_layers, num_kv_heads, num_kv_heads)
-        shapes = {
-            "stability": square[:2],
-            "stability_spread": square[:2],
-            "similarity": square,
-            "similarity_spread": square,
-            "overlap": (*square[:2], None),
-        }
-        return cls(**{name: _array(data, name, shape) for name, shape in shapes.items()})
+        alone, pairs = (num_layers, num_kv_heads), (num_layers, num_kv_heads, num_kv_heads)
+        shapes = dict(zip((f.name for f in fields(cls)), (alone, alone, pairs, pairs, (*alone, None)), strict=True))
+        return cls(**{name: _array(data.get(name), name, shape) for name, shape in shapes.items()})
 
 
-def _array(data: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+def _array(value: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     try:
-        if not _is_table(data[name], len(shape)):
-            raise TypeError
-        array = np.array(data[name], dtype=np.float64)
-    except (KeyError, TypeError, ValueError):  # ValueError: rows of different lengths
-        raise HeteroError(f"`measurements.{name}` is missing or not a table of numbers.") from None
-    wanted = tuple(n if s is None else s for n, s in zip(array.shape, shape, strict=False))
-    if array.ndim != len(shape) or array.shape != wanted:
+        array = np.array(value, dtype=np.float64) if _is_table(value, len(shape)) else None
+    except ValueError:  # rows of different lengths
+        array = None
+    if array is None:
+        raise HeteroError(f"`measurements.{name}` is missing or not a table of numbers.")
+    if any(wanted not in (size, None) for size, wanted in zip(array.shape, shape, strict=False)):
         raise HeteroError(f"`measurements.{name}` has shape {array.shape}; it must be {shape} for this model.")
     if not ((array >= 0.0) & (array <= 1.0)).all():
         raise HeteroError(f"`measurements.{name}` holds a number outside [0, 1].")

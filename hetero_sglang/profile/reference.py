@@ -9,7 +9,7 @@ from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.head_profile import NO_PIVOT, HeadProfile, LayerRoles
-from hetero_sglang.profile.json_file import is_number, is_whole
+from hetero_sglang.profile.json_file import is_number, is_whole, naming
 from hetero_sglang.profile.roles import Role
 
 _ROLES = {role.value: role for role in Role} | {
@@ -51,44 +51,34 @@ def decode_reference(data: Mapping[str, Any], file_name: str = "") -> HeadProfil
         sizes = ", ".join(f"`{key}` {len(table)}" for key, table in zip(_KEYS, tables, strict=True))
         raise HeteroError(f"the layers listed are {sizes}; they must be as many.")
     layers = []
-    for index, (types, weights, clusters) in enumerate(zip(*tables, strict=True)):
-        try:
-            layers.append(_layer(codes, types, weights, clusters))
-        except HeteroError as error:
-            raise HeteroError(f"layer {index}: {error}") from None
+    for index, entries in enumerate(zip(*tables, strict=True)):
+        with naming(f"layer {index}"):
+            layers.append(_layer(codes, *entries))
     if not layers:
         raise HeteroError("`classification_matrix` lists no layers.")
     match = _FILE_NAME.search(file_name)
-    thresholds = {} if match is None else {
-        "topk": int(match["topk"]), "tau_stable": float(match["tau_stable"]),
-        "tau_sim": float(match["tau_sim"]), "steps": int(match["steps"]),
-    }  # fmt: skip
+    found = match.groupdict() if match else {}
+    thresholds = {name: (float if name.startswith("tau") else int)(text) for name, text in found.items()}
     provenance = {"imported_from": file_name or "HeteroCache head file", **thresholds, "lacks": list(MISSING)}
     profile = HeadProfile(len(layers), len(layers[0].roles), None, None, tuple(layers), provenance)
     _check_counts(data, profile)
+    profile.check_weights()
     return profile
 
 
 def encode_reference(profile: HeadProfile) -> dict[str, Any]:
     """The reference's JSON object, type names as in its Llama files."""
-    counts = {role.value: 0 for role in _CODES}
-    for layer in profile.layers:
-        for role in layer.roles:
-            counts[role.value] += 1
     return {
-        "meta": {"type_map": {role.value: code for role, code in _CODES.items()}, "counts": counts},
+        "meta": {
+            "type_map": {role.value: code for role, code in _CODES.items()},
+            "counts": {role.value: profile.counts[role] for role in _CODES},
+        },
         "classification_matrix": [[_CODES[role] for role in layer.roles] for layer in profile.layers],
         "allocation_matrix": [[w if w > 0.0 else -1.0 for w in layer.weights] for layer in profile.layers],
-        "leader_member_relations": [_clusters(layer) for layer in profile.layers],
+        "leader_member_relations": [
+            {str(pivot): satellites for pivot, satellites in layer.clusters.items()} for layer in profile.layers
+        ],
     }
-
-
-def _clusters(layer: LayerRoles) -> dict[str, list[int]]:
-    clusters: dict[str, list[int]] = {str(h): [] for h, role in enumerate(layer.roles) if role is Role.PIVOT}
-    for head, role in enumerate(layer.roles):
-        if role is Role.SATELLITE:
-            clusters[str(layer.pivots[head])].append(head)
-    return clusters
 
 
 def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
@@ -96,10 +86,7 @@ def _codes(data: Mapping[str, Any]) -> dict[int, Role]:
     names = meta.get("type_map") if isinstance(meta, Mapping) else None
     if not isinstance(names, Mapping):
         raise HeteroError("`meta.type_map` is missing, so the head types have no names.")
-    unknown = sorted(str(name) for name in names if name not in _ROLES)
-    if unknown:
-        raise HeteroError(f"`meta.type_map` names {shown(unknown[0])}, which is none of {', '.join(_ROLES)}.")
-    codes = {code: _ROLES[name] for name, code in names.items() if is_whole(code)}
+    codes = {code: _role(name, "type_map") for name, code in names.items() if is_whole(code)}
     if len(codes) != len(names):
         raise HeteroError("`meta.type_map` must give every name a whole number of its own.")
     return codes
@@ -141,9 +128,12 @@ def _check_counts(data: Mapping[str, Any], profile: HeadProfile) -> None:
     if not isinstance(written, Mapping):
         return
     for name, count in written.items():
-        if name not in _ROLES:
-            raise HeteroError(f"`meta.counts` names {shown(name)}, which is none of {', '.join(_ROLES)}.")
-        role = _ROLES[name]
-        found = sum(r is role for layer in profile.layers for r in layer.roles)
+        found = profile.counts[_role(name, "counts")]
         if not is_whole(count) or found != count:
             raise HeteroError(f"`meta.counts` says {shown(count)} {name} heads but the matrix holds {found}.")
+
+
+def _role(name: str, table: str) -> Role:
+    if name not in _ROLES:
+        raise HeteroError(f"`meta.{table}` names {shown(name)}, which is none of {', '.join(_ROLES)}.")
+    return _ROLES[name]

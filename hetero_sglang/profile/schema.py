@@ -9,13 +9,14 @@ from typing import Any
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile import index_file
 from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
-from hetero_sglang.profile.json_file import is_number, is_whole
+from hetero_sglang.profile.json_file import is_number, is_whole, naming
 from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.roles import Role
 
 FORMAT = "hetero-sglang head profile"
 VERSION = 1
-_NAMES = ", ".join(role.value for role in Role)
+_SIZES = ("num_layers", "num_kv_heads", "num_query_heads", "head_dim")
+_ROLES = [role.value for role in Role]
 
 
 def encode(profile: HeadProfile) -> dict[str, Any]:
@@ -23,12 +24,7 @@ def encode(profile: HeadProfile) -> dict[str, Any]:
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "model": {
-            "num_layers": profile.num_layers,
-            "num_kv_heads": profile.num_kv_heads,
-            "num_query_heads": profile.num_query_heads,
-            "head_dim": profile.head_dim,
-        },
+        "model": {name: getattr(profile, name) for name in _SIZES},
         "roles": [[role.value for role in layer.roles] for layer in profile.layers],
         "weights": [list(layer.weights) for layer in profile.layers],
         "pivots": [list(layer.pivots) for layer in profile.layers],
@@ -48,48 +44,34 @@ def decode(data: Mapping[str, Any]) -> HeadProfile:
         raise HeteroError(f"`version` is {shown(version)} and this release reads {VERSION}; profile the model again.")
     model = data.get("model")
     if not isinstance(model, Mapping):
-        raise HeteroError("`model` is missing; it must hold num_layers, num_kv_heads, num_query_heads, head_dim.")
-    sizes = [_size(model, name, optional=name in ("num_query_heads", "head_dim")) for name in (
-        "num_layers", "num_kv_heads", "num_query_heads", "head_dim")]  # fmt: skip
-    num_layers, num_kv_heads = sizes[0], sizes[1]
-    assert num_layers is not None and num_kv_heads is not None
+        raise HeteroError(f"`model` is missing; it must hold {', '.join(_SIZES)}.")
+    num_layers, num_kv_heads = (_size(model, name) for name in _SIZES[:2])
+    query_heads, head_dim = (None if model.get(name) is None else _size(model, name) for name in _SIZES[2:])
     tables = [_table(data, name, num_layers, num_kv_heads) for name in ("roles", "weights", "pivots")]
     layers = []
     for index, (roles, weights, pivots) in enumerate(zip(*tables, strict=True)):
-        try:
+        with naming(f"layer {index}"):
             layers.append(LayerRoles(
                 tuple(_role(head, name) for head, name in enumerate(roles)),
                 tuple(_number(head, "weight", w, float) for head, w in enumerate(weights)),
                 tuple(_number(head, "pivot", p, int) for head, p in enumerate(pivots)),
             ))  # fmt: skip
-        except HeteroError as error:
-            raise HeteroError(f"layer {index}: {error}") from None
     provenance = data.get("provenance", {})
     if not isinstance(provenance, Mapping):
         raise HeteroError(f"`provenance` is {type(provenance).__name__}; it must be an object.")
     measured = data.get("measurements")
     measurements = None if measured is None else Measurements.decode(measured, num_layers, num_kv_heads)
     table = data.get("index")
-    plan = None if table is None else index_file.decode(table, num_layers, num_kv_heads, sizes[3])
-    profile = HeadProfile(num_layers, num_kv_heads, sizes[2], sizes[3], tuple(layers), provenance, measurements, plan)
-    check_weights(profile)
+    plan = None if table is None else index_file.decode(table, num_layers, num_kv_heads, head_dim)
+    profile = HeadProfile(
+        num_layers, num_kv_heads, query_heads, head_dim, tuple(layers), provenance, measurements, plan
+    )
+    profile.check_weights()
     return profile
 
 
-def check_weights(profile: HeadProfile) -> None:
-    """Raises HeteroError unless the weights of compressed heads have mean 1."""
-    weights = [w for layer in profile.layers for w in layer.weights if w > 0.0]
-    if weights and abs(sum(weights) / len(weights) - 1.0) > 1e-3:
-        raise HeteroError(
-            f"the weights of the {len(weights)} compressed heads have mean "
-            f"{sum(weights) / len(weights):.4f}; scale them to mean 1."
-        )
-
-
-def _size(model: Mapping[str, Any], name: str, optional: bool) -> int | None:
+def _size(model: Mapping[str, Any], name: str) -> int:
     value = model.get(name)
-    if value is None and optional:
-        return None
     if not is_whole(value) or value < 1:
         raise HeteroError(f"`model.{name}` is {shown(value)}; it must be a positive whole number.")
     return value
@@ -109,15 +91,13 @@ def _table(data: Mapping[str, Any], name: str, rows: int, columns: int) -> Seque
 
 
 def _role(head: int, name: Any) -> Role:
-    try:
-        return Role(name)
-    except ValueError:
-        raise HeteroError(f"head {head} has role {shown(name)}; it must be one of {_NAMES}.") from None
+    if name not in _ROLES:
+        raise HeteroError(f"head {head} has role {shown(name)}; it must be one of {', '.join(_ROLES)}.")
+    return Role(name)
 
 
 def _number(head: int, noun: str, value: Any, kind: type) -> Any:
     if not (is_number(value) if kind is float else is_whole(value)):
-        raise HeteroError(
-            f"head {head} has {noun} {shown(value)}; it must be a {'number' if kind is float else 'whole number'}."
-        )
+        wanted = "number" if kind is float else "whole number"
+        raise HeteroError(f"head {head} has {noun} {shown(value)}; it must be a {wanted}.")
     return kind(value)

@@ -11,7 +11,9 @@ from hetero_sglang.profile.clusters import star_clusters
 from hetero_sglang.profile.head_profile import NO_PIVOT, LayerRoles
 from hetero_sglang.profile.measurements import Measurements
 from hetero_sglang.profile.roles import Role
-from hetero_sglang.profile.weights import stability_weights
+
+# Below this a head has kept nothing; dividing by less would hand it everyone's budget.
+LEAST_STABILITY = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,13 @@ def classify(measured: Measurements, thresholds: Thresholds, per_rank: int | Non
     return tuple(
         LayerRoles(r, tuple(np.round(w, 6).tolist()), p) for r, w, p in zip(roles, weights, pivots, strict=True)
     )
+
+
+def stability_weights(stability: np.ndarray) -> np.ndarray:
+    """A compressed head's share of the budget, 1/stability normalised to mean 1 (HeteroCache, allocation by stability).
+
+    Shape is kept, an empty array stays empty."""
+    if not stability.size:
+        return stability
+    inverse = 1.0 / np.maximum(stability, LEAST_STABILITY)
+    return inverse / inverse.mean()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.clusters import heads_per_rank, star_clusters
-from hetero_sglang.profile.weights import LEAST_STABILITY, stability_weights
+from hetero_sglang.profile.thresholds import LEAST_STABILITY, stability_weights
 
 
 def similarity_of(seed: int, heads: int) -> np.ndarray:

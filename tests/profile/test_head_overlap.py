@@ -8,14 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero_sglang.calibration.observe import Observation
-from hetero_sglang.calibration.overlap import (
-    overlap,
-    pairwise_overlap,
-    reduce_group,
-    top_mask,
-    window_attention,
-)
+from hetero_sglang.calibration.observe import Observation, reduce_group, window_attention
+from hetero_sglang.calibration.tracker import overlap, pairwise_overlap, top_mask
 from hetero_sglang.ops.reference.attention import POOL, pool_average
 from hetero_sglang.selection.scores import attention_scores
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetero_sglang.calibration.frontier import frontier, frontier_table
+from hetero_sglang.calibration.role_options import frontier, frontier_table
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.clusters import star_clusters
 from hetero_sglang.profile.head_profile import LayerRoles

@@ -11,10 +11,9 @@ from profile_builders import write_checkpoint
 
 from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint
 from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.moments import HeadMoments, Moments
+from hetero_sglang.calibration.moments import HeadMoments, Moments, prefill
 from hetero_sglang.calibration.observe import watched
 from hetero_sglang.calibration.positions import anywhere, turns
-from hetero_sglang.calibration.prefill import prefill
 
 LENGTH, CONTEXT = 200, 3000
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 1024}

@@ -13,7 +13,7 @@ from hetero_sglang.calibration import runs
 from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint
 from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.index import plan_index
-from hetero_sglang.calibration.prefill import prefill
+from hetero_sglang.calibration.moments import prefill
 from hetero_sglang.profile.index_plan import RUNS, IndexPlan
 
 

@@ -9,11 +9,11 @@ from profile_builders import write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from hetero_sglang.calibration import calibrate as calibration
-from hetero_sglang.calibration.calibrate import Plan, TopK, chunk_bounds, measure
+from hetero_sglang.calibration import reading
+from hetero_sglang.calibration.calibrate import Plan, TopK, measure
 from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.observe import Observation, watched
-from hetero_sglang.calibration.overlap import reduce_group
+from hetero_sglang.calibration.observe import Observation, reduce_group, watched
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.selection.scores import pool_average
 
@@ -61,7 +61,7 @@ def scores_of(attention: torch.Tensor, rows: slice, prompt: int, plan: Plan) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("window", "reduction"), [(1, "mean"), (8, "max")])
 def test_overlaps_equal_those_of_the_models_full_attention(checkpoints, family, window, reduction, monkeypatch):
-    monkeypatch.setattr(calibration, "PREFILL_CHUNK", 17)  # several chunks, none of them the whole prompt
+    monkeypatch.setattr(reading, "PREFILL_CHUNK", 17)  # several chunks, none of them the whole prompt
     plan = Plan(5, TopK(count=12), Observation(window, 5, reduction), smoothing=1)
     prompt = document(window, 60)
     opened = open_checkpoint(checkpoints[family], "cpu")
@@ -109,10 +109,10 @@ def test_every_step_is_reported_once(checkpoints):
 
 @pytest.mark.parametrize("length", [16, 17, 1024, 1025, 1030, 1040, 5000])
 def test_chunks_cover_the_prompt_and_the_last_holds_the_window(length):
-    bounds = chunk_bounds(length, 16)
+    bounds = reading.chunk_bounds(length, 16)
     assert bounds[0] == 0 and bounds[-1] == length and bounds == sorted(set(bounds))
     assert bounds[-1] - bounds[-2] >= 16
-    assert max(b - a for a, b in zip(bounds, bounds[1:], strict=False)) <= calibration.PREFILL_CHUNK + 16
+    assert max(b - a for a, b in zip(bounds, bounds[1:], strict=False)) <= reading.PREFILL_CHUNK + 16
 
 
 @pytest.mark.parametrize(

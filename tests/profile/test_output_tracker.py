@@ -10,7 +10,7 @@ import torch
 from profile_builders import write_checkpoint
 from test_observed_attention import document, greedy
 
-from hetero_sglang.calibration import calibrate as calibration
+from hetero_sglang.calibration import reading
 from hetero_sglang.calibration.calibrate import Plan, TopK, measure
 from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.observe import Observation, watched
@@ -232,7 +232,7 @@ def test_watchers_see_what_the_output_projection_makes_of_a_layers_attention(
 def test_a_document_is_measured_as_if_the_whole_sequence_were_seen_at_once(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "PREFILL_CHUNK", 17)
+    monkeypatch.setattr(reading, "PREFILL_CHUNK", 17)
     prompt, topk = document(6, 100), 6
     observation = Observation(8)
     opened = open_checkpoint(checkpoints["llama"], "cpu")
