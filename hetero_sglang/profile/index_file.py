@@ -22,7 +22,8 @@ def encode(plan: IndexPlan) -> dict[str, Any]:
     """The JSON object. Raises HeteroError naming the head with a number beyond float16."""
     tables = {name: half(getattr(plan, name), f"the index's {name}").astype(_NUMBER) for name in _TABLES}
     texts = {name: base64.b64encode(table.tobytes()).decode("ascii") for name, table in tables.items()}
-    return {"fields": [list(field) for field in plan.fields], "run": plan.run, **texts}
+    probed = [np.flatnonzero(layer).tolist() for layer in plan.probed]
+    return {"fields": [list(field) for field in plan.fields], "run": plan.run, "probed": probed, **texts}
 
 
 def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) -> IndexPlan:
@@ -38,13 +39,29 @@ def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) 
     heads, directions = (num_layers, num_kv_heads), directions_of(fields)
     shapes = {name: (*heads, directions) if name == "offset" else (*heads, head_dim, directions) for name in _TABLES}
     tables = {name: _table(data.get(name), name, shape) for name, shape in shapes.items()}
+    probed = _probed(data.get("probed", [list(range(num_kv_heads))] * num_layers), num_layers, num_kv_heads)
     with naming("`index`"):
-        return IndexPlan(fields, run=run, **tables)
+        return IndexPlan(fields, run=run, probed=probed, **tables)
 
 
 def text_bytes(num_layers: int, num_kv_heads: int, head_dim: int, fields: Fields) -> int:
     """Bytes of the tables in a file, about."""
     return num_layers * num_kv_heads * (2 * head_dim + 1) * directions_of(fields) * _NUMBER.itemsize * 4 // 3
+
+
+def _probed(value: Any, num_layers: int, num_kv_heads: int) -> np.ndarray:
+    """Bool [layers, H]; a profile that does not say has an index for every head."""
+    if not isinstance(value, list) or len(value) != num_layers:
+        raise HeteroError(f"`index.probed` is {shown(value)}; it must list heads for each of {num_layers} layers.")
+    probed = np.zeros((num_layers, num_kv_heads), bool)
+    for layer, heads in enumerate(value):
+        if not isinstance(heads, list) or not all(is_whole(head) and 0 <= head < num_kv_heads for head in heads):
+            raise HeteroError(
+                f"layer {layer}: `index.probed` is {shown(heads)}; it must list numbers of the layer's {num_kv_heads} "
+                f"KV heads."
+            )
+        probed[layer, heads] = True
+    return probed
 
 
 def _fields(value: Any, head_dim: int) -> Fields:

@@ -56,7 +56,7 @@ class IndexPlan:
 
     `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
     [layers, H, R] float32. `run`: neighbouring tokens that come and go together. `probed` [layers, H] bool: heads that
-    find rows by it; the others keep what the prompt's end chose, and need none. Raises HeteroError naming what is wrong.
+    find rows by it (None: all); the others keep what the prompt's end chose. Raises HeteroError naming what is wrong.
     """
 
     fields: Fields
