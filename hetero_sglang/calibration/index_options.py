@@ -16,11 +16,13 @@ from hetero_sglang.profile.json_file import MOST_BYTES
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Directions and bits, neighbouring tokens that come together (None: to be found), and positions of keys."""
+    """Directions and bits, neighbouring tokens that come together (None: to be found), positions of keys, and which
+    heads have an index: all, or auto: those that gain by it."""
 
     fields: Fields
     run: int | None
     context: int
+    heads: str = "auto"
 
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +34,8 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     add("--index-run", default="auto", metavar="N",
         help="neighbouring tokens that come and go together: 1, 4, 8, or auto: what loses least (default %(default)s)",
     )  # fmt: skip
+    add("--index-heads", choices=["auto", "all"], default="auto",
+        help="heads that have a key index: all, or those whose output gains by it (default %(default)s)")  # fmt: skip
     add("--index-context", type=int, metavar="N",
         help="tokens of the longest request that the key index is for (default: all positions of the model)",
     )  # fmt: skip
@@ -53,7 +57,7 @@ def read_index_options(args: argparse.Namespace, shape: Shape) -> IndexOptions:
             f"an index of {directions_of(fields)} directions of {shape.num_layers * shape.num_kv_heads} heads takes "
             f"{size} bytes of a profile of at most {MOST_BYTES}; list fewer with `--index-fields`."
         )
-    return IndexOptions(fields, runs[args.index_run], context)
+    return IndexOptions(fields, runs[args.index_run], context, args.index_heads)
 
 
 def _fields(texts: list[str] | None, head_dim: int) -> Fields:

@@ -1,4 +1,4 @@
-"""Whether rows come one by one or in runs: what heads' outputs lose either way when the lazy rule is played."""
+"""Whether rows come one by one or in runs, and to which heads: what outputs lose when the lazy rule is played."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 64
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
+GAIN = 0.005  # of its output's square, which a head must save by finding rows, else it has no index
 
 
 def index_of(
@@ -31,15 +32,23 @@ def index_of(
     """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
     turned = turns(checkpoint, max(len(d.tokens) for d in documents), options.context)
     plan = plan_index([anywhere(m, turned) for m in moments.all()], options.fields, options.run or 1)
-    return replace(plan, run=best_run(checkpoint, documents, plan)) if options.run is None else plan
+    return fitted(checkpoint, documents, plan, options)
 
 
-def best_run(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan) -> int:
-    """The run of RUNS with which the longest documents' decode steps lose least; 1 where all are too short."""
+def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
+    """The plan with the run of RUNS with which the longest documents' decode steps lose least, for the heads that lose
+    less with it than with what the prompt's end chose. Unchanged where all are too short to tell."""
+    if options.run is not None and options.heads == "all":
+        return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
     longest = sorted(documents, key=lambda d: -len(d.tokens))[:DOCUMENTS]
     errors = [_play(checkpoint, d, plan, rows) for d in longest if (rows := _rows(d, share)) >= LEAST]
-    return RUNS[int(torch.stack(errors).sum(0).argmin())] if errors else 1
+    if not errors:
+        return plan
+    lost = torch.stack(errors).mean(0).cpu()  # [layers, runs and none, H]
+    run = RUNS[int(lost[:, :-1].mean((0, 2)).argmin())] if options.run is None else options.run
+    gains = lost[:, -1] - lost[:, RUNS.index(run)]
+    return replace(plan, run=run, probed=plan.probed if options.heads == "all" else (gains > GAIN).numpy())
 
 
 def _rows(document: Document, share: float) -> int:
@@ -47,10 +56,11 @@ def _rows(document: Document, share: float) -> int:
 
 
 def _play(checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int) -> torch.Tensor:
-    """Mean error [len(RUNS)] of heads' outputs over greedy decode steps that keep `rows` rows to choose."""
+    """Mean errors [layers, len(RUNS) + 1, H] of heads' outputs over greedy decode steps that keep `rows` rows to
+    choose; the last without finding any."""
     length = len(document.tokens)
     layers: dict[int, _Layer] = {}
-    errors = []
+    errors: dict[int, list[torch.Tensor]] = {}
 
     def watcher(
         layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, o_proj: torch.Tensor
@@ -58,10 +68,10 @@ def _play(checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int
         if key.shape[1] == length:
             layers[layer] = _Layer(plan, layer, query[:, -OBSERVED:], key, scaling, rows)
         elif key.shape[1] > length:
-            errors.append(layers[layer].step(query[:, 0], key, value, scaling))
+            errors.setdefault(layer, []).append(layers[layer].step(query[:, 0], key, value, scaling))
 
     read(checkpoint, document, watcher, OBSERVED, STEPS)
-    return torch.stack(errors).mean(0)
+    return torch.stack([torch.stack(errors[layer]).mean(0) for layer in sorted(errors)])
 
 
 class _Layer:
@@ -85,9 +95,11 @@ class _Layer:
             held = best[:, low:high].topk(rows // run).indices + low
             self.held.append(held.int())
             self.used.append(used_at_first(best).gather(1, held))
+        self.chosen = self.held[0].clone()  # by the prompt's end, row by row
 
     def step(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Square of what the heads' outputs lose, as a share of theirs, [len(RUNS)]; query [Hq, D], key [H, L, D].
+        """Square of what the heads' outputs lose, as a share of theirs, [len(RUNS) + 1, H]; query [Hq, D], key
+        [H, L, D].
 
         Every head counts alike: whole layers' outputs are moved by heads that look at everything, and tell less of
         whether the entry that was asked for is there."""
@@ -98,17 +110,21 @@ class _Layer:
         self.rows = torch.cat([self.rows, new], 1)
         value = value.float()
         weights = (query.float() @ key.float().transpose(1, 2) * scaling).softmax(-1)  # [H, G, L]
-        outputs = [weights @ value]
+        full = weights @ value  # [H, G, D]
+
+        def lost(held: torch.Tensor, run: int) -> torch.Tensor:
+            kept = torch.zeros(heads, length, dtype=torch.bool, device=key.device)
+            kept[:, :SINK] = kept[:, (length - WINDOW) // run * run :] = True
+            tokens = held.long()[..., None] * run + torch.arange(run, device=key.device)
+            part = weights * kept.scatter(1, tokens.flatten(1), True)[:, None]
+            output = part @ value / part.sum(-1, keepdim=True).clamp(min=1e-30)
+            return ((output - full).square().sum(-1) / full.square().sum(-1).clamp(min=1e-30)).mean(1)
+
+        errors = []
         for run, held, used in zip(RUNS, self.held, self.used, strict=True):
             want = max(1, held.shape[1] // PART)
             low, high = SINK // run, (length - WINDOW) // run
             swaps = lazy(run_scores(scores, run), held, used, length, low, high, want, MOST)
             held[swaps.head, swaps.place] = swaps.run.int()
-            kept = torch.zeros(heads, length, dtype=torch.bool, device=key.device)
-            kept[:, :SINK] = kept[:, high * run :] = True
-            tokens = held.long()[..., None] * run + torch.arange(run, device=key.device)
-            part = weights * kept.scatter(1, tokens.flatten(1), True)[:, None]
-            outputs.append(part @ value / part.sum(-1, keepdim=True).clamp(min=1e-30))
-        full, *ours = outputs
-        lost = torch.stack([(each - full).square().sum(-1) for each in ours])  # [runs, H, G]
-        return (lost / full.square().sum(-1).clamp(min=1e-30)).mean((1, 2))
+            errors.append(lost(held, run))
+        return torch.stack([*errors, lost(self.chosen, 1)])

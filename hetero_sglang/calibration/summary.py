@@ -27,9 +27,11 @@ def index_line(profile: HeadProfile) -> str:
     fields = ", ".join(f"{count} directions in {bits} bits" for count, bits in index.fields)
     row = index.row_bytes
     runs = "" if index.run == 1 else f", tokens in runs of {index.run}"
+    count = int(index.probed.sum())
+    which = "all heads" if count == profile.num_heads else f"{count} of {profile.num_heads} heads"
     return (
-        f"key index of {fields}: {8 * row} bits, {row} bytes a token and head, {row * profile.num_heads} bytes a "
-        f"token for all heads, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}"
+        f"key index of {fields}: {8 * row} bits, {row} bytes a token and head, {row * count} bytes a "
+        f"token for {which}, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}"
     )
 
 

@@ -32,7 +32,10 @@ LAYERS, HEADS = 2, 3
 FIELDS = ((8, 4), (8, 2))
 
 
-def indexed_profile(seed: int, run: int) -> HeadProfile:
+SOME = np.array([[True, False, True], [False, False, False]])  # heads that have an index
+
+
+def indexed_profile(seed: int, run: int, probed: np.ndarray | None = None) -> HeadProfile:
     """All heads alike, with an index of 48 bits in random directions."""
     rng = np.random.default_rng(seed)
     basis = np.stack([np.linalg.qr(rng.normal(size=(DIM, DIM)))[0] for _ in range(LAYERS * HEADS)])
@@ -40,13 +43,13 @@ def indexed_profile(seed: int, run: int) -> HeadProfile:
     levels = np.concatenate([np.full(count, 2**bits - 1) for count, bits in FIELDS])
     step = np.where(levels == 15, 0.34, 1.0)
     offset = np.broadcast_to(-levels / 2, (LAYERS, HEADS, DIM)).astype(np.float32)
-    plan = IndexPlan(FIELDS, (basis / step).astype(np.float32), offset, (basis * step).astype(np.float32), run)
+    plan = IndexPlan(FIELDS, (basis / step).astype(np.float32), offset, (basis * step).astype(np.float32), run, probed)
     return replace(alike(LAYERS, HEADS, HEADS * GROUP, DIM), index=plan)
 
 
-def lazy_settings(seed: int, run: int, keep_ratio: float = 0.55) -> Settings:
+def lazy_settings(seed: int, run: int, keep_ratio: float = 0.55, probed: np.ndarray | None = None) -> Settings:
     options = {"policy": IndexedHeads(), "window": 6, "sink": 2, "dense_below": 64}
-    return make_settings(indexed_profile(seed, run), keep_ratio, **options)
+    return make_settings(indexed_profile(seed, run, probed), keep_ratio, **options)
 
 
 def slots_of(count: int, seed: int) -> torch.Tensor:
@@ -54,10 +57,10 @@ def slots_of(count: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("run", [1, 4, 8])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_step_attends_over_exactly_what_its_heads_hold(seed: int, run: int) -> None:
+@pytest.mark.parametrize(("seed", "probed"), [(0, None), (1, None), (2, SOME)])
+def test_a_step_attends_over_exactly_what_its_heads_hold(seed: int, probed: np.ndarray | None, run: int) -> None:
     """Two requests, poisoned buffers; rows are their tokens', none twice, sinks and recent tokens among them."""
-    cache = make_cache(lazy_settings(seed, run))
+    cache = make_cache(lazy_settings(seed, run, probed=probed))
     slots = slots_of(500, seed)
     one = Request(cache, 1, 150, 220, slots[:220], seed)
     two = Request(cache, 2, 90, 220, slots[220:440], seed + 9)
@@ -80,6 +83,24 @@ def test_a_step_attends_over_exactly_what_its_heads_hold(seed: int, run: int) ->
                     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     assert cache.counters.fetched_rows > before, "nothing ever changed"
     cache.check_integrity()
+
+
+@pytest.mark.parametrize("run", [1, 4])
+def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: int) -> None:
+    """And takes no room for one: the others' bytes are its rows, too."""
+    settings = lazy_settings(4, run, probed=SOME)
+    assert settings.index_bytes == (2 * 6,) and settings.layout.fractions[0] > lazy_settings(4, run).layout.fractions[0]
+    cache = make_cache(settings)
+    assert [rows.shape[0] for rows in cache.index.rows] == [2, 0]
+    request = Request(cache, 1, 150, 220, slots_of(220, 8), 2)
+    request.start()
+    prefill([request], [(0, 150)])
+    rows = [selected_rows(request.ws, number) for number in range(LAYERS * HEADS)]
+    before = [cache.hot.position.view(-1)[each].clone() for each in rows]
+    for length in range(151, 190):
+        decode([request], [length])
+    changed = [not torch.equal(cache.hot.position.view(-1)[x], y) for x, y in zip(rows, before, strict=True)]
+    assert changed == SOME.flatten().tolist()
 
 
 def naive(request: Request, layer: int, head: int, length: int, run: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ from core_helpers import (
     random_profile,
     worker_up,
 )
-from test_lazy_heads import lazy_settings
+from test_lazy_heads import SOME, lazy_settings
 from test_registry import examples
 
 from hetero_sglang.config import development
@@ -157,11 +158,11 @@ def test_pivots_refill_their_satellites(
         engine.close()
 
 
-@pytest.mark.parametrize("run", [1, 4])
-def test_heads_with_an_index_find_their_rows(run: int) -> None:
+@pytest.mark.parametrize(("run", "probed"), [(1, None), (4, None), (1, SOME)])
+def test_heads_with_an_index_find_their_rows(run: int, probed: np.ndarray | None) -> None:
     """Kernels round a query's weights to 8 bits, so rows wanted little may differ: outputs follow what is held."""
     prompts = [150, 90, 20]
-    pairs = pairs_of(lazy_settings(3, run), prompts, 30, torch.randperm(590) + 1)
+    pairs = pairs_of(lazy_settings(3, run, probed=probed), prompts, 30, torch.randperm(590) + 1)
     extend(pairs, [(0, 100), (0, 90), (0, 20)])
     extend(pairs, [(100, 150), None, None])
     for extra in range(1, 8):

@@ -13,6 +13,7 @@ from hetero_sglang.calibration import runs
 from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint
 from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.index import plan_index
+from hetero_sglang.calibration.index_options import IndexOptions
 from hetero_sglang.calibration.moments import prefill
 from hetero_sglang.profile.index_plan import RUNS, IndexPlan
 
@@ -32,24 +33,47 @@ def plan(model) -> IndexPlan:
 
 
 def test_who_keeps_more_rows_loses_less_and_who_keeps_all_nothing(model, plan):
-    lost = torch.stack([runs._play(model, document(400), plan, rows) for rows in (40, 160, 328)])  # [sizes, runs]
-    assert lost.shape == (3, len(RUNS)) and (lost[0] > lost[1]).all() and (lost[1] > lost[2]).all()
+    lost = torch.stack([runs._play(model, document(400), plan, rows) for rows in (40, 160, 328)])
+    layers, heads = plan.encode.shape[:2]
+    assert lost.shape == (3, layers, len(RUNS) + 1, heads)
+    lost = lost.mean((1, 3))  # [sizes, runs and none]
+    assert (lost[0] > lost[1]).all() and (lost[1] > lost[2]).all()
     assert (lost[2] < 0.05 * lost[0]).all()  # but for tokens that leave the window
 
 
-def test_the_least_loss_decides_over_the_longest_texts(model, plan, monkeypatch):
-    losses = {4000: [0.2, 0.1, 0.3], 3000: [0.2, 0.25, 0.4]}
+def played(plan: IndexPlan, losses: list[float]) -> torch.Tensor:
+    """The same for every layer and head: by runs, and without finding rows."""
+    layers, heads = plan.encode.shape[:2]
+    return torch.tensor(losses)[None, :, None].repeat(layers, 1, heads)
+
+
+@pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (1, "auto"), (8, "auto")])
+def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, monkeypatch):
+    losses = {4000: [0.2, 0.1, 0.3, 0.5], 3000: [0.2, 0.25, 0.4, 0.5]}
     seen = []
 
     def play(checkpoint: Checkpoint, text: Document, made: IndexPlan, rows: int) -> torch.Tensor:
         seen.append((len(text.tokens), rows))
-        return torch.tensor(losses[len(text.tokens)])
+        found = played(plan, losses[len(text.tokens)])
+        found[1, -1, 0] = 0.177  # a head whose output gains by no run but, a little, by those of 4
+        return found
 
     monkeypatch.setattr(runs, "_play", play)
-    assert runs.best_run(model, [document(n) for n in (1000, 3000, 4000, 2000)], plan) == 4
+    options = IndexOptions(plan.fields, run, 4000, heads)
+    made = runs.fitted(model, [document(n) for n in (1000, 3000, 4000, 2000)], plan, options)
     assert seen == [(4000, 152), (3000, 96)]  # the index takes 0.094 of the ratio, sinks and recent tokens 72 rows
+    assert made.run == (run or 4)
+    wanted = np.ones(plan.encode.shape[:2], bool)
+    wanted[1, 0] = heads == "all"
+    assert np.array_equal(made.probed, wanted)
 
 
-def test_texts_too_short_to_tell_give_rows_one_by_one(model, plan, monkeypatch):
+def test_nothing_is_played_where_all_is_given(model, plan, monkeypatch):
+    monkeypatch.setattr(runs, "_play", lambda *given: pytest.fail("nothing to learn"))
+    assert runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, 4, 4000, "all")) is plan
+
+
+def test_texts_too_short_to_tell_give_rows_one_by_one_to_all(model, plan, monkeypatch):
     monkeypatch.setattr(runs, "_play", lambda *given: pytest.fail("nothing to learn here"))
-    assert runs.best_run(model, [document(n) for n in (30, 400)], plan) == 1
+    made = runs.fitted(model, [document(n) for n in (30, 400)], plan, IndexOptions(plan.fields, None, 4000))
+    assert made.run == 1 and made.probed.all()
