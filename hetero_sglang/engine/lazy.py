@@ -34,6 +34,7 @@ class Lazy(Finder):
                 self.layers, store.which, store.rows, store.encode, store.decode, store.offset, strict=True
             )
         ]
+        self.widest = max(1, *(each.heads.numel() for each in self.index))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
         self.lane = Lane(self.device, urgent=False)
         self.read_state: dict[int, Mark] = {}  # by layer: the guess has read what it is made of

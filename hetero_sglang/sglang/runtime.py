@@ -148,8 +148,8 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
 
 def _how(settings: Settings, asked: str) -> str:
     """How heterocache's heads find rows."""
-    if settings.policy.refresh is Refresh.LAZY:
-        return ", by key index"
+    if settings.index is not None:
+        return f", {settings.index.probed.sum()} of {settings.index.probed.size} heads by key index"
     if settings.policy.refresh is not Refresh.DRIFT:
         return ""
     make_one = " (the profile has no key index; `hetero-sglang profile index` makes one)" if asked == "auto" else ""

@@ -85,13 +85,16 @@ def test_a_step_attends_over_exactly_what_its_heads_hold(seed: int, probed: np.n
     cache.check_integrity()
 
 
-@pytest.mark.parametrize("run", [1, 4])
-def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: int) -> None:
-    """And takes no room for one: the others' bytes are its rows, too."""
-    settings = lazy_settings(4, run, probed=SOME)
-    assert settings.index_bytes == (2 * 6,) and settings.layout.fractions[0] > lazy_settings(4, run).layout.fractions[0]
+@pytest.mark.parametrize(("run", "probed"), [(1, SOME), (4, SOME), (1, np.zeros_like(SOME))])
+def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: int, probed: np.ndarray) -> None:
+    """And takes no room for one: those bytes are rows of all."""
+    settings = lazy_settings(4, run, probed=probed)
+    assert (
+        settings.index_bytes == (6 * probed.sum(),)
+        and settings.layout.fractions[0] > lazy_settings(4, run).layout.fractions[0]
+    )
     cache = make_cache(settings)
-    assert [rows.shape[0] for rows in cache.index.rows] == [2, 0]
+    assert [rows.shape[0] for rows in cache.index.rows] == probed.sum(1).tolist()
     request = Request(cache, 1, 150, 220, slots_of(220, 8), 2)
     request.start()
     prefill([request], [(0, 150)])
@@ -100,7 +103,7 @@ def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: int) -> None:
     for length in range(151, 190):
         decode([request], [length])
     changed = [not torch.equal(cache.hot.position.view(-1)[x], y) for x, y in zip(rows, before, strict=True)]
-    assert changed == SOME.flatten().tolist()
+    assert changed == probed.flatten().tolist()
 
 
 def naive(request: Request, layer: int, head: int, length: int, run: int) -> torch.Tensor:
