@@ -23,7 +23,7 @@ KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 64
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
-GAIN = 0.005  # of its output's square, which a head must save by finding rows, else it has no index
+GAIN = 0.015  # of its output's square, which a head must save by finding rows, else it has no index
 
 
 def index_of(
