@@ -89,16 +89,18 @@ class Reassign:
 
     def compare(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
         """Agreements of a layer's satellites with its pivots, after they were refilled; q [B, Hq, D]."""
-        buffers, pivots, dim = self.parts.layers[layer], self.pivots[layer], q.shape[2]
-        heads, most = buffers.compressed.numel() + 3 * pivots.head.numel(), 8 * dim  # bytes of a token's key, twice
-        for some in pieces(tables.length.numel(), most * heads * step.longest):
-            agreed = self._agreed(layer, step, tables, q, scale, some)
-            step.work.agreed[buffers.numbers, some, : pivots.head.numel()] = agreed.transpose(0, 1)
+        buffers, pivots = self.parts.layers[layer], self.pivots[layer].head.numel()
+        rows = step.longest if step.fixed else int(tables.cap[:, buffers.numbers].max())  # asked of the device once
+        token = 8 * q.shape[2] * (buffers.compressed.numel() + 3 * pivots)  # bytes at a time: keys in float32, twice
+        for some in pieces(tables.length.numel(), token * step.longest):
+            agreed = self._agreed(layer, step, tables, q, scale, some, rows)
+            step.work.agreed[buffers.numbers, some, :pivots] = agreed.transpose(0, 1)
 
     def _agreed(
-        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float, some: slice
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float, some: slice, rows: int
     ) -> torch.Tensor:
-        """Of some of the requests, b in all: [b, C, P], -1 where nothing can be told."""
+        """Of some of the requests, b in all, whose heads hold at most `rows` rows: [b, C, P], -1 where nothing can be
+        told."""
         buffers, pivots, hot = self.parts.layers[layer], self.pivots[layer], self.cache.hot
         grouped, length = q[some].unflatten(1, (-1, self.parts.group)).float(), tables.length[some].long()
         at = torch.arange(step.longest, device=self.device)
@@ -109,9 +111,7 @@ class Reassign:
         logits = torch.einsum("bpgd,blpd->bpgl", grouped[:, pivots.head.long()], keys) * scale
         seen = logits.masked_fill(~there[:, None, None], float("-inf")).softmax(-1).nan_to_num().amax(2)  # [b, P, L]
         cap, start = tables.cap[some, buffers.numbers].long(), tables.page_start[some, buffers.numbers].long()  # [b, C]
-        row = torch.arange(
-            step.longest if step.fixed else int(tables.cap[:, buffers.numbers].max()), device=self.device
-        )
+        row = torch.arange(rows, device=self.device)
         held = row < torch.minimum(cap, length[:, None])[..., None]  # [b, C, S]
         listed = (start[..., None] + row // hot.page_size).clamp(max=tables.page_list.numel() - 1)
         flat = torch.where(held, tables.page_list[listed].long() * hot.page_size + row % hot.page_size, 0)
