@@ -58,11 +58,11 @@ def _append(listed, level, count, same, what, mask, alike, room):
     return count + tl.sum(mask.to(tl.int32), 0), same + tl.sum(alike.to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
+@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window"])
 def _hold(
     length, cap, place_of, which, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, splits, sink, window,
-    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
+    n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
     PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -70,13 +70,13 @@ def _hold(
     unit, split = tl.program_id(0), tl.program_id(1)
     if PDL:
         gdc_launch_dependents()
-    request = unit // HEADS
-    number = request * caps_per_request + first + tl.load(which + unit % HEADS)
+    request = unit // n_heads
+    number = request * caps_per_request + first + tl.load(which + unit % n_heads)
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     out = (tokens <= rows) | (places <= 0) | (begins < 0)
-    scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
+    scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
     begin, end = span(places, split, splits, ALIGNED)
     if out | (begin >= end):
         if PDL:
@@ -111,11 +111,11 @@ def _hold(
     tl.atomic_add(hits + 2 * unit + 1, sure, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window"])
+@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window"])
 def _keep(
     length, cap, place_of, which, page_start, page_list, position, worth, scores, wanted, idle, flag, fading,
     caps_per_request, first, splits, sink, window,
-    HEADS: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, FINE: tl.constexpr,
+    n_heads, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, FINE: tl.constexpr,
     LEAST: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of a head that is to be refilled: what its rows are worth now, which are no candidates any more."""
@@ -124,10 +124,10 @@ def _keep(
         gdc_launch_dependents()
     if tl.load(flag + unit) == 0:
         return
-    request = unit // HEADS
-    number = request * caps_per_request + first + tl.load(which + unit % HEADS)
+    request = unit // n_heads
+    number = request * caps_per_request + first + tl.load(which + unit % n_heads)
     places, tokens = tl.load(cap + number) - sink - window, tl.load(length + request)
-    scores += tl.load(place_of + request).to(tl.int64) * HEADS + unit % HEADS * tokens
+    scores += tl.load(place_of + request).to(tl.int64) * n_heads + unit % n_heads * tokens
     begin, end = span(places, split, splits, ALIGNED)
     start, left = tl.load(page_start + number), tl.load(fading + unit)
     kept = tl.zeros([BINS], tl.int32)
@@ -162,11 +162,11 @@ def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
     return edge, tl.sum(tl.where(bins > edge, others, 0), 0), tl.maximum(room - own, 0)
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "splits", "sink", "window", "room"])
+@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window", "room"])
 def _exchange(
     length, cap, place_of, which, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking,
     old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window, room,
-    HEADS: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
+    n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
     MERGED: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -174,11 +174,11 @@ def _exchange(
     come, longest unwanted or worth least first. A split lists its first `room`, and looks no further than for all
     that come."""
     unit, split, giving = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    request = unit // HEADS
+    request = unit // n_heads
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    number = request * caps_per_request + first + tl.load(which + unit % HEADS)
+    number = request * caps_per_request + first + tl.load(which + unit % n_heads)
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window - RUN + 1) // RUN
     low, high = sink // RUN, (tokens - window) // RUN
@@ -200,7 +200,7 @@ def _exchange(
     if giving == 0:
         count, same_bin = 0, 0
         if come > 0:
-            scores += begins.to(tl.int64) * HEADS + unit % HEADS * tokens
+            scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
             begin, end = span(high, split, splits, 2 * TILE)
             for opening in range(begin, end, 2 * TILE):
                 if count < come:
@@ -260,7 +260,7 @@ def choose(
     units = step.length.numel() * heads
     splits, per_request = work.splits(units), step.cap.shape[1]
     sizes = dict(
-        HEADS=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
+        n_heads=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
         LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=8,
     )  # fmt: skip
     common, pdl = (per_request, layer.first, splits, sink, window), overlaps(step.length.device)
@@ -268,7 +268,7 @@ def choose(
         _keep[(units, splits)](
             step.length, step.cap, work.place, layer.which, step.page_start, step.page_list, hot.position, hot.score,
             work.scores, work.wanted, work.idle, work.flag, work.fading, *common,
-            HEADS=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, ALIGNED=ALIGNED, PDL=pdl,
+            n_heads=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, ALIGNED=ALIGNED, PDL=pdl,
             num_warps=8,
         )  # fmt: skip
     else:

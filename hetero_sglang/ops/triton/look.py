@@ -29,9 +29,9 @@ def _tokens(length, prompt, place, request, interval):
 
 
 @triton.jit
-def _logits_of(logits, place, request, pivot, tokens, PIVOTS: tl.constexpr, GROUP: tl.constexpr):
+def _logits_of(logits, place, request, pivot, tokens, n_pivots, GROUP: tl.constexpr):
     """Where a pivot's [G + 1, L] begin."""
-    begins = tl.load(place + request).to(tl.int64) * PIVOTS
+    begins = tl.load(place + request).to(tl.int64) * n_pivots
     return logits + (begins + pivot * tokens) * (GROUP + 1)
 
 
@@ -46,16 +46,16 @@ def _shares(tops, totals, item, member, parts, GROUP: tl.constexpr, MOST: tl.con
     return highest, 1.0 / total
 
 
-@triton.jit(do_not_specialize=["q_stride", "interval", "parts", "scale", "resident"])
+@triton.jit(do_not_specialize=["n_pivots", "q_stride", "interval", "parts", "scale", "resident"])
 def _score(
     q, slots, starts, length, prompt, place, heads, places, resident_k, logits, tops, totals, q_stride, interval, parts,
     scale, resident,
-    PIVOTS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    n_pivots, GROUP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
     MOST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Logits of a part of a request's tokens for one pivot, base 2; their maximum and sum of exponents."""
     item, part = tl.program_id(0), tl.program_id(1)
-    request, pivot = item // PIVOTS, item % PIVOTS
+    request, pivot = item // n_pivots, item % n_pivots
     tokens = _tokens(length, prompt, place, request, interval)
     if tokens == 0:
         return
@@ -65,7 +65,7 @@ def _score(
     asked = tl.load(query + member[:, None] * D + at[None, :], mask=real & (at < D)[None, :], other=0.0)
     mine = tl.load(places + pivot)
     listed = slots + tl.load(starts + request).to(tl.int64)
-    out = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP) + member[:, None].to(tl.int64) * tokens
+    out = _logits_of(logits, place, request, pivot, tokens, n_pivots, GROUP) + member[:, None].to(tl.int64) * tokens
     begin, end = span(tokens, part, parts, BLOCK)
     top = tl.full([16], float("-inf"), tl.float32)
     total = tl.zeros([16], tl.float32)
@@ -88,12 +88,12 @@ def _score(
 @triton.jit
 def _pool(
     item, part, length, prompt, place, logits, tops, totals, sums, interval, parts,
-    PIVOTS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, POOLED: tl.constexpr, MOST: tl.constexpr,
+    n_pivots, GROUP: tl.constexpr, TOKENS: tl.constexpr, POOLED: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Attention averaged over neighbours, the most of the group's; and the sum of what is not averaged."""
-    request, pivot = item // PIVOTS, item % PIVOTS
+    request, pivot = item // n_pivots, item % n_pivots
     tokens = _tokens(length, prompt, place, request, interval)
-    mine = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP)
+    mine = _logits_of(logits, place, request, pivot, tokens, n_pivots, GROUP)
     begin, end = span(tokens, part, parts, TOKENS)
     seen_all = 0.0
     for opening in range(begin, end, TOKENS):
@@ -118,9 +118,9 @@ def _pool(
 
 
 @triton.jit
-def _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, HEADS: tl.constexpr):
+def _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, n_heads):
     """Which pivot a unit follows, -1 where it is not to be refilled; and the rows it holds."""
-    rows = tl.load(cap + (unit // HEADS) * per_request + number)
+    rows = tl.load(cap + (unit // n_heads) * per_request + number)
     leads = tl.load(leader + slot.to(tl.int64) * all_heads + number)
     return tl.where((rows < tokens) & (rows >= least), leads, -1), rows
 
@@ -129,17 +129,17 @@ def _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_reque
 def _held(
     unit, split, length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops,
     totals, shares, interval, parts, splits, per_request, all_heads, first, least,
-    HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
+    n_heads, n_pivots, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
     MOST: tl.constexpr, MOST_SPLITS: tl.constexpr,
 ):  # fmt: skip
     """How much of its pivot's attention lies on a share of a satellite's rows."""
-    request, number = unit // HEADS, first + unit % HEADS
+    request, number = unit // n_heads, first + unit % n_heads
     tokens = _tokens(length, prompt, place, request, interval)
     slot = tl.load(request_slot + request)
-    pivot, rows = _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, HEADS)
+    pivot, rows = _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, n_heads)
     held = 0.0
     if pivot >= 0:
-        mine = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP)
+        mine = _logits_of(logits, place, request, pivot, tokens, n_pivots, GROUP)
         start = tl.load(page_start + request * per_request + number)
         begin, end = span(rows, split, splits, TOKENS)
         for opening in range(begin, end, TOKENS):
@@ -149,26 +149,26 @@ def _held(
             token = tl.load(position + page * P + row % P, mask=here, other=0)
             seen = tl.zeros([TOKENS], tl.float32)
             for member in tl.static_range(GROUP):
-                highest, share = _shares(tops, totals, request * PIVOTS + pivot, member, parts, GROUP, MOST)
+                highest, share = _shares(tops, totals, request * n_pivots + pivot, member, parts, GROUP, MOST)
                 weight = tl.exp2(tl.load(mine + member * tokens + token, mask=here, other=float("-inf")) - highest)
                 seen = tl.maximum(seen, weight * share)
             held += tl.sum(tl.where(here, seen, 0.0), 0)
     tl.store(shares + unit * MOST_SPLITS + split, held)
 
 
-@triton.jit(do_not_specialize=["items", "units", "interval", "parts", "splits", "per_request", "all_heads", "first",
-                               "least"])  # fmt: skip
+@triton.jit(do_not_specialize=["n_heads", "n_pivots", "items", "units", "interval", "parts", "splits", "per_request",
+                               "all_heads", "first", "least"])  # fmt: skip
 def _compare(
     length, prompt, request_slot, cap, page_start, page_list, position, place, leader, logits, tops, totals, sums,
     shares, wanted, idle, items, units, interval, parts, splits, per_request, all_heads, first, least,
-    HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
+    n_heads, n_pivots, GROUP: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
     POOLED: tl.constexpr, MOST: tl.constexpr, MOST_SPLITS: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """Half of the programs pool what pivots see, the others add up what satellites hold of it."""
     which, part = tl.program_id(0), tl.program_id(1)
     if tl.program_id(2) == 0:
         if (which < items) & (part < parts):
-            _pool(which, part, length, prompt, place, logits, tops, totals, sums, interval, parts, PIVOTS, GROUP,
+            _pool(which, part, length, prompt, place, logits, tops, totals, sums, interval, parts, n_pivots, GROUP,
                   TOKENS, POOLED, MOST)  # fmt: skip
     else:
         if (which < units) & (part < splits):
@@ -176,8 +176,8 @@ def _compare(
                 tl.store(wanted + which * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
                 tl.store(idle + which * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
             _held(which, part, length, prompt, request_slot, cap, page_start, page_list, position, place, leader,
-                  logits, tops, totals, shares, interval, parts, splits, per_request, all_heads, first, least, HEADS,
-                  PIVOTS, GROUP, P, TOKENS, MOST, MOST_SPLITS)  # fmt: skip
+                  logits, tops, totals, shares, interval, parts, splits, per_request, all_heads, first, least, n_heads,
+                  n_pivots, GROUP, P, TOKENS, MOST, MOST_SPLITS)  # fmt: skip
 
 
 @triton.jit
@@ -188,25 +188,25 @@ def _chance(request, number, length):
     return ((mixed >> 8) & 0xFFFF).to(tl.float32) / 65536
 
 
-@triton.jit(do_not_specialize=["interval", "parts", "splits", "per_request", "all_heads", "first", "least", "sink",
-                               "window", "threshold", "decay"])  # fmt: skip
+@triton.jit(do_not_specialize=["n_heads", "n_pivots", "interval", "parts", "splits", "per_request", "all_heads",
+                               "first", "least", "sink", "window", "threshold", "decay"])  # fmt: skip
 def _refill(
     length, prompt, request_slot, cap, place, leader, filled, rate, logits, sums, shares, scores, wanted, flag, fading,
     counted, interval, parts, splits, per_request, all_heads, first, least, sink, window, threshold, decay,
-    HEADS: tl.constexpr, PIVOTS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, MOST: tl.constexpr,
+    n_heads, n_pivots, GROUP: tl.constexpr, TOKENS: tl.constexpr, MOST: tl.constexpr,
     MOST_SPLITS: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """A satellite that holds too little gets its pivot's scores, and their bins' counts."""
     unit, part = tl.program_id(0), tl.program_id(1)
-    request, number = unit // HEADS, first + unit % HEADS
+    request, number = unit // n_heads, first + unit % n_heads
     tokens = _tokens(length, prompt, place, request, interval)
     slot = tl.load(request_slot + request)
-    pivot, _ = _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, HEADS)
+    pivot, _ = _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, n_heads)
     drifted = 0
     if pivot >= 0:
         split, every = tl.arange(0, MOST_SPLITS), tl.arange(0, MOST)
         held = tl.sum(tl.load(shares + unit * MOST_SPLITS + split, mask=split < splits, other=0.0), 0)
-        seen = tl.sum(tl.load(sums + (request * PIVOTS + pivot) * MOST + every, mask=every < parts, other=0.0), 0)
+        seen = tl.sum(tl.load(sums + (request * n_pivots + pivot) * MOST + every, mask=every < parts, other=0.0), 0)
         forced = tl.load(rate)
         drifted = tl.where(forced < 0, held / seen < threshold, _chance(slot, number, tokens) < forced).to(tl.int32)
     if part == 0:
@@ -220,8 +220,8 @@ def _refill(
             tl.store(where, tokens)
             tl.atomic_add(counted + 3, 1, sem="relaxed")
     if drifted != 0:
-        theirs = _logits_of(logits, place, request, pivot, tokens, PIVOTS, GROUP) + GROUP * tokens.to(tl.int64)
-        mine = scores + tl.load(place + request).to(tl.int64) * HEADS + unit % HEADS * tokens
+        theirs = _logits_of(logits, place, request, pivot, tokens, n_pivots, GROUP) + GROUP * tokens.to(tl.int64)
+        mine = scores + tl.load(place + request).to(tl.int64) * n_heads + unit % n_heads * tokens
         begin, end = span(tokens, part, parts, TOKENS)
         found = tl.zeros([BINS], tl.int32)
         for opening in range(begin, end, TOKENS):
@@ -245,7 +245,7 @@ def look(
     parts, splits = work.parts(items), work.splits(units)
     per_request, all_heads = step.cap.shape[1], watch.leader.shape[1]
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
-    sizes = dict(PIVOTS=count, GROUP=group, MOST=MOST_PARTS)
+    sizes = dict(n_pivots=count, GROUP=group, MOST=MOST_PARTS)
     _score[(items, parts)](
         q, slots, starts, step.length, watch.prompt, work.place, pivots.head, pivots.place, layer.resident_k,
         work.logits, work.tops, work.totals, q.stride(0), watch.interval, parts, scale * 1.4426950408889634,
@@ -256,13 +256,13 @@ def look(
         step.length, watch.prompt, watch.request, step.cap, step.page_start, step.page_list, layer.position, work.place,
         watch.leader, work.logits, work.tops, work.totals, work.sums, work.shares, work.wanted, work.idle, items, units,
         watch.interval, parts, splits, per_request, all_heads, layer.first, watch.least,
-        HEADS=heads, P=layer.hot_k.shape[1], TOKENS=_TOKENS, POOLED=POOL, MOST_SPLITS=MOST_SPLITS, BINS=BINS,
+        n_heads=heads, P=layer.hot_k.shape[1], TOKENS=_TOKENS, POOLED=POOL, MOST_SPLITS=MOST_SPLITS, BINS=BINS,
         num_warps=4, **sizes,
     )  # fmt: skip
     _refill[(units, parts)](
         step.length, watch.prompt, watch.request, step.cap, work.place, watch.leader, watch.filled, watch.rate,
         work.logits, work.sums, work.shares, work.scores, work.wanted, work.flag, work.fading, work.counted,
         watch.interval, parts, splits, per_request, all_heads, layer.first, watch.least, sink, window, watch.threshold,
-        watch.decay, HEADS=heads, TOKENS=_TOKENS, MOST_SPLITS=MOST_SPLITS, BINS=BINS, FINE=FINE, LEAST=LEAST,
+        watch.decay, n_heads=heads, TOKENS=_TOKENS, MOST_SPLITS=MOST_SPLITS, BINS=BINS, FINE=FINE, LEAST=LEAST,
         num_warps=4, **sizes,
     )  # fmt: skip

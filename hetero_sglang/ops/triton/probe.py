@@ -232,11 +232,11 @@ def _logits(
     return logits
 
 
-@triton.jit(do_not_specialize=["q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
+@triton.jit(do_not_specialize=["n_heads", "q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
 def _exponents(
     q, slots, starts, length, cap, place, heads, which, rows, decode, weights, fours, factors, exponents, tops, totals,
     wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, D: tl.constexpr,
+    n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, D: tl.constexpr,
     R: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
     NOTHING: tl.constexpr, HIGHEST: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
     N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr,
@@ -248,7 +248,7 @@ def _exponents(
     unit, part, asker = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if PDL:
         gdc_launch_dependents()
-    request, head = unit // HEADS, unit % HEADS
+    request, head = unit // n_heads, unit % n_heads
     begins = tl.load(place + request)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
     listed = slots + tl.load(starts + request).to(tl.int64)
@@ -277,7 +277,7 @@ def _exponents(
         fours + unit * GROUP * (MOST_DIRECTIONS // 4), factors + unit * GROUP * MOST_FIELDS, asker * QUERIES, GROUP,
         QUERIES, R, FIELDS, MOST_FIELDS,
     )  # fmt: skip
-    mine = exponents + ((begins.to(tl.int64) * HEADS + head * (tokens + 1)) * ASKERS + asker * tokens) * QUERIES
+    mine = exponents + ((begins.to(tl.int64) * n_heads + head * (tokens + 1)) * ASKERS + asker * tokens) * QUERIES
     minus = tl.where(begin + within < end, 0.0, -NOTHING)
     logits = _logits(row, minus, weight, factor, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
     top: tl.tuple = ()
@@ -309,24 +309,24 @@ def _exponents(
             tl.store(totals + where, tl.sum(total[i], 0))
 
 
-@triton.jit(do_not_specialize=["caps_per_request", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "parts", "sink", "window"])
 def _scores(
     length, cap, place, which, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
+    n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
     COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
     MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of the same parts' runs, SHARED programs to a part: a token's mean share of the queries' attention, a run's best;
     and their bins' counts."""
     unit, part, some = tl.program_id(0), tl.program_id(1) // SHARED, tl.program_id(1) % SHARED
-    request, head = unit // HEADS, unit % HEADS
+    request, head = unit // n_heads, unit % n_heads
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
     if (tokens < tl.load(cap + request * caps_per_request + first + tl.load(which + head))) | (begins < 0):
         return
-    offset = begins.to(tl.int64) * HEADS + head * (tokens + 1)
+    offset = begins.to(tl.int64) * n_heads + head * (tokens + 1)
     mine, theirs = scores + offset, exponents + offset * ASKERS * QUERIES
     low, high = sink // RUN, (tokens + 1 - window) // RUN
     begin, end = span(tokens, part, parts, TOKENS)
@@ -382,7 +382,7 @@ def probe(
     queries = min(most, triton.next_power_of_2(group))
     askers = triton.cdiv(group, queries)
     sizes = dict(
-        HEADS=heads, GROUP=group, QUERIES=queries, ASKERS=askers, TOKENS=READ, BINS=BINS, MOST=MOST_PARTS,
+        n_heads=heads, GROUP=group, QUERIES=queries, ASKERS=askers, TOKENS=READ, BINS=BINS, MOST=MOST_PARTS,
         NOTHING=_NOTHING, PDL=overlaps(q.device), num_warps=_WARPS,
     )  # fmt: skip
     _exponents[(units, parts, askers)](

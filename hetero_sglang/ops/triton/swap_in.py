@@ -40,7 +40,7 @@ def _listed(lists, counts, unit, number, room, SPLITS: tl.constexpr):
 def _pair(
     opening, base, come, length, which, page_start, page_list, slots, starts, missing, lacking, old, olds, level,
     levels, position, used, even, evens, scores, place_of, caps_per_request, first, sink, room,
-    HEADS: tl.constexpr, STORED: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    n_heads, stored, RUN: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     UNITS: tl.constexpr, SPLITS: tl.constexpr, PAIRS: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
     """The next runs and their places: host rows, flat hot rows [PAIRS * RUN] int64, and which there are. What is known
@@ -51,13 +51,13 @@ def _pair(
     number = tl.sum((upto[None, :] <= pair[:, None]).to(tl.int32), 1)
     pair -= tl.sum(tl.where(every[None, :] < number[:, None], come[None, :], 0), 1)
     unit = tl.where(here, base + number, 0)
-    request = unit // HEADS
+    request = unit // n_heads
     run, sure = _listed(missing, lacking, unit, pair, room, SPLITS)
     more, _ = _listed(even, evens, unit, pair - sure, room, SPLITS)
     run = tl.where(pair < sure, run, more)
     older, total = _listed(old, olds, unit, pair, room, SPLITS)
     same, _ = _listed(level, levels, unit, pair - total, room, SPLITS)
-    head = tl.load(which + unit % HEADS)
+    head = tl.load(which + unit % n_heads)
     start = tl.load(page_start + request * caps_per_request + first + head, mask=here, other=0)
     now = tl.load(length + request, mask=here, other=0)
     listed = slots + tl.load(starts + request, mask=here, other=0).to(tl.int64)
@@ -70,19 +70,19 @@ def _pair(
     to = page * P + row % P
     tl.store(position + to, token, mask=there)
     if MERGED:
-        mine = tl.load(place_of + request, mask=here, other=0).to(tl.int64) * HEADS + unit % HEADS * now
+        mine = tl.load(place_of + request, mask=here, other=0).to(tl.int64) * n_heads + unit % n_heads * now
         tl.store(used + to, tl.load(scores + mine[:, None] + token, mask=there, other=0.0), mask=there)
     else:
         tl.store(used + to, now[:, None] + within[None, :] * 0, mask=there)
-    source = (slot // BLOCK * STORED + head[:, None]) * BLOCK + slot % BLOCK
+    source = (slot // BLOCK * stored + head[:, None]) * BLOCK + slot % BLOCK
     return tl.reshape(source, [PAIRS * RUN]), tl.reshape(to, [PAIRS * RUN]), tl.reshape(there, [PAIRS * RUN])
 
 
-@triton.jit(do_not_specialize=["units", "caps_per_request", "first", "sink", "room"])
+@triton.jit(do_not_specialize=["n_heads", "stored", "units", "caps_per_request", "first", "sink", "room"])
 def _swap_in(
     length, which, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, host,
     hot_k, hot_v, position, used, even, evens, scores, place_of, units, caps_per_request, first, sink, room,
-    HEADS: tl.constexpr, STORED: tl.constexpr, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    n_heads, stored, RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, UNITS: tl.constexpr, SPLITS: tl.constexpr,
     PAIRS: tl.constexpr, MERGED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +98,7 @@ def _swap_in(
             source, to, there = _pair(
                 begin, base, come, length, which, page_start, page_list, slots, starts, missing, lacking, old, olds,
                 level, levels, position, used, even, evens, scores, place_of, caps_per_request, first, sink, room,
-                HEADS, STORED, RUN, P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
+                n_heads, stored, RUN, P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
             )  # fmt: skip
             for opening in range(begin, pairs, step):
                 row, hot, mask = source[:, None] * (D + DV), to[:, None], there[:, None]  # wide loads: a multiple
@@ -108,7 +108,8 @@ def _swap_in(
                     source, to, there = _pair(
                         opening + step, base, come, length, which, page_start, page_list, slots, starts, missing,
                         lacking, old, olds, level, levels, position, used, even, evens, scores, place_of,
-                        caps_per_request, first, sink, room, HEADS, STORED, RUN, P, BLOCK, UNITS, SPLITS, PAIRS, MERGED,
+                        caps_per_request, first, sink, room, n_heads, stored, RUN, P, BLOCK, UNITS, SPLITS, PAIRS,
+                        MERGED,
                     )  # fmt: skip
                 tl.store(hot_k + hot * D + at, key, mask=mask & (at < D))
                 tl.store(hot_v + hot * DV + at_v, value, mask=mask & (at_v < DV))
@@ -127,26 +128,26 @@ def swap_in(
         work.olds, work.level, work.levels, work.comes, host, hot.k, hot.v, hot.position,
         hot.score if merged else hot.used, work.even, work.evens, work.scores, work.place, units, step.cap.shape[1],
         layer.first, sink, work.room,
-        HEADS=heads, STORED=host.shape[1], RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
+        n_heads=heads, stored=host.shape[1], RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
-        UNITS=min(_UNITS, triton.next_power_of_2(units)), SPLITS=work.splits(units), PAIRS=_ROWS[work.run] // work.run,
+        UNITS=_UNITS, SPLITS=work.splits(units), PAIRS=_ROWS[work.run] // work.run,
         MERGED=merged, PDL=pdl, num_warps=8, **early(pdl),
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n_heads", "n"])
 def _bring(
-    host, slots, out, n, HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    host, slots, out, n, n_heads, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     at = tl.arange(0, BLOCK_SIZE)
-    for item in range(tl.program_id(0), tl.cdiv(n, ROWS) * HEADS, tl.num_programs(0)):
-        head, token = item % HEADS, item // HEADS * ROWS + tl.arange(0, ROWS)
+    for item in range(tl.program_id(0), tl.cdiv(n, ROWS) * n_heads, tl.num_programs(0)):
+        head, token = item % n_heads, item // n_heads * ROWS + tl.arange(0, ROWS)
         slot = tl.load(slots + token, mask=token < n, other=0).to(tl.int64)
-        source = ((slot // BLOCK * HEADS + head) * BLOCK + slot % BLOCK) * SIZE
+        source = ((slot // BLOCK * n_heads + head) * BLOCK + slot % BLOCK) * SIZE
         there = (token < n)[:, None] & (at < SIZE)[None, :]
         rows = tl.load(host + source[:, None] + at[None, :], mask=there)
-        tl.store(out + ((token.to(tl.int64) * HEADS + head) * SIZE)[:, None] + at[None, :], rows, mask=there)
+        tl.store(out + ((token.to(tl.int64) * n_heads + head) * SIZE)[:, None] + at[None, :], rows, mask=there)
 
 
 def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = ALONE) -> None:
@@ -157,6 +158,6 @@ def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: 
     n, (_, heads, _, size) = slots.numel(), host.shape
     if n and heads:
         _bring[(programs,)](
-            host, slots, out, n, HEADS=heads, SIZE=size, BLOCK=BLOCK, BLOCK_SIZE=triton.next_power_of_2(size), ROWS=64,
-            num_warps=8,
+            host, slots, out, n, n_heads=heads, SIZE=size, BLOCK=BLOCK, BLOCK_SIZE=triton.next_power_of_2(size),
+            ROWS=64, num_warps=8,
         )  # fmt: skip
