@@ -1,4 +1,4 @@
-"""Time per layer of what a lazy step adds before attention: `probe`, `choose` and `swap_in`, in one CUDA graph.
+"""Time per layer of what a lazy step does beside attention: `probe`, `choose`, `swap_in`, `seat`, in one CUDA graph.
 
 Llama-3.1-8B's heads (8 KV heads of 128, 4 query heads each), 15% of the rows kept. Every layer has an index and hot
 rows of its own, so that the card's cache serves none of them; queries are new before each replay, so that rows come.
@@ -21,7 +21,7 @@ from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.probe import probe
-from hetero_sglang.ops.triton.swap_in import swap_in
+from hetero_sglang.ops.triton.swap_in import seat, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import Fields, words
 
@@ -29,7 +29,7 @@ HEADS, GROUP, DIM, DTYPE = 8, 4, 128, torch.bfloat16
 FIELDS: Fields = ((8, 4), (24, 2))
 LAYERS, KEPT, SINK, WINDOW, PAGE, ROUNDS = 8, 0.15, 16, 64, 16, 7
 COME = 16  # rows that may come to a head in a step
-OPERATIONS = ("probe", "choose", "swap_in")
+OPERATIONS = ("probe", "choose", "swap_in", "seat")
 
 
 class Layers:
@@ -64,7 +64,9 @@ class Layers:
             for layer in range(LAYERS)
         ]  # fmt: skip
         self.q = torch.randn(LAYERS, batch, HEADS * GROUP, DIM, device=device).to(DTYPE)
-        self.work = Workspace(batch, HEADS, GROUP, tokens, batch * tokens, run, max(1, COME // run), device, 0, True)
+        self.work = Workspace(
+            batch, HEADS, GROUP, tokens, batch * tokens, run, max(1, COME // run), device, 0, self.hot
+        )
         self.work.plan(self.step.length)
         self.host = host
 
@@ -89,6 +91,8 @@ class Layers:
                 choose(layer, self.step, self.hot, SINK, WINDOW, self.work)
             if operations > 2:
                 swap_in(layer, self.host, self.slots, self.starts, self.step, self.hot, SINK, self.work)
+            if operations > 3:
+                seat(layer, self.step, self.hot, self.work)
 
 
 def measure(

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hetero_sglang.config.choices import ABLATIONS, DECODE_KERNELS, FETCH, INDEXES, POLICIES, RETRIEVAL, ROLES
+from hetero_sglang.config.choices import ABLATIONS, DECODE_KERNELS, INDEXES, POLICIES, RETRIEVAL, ROLES
 from hetero_sglang.errors import HeteroError
 
 OPTIONS: dict[str, list[str]] = {  # of heterocache; no values: a switch
     "retrieval": RETRIEVAL,
-    "fetch": FETCH,
     "roles": ROLES,
     "ablation": [name for name in ABLATIONS if name != "none"],
     "index": INDEXES,

@@ -5,7 +5,6 @@ from __future__ import annotations
 POLICIES = ["full", "heterocache", "streamingllm", "snapkv", "quest", "chunkkv", "rocketkv", "fier", "kvcluster"]
 RETRIEVAL = ["accumulate", "replace", "off"]
 ROLES = ["profile", "ratio"]
-FETCH = ["auto", "ahead", "same-step"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
 INDEXES = ["auto", "directions", "none"]
 DECODE_KERNELS = ["auto", "flashinfer", "triton"]
@@ -13,7 +12,6 @@ CHOICES = {
     "kv_policy": POLICIES,
     "hetero_retrieval": RETRIEVAL,
     "hetero_roles": ROLES,
-    "hetero_fetch": FETCH,
     "hetero_ablation": ABLATIONS,
     "hetero_index": INDEXES,
     "hetero_decode_kernel": DECODE_KERNELS,

@@ -32,7 +32,6 @@ class Settings:
     monitor_interval: int  # decode steps between two looks of a pivot
     anchor_interval: int  # looks between two refreshes of an anchor; 0 never
     retrieval: str  # accumulate | replace | off
-    ahead: bool  # heads with a key index look for rows one layer ahead, by queries that are guessed
     reassign: bool  # satellites that no longer follow their pivot get another, or none
     worker_threads: int
     decode_kernel: str  # auto | flashinfer | triton
@@ -66,7 +65,6 @@ def resolve(
     observe: int = 32,
     anchor_interval: int = 8,
     retrieval: str = "accumulate",
-    fetch: str = "auto",
     reassign: bool = False,
     reserve: int = 4096,
     decode_kernel: str = "auto",
@@ -137,7 +135,6 @@ def resolve(
         monitor_interval=monitor_interval,
         anchor_interval=anchor_interval,
         retrieval=retrieval,
-        ahead=lazy and fetch == "ahead",
         reassign=reassign,
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,

@@ -233,10 +233,13 @@ class Engine:
         buffers, rule = self.layers[layer], self.settings.rule
         q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
         self.ops.store(buffers, slots, k, v, host=False, step=tables, sink=rule.sink, ring=rule.ring)
-        if self.finder:
-            self.finder.written(layer, slots, k)
-            self.finder.find(layer, step, tables, q, scale)
-        return step.kernel.attend(layer, q, buffers, tables, scale, ordered=self.finder is not None)
+        if self.finder is None:
+            return step.kernel.attend(layer, q, buffers, tables, scale)
+        self.finder.appended(layer, slots, k)
+        arrivals = self.finder.find(layer, step, tables, q, scale)
+        out = step.kernel.attend(layer, q, buffers, tables, scale, arrivals is None, arrivals)
+        self.finder.attended(layer, tables, arrivals)
+        return out
 
     # ---- beside
 

@@ -15,7 +15,7 @@ from hetero_sglang.cache.sizes import LOOK_WORKSPACE
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.engine.plan import Prompt
-from hetero_sglang.ops.base import LayerBuffers, StepTables
+from hetero_sglang.ops.base import Arrivals, LayerBuffers, StepTables
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.policy.base import Policy
 
@@ -55,8 +55,13 @@ class Finder(ABC):
         self._steps = 0
 
     @abstractmethod
-    def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
-        """Before a layer attends with q [B, Hq, D]; the step's token is stored."""
+    def find(
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
+    ) -> Arrivals | None:  # fmt: skip
+        """Before a layer attends with q [B, Hq, D]; the step's token is stored. What comes while it does, if so."""
+
+    def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:  # noqa: B027
+        """Afterwards, with what `find` gave."""
 
     def workspace(self, batch: int, context: int) -> Any:
         """For steps of up to `batch` requests of up to `context` tokens."""
@@ -65,7 +70,7 @@ class Finder(ABC):
         tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * floats)))
         work = self.ops.Workspace(
             batch, self.widest, self.group, context, tokens, self.run, self.room, self.device, self.followed,
-            self.probed,
+            self.cache.hot if self.probed else None,
         )  # fmt: skip
         if self.counted is not None:
             work.counted = self.counted  # of every step, whichever its buffers
@@ -85,6 +90,10 @@ class Finder(ABC):
 
     def written(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:  # noqa: B027 - few need to know
         """New keys k [n, H, D] are stored at token slots [n]."""
+
+    def appended(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
+        """The same, a token of each of a step's requests; before `find`."""
+        self.written(layer, slots, k)
 
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:  # noqa: B027
         """A layer's working sets are filled: keys [L, C, D] of the compressed heads, scores [C, L]."""

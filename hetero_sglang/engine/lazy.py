@@ -1,8 +1,12 @@
-"""Heads with a key index: what a head wants most by it comes in, step by step."""
+"""Heads with a key index: what a head wants most by it comes in, step by step, while the heads attend.
+
+Three things go on at once in a layer: attention to the rows that heads hold, the search for what they lack (`lane`),
+and the new keys' index rows (`beside`). What was found is attended to last, and takes its places after that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,14 +16,14 @@ from hetero_sglang.cache.lanes import Lane, Mark, mark
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.ops.base import Arrivals, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep
 
 
 class Lazy(Finder):
-    """Rows come in the step that wants them, or one layer ahead by guessed queries."""
+    """Rows come in the step that wants them."""
 
     probed = True
 
@@ -36,9 +40,9 @@ class Lazy(Finder):
         ]
         self.widest = max(1, *(each.heads.numel() for each in self.index))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
-        self.lane = Lane(self.device, urgent=False)
-        self.read_state: dict[int, Mark] = {}  # by layer: the guess has read what it is made of
-        self.arrived: dict[int, Mark] = {}  # by layer whose rows come ahead
+        self.lane, self.beside = Lane(self.device), Lane(self.device)
+        self.known: Mark | None = None  # the layer's new keys have their index rows
+        self.seated: Mark | None = None  # what came has its places
 
     def first(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """The best whole runs; all heads are alike."""
@@ -72,32 +76,33 @@ class Lazy(Finder):
         turned = [x.view_as(each.offset)[:, None] for x, each in zip(signs.split(sizes), self.index, strict=True)]
         torch._foreach_mul_([each.decode for each in self.index], turned)
 
-    def ahead(
-        self, layer: int, step: DecodeStep, tables: StepTables, queries: Callable[[], torch.Tensor], scale: float
-    ) -> None:
-        """While the layer before runs its MLP: rows that `layer` wants by guessed queries [B, Hq * D] come in."""
-        self.lane.follow(mark(self.device))
-        with self.lane:
-            q = queries()
-            self.read_state[layer] = self.lane.mark()
-            self._swap(layer, step, tables, q.unflatten(1, (-1, self.cache.hot.k.shape[-1])), scale)
-        self.arrived[layer] = self.lane.mark()
+    def appended(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
+        self.beside.follow(mark(self.device))
+        with self.beside:
+            self.written(layer, slots, k)
+        self.known = self.beside.mark()
 
-    def state_changes(self, layer: int) -> None:
-        """What `layer`'s queries are guessed from is about to be overwritten."""
-        if layer in self.read_state:
-            self.read_state.pop(layer).hold(self.device)
-
-    def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
-        if layer in self.arrived:
-            self.arrived.pop(layer).hold(self.device)
-        else:
-            self._swap(layer, step, tables, q, scale)
-
-    def _swap(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
+    def find(
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
+    ) -> Arrivals | None:  # fmt: skip
         mine, rule, hot, work = self.index[layer], self.settings.rule, self.cache.hot, step.work
         if not mine.heads.numel():
-            return
-        self.ops.probe(q, mine, step.slots, step.starts, tables, scale, rule.sink, rule.window, work)
-        self.ops.choose(mine, tables, hot, rule.sink, rule.window, work)
-        self.ops.swap_in(mine, self.layers[layer].host, step.slots, step.starts, tables, hot, rule.sink, work)
+            return None
+        self.lane.follow(mark(self.device))
+        with self.lane:
+            self.ops.probe(q, mine, step.slots, step.starts, tables, scale, rule.sink, rule.window, work)
+            self.ops.choose(mine, tables, hot, rule.sink, rule.window, work)
+            self.ops.swap_in(mine, self.layers[layer].host, step.slots, step.starts, tables, hot, rule.sink, work)
+        return Arrivals(mine, work, self.lane.mark())
+
+    def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:
+        if arrivals is not None:
+            self.lane.follow(mark(self.device))
+            with self.lane:
+                self.ops.seat(arrivals.layer, tables, self.cache.hot, arrivals.work)
+            self.seated = self.lane.mark()
+        joined = [self.known, self.seated if layer == len(self.index) - 1 else None]
+        for point in joined:  # the next layer's search comes after this one's in the lane
+            if point is not None:
+                point.hold(self.device)
+        self.known = None

@@ -10,9 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
+from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.config.layout import LayerLayout
 from hetero_sglang.profile.index_plan import Fields
 
@@ -27,6 +29,7 @@ NAMES = (
     "locate",  # where a step has written its newest rows
     "look",  # what pivots look at, and whether their satellites hold it
     "probe",  # what heads look at, by their key indexes
+    "seat",  # rows that came while heads attended, to their places
     "store",  # new tokens' rows
     "swap_in",  # rows that were chosen, from the host store
     "write_back",  # a step's newest rows, to the host store
@@ -97,6 +100,15 @@ class LayerIndex:
     offset: torch.Tensor
     fields: Fields
     first: int
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Rows that come to heads of a layer while these attend: in `work`, a Workspace, once `there` is passed."""
+
+    layer: LayerIndex
+    work: Any
+    there: Mark
 
 
 @dataclass(frozen=True)
@@ -177,11 +189,11 @@ class DecodeKernel(ABC):
     @abstractmethod
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False,
+        ordered: bool = False, arrivals: Arrivals | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """q [B, Hq, D] -> [B, Hq, Dv], heads in the model's order, recorded in the graph.
 
         Resident heads attend to the request's tokens, compressed ones to their first min(cap, length) rows, but for
-        what may be among the selected again (`passed`); padding (length 0) gives something finite. `ordered`: other
-        kernels than `store` may have written rows just before.
+        what may be among the selected again (`passed`), and to `arrivals`; padding (length 0) gives something finite.
+        `ordered`: other kernels than `store` may have written rows just before.
         """

@@ -63,13 +63,6 @@ class HeteroServerArgs(ServerArgs):
             f"One of {named('hetero_roles')}."
         ),
     ] = "profile"
-    hetero_fetch: A[
-        str,
-        Arg(
-            "When rows come to heads with a key index: in the step that wants them, or one layer ahead of it, by "
-            f"queries that are guessed. One of {named('hetero_fetch')}."
-        ),
-    ] = "auto"
     hetero_reassign: A[bool, Arg("Give satellites that no longer follow their pivot another one, or none.")] = False
     hetero_ablation: A[
         str, Arg(f"Leave out one of HeteroCache's ideas, to measure it: {named('hetero_ablation')}.")

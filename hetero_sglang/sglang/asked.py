@@ -19,7 +19,7 @@ from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
 
 RESOLVED = (  # by `settings.resolve`, under these names
-    "keep_ratio", "window", "sink", "dense_below", "drift_threshold", "retrieval", "fetch", "reassign", "decode_kernel",
+    "keep_ratio", "window", "sink", "dense_below", "drift_threshold", "retrieval", "reassign", "decode_kernel",
 )  # fmt: skip
 
 

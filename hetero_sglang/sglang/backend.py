@@ -10,11 +10,9 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from hetero_sglang.engine.engine import Engine
-from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.plan import plan_extend
 from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.step import DecodeStep
-from hetero_sglang.sglang.ahead import Ahead, Queries
 from hetero_sglang.sglang.pool import token_slots
 from hetero_sglang.sglang.runtime import runtime
 
@@ -34,20 +32,7 @@ class HeteroAttnBackend(AttentionBackend):
         self.step: DecodeStep | None = None
         self.tables: StepTables | None = None
         self.known = True  # this prefill's requests are the cache's
-        self.scale = 1.0
-        self.ahead = self._ahead(model_runner.model) if self.cache.settings.ahead else None
         runtime().engine = self.engine
-
-    def _ahead(self, model: Any) -> Ahead | None:
-        lazy = self.engine.finder
-        if not isinstance(lazy, Lazy):
-            return None
-
-        def bring(layer: int, queries: Queries) -> None:
-            assert self.step is not None and self.tables is not None
-            lazy.ahead(layer, self.step, self.tables, queries, self.scale)
-
-        return Ahead(model, bring, lazy.state_changes)
 
     # ---- the contract's five methods
 
@@ -100,8 +85,6 @@ class HeteroAttnBackend(AttentionBackend):
         """q [n, Hq * D], k [n, H, D], v [n, H, Dv] -> [n, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
-        if self.ahead is not None:
-            self.ahead.positions = None
         return self.engine.extend(index, slots, q, k, v, layer.scaling).reshape(q.shape[0], -1)
 
     def forward_decode(
@@ -111,8 +94,6 @@ class HeteroAttnBackend(AttentionBackend):
         """q [B, Hq * D], k [B, H, D], v [B, H, Dv] -> [B, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
-        if self.ahead is not None:
-            self.ahead.positions, self.scale = forward_batch.positions, layer.scaling
         assert self.step is not None and self.tables is not None
         out = self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling)
         return out.reshape(q.shape[0], -1)

@@ -59,7 +59,6 @@ DRIFT, STEP, LAZY = Refresh.DRIFT, Refresh.STEP, Refresh.LAZY
 # field of ours, whether a policy reads it, and why one that does not has no use for it
 OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
-    ("hetero_fetch", lambda policy: policy.refresh is LAZY, "its rows come in the step that wants them, or never"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh in (DRIFT, STEP), "it fetches nothing, or always"),
     ("hetero_monitor_interval", lambda policy: policy.refresh in (DRIFT, STEP), "it chooses once, or in every step"),
@@ -92,14 +91,11 @@ def check_policy(args: Any) -> None:
             f"--hetero-window {args.hetero_window} is too small: a step writes the window's newest row while the one "
             f"before it is still copied to the host; choose at least 2."
         )
-    if args.attention_backend == "flashinfer":
-        return
-    for flag, value, why in (
-        ("decode-kernel", args.hetero_decode_kernel, "is one for GPUs"),
-        ("fetch", args.hetero_fetch, "guesses queries beside the layer before them, which a CPU has no time for"),
-    ):
-        if value not in ("auto", "same-step"):
-            raise HeteroError(f"--hetero-{flag} {value} {why}, and this server runs on torch alone; drop it.")
+    if args.attention_backend != "flashinfer" and args.hetero_decode_kernel != "auto":
+        raise HeteroError(
+            f"--hetero-decode-kernel {args.hetero_decode_kernel} is one for GPUs, and this server runs on torch alone; "
+            f"drop it."
+        )
 
 
 def check_flags(args: Any) -> None:

@@ -33,5 +33,5 @@ def test_layers_bring_rows(host: torch.Tensor, monkeypatch: pytest.MonkeyPatch) 
     for name, value in (("LAYERS", 1), ("ROUNDS", 1), ("GROUP", 1)):
         monkeypatch.setattr(lazy_layers, name, value)
     rows = list(lazy_layers.measure(DEVICE, host, 2, 512, 8))
-    assert [row["what"] for row in rows] == ["probe", "choose", "swap_in"]
+    assert [row["what"] for row in rows] == ["probe", "choose", "swap_in", "seat"]
     assert rows[0]["rows_came"] == 0 < rows[2]["rows_came"] <= 2 * lazy_layers.HEADS * lazy_layers.COME

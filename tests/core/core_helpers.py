@@ -215,6 +215,12 @@ def flat_rows(ws: WorkingSet, number: int, rows: torch.Tensor) -> torch.Tensor:
     return ws.tables[number][rows // size] * size + rows % size
 
 
+def selected_tokens(request: Request, number: int) -> torch.Tensor:
+    """What lies in a compressed head's selected rows."""
+    tokens = request.cache.hot.position.view(-1)[selected_rows(request.ws, number)].long().cpu()
+    return tokens[tokens >= 0]
+
+
 def selected_rows(ws: WorkingSet, number: int) -> torch.Tensor:
     """Flat hot rows of a full head that are neither sinks nor ring."""
     rule, cap = ws.rule, ws.caps[number]

@@ -18,8 +18,11 @@ from core_helpers import (
 )
 
 
-def expect(request: Request, layer: int, token: int, whole: bool = True) -> torch.Tensor:
-    """What attention of `token` must be: over every earlier token, or over what each head holds."""
+def expect(
+    request: Request, layer: int, token: int, whole: bool = True, gone: list[torch.Tensor] | None = None
+) -> torch.Tensor:
+    """What attention of `token` must be: over every earlier token, or over what each head holds, and over `gone`: what
+    each of all compressed heads held in selected rows before."""
     spec = request.cache.settings.layout.layers[layer]
     heads = request.k[layer].shape[1]
     out = torch.empty(heads * GROUP, request.q[layer].shape[-1])
@@ -29,6 +32,8 @@ def expect(request: Request, layer: int, token: int, whole: bool = True) -> torc
             positions = held_positions(request, spec.first + spec.compressed.index(head), token + 1)
             assert positions.unique().numel() == positions.numel(), "a token is counted twice"
             assert positions.min() >= 0 and positions.max() == token, "an empty row, or the new token is missing"
+            if gone is not None:
+                positions = torch.cat((positions.cpu(), gone[spec.first + spec.compressed.index(head)])).unique()
         q = request.q[layer][token].view(heads, GROUP, -1)[head]
         k, v = request.k[layer][positions, head], request.v[layer][positions, head]
         out[head * GROUP : (head + 1) * GROUP] = dense(q, k, v)

@@ -18,6 +18,7 @@ from core_helpers import (
     make_settings,
     prefill,
     selected_rows,
+    selected_tokens,
 )
 
 from hetero_sglang.config.settings import Settings
@@ -58,7 +59,9 @@ def slots_of(count: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("run", [1, 4, 8])
 @pytest.mark.parametrize(("seed", "probed"), [(0, None), (1, None), (2, SOME)])
-def test_a_step_attends_over_exactly_what_its_heads_hold(seed: int, probed: np.ndarray | None, run: int) -> None:
+def test_a_step_attends_over_exactly_what_its_heads_held_and_what_came(
+    seed: int, probed: np.ndarray | None, run: int
+) -> None:
     """Two requests, poisoned buffers; rows are their tokens', none twice, sinks and recent tokens among them."""
     cache = make_cache(lazy_settings(seed, run, probed=probed))
     slots = slots_of(500, seed)
@@ -69,15 +72,18 @@ def test_a_step_attends_over_exactly_what_its_heads_hold(seed: int, probed: np.n
     prefill([one, two], [(0, 150), (0, 90)])
     before = cache.counters.fetched_rows
     for step in range(1, 40):
+        held_before = [[selected_tokens(request, number) for number in range(LAYERS * HEADS)] for request in (one, two)]
         out = decode([one, two], [150 + step, 90 + step])
         for row, (request, base) in enumerate(((one, 150), (two, 90))):
             for layer in range(LAYERS):
                 for head in range(HEADS):
-                    held = held_positions(request, layer * HEADS + head, base + step)
+                    number = layer * HEADS + head
+                    held = held_positions(request, number, base + step)
                     assert held.unique().numel() == held.numel()
                     recent = torch.arange((base + step - 6) // run * run, base + step)  # what no run may bring yet
                     assert torch.isin(recent, held).all() and held[:2].tolist() == [0, 1]
                     q = request.q[layer][base + step - 1].view(HEADS, GROUP, -1)[head]
+                    held = torch.cat((held, held_before[row][number])).unique()  # what goes, goes afterwards
                     wanted = dense(q, request.k[layer][held, head], request.v[layer][held, head])
                     got = out[layer, row].view(HEADS, GROUP, -1)[head]
                     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)

@@ -57,8 +57,11 @@ class FakeWrapper:
     def _words(self, place: int, count: int) -> list[int]:
         return self.ints[place : place + 4 * count].view(torch.int32).tolist()
 
-    def run(self, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], *, q_scale: float, out: torch.Tensor) -> None:
-        """q [rows, kv_heads * G, D]; K, V [pages, page, kv_heads, D]."""
+    def run(
+        self, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], *, q_scale: float, out: torch.Tensor,
+        return_lse: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """q [rows, kv_heads * G, D]; K, V [pages, page, kv_heads, D]. Base-2 logarithms of the sums, too."""
         info: list[Any] = self._plan_info
         items, rows = info[0], q.shape[0]
         request, tile, number = (self._words(info[i], items) for i in (4, 5, 6))
@@ -86,10 +89,13 @@ class FakeWrapper:
             logits = torch.einsum("hd,nhd->hn", q[row], k) * self.scale * q_scale
             part = torch.einsum("hn,nhd->hd", logits.softmax(-1), v) if len(token) else torch.zeros_like(q[row])
             parts[outputs[row] + number[item]] = (part, logits.logsumexp(-1))
+        logs = torch.empty(q.shape[:2])
         for row in range(rows):
             mine = [parts[place] for place in range(merged[row], merged[row + 1])]
+            logs[row] = torch.stack([log for _, log in mine]).logsumexp(0) / 0.6931471805599453
             if len(mine) == 1:
                 out[row] = mine[0][0]
                 continue
             shares = torch.stack([log for _, log in mine]).softmax(0)  # [chunks, Hq]
             out[row] = (torch.stack([part for part, _ in mine]) * shares[..., None]).sum(0)
+        return out, logs

@@ -24,6 +24,7 @@ from core_helpers import (
     make_settings,
     prefill,
     random_profile,
+    selected_tokens,
     worker_up,
 )
 from test_lazy_heads import SOME, lazy_settings
@@ -166,19 +167,20 @@ def test_heads_with_an_index_find_their_rows(run: int, probed: np.ndarray | None
     extend(pairs, [(0, 100), (0, 90), (0, 20)])
     extend(pairs, [(100, 150), None, None])
     for extra in range(1, 8):
-        lengths = [prompt + extra for prompt in prompts]
-        out = decode([pair[1] for pair in pairs], lengths, 4)
-        check_held([pair[1] for pair in pairs], lengths, out)
+        lengths, mine = [prompt + extra for prompt in prompts], [pair[1] for pair in pairs]
+        every = range(mine[0].cache.settings.layout.num_compressed)
+        gone = [[selected_tokens(request, number) for number in every] for request in mine]
+        check_held(mine, lengths, decode(mine, lengths, 4), gone)
     engine_of(pairs[0][1].cache).poll()
     assert pairs[0][1].cache.counters.fetched_rows > 0 and pairs[0][1].cache.counters.late_rows == 0
 
 
-def check_held(requests: list[Request], lengths: list[int], out: torch.Tensor) -> None:
+def check_held(requests: list[Request], lengths: list[int], out: torch.Tensor, gone: list[list[torch.Tensor]]) -> None:
     from test_engine import expect
 
     for row, (request, length) in enumerate(zip(requests, lengths, strict=True)):
         for layer in range(out.shape[0]):
-            wanted = expect(request, layer, length - 1, whole=False)
+            wanted = expect(request, layer, length - 1, False, gone[row])
             torch.testing.assert_close(out[layer, row], wanted, atol=1e-4, rtol=1e-3)
 
 

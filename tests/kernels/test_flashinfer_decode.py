@@ -16,10 +16,11 @@ from fake_flashinfer import PROCESSORS, FakeWrapper
 
 from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.ops import triton
-from hetero_sglang.ops.base import LayerBuffers
+from hetero_sglang.ops.base import Arrivals, LayerBuffers, LayerIndex
 from hetero_sglang.ops.chosen import decode_kernel
 from hetero_sglang.ops.reference.attention import decode_exact
 from hetero_sglang.ops.step import DecodeStep
@@ -27,14 +28,16 @@ from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
 
 HEADS, CONTEXT, WIDTH = 4, 8192, 6
+MOST = 40  # rows that come to a head
 RESIDENT = [(1,), (), (0, 1, 2, 3), (0, 3), (2,)]  # by layer
 NAN = float("nan")
 
 
 class World:
-    """Stores, pool and requests of a small model, with random pages and token slots."""
+    """Stores, pool and requests of a small model, with random pages and token slots; rows that come to every second
+    compressed head while it attends."""
 
-    def __init__(self, dim: int, group: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, dim: int, group: int, dtype: torch.dtype, device: str, kernel: str = "flashinfer") -> None:
         self.dim, self.group, self.dtype, self.device = dim, group, dtype, device
         self.settings = make_settings(_profile(dim, group), 0.6, window=16, sink=4, dense_below=256)
         self.layout = self.settings.layout
@@ -54,8 +57,9 @@ class World:
         self.req_to_token = torch.zeros(16, CONTEXT, dtype=torch.int32, device=device)
         self.requests: dict[int, WorkingSet] = {}
         self.q = torch.full((len(RESIDENT), WIDTH, HEADS * group, dim), NAN, dtype=dtype, device=device)
-        make = decode_kernel("flashinfer", triton, self.buffers)
-        self.step = DecodeStep(triton, self.settings, self.tables, WIDTH, CONTEXT, group, dim, make)
+        make = decode_kernel(kernel, triton, self.buffers)
+        self.work = triton.Workspace(WIDTH, HEADS, group, CONTEXT, CONTEXT, 1, MOST, device, 0, self.pool)
+        self.step = DecodeStep(triton, self.settings, self.tables, WIDTH, CONTEXT, group, dim, make, self.work)
 
     def start(self, slot: int, prompt: int, more: int) -> None:
         self.requests[slot] = WorkingSet(self.pool, self.settings.rule, self.settings.rule.grant(prompt, more))
@@ -69,6 +73,10 @@ class World:
     def begin(self, lengths: dict[int, int], width: int) -> None:
         """Fresh K and V of these tokens, NaN everywhere else; the step is told of them."""
         stores = [x for b in self.buffers for x in (b.resident_k, b.resident_v)]
+        self.work.comes.copy_(torch.randint(0, MOST + 1, self.work.comes.shape) * torch.randint(0, 2, (1,)))
+        here = torch.arange(MOST, device=self.device) < self.work.comes[:, None]
+        for tensor in (self.work.arrived_k, self.work.arrived_v):
+            tensor.normal_()[~here.flatten()] = NAN
         for tensor in (self.pool.k, self.pool.v, self.q, *stores):
             tensor.fill_(NAN)
         self.q[:, : len(lengths)].normal_()
@@ -87,10 +95,23 @@ class World:
         ws = self.requests[slot]
         return flat_rows(ws, head, torch.arange(min(ws.caps[head], length))).to(self.device)
 
+    def indexed(self, layer: int) -> tuple[int, ...]:
+        """Of a layer's compressed heads."""
+        return tuple(range(len(self.layout.layers[layer].compressed)))[::2]
+
+    def arrivals(self, layer: int) -> Arrivals | None:
+        which, none = torch.tensor(self.indexed(layer), dtype=torch.int32, device=self.device), torch.empty(0)
+        if not which.numel():
+            return None
+        heads = torch.tensor(self.layout.layers[layer].compressed, dtype=torch.int32, device=self.device)[::2]
+        return Arrivals(LayerIndex(heads.contiguous(), which, *[none] * 4, (), 0), self.work, Mark(None))
+
     def attend(self, width: int) -> torch.Tensor:
         now = self.step.plan(width)
         outputs = [
-            self.step.kernel.attend(layer, self.q[layer, :width], buffers, now, 0.7 * self.dim**-0.5)
+            self.step.kernel.attend(
+                layer, self.q[layer, :width], buffers, now, 0.7 * self.dim**-0.5, True, self.arrivals(layer)
+            )
             for layer, buffers in enumerate(self.buffers)
         ]
         return torch.stack(outputs)
@@ -106,6 +127,12 @@ class World:
                 for c, head in enumerate(spec.compressed):
                     rows = self.rows(slot, spec.first + c, length)
                     parts[head] = tuple(x.view(-1, self.dim)[rows] for x in (self.pool.k, self.pool.v))
+                    indexed = self.indexed(layer)
+                    if c in indexed:
+                        unit = at * len(indexed) + indexed.index(c)
+                        came = slice(unit * MOST, unit * MOST + int(self.work.comes[unit]))
+                        more = (self.work.arrived_k[came], self.work.arrived_v[came])
+                        parts[head] = tuple(map(torch.cat, zip(parts[head], more, strict=True)))
                 for head, (k, v) in parts.items():
                     mine = slice(head * self.group, (head + 1) * self.group)
                     q = self.q[layer, at, mine][None]
@@ -126,35 +153,36 @@ def _profile(dim: int, group: int) -> HeadProfile:
     return HeadProfile(len(built), HEADS, HEADS * group, dim, built)
 
 
-def _life(world: World) -> list[tuple[dict[int, int], int]]:
+def _life(world: World, long: int) -> list[tuple[dict[int, int], int]]:
     """Steps: full heads beside growing ones over pages and chunks, requests that come and go, padding."""
     world.start(3, 20, 300)  # grows: its cap is not reached
-    world.start(5, 3000, 200)
+    world.start(5, long, 200)
     world.start(7, 1, 140)
-    steps = [({3: 20 + i, 5: 3000 + i, 7: 1 + i}, 4) for i in (1, 2, 12, 28, 44, 107, 108, 109, 130, 139)]
-    return [*steps, ({5: 3200}, WIDTH), ({7: 126, 3: 240, 5: 3140}, 3), ({3: 1}, 1)]
+    steps = [({3: 20 + i, 5: long + i, 7: 1 + i}, 4) for i in (1, 2, 12, 28, 44, 107, 108, 109, 130, 139)]
+    return [*steps, ({5: long + 200}, WIDTH), ({7: 126, 3: 240, 5: long + 140}, 3), ({3: 1}, 1)]
 
 
-def _run(world: World) -> None:
-    for lengths, width in _life(world):
+def _run(world: World, long: int = 3000) -> None:
+    for lengths, width in _life(world, long):
         world.begin(lengths, width)
         world.check(world.attend(width), lengths)
     world.end(5)
-    world.start(1, 5000, 100)  # in freed pages
+    world.start(1, long + 2000, 100)  # in freed pages
     world.start(5, 700, 100)
-    for lengths, width in (({5: 701, 1: 5001, 3: 300}, 4), ({1: 5100, 5: 800}, 2)):
+    for lengths, width in (({5: 701, 1: long + 2001, 3: 300}, 4), ({1: long + 2100, 5: 800}, 2)):
         world.begin(lengths, width)
         world.check(world.attend(width), lengths)
 
 
-def test_plans_lists_and_orders_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", ["flashinfer", "auto"])
+def test_plans_lists_and_orders_without_a_card(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("the kernels themselves are tested below")
     properties = SimpleNamespace(multi_processor_count=PROCESSORS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     fake = SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=FakeWrapper)
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
-    _run(World(8, 2, torch.float32, "cpu"))
+    _run(World(16, 2, torch.float32, "cpu", kernel), 3000 if kernel == "flashinfer" else 400)  # one is interpreted
 
 
 def test_values_of_another_size_are_refused() -> None:

@@ -19,7 +19,7 @@ from hetero_sglang.ops.reference.workspace import Coming
 from hetero_sglang.ops.reference.workspace import Workspace as Handed
 from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.probe import probe
-from hetero_sglang.ops.triton.swap_in import swap_in
+from hetero_sglang.ops.triton.swap_in import seat, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import Fields, words
 
@@ -168,15 +168,14 @@ CASES = [
 def test_a_step_is_the_reference_s(
     run: int, lengths: list[int], caps: list[int], most: int, ties: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if ties:  # steps of more heads than `swap_in` looks through at once, and of many more splits
-        monkeypatch.setattr(sys.modules[swap_in.__module__], "_UNITS", 2)
+    if ties:  # of many more splits
         for function in (choose, Workspace):
             monkeypatch.setattr(sys.modules[function.__module__], "TILE", 64)
         for function in (probe, Workspace):
             monkeypatch.setattr(sys.modules[function.__module__], "READ", 256)
     world = make(run + len(lengths), run, lengths, caps, ties)
     device = on_device(world)
-    work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, DEVICE, 0, True)
+    work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, DEVICE, 0, device.hot)
     assert not ties or work.splits(len(lengths) * HEADS) > 8
     for name in ("factors", "top", "total", "scores"):
         getattr(work, name).fill_(float("nan"))
@@ -186,7 +185,9 @@ def test_a_step_is_the_reference_s(
     probe(device.q, device.layer, *args, scale, SINK, WINDOW, work)
     flat_scores, begins = work.scores.cpu().clone(), work.place.tolist()
     choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
-    swap_in(device.layer, device.host, *args, device.hot, SINK, work, programs=3)
+    swap_in(device.layer, device.host, *args, device.hot, SINK, work, programs=6)
+    assert device.hot.k.isnan().all() and device.hot.v.isnan().all(), "heads may still attend to what is there"
+    seat(device.layer, device.step, device.hot, work)
     came = late = 0
     hot = world.hot
     for b, (length, cap) in enumerate(zip(lengths, caps, strict=True)):
@@ -242,7 +243,7 @@ PLANS = [
 def test_scores_by_indexes_of_any_fields(fields: Fields, group: int, run: int) -> None:
     world = make(group, run, [1301], [94], fields=fields, group=group)
     device = on_device(world)
-    work = Workspace(1, HEADS, group, CONTEXT, 1301, run, 300, DEVICE, 0, True)
+    work = Workspace(1, HEADS, group, CONTEXT, 1301, run, 300, DEVICE, 0, device.hot)
     work.plan(device.step.length)
     args = (device.slots, device.starts, device.step)
     probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
@@ -254,7 +255,7 @@ def test_requests_beyond_the_workspace_take_turns() -> None:
     """One keeps the rows that it has, in the next step the other."""
     world = make(5, 1, [700, 900], [200, 300])
     device = on_device(world)
-    work = Workspace(2, HEADS, GROUP, CONTEXT, 1000, 1, 300, DEVICE, 0, True)
+    work = Workspace(2, HEADS, GROUP, CONTEXT, 1000, 1, 300, DEVICE, 0, device.hot)
     args, before, chosen = (device.slots, device.starts, device.step), device.hot.position.cpu().clone(), []
     for _ in range(2):
         work.plan(device.step.length)

@@ -177,7 +177,6 @@ def test_heterocache_decides_roles_reassigns_and_waits(server: Server, prompts: 
         ({"kv_policy": "kvcluster", "hetero_keep_ratio": 0.09}, r"kvcluster .* 0\.0938 "),
         ({**PIVOTS, "hetero_roles": "ratio", "hetero_keep_ratio": 0.01}, "keep ratio 0.01"),
         ({"kv_policy": "quest", "hetero_roles": "ratio"}, "--hetero-roles ratio is not read by .* quest"),
-        ({"kv_policy": "quest", "hetero_fetch": "same-step"}, "--hetero-fetch same-step is not read by .* quest"),
         ({"kv_policy": "snapkv", "hetero_drift_threshold": 0.5}, "--hetero-drift-threshold 0.5 is not read"),
         ({"kv_policy": "snapkv", "hetero_retrieval": "off"}, "--hetero-retrieval off .* fetches nothing"),
         ({"kv_policy": "snapkv", "hetero_monitor_interval": 2}, "--hetero-monitor-interval 2 .* chooses once"),

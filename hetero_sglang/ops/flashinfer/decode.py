@@ -15,7 +15,7 @@ import torch
 
 from hetero_sglang.cache.lanes import upload
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables
+from hetero_sglang.ops.base import Arrivals, DecodeKernel, LayerBuffers, StepTables
 from hetero_sglang.ops.flashinfer.plan_place import PlanPlace, float_bytes, int_words, item_count
 from hetero_sglang.ops.flashinfer.split import SplitTables, place, split
 
@@ -133,7 +133,7 @@ class FlashInferDecode(DecodeKernel):
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False,
+        ordered: bool = False, arrivals: Arrivals | None = None,
     ) -> torch.Tensor:  # fmt: skip
         assert self.now is not None  # planned
         batch, query_heads, dim = q.shape
@@ -149,5 +149,29 @@ class FlashInferDecode(DecodeKernel):
         if compressed:
             shape = (batch * compressed, group, dim)
             kv = (buffers.hot_k[:, :, None], buffers.hot_v[:, :, None])  # [pages, P, 1, D]
-            now.compressed[layer].run(q[cut:].view(shape), kv, q_scale=scale, out=out[cut:].view(shape))
+            held = now.compressed[layer].run(
+                q[cut:].view(shape), kv, q_scale=scale, out=out[cut:].view(shape), return_lse=arrivals is not None
+            )
+            if arrivals is not None:
+                arrivals.there.hold(q.device)
+                heads = arrivals.layer.which.long()
+                mine, theirs, logs = (x.view(batch, compressed, group, -1)[:, heads].flatten(0, 1)
+                                      for x in (q[cut:], held[0], held[1]))  # fmt: skip
+                both = with_arrivals(theirs, logs, mine, arrivals.work, scale).unflatten(0, (batch, -1))
+                out[cut:].view(batch, compressed, group, dim).index_copy_(1, heads, both.to(out.dtype))
         return out.index_select(0, now.back[layer]).view(batch, query_heads, dim)
+
+
+def with_arrivals(out: torch.Tensor, logs: torch.Tensor, q: torch.Tensor, work: Any, scale: float) -> torch.Tensor:
+    """What units attend to, the rows in it that came meanwhile: out and q [units, G, D], and the base-2 logarithms
+    [units, G, 1] of the sums of exponents that `out` is made of; float32 [units, G, D]."""
+    units = len(out)
+    each = work.limit(units) * work.run
+    k, v = (x[: units * each].view(units, each, -1) for x in (work.arrived_k, work.arrived_v))
+    here = torch.arange(each, device=q.device) < work.comes[:units, None] * work.run  # [units, each]
+    logits = torch.einsum("ugd,und->ugn", q.float(), k.float()) * (scale * 1.4426950408889634)
+    padding = logs < -1e4  # FlashInfer's, of nothing: -5e4
+    logits = torch.cat((logs, torch.where(here[:, None], logits, float("-inf"))), 2)
+    shares = torch.where(padding, 0.0, (logits * 0.6931471805599453).softmax(2))  # [units, G, 1 + each]
+    values = torch.where(here[..., None], v.float(), 0.0)
+    return out * shares[..., :1] + torch.einsum("ugn,und->ugd", shares[..., 1:], values)

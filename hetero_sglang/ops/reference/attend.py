@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hetero_sglang.cache.working_set import ring_row, run_start
-from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables, passed
+from hetero_sglang.ops.base import Arrivals, DecodeKernel, LayerBuffers, StepTables, passed
 from hetero_sglang.ops.reference.attention import decode_exact, decode_grouped
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ class AttendStep(DecodeKernel):
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False,
+        ordered: bool = False, arrivals: Arrivals | None = None,
     ) -> torch.Tensor:  # fmt: skip
         grouped = q.unflatten(1, (-1, self.group))  # [B, H, G, D]
         out = q.new_zeros(*grouped.shape[:-1], self.v_dim)
+        more = _by_head(arrivals)
         for b, request in enumerate(self.requests):
             if request is None:
                 continue
@@ -67,11 +68,14 @@ class AttendStep(DecodeKernel):
             if buffers.resident.numel():
                 heads = buffers.resident
                 out[b, heads] = attend(grouped[b, heads], *_resident_rows(buffers, request), scale)
-            for number, head in enumerate(buffers.compressed.tolist(), buffers.first):
+            for c, head in enumerate(buffers.compressed.tolist()):
+                number = buffers.first + c
                 rows = request.caps[number]
                 k, v = _hot_rows(buffers, tables.page_list, request.starts[number], rows)
                 if self.run > 1 and rows < request.length:
                     k, v = self._without_passed(k, v, request.length)
+                if (b, c) in more:
+                    k, v = (torch.cat(both) for both in zip((k, v), more[b, c], strict=True))
                 out[b, head] = attend(grouped[b, head][None], k[:, None], v[:, None], scale)[0]
         return out.flatten(1, 2)
 
@@ -82,6 +86,16 @@ class AttendStep(DecodeKernel):
         counts = torch.ones(len(k), dtype=torch.bool, device=k.device)
         counts[ring_row(tokens, len(k), self.sink, self.ring)] = False
         return k[counts], v[counts]
+
+
+def _by_head(arrivals: Arrivals | None) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
+    """K [n, D] and V [n, Dv] of what has come, by request and compressed head."""
+    found = {}
+    for each in arrivals.work.arrived if arrivals else []:
+        for c in each.head.unique().tolist():
+            mine = (each.head == c).to(each.k.device)
+            found[each.request, c] = each.k[mine], each.v[mine]
+    return found
 
 
 def _resident_rows(buffers: LayerBuffers, request: _Request) -> tuple[torch.Tensor, torch.Tensor]:

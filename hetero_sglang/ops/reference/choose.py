@@ -137,7 +137,8 @@ def _choose(
     start = step.page_start[found.request, layer.first + heads].long()[:, None]
     rows = flat_rows(step.page_list, start, row, hot.page_size).unflatten(1, (places, run))  # [C, places, run]
     held = hot.position.view(-1)[rows[..., 0]] // run
-    low, high, most = sink // run, (length - window) // run, int(work.most)
+    low, high = sink // run, (length - window) // run
+    most = min(int(work.most), work.limit(step.length.numel() * layer.heads.numel()))
     scores = found.scores[alike.to(found.scores.device)]
     if merged:
         assert found.fading is not None and run == 1

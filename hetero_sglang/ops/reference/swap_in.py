@@ -7,20 +7,27 @@ import torch
 from hetero_sglang.cache.host_store import take_rows
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
-from hetero_sglang.ops.reference.workspace import Workspace
+from hetero_sglang.ops.reference.workspace import Arrived, Workspace
 
 
 def swap_in(
     layer: LayerBuffers | LayerIndex, host: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables,
     hot: HotPool, sink: int, work: Workspace, programs: int = 0, merged: bool = False,
 ) -> None:  # fmt: skip
-    """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's."""
+    """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's.
+
+    To their places, or beside them until `seat` where heads attend meanwhile.
+    """
     for coming in work.coming:
         token = (coming.run[:, None] * work.run + torch.arange(work.run, device=coming.run.device)).flatten()
         slot = slots[int(starts[coming.request]) + token].long().to(host.device)
         head, rows = coming.head.repeat_interleave(work.run).to(host.device), coming.rows.flatten()
         values = take_rows(host, slot, head).to(hot.k.device)  # [m, D + Dv]
-        hot.write(rows, *values.split((hot.k.shape[-1], hot.v.shape[-1]), -1))
+        k, v = values.split((hot.k.shape[-1], hot.v.shape[-1]), -1)
+        if work.aside:
+            work.arrived.append(Arrived(coming.request, head, rows, k, v))
+        else:
+            hot.write(rows, k, v)
         hot.position.view(-1)[rows] = token.int()
         if coming.worth is not None:
             hot.score.view(-1)[rows] = coming.worth
@@ -28,6 +35,13 @@ def swap_in(
             hot.used.view(-1)[rows] = step.length[coming.request]
     work.coming.clear()
     work.found.clear()
+
+
+def seat(layer: LayerIndex, step: StepTables, hot: HotPool, work: Workspace) -> None:
+    """After heads have attended: the rows that came meanwhile are put in their places."""
+    for each in work.arrived:
+        hot.write(each.rows, each.k, each.v)
+    work.arrived.clear()
 
 
 def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = 0) -> None:

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
+from hetero_sglang.cache.hot_pool import HotPool
+
+ARRIVALS = 1 << 16  # rows that come while heads attend, of all in a step's layer
+
+
+def limit(units: int, run: int, most: int) -> int:
+    """Runs that come to each of `units` requests' heads while they attend, of `most`."""
+    return max(1, min(most, ARRIVALS // max(1, units * run)))
+
 
 @dataclass(frozen=True)
 class Found:
@@ -43,23 +52,40 @@ class Coming:
     worth: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """Rows [n] that have come and are to lie at flat hot rows `rows` [n]: k [n, D], v [n, Dv], of compressed heads
+    `head` [n] of a request."""
+
+    request: int
+    head: torch.Tensor
+    rows: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+
 class Workspace:
     """For steps of up to `batch` requests; to each head at most `most` runs come at once, and `room` at the utmost."""
 
     def __init__(
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
-        device: torch.device | str, pivots: int = 0, probed: bool = False,
+        device: torch.device | str, pivots: int = 0, hot: HotPool | None = None,
     ) -> None:  # fmt: skip
-        self.group, self.run, self.room = group, run, most
+        self.group, self.run, self.room, self.aside = group, run, most, hot is not None
         self.most = torch.full((1,), most, dtype=torch.int32, device=device)
         self.counted = torch.zeros(4, dtype=torch.int64, device=device)  # rows that came, late ones, looks, drifts
         self.found: list[Found] = []
         self.coming: list[Coming] = []
+        self.arrived: list[Arrived] = []
 
     @staticmethod
     def splits_of(units: int, context: int) -> int:
         """Lists that what comes to a head is cut into."""
         return 1
+
+    def limit(self, units: int) -> int:
+        """Runs that come to a head in a step of so many units, at the utmost."""
+        return limit(units, self.run, self.room) if self.aside else self.room
 
     def plan(self, length: torch.Tensor) -> None:
         """Once per step; length [B] int32."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hetero_sglang.ops.base import DecodeKernel, LayerBuffers, StepTables
-from hetero_sglang.ops.triton.decode import DecodeBuffers, DecodeShape, decode_attention
+from hetero_sglang.ops.base import Arrivals, DecodeKernel, LayerBuffers, StepTables
+from hetero_sglang.ops.triton.decode import BESIDE, DecodeBuffers, DecodeShape, decode_attention
 
 if TYPE_CHECKING:
     from hetero_sglang.ops.step import DecodeStep
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class AttendStep(DecodeKernel):
     """Any dtype and head size; the only one that runs in Triton's interpreter."""
 
-    def __init__(self, step: DecodeStep, shape: DecodeShape = DecodeShape()) -> None:  # noqa: B008 - frozen
+    def __init__(self, step: DecodeStep, shape: DecodeShape | None = None) -> None:
+        shape = shape or (BESIDE if step.work is not None and step.work.aside else DecodeShape())
         layers, device = step.layout.layers, step.tables.device
         self.work = DecodeBuffers(
             layers, step.batch, step.group, step.v_dim, step.sink, step.ring, step.window, step.run, device, shape
@@ -28,6 +29,6 @@ class AttendStep(DecodeKernel):
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False,
+        ordered: bool = False, arrivals: Arrivals | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        return decode_attention(q, buffers, self.slots, tables.page_list, scale, self.work, layer, ordered)
+        return decode_attention(q, buffers, self.slots, tables.page_list, scale, self.work, layer, ordered, arrivals)

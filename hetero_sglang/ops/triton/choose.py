@@ -162,11 +162,11 @@ def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
     return edge, tl.sum(tl.where(bins > edge, others, 0), 0), tl.maximum(room - own, 0)
 
 
-@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window", "room"])
+@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window", "room", "limit"])
 def _exchange(
     length, cap, place_of, which, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking,
     old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window, room,
-    n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
+    limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
     MERGED: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -188,14 +188,14 @@ def _exchange(
         if tl.load(flag + unit) != 0:
             edge, sure, more = _merged_edge(wanted, idle, unit, places, BINS)
             lack = sure + more
-            come = tl.minimum(lack, tl.load(most))
+            come = tl.minimum(lack, tl.minimum(tl.load(most), limit))
     else:
         if (tokens > rows) & (places > 0) & (begins >= 0):
             kept, sure = tl.load(hits + 2 * unit), tl.load(hits + 2 * unit + 1)
             edge, want, above, alike = _edge(wanted, unit, places, low, high, PART, BINS)
             lack = above - sure  # what is held lies where runs may come in
             lack += tl.minimum(tl.maximum(want - kept - lack, 0), alike - (kept - sure))
-            come = tl.minimum(tl.minimum(lack, places - kept), tl.load(most))
+            come = tl.minimum(tl.minimum(lack, places - kept), tl.minimum(tl.load(most), limit))
     mine = unit * splits + split
     if giving == 0:
         count, same_bin = 0, 0
@@ -281,6 +281,6 @@ def choose(
         step.length, step.cap, work.place, layer.which, step.page_start, step.page_list,
         hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
-        work.evens, *common, work.room,
+        work.evens, *common, work.room, work.limit(units),
         MERGED=merged, **early(pdl), **sizes,
     )  # fmt: skip

@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hetero_sglang.ops.base import LayerBuffers
+from hetero_sglang.ops.base import Arrivals, LayerBuffers
 from hetero_sglang.ops.triton.early import early
-from hetero_sglang.ops.triton.work import FIELDS, DecodeBuffers, DecodeShape
+from hetero_sglang.ops.triton.work import BESIDE, FIELDS, DecodeBuffers, DecodeShape
 
-__all__ = ["DecodeBuffers", "DecodeShape", "decode_attention"]
+__all__ = ["BESIDE", "DecodeBuffers", "DecodeShape", "decode_attention"]
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def _decode(
     q_stride, ring,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
-    FIELDS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr, RUNS: tl.constexpr,
+    FIELDS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr, RUNS: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     mine = described + item * FIELDS
@@ -132,6 +132,8 @@ def _decode(
         )  # fmt: skip
     there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
     out = out / total[:, None]
+    if MORE:
+        alone = 0
     if alone != 0:
         place_out = result + ((request * HEADS + head) * GROUP + member).to(tl.int64)[:, None] * DV
         tl.store(place_out + at_v[None, :], out.to(result.dtype.element_ty), mask=there)
@@ -142,10 +144,40 @@ def _decode(
 
 
 @triton.jit
+def _arrivals(
+    best, total, result, q, k, v, comes, indexed, n_heads, each, request, head, at, scale,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr,
+    RUN: tl.constexpr,
+):  # fmt: skip
+    """A query's running softmax with the rows in it that came to its head meanwhile."""
+    every = tl.arange(0, HEADS)
+    unit = tl.max(tl.where(tl.load(indexed + every, mask=every < n_heads, other=-1) == head, every, -1), 0)
+    count = 0
+    if unit >= 0:
+        count = tl.load(comes + request * n_heads + unit) * RUN
+    first = (request * n_heads + unit).to(tl.int64) * each
+    dim = tl.arange(0, BLOCK_D)
+    query = tl.load(q + dim, mask=dim < D, other=0.0).to(tl.float32)
+    for start in range(0, count, ROWS):
+        row = start + tl.arange(0, ROWS)
+        here, mine = row < count, first + row
+        keys = tl.load(k + mine[:, None] * D + dim[None, :], mask=here[:, None] & (dim < D)[None, :], other=0.0)
+        values = tl.load(v + mine[:, None] * DV + at[None, :], mask=here[:, None] & (at < DV)[None, :], other=0.0)
+        logits = tl.where(here, tl.sum(keys.to(tl.float32) * query[None, :], 1) * scale, float("-inf"))
+        highest = tl.maximum(best, tl.max(logits, 0))
+        shrink, shares = tl.exp2(best - highest), tl.exp2(logits - highest)
+        result = result * shrink + tl.sum(values.to(tl.float32) * shares[:, None], 0)
+        total = total * shrink + tl.sum(shares, 0)
+        best = highest
+    return best, total, result
+
+
+@triton.jit(do_not_specialize=["n_heads", "each", "q_stride"])
 def _merge(
-    out, partial, weight, heads, first_item,
+    out, partial, weight, heads, first_item, q, arrived_k, arrived_v, comes, indexed, n_heads, each, q_stride, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
-    PDL: tl.constexpr,
+    PDL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+    RUN: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
     row, member = tl.program_id(0), tl.program_id(1)
     at, within = tl.program_id(2) * PART + tl.arange(0, PART), tl.arange(0, BLOCK)
@@ -155,8 +187,9 @@ def _merge(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    if end - begin == 1:  # written already
-        return
+    if not MORE:  # noqa: SIM102 - what is compiled
+        if end - begin == 1:  # written already
+            return
     best = float("-inf")
     total = 0.0
     result = tl.zeros([PART], tl.float32)
@@ -172,6 +205,12 @@ def _merge(
         result = result * shrink + tl.sum(parts * shares[:, None], 0)
         total = total * shrink + tl.sum(shares, 0)
         best = highest
+    if MORE:
+        query = q + request.to(tl.int64) * q_stride + (head * GROUP + member) * D
+        best, total, result = _arrivals(
+            best, total, result, query, arrived_k, arrived_v, comes, indexed, n_heads, each, request, head, at, scale,
+            D, DV, BLOCK_D, PADDED, ROWS, RUN,
+        )  # fmt: skip
     result = tl.where(end > begin, result / total, 0.0)
     place_out = out + ((request * HEADS + head) * GROUP + member).to(tl.int64) * DV
     tl.store(place_out + at, result.to(out.dtype.element_ty), mask=at < DV)
@@ -179,13 +218,14 @@ def _merge(
 
 def decode_attention(
     q: torch.Tensor, layer: LayerBuffers, slots: torch.Tensor, page_list: torch.Tensor, scale: float,
-    work: DecodeBuffers, index: int, ordered: bool = False,
+    work: DecodeBuffers, index: int, ordered: bool = False, arrivals: Arrivals | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """One token per request: q [B, Hq, D] (rows may lie apart) -> [B, Hq, Dv]. Requests of length 0 give zeros.
 
     Resident heads attend to the slots that `slots` lists for their request, compressed ones to the rows of their pages
     in `page_list`: as `work.plan` was told for this step. `index`: of the layer. Of what is read here the kernel just
-    before may have written the queries and this step's rows, nothing else, unless it is `ordered`.
+    before may have written the queries and this step's rows, nothing else, unless it is `ordered`. Rows that come
+    meanwhile (`arrivals`) are attended to when the others are merged.
     """
     batch, query_heads, dim = q.shape
     heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
@@ -200,14 +240,21 @@ def decode_attention(
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0), work.ring,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
         PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None, PDL=work.pdl,
-        RUNS=work.run > 1, num_warps=shape.warps,
-        num_stages=shape.stages, maxnreg=registers, **early(not_first),
+        RUNS=work.run > 1, MORE=arrivals is not None, num_warps=shape.warps, num_stages=shape.stages,
+        maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each
+    came, pdl = (out, out, work.heads, work.heads, 0, 0), work.pdl
+    if arrivals is not None:
+        arrivals.there.hold(q.device)
+        theirs, listed, pdl = arrivals.work, arrivals.layer.heads, False  # it begins after two others
+        each = theirs.limit(batch * listed.numel()) * theirs.run
+        came = (theirs.arrived_k, theirs.arrived_v, theirs.comes, listed, listed.numel(), each)
     _merge[(work.rows, group, triton.cdiv(v_dim, part))](
-        out, work.partial, work.weight, work.heads[index], work.first_item[index],
-        HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=work.pdl,
-        num_warps=max(1, items * part // 2048), **early(work.pdl),
+        out, work.partial, work.weight, work.heads[index], work.first_item[index], q, *came, q.stride(0),
+        scale * 1.4426950408889634, HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=pdl, D=dim,
+        BLOCK_D=block_d, PADDED=triton.next_power_of_2(heads), ROWS=16, RUN=work.run, MORE=arrivals is not None,
+        num_warps=max(1, items * part // 2048), **early(pdl),
     )  # fmt: skip
     return out

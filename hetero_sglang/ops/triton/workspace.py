@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.reference.choose import BINS, score_bin
+from hetero_sglang.ops.reference.workspace import ARRIVALS, limit
 from hetero_sglang.ops.triton.index import MOST_FIELDS
 
 TILE = 1024  # places that a program looks at together; of runs twice as many
@@ -14,6 +16,7 @@ MOST_PARTS = 128  # of a unit's tokens
 MOST_SPLITS = 64  # of its runs, and of its places
 MOST_DIRECTIONS = 512  # of an index
 _READERS = 264  # programs that read tokens: what runs at once, as each begins with its queries' weights
+_ASIDE = 132  # and beside attention
 _LISTERS = 264  # programs that list runs and places: each begins with what all splits share
 
 
@@ -27,9 +30,10 @@ class Workspace:
 
     def __init__(
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
-        device: torch.device | str, pivots: int = 0, probed: bool = False,
+        device: torch.device | str, pivots: int = 0, hot: HotPool | None = None,
     ) -> None:  # fmt: skip
-        """`pivots`: of a layer, at most; `probed`: heads have an index."""
+        """`pivots`: of a layer, at most; `hot`: heads have an index, and rows come while they attend."""
+        probed = hot is not None
         self.heads, self.group, self.tokens, self.run, self.room = heads, group, tokens, run, most
         units = batch * heads
         self.context = context
@@ -65,6 +69,12 @@ class Workspace:
         self.counted = make(4, dtype=torch.int64)  # since the start: rows that came, late ones, looks, drifts
         self.flag = make(units)  # whether a head is to be refilled
         self.fading = make(units, dtype=torch.float32)  # what is left of the worth of its rows
+        arrivals = max(min(ARRIVALS, units * most * run), units * run) if hot else 0
+        self.arrived = make(arrivals, dtype=torch.int64)  # flat hot rows that they go to; a unit's follow each other
+        if hot:
+            self.arrived_k, self.arrived_v = (store.new_zeros(arrivals, store.shape[-1]) for store in (hot.k, hot.v))
+        else:
+            self.arrived_k = self.arrived_v = make(0)
         self.logits = make(tokens * pivots * (group + 1), dtype=torch.float32)  # of pivots
         self.tops = make(batch * pivots, MOST_PARTS, group, dtype=torch.float32)
         self.totals = make(batch * pivots, MOST_PARTS, group, dtype=torch.float32)
@@ -110,7 +120,16 @@ class Workspace:
 
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units; a power of two."""
-        return _pieces(units, self.context, MOST_PARTS, READ, _READERS)
+        return _pieces(units, self.context, MOST_PARTS, READ, _ASIDE if self.aside else _READERS)
+
+    @property
+    def aside(self) -> bool:
+        """Whether rows come while heads attend, and have their places afterwards."""
+        return self.arrived.numel() > 0
+
+    def limit(self, units: int) -> int:
+        """Runs that come to a head in a step of so many units, at the utmost."""
+        return limit(units, self.run, self.room) if self.aside else self.room
 
     def splits(self, units: int) -> int:
         """Pieces of its runs, and of its places."""
