@@ -177,13 +177,14 @@ def _exchange(
     request = unit // n_heads
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     number = request * caps_per_request + first + tl.load(which + unit % n_heads)
     rows, tokens = tl.load(cap + number), tl.load(length + request)
     places = (rows - sink - window - RUN + 1) // RUN
     low, high = sink // RUN, (tokens - window) // RUN
     come, lack, edge = 0, 0, 0
-    begins = tl.load(place_of + request)
+    begins, start = tl.load(place_of + request), tl.load(page_start + number)
+    if PDL:
+        gdc_wait()
     if MERGED:
         if tl.load(flag + unit) != 0:
             edge, sure, more = _merged_edge(wanted, idle, unit, places, BINS)
@@ -221,7 +222,6 @@ def _exchange(
             if not MERGED:
                 bins = tl.arange(0, BINS)
                 last = tl.min(tl.where(tl.cumsum(tl.load(idle + unit * BINS + bins), 0) >= come, bins, BINS), 0)
-            start = tl.load(page_start + number)
             begin, end = span(places, split, splits, ALIGNED)
             for opening in range(begin, end, TILE):
                 if older < come:

@@ -71,8 +71,15 @@ def _attend(
             around = behind - many + ring
             seen = seen & ((behind < 0) | (behind >= many)) & ((around < 0) | (around >= dead % 8))
         row = _rows(listed, token, seen, place, resident, P, RESIDENT)
-        keys = tl.load(k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
-        values = tl.load(v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0)
+        # Read once: what is found meanwhile stays in the card's cache.
+        keys = tl.load(
+            k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0,
+            eviction_policy="evict_first",
+        )  # fmt: skip
+        values = tl.load(
+            v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0,
+            eviction_policy="evict_first",
+        )  # fmt: skip
         if EARLY and start == begin:
             query, best, total, out = _begin(q, k, v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
         logits = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale  # [16, BLOCK]

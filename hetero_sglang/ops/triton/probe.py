@@ -309,6 +309,20 @@ def _exponents(
             tl.store(totals + where, tl.sum(total[i], 0))
 
 
+@triton.jit
+def _read(exponents, tokens, start, end, QUERIES: tl.constexpr, ASKERS: tl.constexpr, COUNT: tl.constexpr,
+          RUN: tl.constexpr):  # fmt: skip
+    """Of COUNT runs from `start` on, each token's exponents [COUNT, QUERIES], by token, then askers."""
+    run, query = start + tl.arange(0, COUNT), tl.arange(0, QUERIES)
+    found: tl.tuple = ()
+    for step in tl.static_range(RUN):
+        for asker in tl.static_range(ASKERS):
+            token = (asker * tokens + run * RUN + step).to(tl.int64)
+            where = exponents + token[:, None] * QUERIES + query[None, :]
+            found = found + (tl.load(where, mask=(run < end)[:, None], other=0.0),)
+    return found
+
+
 @triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "parts", "sink", "window"])
 def _scores(
     length, cap, place, which, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
@@ -322,9 +336,11 @@ def _scores(
     request, head = unit // n_heads, unit % n_heads
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
-    if (tokens < tl.load(cap + request * caps_per_request + first + tl.load(which + head))) | (begins < 0):
+    out = (tokens < tl.load(cap + request * caps_per_request + first + tl.load(which + head))) | (begins < 0)
+    if PDL:
+        gdc_wait()
+    if out:
         return
     offset = begins.to(tl.int64) * n_heads + head * (tokens + 1)
     mine, theirs = scores + offset, exponents + offset * ASKERS * QUERIES
@@ -334,6 +350,7 @@ def _scores(
     opening, closing = span(end - begin, some, SHARED, COUNT)
     begin, end = begin + opening, begin + closing
     every, query = tl.arange(0, MOST), tl.arange(0, QUERIES)
+    found = _read(theirs, tokens, begin, end, QUERIES, ASKERS, COUNT, RUN)  # one turn ahead
     shares: tl.tuple = ()  # what an exponent of this part counts, by query
     for asker in tl.static_range(ASKERS):
         member = asker * QUERIES + query
@@ -347,15 +364,15 @@ def _scores(
         shares = shares + (tl.where(member < GROUP, share, 0.0),)
     counted = tl.zeros([BINS], tl.int32)
     for start in range(begin, end, COUNT):
+        now = found
+        found = _read(theirs, tokens, start + COUNT, end, QUERIES, ASKERS, COUNT, RUN)
         run = start + tl.arange(0, COUNT)
         here = run < end
         best = tl.zeros([COUNT], tl.float32)
         for step in tl.static_range(RUN):
             score = tl.zeros([COUNT], tl.float32)
             for asker in tl.static_range(ASKERS):
-                token = (asker * tokens + run * RUN + step).to(tl.int64)
-                found = tl.load(theirs + token[:, None] * QUERIES + query[None, :], mask=here[:, None], other=0.0)
-                score += tl.sum(found.to(tl.float32) * shares[asker][None, :], 1)
+                score += tl.sum(now[step * ASKERS + asker].to(tl.float32) * shares[asker][None, :], 1)
             best = tl.maximum(best, score)
         tl.store(mine + run, best, mask=here)
         here = here & (run >= low) & (run < high)

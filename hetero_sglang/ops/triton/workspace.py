@@ -119,7 +119,7 @@ class Workspace:
         self.counted[0] += count.sum()
 
     def parts(self, units: int) -> int:
-        """Pieces of a unit's tokens in a step of so many units; a power of two."""
+        """Pieces of a unit's tokens in a step of so many units."""
         return _pieces(units, self.context, MOST_PARTS, READ, _ASIDE if self.aside else _READERS)
 
     @property
@@ -154,5 +154,4 @@ def asked_in_all(group: int) -> int:
 
 
 def _pieces(units: int, context: int, most: int, tile: int, programs: int) -> int:
-    wanted = max(1, min(most, -(-context // tile), programs // max(1, units)))  # a piece is some tiles
-    return 1 << (wanted.bit_length() - 1)
+    return max(1, min(most, -(-context // tile), programs // max(1, units)))  # a piece is some tiles
