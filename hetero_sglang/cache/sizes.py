@@ -10,6 +10,7 @@ from hetero_sglang.config.layout import HeadLayout
 
 PREFILL_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
 LOOK_WORKSPACE = 256 << 20  # bytes; scores of one step's looks or probes
+ARRIVALS = 1 << 16  # rows that come while heads attend, of all in a step's layer
 SPREAD = 1.25  # rows of whole blocks to rows that are wanted: beyond it a prefix is gathered row by row
 ROUNDING_REQUESTS = 16  # requests whose half-empty last pages the hot pool has room for
 
@@ -69,18 +70,19 @@ class Workspaces:
     """Device bytes beside the stores that a rank with compressed heads uses at most, all at once."""
 
     prefill: int  # FlashInfer's partial results
-    looks: int  # logits of pivots that watch for drift, or of heads that probe their indexes
+    looks: int  # logits of pivots that watch for drift, or of heads that probe their indexes, and rows that come then
     prefix: int  # a prefix on its way back from the host: two layers' blocks, and one layer put together
 
     @classmethod
-    def of(cls, shape: Shape, layout: HeadLayout, longest: int, looks: bool) -> Workspaces:
-        """`longest`: tokens of the longest request; `looks`: whether any head looks for rows."""
+    def of(cls, shape: Shape, layout: HeadLayout, longest: int, looks: bool, index: bool = False) -> Workspaces:
+        """`longest`: tokens of the longest request; `looks`: whether any head looks for rows, by a key index or not."""
         if not layout.num_compressed:
             return cls(PREFILL_WORKSPACE, 0, 0)
         heads = max(len(x.resident) + len(x.compressed) for x in layout.layers)
         widest = max(len(x.compressed) for x in layout.layers)
         blocks = int(2 * SPREAD * longest) * widest  # two layers' blocks; then the rows themselves, and all heads'
-        return cls(PREFILL_WORKSPACE, LOOK_WORKSPACE * looks, (blocks + longest * (widest + heads)) * shape.row)
+        looked = LOOK_WORKSPACE * looks + ARRIVALS * (shape.row + 8) * index  # a row, and where it goes
+        return cls(PREFILL_WORKSPACE, looked, (blocks + longest * (widest + heads)) * shape.row)
 
     @property
     def total(self) -> int:

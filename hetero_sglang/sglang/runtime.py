@@ -85,8 +85,8 @@ class Runtime:
     def workspaces(self, shape: Shape, rank: int, slots: int | None = None) -> Workspaces:
         """Of a rank whose requests are no longer than the model's context, or its token slots."""
         longest = self.context if slots is None else min(self.context, slots)
-        looks = self.settings.retrieves or self.settings.index is not None
-        return Workspaces.of(shape, self.settings.ranks[rank], longest, looks)
+        index = self.settings.index is not None
+        return Workspaces.of(shape, self.settings.ranks[rank], longest, self.settings.retrieves or index, index)
 
     def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> TieredCache:
         """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_index import random_index
 
 from hetero_sglang.cache.host_store import BLOCK
@@ -267,3 +269,16 @@ def test_requests_beyond_the_workspace_take_turns() -> None:
         chosen.append([not torch.equal(before.view(-1)[each], now.view(-1)[each]) for each in rows])
         before = now
     assert sorted(chosen) == [[False, True], [True, False]]
+
+
+@given(
+    batch=st.integers(1, 40), heads=st.integers(1, 9), run=st.sampled_from([1, 4, 8]), most=st.integers(1, 3000),
+    width=st.data(),
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_whatever_comes_has_room(batch: int, heads: int, run: int, most: int, width: st.DataObject) -> None:
+    """In steps of fewer requests too, each head's rows lie apart from the next one's."""
+    hot = HotPool(1, 1, 1, 1, torch.float32, "cpu")
+    work = Workspace(batch, heads, 1, 16, 16, run, most, "cpu", 0, hot)
+    units = width.draw(st.integers(1, batch)) * heads
+    assert 1 <= work.limit(units) <= most and units * work.limit(units) * run <= len(work.arrived)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
-
-ARRIVALS = 1 << 16  # rows that come while heads attend, of all in a step's layer
+from hetero_sglang.cache.sizes import ARRIVALS
 
 
 def limit(units: int, run: int, most: int) -> int:

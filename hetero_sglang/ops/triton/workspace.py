@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.sizes import ARRIVALS
 from hetero_sglang.ops.reference.choose import BINS, score_bin
-from hetero_sglang.ops.reference.workspace import ARRIVALS, limit
+from hetero_sglang.ops.reference.workspace import limit
 from hetero_sglang.ops.triton.index import MOST_FIELDS
 
 TILE = 1024  # places that a program looks at together; of runs twice as many
