@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core_helpers import DIM, GROUP, Request, decode, engine_of, held_positions, make_cache, make_settings, prefill
+from core_helpers import (
+    DIM,
+    GROUP,
+    Request,
+    decode,
+    engine_of,
+    held_positions,
+    make_cache,
+    make_settings,
+    prefill,
+    worker_up,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import expect, scattered_slots
@@ -71,6 +82,7 @@ def test_a_satellite_moves_to_the_pivot_it_resembles_or_to_none(reassign: bool, 
             request.k[0][:, 3] = request.k[0][:, follows]
         request.start()
         prefill([request], [(0, PROMPT)])
+        assert not reassign or worker_up(engine_of(cache))
         generator = torch.Generator().manual_seed(0)
         for step in range(PROMPT, TOTAL - 1):
             held = held_positions(request, 1, step)
