@@ -42,6 +42,9 @@ def main() -> None:
         help="heads have key indexes of random directions, and so many rows come to each in a step",
     )  # fmt: skip
     parser.add_argument("--index-share", type=float, default=1.0, help="the share of the heads that has an index (1)")
+    parser.add_argument(
+        "--index-often", type=float, default=1.0, help="of these, in every step and not every fourth (1)"
+    )
     parser.add_argument("--max-total-tokens", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -51,7 +54,13 @@ def main() -> None:
     add_log_option(parser)
     given = parser.parse_args()
     policies = given.policies if given.changed_rows else chosen_policies(given)
-    with Run(given, max_total_tokens=given.max_total_tokens, steps=given.steps, index_share=given.index_share) as run:
+    with Run(
+        given,
+        max_total_tokens=given.max_total_tokens,
+        steps=given.steps,
+        index_share=given.index_share,
+        index_often=given.index_often,
+    ) as run:
         run.does("the copy bandwidth")
         run.told["copy_bytes_per_second"] = copied()
         for policy in policies:
@@ -93,7 +102,7 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     rates, file = given.changed_rows or given.fetch_rate if ours else [], scratch / "rate"
     file.write_text("0")
     env = (changed_rows if given.changed_rows else forced_rate)(file) if rates else None
-    profile = str(index_profile(scratch, given.index_share)) if given.changed_rows else given.profile
+    profile = str(index_profile(scratch, given.index_share, given.index_often)) if given.changed_rows else given.profile
     run.does(f"{policy}: the server's start")
     model = shapes.write(scratch / "llama-8b")
     with dummy_server(model, policy, profile, run.log(policy), env, **flags) as server:

@@ -80,8 +80,9 @@ def dummy_server(
     return Server(model=model, log=log, env=env, **FLAGS | chosen | flags)
 
 
-def index_profile(folder: Path, share: float = 1.0) -> Path:
-    """A head profile of the shape; a share of its heads have key indexes of random directions, 80 bits a token."""
+def index_profile(folder: Path, share: float = 1.0, often: float = 1.0) -> Path:
+    """A head profile of the shape; a share of its heads have key indexes of random directions, 80 bits a token, and a
+    share of these find rows in every step, the others in every fourth."""
     names = ("num_hidden_layers", "num_key_value_heads", "head_dim", "num_attention_heads")
     layers, kv_heads, dim, query_heads = (int(str(shapes.LLAMA_8B[name])) for name in names)
     profile, rng = alike(layers, kv_heads, query_heads, dim), np.random.default_rng(0)
@@ -92,8 +93,10 @@ def index_profile(folder: Path, share: float = 1.0) -> Path:
     path = folder / "index_profile.json"
     # Random weights, of norms too, lie within 0.001: queries and keys are about 2e-5. So codes use their bits, and
     # logits differ by some units.
-    probed = (rng.permutation(layers * kv_heads) < share * layers * kv_heads).reshape(layers, kv_heads)
-    index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode, probed=probed)
+    number = rng.permutation(layers * kv_heads).reshape(layers, kv_heads)
+    indexed = share * layers * kv_heads
+    every = np.where(number < indexed, np.where(number < often * indexed, 1, 4), 0)
+    index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode, every=every)
     save_profile(replace(profile, index=index), path)
     return path
 

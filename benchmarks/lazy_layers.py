@@ -58,7 +58,8 @@ class Layers:
         bits = (-(2**15), 2**15)
         self.layers = [
             LayerIndex(
-                heads, heads, torch.randint(*bits, (HEADS, slots, words(FIELDS)), dtype=torch.int16, device=device),
+                heads, heads, torch.ones_like(heads),
+                torch.randint(*bits, (HEADS, slots, words(FIELDS)), dtype=torch.int16, device=device),
                 decode, decode, offset, FIELDS, layer * HEADS,
             )
             for layer in range(LAYERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 
@@ -16,14 +17,15 @@ from hetero_sglang.calibration.positions import anywhere, turns
 from hetero_sglang.calibration.reading import read
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores
-from hetero_sglang.profile.index_plan import RUNS, IndexPlan
+from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 from hetero_sglang.selection.scores import attention_scores
 
 KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 64
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
-GAIN = 0.015  # of its output's square, which a head must save by finding rows, else it has no index
+GAIN = 0.015  # of its output's square, which a head may lose by finding rows more seldom, or none and have no index
+WAYS = tuple(product(RUNS, EVERY))
 
 
 def index_of(
@@ -36,8 +38,8 @@ def index_of(
 
 
 def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
-    """The plan with the run of RUNS with which the longest documents' decode steps lose least, for the heads that lose
-    less with it than with what the prompt's end chose. Unchanged where all are too short to tell."""
+    """The plan with the run of RUNS with which the longest documents' decode steps lose least, and an index for heads
+    that gain by it, each as seldom as EVERY allows. Unchanged where all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
@@ -45,10 +47,16 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
     errors = [_play(checkpoint, d, plan, rows) for d in longest if (rows := _rows(d, share)) >= LEAST]
     if not errors:
         return plan
-    lost = torch.stack(errors).mean(0).cpu()  # [layers, runs and none, H]
-    run = RUNS[int(lost[:, :-1].mean((0, 2)).argmin())] if options.run is None else options.run
-    gains = lost[:, -1] - lost[:, RUNS.index(run)]
-    return replace(plan, run=run, probed=plan.probed if options.heads == "all" else (gains > GAIN).numpy())
+    lost, never = torch.stack(errors).mean(0).cpu().split((len(WAYS), 1), 1)  # [layers, ways, H], [layers, 1, H]
+    by_run = lost.unflatten(1, (len(RUNS), len(EVERY)))
+    run = RUNS[int(by_run[:, :, 0].mean((0, 2)).argmin())] if options.run is None else options.run
+    if options.heads == "all":
+        return replace(plan, run=run)
+    mine = by_run[:, RUNS.index(run)]  # [layers, EVERY, H]
+    every = torch.ones(mine[:, 0].shape, dtype=torch.int32)
+    for steps, worse in zip((*EVERY[1:], 0), torch.cat((mine[:, 1:], never), 1).unbind(1), strict=True):
+        every[worse - mine[:, 0] <= GAIN] = steps
+    return replace(plan, run=run, every=every.numpy())
 
 
 def _rows(document: Document, share: float) -> int:
@@ -56,7 +64,7 @@ def _rows(document: Document, share: float) -> int:
 
 
 def _play(checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int) -> torch.Tensor:
-    """Mean errors [layers, len(RUNS) + 1, H] of heads' outputs over greedy decode steps that keep `rows` rows to
+    """Mean errors [layers, len(WAYS) + 1, H] of heads' outputs over greedy decode steps that keep `rows` rows to
     choose; the last without finding any."""
     length = len(document.tokens)
     layers: dict[int, _Layer] = {}
@@ -75,7 +83,7 @@ def _play(checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int
 
 
 class _Layer:
-    """What the heads of a layer hold, for every run of RUNS, from a prompt's end on."""
+    """What the heads of a layer hold, for every one of WAYS, from a prompt's end on."""
 
     def __init__(
         self, plan: IndexPlan, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float, rows: int
@@ -89,7 +97,7 @@ class _Layer:
         query = query.reshape(heads, -1, OBSERVED, dim).permute(2, 0, 1, 3)
         scores = attention_scores(query, key.transpose(0, 1), scaling)  # [H, L]
         self.held, self.used = [], []
-        for run in RUNS:
+        for run, _ in WAYS:
             best = run_scores(scores, run)
             low, high = SINK // run, (length - WINDOW) // run
             held = best[:, low:high].topk(rows // run).indices + low
@@ -98,7 +106,7 @@ class _Layer:
         self.chosen = self.held[0].clone()  # by the prompt's end, row by row
 
     def step(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Square of what the heads' outputs lose, as a share of theirs, [len(RUNS) + 1, H]; query [Hq, D], key
+        """Square of what the heads' outputs lose, as a share of theirs, [len(WAYS) + 1, H]; query [Hq, D], key
         [H, L, D].
 
         Every head counts alike: whole layers' outputs are moved by heads that look at everything, and tell less of
@@ -121,10 +129,11 @@ class _Layer:
             return ((output - full).square().sum(-1) / full.square().sum(-1).clamp(min=1e-30)).mean(1)
 
         errors = []
-        for run, held, used in zip(RUNS, self.held, self.used, strict=True):
-            want = max(1, held.shape[1] // PART)
-            low, high = SINK // run, (length - WINDOW) // run
-            swaps = lazy(run_scores(scores, run), held, used, length, low, high, want, MOST)
-            held[swaps.head, swaps.place] = swaps.run.int()
+        for (run, every), held, used in zip(WAYS, self.held, self.used, strict=True):
+            if length % every == 0:
+                want = max(1, held.shape[1] // PART)
+                low, high = SINK // run, (length - WINDOW) // run
+                swaps = lazy(run_scores(scores, run), held, used, length, low, high, want, MOST)
+                held[swaps.head, swaps.place] = swaps.run.int()
             errors.append(lost(held, run))
         return torch.stack([*errors, lost(self.chosen, 1)])

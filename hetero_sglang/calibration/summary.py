@@ -7,6 +7,7 @@ from collections import Counter
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.budget import base_fraction, cap_fractions
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.index_plan import IndexPlan
 from hetero_sglang.profile.roles import Role
 
 LETTERS = {Role.PIVOT: "P", Role.SATELLITE: "s", Role.ANCHOR: "a", Role.VOLATILE: "V"}
@@ -31,8 +32,14 @@ def index_line(profile: HeadProfile) -> str:
     which = "all heads" if count == profile.num_heads else f"{count} of {profile.num_heads} heads"
     return (
         f"key index of {fields}: {8 * row} bits, {row} bytes a token and head, {row * count} bytes a "
-        f"token for {which}, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}"
+        f"token for {which}, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}{turns(index)}"
     )
+
+
+def turns(index: IndexPlan) -> str:
+    """How many heads find rows in a step, if not all that have an index."""
+    each = 1 / index.every[index.probed]
+    return f", {each.sum():.0f} heads find rows in a step" if each.sum() < each.size else ""
 
 
 def _origin(profile: HeadProfile) -> str:

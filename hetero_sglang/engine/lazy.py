@@ -33,10 +33,18 @@ class Lazy(Finder):
         assert store is not None
         self.run, self.room = store.run, self.settings.most_swaps
         self.index = [
-            LayerIndex(layer.heads[which.long()], which, rows, encode, decode, offset, store.fields, layer.first)
-            for layer, which, rows, encode, decode, offset in zip(
-                self.layers, store.which, store.rows, store.encode, store.decode, store.offset, strict=True
+            LayerIndex(
+                layer.heads[store.which[n].long()],
+                store.which[n],
+                store.every[n],
+                store.rows[n],
+                store.encode[n],
+                store.decode[n],
+                store.offset[n],
+                store.fields,
+                layer.first,
             )
+            for n, layer in enumerate(self.layers)
         ]
         self.widest = max(1, *(each.heads.numel() for each in self.index))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace

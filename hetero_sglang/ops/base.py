@@ -89,11 +89,13 @@ class StepTables:
 @dataclass(frozen=True)
 class LayerIndex:
     """One layer's key index, of those I of its C compressed heads that have one: `heads` [I] int32 of the layer's, and
-    `which` [I] int32 of the compressed ones; `rows` int16 [I, slots, words], float32 `encode`, `decode` [I, D, R] and
+    `which` [I] int32 of the compressed ones; `every` [I] int32: head c probes where a request's length and `first` + c
+    add up to a multiple; `rows` int16 [I, slots, words], float32 `encode`, `decode` [I, D, R] and
     `offset` [I, R]; `first`: compressed heads in earlier layers."""
 
     heads: torch.Tensor
     which: torch.Tensor
+    every: torch.Tensor
     rows: torch.Tensor
     encode: torch.Tensor
     decode: torch.Tensor

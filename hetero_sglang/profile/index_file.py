@@ -22,8 +22,8 @@ def encode(plan: IndexPlan) -> dict[str, Any]:
     """The JSON object. Raises HeteroError naming the head with a number beyond float16."""
     tables = {name: half(getattr(plan, name), f"the index's {name}").astype(_NUMBER) for name in _TABLES}
     texts = {name: base64.b64encode(table.tobytes()).decode("ascii") for name, table in tables.items()}
-    probed = [np.flatnonzero(layer).tolist() for layer in plan.probed]
-    return {"fields": [list(field) for field in plan.fields], "run": plan.run, "probed": probed, **texts}
+    fields = [list(field) for field in plan.fields]
+    return {"fields": fields, "run": plan.run, "every": plan.every.tolist(), **texts}
 
 
 def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) -> IndexPlan:
@@ -39,9 +39,9 @@ def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) 
     heads, directions = (num_layers, num_kv_heads), directions_of(fields)
     shapes = {name: (*heads, directions) if name == "offset" else (*heads, head_dim, directions) for name in _TABLES}
     tables = {name: _table(data.get(name), name, shape) for name, shape in shapes.items()}
-    probed = _probed(data.get("probed", [list(range(num_kv_heads))] * num_layers), num_layers, num_kv_heads)
+    every = _every(data.get("every", [[1] * num_kv_heads] * num_layers), num_layers, num_kv_heads)
     with naming("`index`"):
-        return IndexPlan(fields, run=run, probed=probed, **tables)
+        return IndexPlan(fields, run=run, every=every, **tables)
 
 
 def text_bytes(num_layers: int, num_kv_heads: int, head_dim: int, fields: Fields) -> int:
@@ -49,19 +49,18 @@ def text_bytes(num_layers: int, num_kv_heads: int, head_dim: int, fields: Fields
     return num_layers * num_kv_heads * (2 * head_dim + 1) * directions_of(fields) * _NUMBER.itemsize * 4 // 3
 
 
-def _probed(value: Any, num_layers: int, num_kv_heads: int) -> np.ndarray:
-    """Bool [layers, H]; a profile that does not say has an index for every head."""
+def _every(value: Any, num_layers: int, num_kv_heads: int) -> np.ndarray:
+    """[layers, H]; in a profile that does not say, every head finds rows in every step."""
     if not isinstance(value, list) or len(value) != num_layers:
-        raise HeteroError(f"`index.probed` is {shown(value)}; it must list heads for each of {num_layers} layers.")
-    probed = np.zeros((num_layers, num_kv_heads), bool)
+        raise HeteroError(f"`index.every` is {shown(value)}; it must list heads for each of {num_layers} layers.")
     for layer, heads in enumerate(value):
-        if not isinstance(heads, list) or not all(is_whole(head) and 0 <= head < num_kv_heads for head in heads):
+        if not isinstance(heads, list) or len(heads) != num_kv_heads or not all(map(is_whole, heads)):
             raise HeteroError(
-                f"layer {layer}: `index.probed` is {shown(heads)}; it must list numbers of the layer's {num_kv_heads} "
-                f"KV heads."
+                f"layer {layer}: `index.every` is {shown(heads)}; it must list a number of steps for each of the "
+                f"layer's {num_kv_heads} KV heads."
             )
-        probed[layer, heads] = True
-    return probed
+    with naming("`index.every`"):
+        return np.array([[min(number, 99) for number in heads] for heads in value], np.int32)
 
 
 def _fields(value: Any, head_dim: int) -> Fields:

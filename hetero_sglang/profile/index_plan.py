@@ -12,6 +12,7 @@ from hetero_sglang.errors import HeteroError
 WORD = 16  # bits; a field of directions fills whole words
 STEPS = {1: 1.596, 2: 0.9957, 4: 0.3352}  # by bits: the best uniform quantiser's step for a unit normal
 RUNS = (1, 4, 8)
+EVERY = (1, 2, 4)
 
 Fields = tuple[tuple[int, int], ...]
 
@@ -55,8 +56,9 @@ class IndexPlan:
     query q's logit of that key is, but for what all keys share, (q decode) . c.
 
     `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
-    [layers, H, R] float32. `run`: neighbouring tokens that come and go together. `probed` [layers, H] bool: heads that
-    find rows by it (None: all); the others keep what the prompt's end chose. Raises HeteroError naming what is wrong.
+    [layers, H, R] float32. `run`: neighbouring tokens that come and go together. `every` [layers, H] whole numbers
+    (None: all 1): a head finds rows in every so many of a request's steps; 0: it has no index, and keeps what the
+    prompt's end chose. Raises HeteroError naming what is wrong.
     """
 
     fields: Fields
@@ -64,7 +66,7 @@ class IndexPlan:
     offset: np.ndarray
     decode: np.ndarray
     run: int = 1
-    probed: np.ndarray = None
+    every: np.ndarray = None
 
     def __post_init__(self) -> None:
         check_fields(self.fields)
@@ -76,10 +78,14 @@ class IndexPlan:
                 f"the encoding, decoding and offset of an index of {count} directions have shapes {shape}, "
                 f"{self.decode.shape} and {self.offset.shape}, which do not agree."
             )
-        if self.probed is None:
-            object.__setattr__(self, "probed", np.ones(shape[:2], bool))
-        if self.probed.shape != shape[:2]:
-            raise HeteroError(f"an index of {shape[0]} layers of {shape[1]} heads names others ({self.probed.shape}).")
+        every = np.ones(shape[:2]) if self.every is None else self.every
+        object.__setattr__(self, "every", every.astype(np.int32))
+        if every.shape != shape[:2]:
+            raise HeteroError(f"an index of {shape[0]} layers of {shape[1]} heads names others ({every.shape}).")
+        if (odd := self.every[~np.isin(self.every, (0, *EVERY))]).size:
+            raise HeteroError(
+                f"a head cannot find rows in every {odd[0]} steps; it must be one of 0, {', '.join(map(str, EVERY))}."
+            )
         if not all(np.isfinite(values).all() for values in (self.encode, self.offset, self.decode)):
             raise HeteroError("an index's numbers are not all finite; calibrate again.")
 
@@ -89,6 +95,11 @@ class IndexPlan:
         return directions_of(self.fields)
 
     @property
+    def probed(self) -> np.ndarray:
+        """Heads that have an index: bool [layers, H]."""
+        return self.every > 0
+
+    @property
     def row_bytes(self) -> int:
         """Device bytes of one token's index row, per head."""
         return 2 * words(self.fields)
@@ -96,4 +107,4 @@ class IndexPlan:
     def heads(self, start: int, stop: int) -> IndexPlan:
         """The plan of heads [start, stop) of every layer."""
         cut = np.s_[:, start:stop]
-        return IndexPlan(self.fields, self.encode[cut], self.offset[cut], self.decode[cut], self.run, self.probed[cut])
+        return IndexPlan(self.fields, self.encode[cut], self.offset[cut], self.decode[cut], self.run, self.every[cut])

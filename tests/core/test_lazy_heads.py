@@ -34,6 +34,7 @@ FIELDS = ((8, 4), (8, 2))
 
 
 SOME = np.array([[True, False, True], [False, False, False]])  # heads that have an index
+TURNS = np.array([[1, 2, 4], [4, 0, 2]])  # and steps from one in which they find rows to the next
 
 
 def indexed_profile(seed: int, run: int, probed: np.ndarray | None = None) -> HeadProfile:
@@ -58,7 +59,7 @@ def slots_of(count: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("run", [1, 4, 8])
-@pytest.mark.parametrize(("seed", "probed"), [(0, None), (1, None), (2, SOME)])
+@pytest.mark.parametrize(("seed", "probed"), [(0, None), (1, None), (2, SOME), (3, TURNS)])
 def test_a_step_attends_over_exactly_what_its_heads_held_and_what_came(
     seed: int, probed: np.ndarray | None, run: int
 ) -> None:
@@ -110,6 +111,28 @@ def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: int, probed: n
         decode([request], [length])
     changed = [not torch.equal(cache.hot.position.view(-1)[x], y) for x, y in zip(rows, before, strict=True)]
     assert changed == probed.flatten().tolist()
+
+
+def test_heads_find_rows_when_it_is_their_turn() -> None:
+    """By their request's length and their own number, whatever runs beside it; in between they keep their rows."""
+    cache, slots = make_cache(lazy_settings(2, 1, probed=TURNS)), slots_of(420, 4)
+    requests = [Request(cache, slot, 150, 200, slots[200 * slot - 200 :][:200], slot) for slot in (1, 2)]
+    for request in requests:
+        request.start()
+    prefill(requests, [(0, 150)] * 2)
+    decode(requests[:1], [151])
+    numbers, changes = range(LAYERS * HEADS), 0
+    for length in range(151, 170):
+        before = [[selected_tokens(x, number) for number in numbers] for x in requests]
+        decode(requests, [length + 1, length])
+        for request, now, was in zip(requests, (length + 1, length), before, strict=True):
+            for number, every in enumerate(TURNS.flatten()):
+                changed = not torch.equal(selected_tokens(request, number), was[number])
+                assert not changed or (every and (now + number) % every == 0)
+                changes += changed
+    turns = sum((now + number) % every == 0 for number, every in enumerate(TURNS.flatten()) if every
+                for length in range(151, 170) for now in (length, length + 1))  # fmt: skip
+    assert changes > 0.8 * turns
 
 
 def naive(request: Request, layer: int, head: int, length: int, run: int) -> torch.Tensor:

@@ -104,7 +104,7 @@ class World:
         if not which.numel():
             return None
         heads = torch.tensor(self.layout.layers[layer].compressed, dtype=torch.int32, device=self.device)[::2]
-        return Arrivals(LayerIndex(heads.contiguous(), which, *[none] * 4, (), 0), self.work, Mark(None))
+        return Arrivals(LayerIndex(heads.contiguous(), which, *[none] * 5, (), 0), self.work, Mark(None))
 
     def attend(self, width: int) -> torch.Tensor:
         now = self.step.plan(width)

@@ -86,7 +86,7 @@ def check_scores(world: World, b: int, given: torch.Tensor, fields: Fields, scal
 
 def make(
     seed: int, run: int, lengths: list[int], caps: list[int], ties: bool = False, fields: Fields = FIELDS,
-    group: int = GROUP,
+    group: int = GROUP, turns: tuple[int, int] = (1, 1),
 ) -> World:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     batch, pages = len(lengths), sum(-(-cap // PAGE) * HEADS for cap in caps) + 5
@@ -107,6 +107,7 @@ def make(
     layer = LayerIndex(
         torch.tensor([1, 3], dtype=torch.int32),
         torch.tensor(WHICH, dtype=torch.int32),
+        torch.tensor(turns, dtype=torch.int32),
         rows,
         encode,
         decode,
@@ -251,6 +252,25 @@ def test_scores_by_indexes_of_any_fields(fields: Fields, group: int, run: int) -
     probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
     given = torch.stack([work.scores.cpu()[c * 1301 : c * 1301 + 1300 // run] for c in range(HEADS)])
     check_scores(world, 0, given, fields, DIM**-0.5)
+
+
+def test_heads_whose_turn_it_is_not_keep_their_rows() -> None:
+    lengths, turns = [700, 901], (2, 4)
+    world = make(6, 1, lengths, [200, 300], turns=turns)
+    device = on_device(world)
+    work = Workspace(2, HEADS, GROUP, CONTEXT, 1700, 1, 300, DEVICE, 0, device.hot)
+    work.comes.fill_(7)
+    args = (device.slots, device.starts, device.step)
+    work.plan(device.step.length)
+    probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
+    used = device.hot.used.clone()
+    choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
+    due = [[(length + FIRST + c) % n == 0 for c, n in zip(WHICH, turns, strict=True)] for length in lengths]
+    assert (work.comes.view(2, HEADS) > 0).tolist() == due and any(map(any, due)) and not all(map(all, due))
+    for b in (0, 1):
+        for c in range(HEADS):
+            rows = world.rows(b, c, torch.arange(world.places(b))).to(DEVICE)
+            assert due[b][c] or torch.equal(used.view(-1)[rows], device.hot.used.view(-1)[rows])
 
 
 def test_requests_beyond_the_workspace_take_turns() -> None:

@@ -75,12 +75,14 @@ def probe(
 ) -> None:  # fmt: skip
     """A step's queries q [B, Hq, D] against all but the newest of each request's tokens, which is in the ring.
 
-    `slots`: the requests' token slots, request b's from starts[b] on. Heads that still hold every token are left out.
-    Leaves scores of runs in `work`.
+    `slots`: the requests' token slots, request b's from starts[b] on. Heads that still hold every token are left out,
+    and those whose turn it is not. Leaves scores of runs in `work`.
     """
     queries = q.unflatten(1, (-1, work.group))[:, layer.heads.long()]  # [B, C, G, D]
     for request, (length, start) in enumerate(zip(step.length.tolist(), starts.tolist(), strict=False)):
-        full = (step.cap[request, layer.first + layer.which] < length).nonzero()[:, 0]
+        number = layer.first + layer.which
+        due = (step.cap[request, number] < length) & ((length + number) % layer.every == 0)
+        full = due.nonzero()[:, 0]
         if full.numel() and length:
             rows = layer.rows[full].index_select(1, slots[start : start + length - 1].long())  # [C, L - 1, words]
             guess = attention_guess(queries[request, full], rows, layer.decode[full], layer.fields, scale)

@@ -60,7 +60,7 @@ def _append(listed, level, count, same, what, mask, alike, room):
 
 @triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window"])
 def _hold(
-    length, cap, place_of, which, page_start, page_list, position, used, scores, wanted, idle, hits,
+    length, cap, place_of, which, every, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, splits, sink, window,
     n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
     PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
@@ -76,6 +76,7 @@ def _hold(
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     out = (tokens <= rows) | (places <= 0) | (begins < 0)
+    out = out | ((tokens + number - request * caps_per_request) % tl.load(every + unit % n_heads) != 0)
     scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
     begin, end = span(places, split, splits, ALIGNED)
     if out | (begin >= end):
@@ -164,9 +165,9 @@ def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window", "room", "limit"])
 def _exchange(
-    length, cap, place_of, which, page_start, page_list, used, scores, wanted, idle, hits, most, missing, lacking,
-    old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window, room,
-    limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
+    length, cap, place_of, which, every, page_start, page_list, used, scores, wanted, idle, hits, most, missing,
+    lacking, old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window,
+    room, limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
     MERGED: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -191,7 +192,8 @@ def _exchange(
             lack = sure + more
             come = tl.minimum(lack, tl.minimum(tl.load(most), limit))
     else:
-        if (tokens > rows) & (places > 0) & (begins >= 0):
+        due = (tokens + number - request * caps_per_request) % tl.load(every + unit % n_heads) == 0
+        if (tokens > rows) & (places > 0) & (begins >= 0) & due:
             kept, sure = tl.load(hits + 2 * unit), tl.load(hits + 2 * unit + 1)
             edge, want, above, alike = _edge(wanted, unit, places, low, high, PART, BINS)
             lack = above - sure  # what is held lies where runs may come in
@@ -259,6 +261,7 @@ def choose(
     heads = layer.heads.numel()
     units = step.length.numel() * heads
     splits, per_request = work.splits(units), step.cap.shape[1]
+    every = layer.every if isinstance(layer, LayerIndex) else layer.which  # of which no turn is asked
     sizes = dict(
         n_heads=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
         LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=8,
@@ -273,12 +276,12 @@ def choose(
         )  # fmt: skip
     else:
         _hold[(units, 2 * splits)](
-            step.length, step.cap, work.place, layer.which, step.page_start, step.page_list, hot.position, hot.used,
-            work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink, window,
-            maxnreg=64, **early(pdl), **sizes,
+            step.length, step.cap, work.place, layer.which, every, step.page_start, step.page_list, hot.position,
+            hot.used, work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink,
+            window, maxnreg=64, **early(pdl), **sizes,
         )  # fmt: skip
     _exchange[(units, splits, 2)](
-        step.length, step.cap, work.place, layer.which, step.page_start, step.page_list,
+        step.length, step.cap, work.place, layer.which, every, step.page_start, step.page_list,
         hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
         work.evens, *common, work.room, work.limit(units),

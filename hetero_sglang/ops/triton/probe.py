@@ -234,8 +234,8 @@ def _logits(
 
 @triton.jit(do_not_specialize=["n_heads", "q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
 def _exponents(
-    q, slots, starts, length, cap, place, heads, which, rows, decode, weights, fours, factors, exponents, tops, totals,
-    wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
+    q, slots, starts, length, cap, place, heads, which, every, rows, decode, weights, fours, factors, exponents, tops,
+    totals, wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
     n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, D: tl.constexpr,
     R: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
     NOTHING: tl.constexpr, HIGHEST: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
@@ -252,7 +252,9 @@ def _exponents(
     begins = tl.load(place + request)
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
     listed = slots + tl.load(starts + request).to(tl.int64)
-    out = (tokens < tl.load(cap + request * caps_per_request + first + tl.load(which + head))) | (begins < 0)
+    number = first + tl.load(which + head)
+    out = (tokens < tl.load(cap + request * caps_per_request + number)) | (begins < 0)
+    out = out | ((tokens + 1 + number) % tl.load(every + head) != 0)
     if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
@@ -325,8 +327,8 @@ def _read(exponents, tokens, start, end, QUERIES: tl.constexpr, ASKERS: tl.const
 
 @triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "parts", "sink", "window"])
 def _scores(
-    length, cap, place, which, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink, window,
-    n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
+    length, cap, place, which, every, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink,
+    window, n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
     COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
     MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -337,7 +339,9 @@ def _scores(
     if PDL:
         gdc_launch_dependents()
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
-    out = (tokens < tl.load(cap + request * caps_per_request + first + tl.load(which + head))) | (begins < 0)
+    number = first + tl.load(which + head)
+    out = (tokens < tl.load(cap + request * caps_per_request + number)) | (begins < 0)
+    out = out | ((tokens + 1 + number) % tl.load(every + head) != 0)
     if PDL:
         gdc_wait()
     if out:
@@ -349,13 +353,13 @@ def _scores(
     begin, end = begin // RUN, end // RUN
     opening, closing = span(end - begin, some, SHARED, COUNT)
     begin, end = begin + opening, begin + closing
-    every, query = tl.arange(0, MOST), tl.arange(0, QUERIES)
+    each_part, query = tl.arange(0, MOST), tl.arange(0, QUERIES)
     found = _read(theirs, tokens, begin, end, QUERIES, ASKERS, COUNT, RUN)  # one turn ahead
     shares: tl.tuple = ()  # what an exponent of this part counts, by query
     for asker in tl.static_range(ASKERS):
         member = asker * QUERIES + query
-        where = (unit * MOST + every)[:, None] * GROUP + member[None, :]
-        there = (every < parts)[:, None] & (member < GROUP)[None, :]
+        where = (unit * MOST + each_part)[:, None] * GROUP + member[None, :]
+        there = (each_part < parts)[:, None] & (member < GROUP)[None, :]
         each = tl.load(tops + where, mask=there, other=NOTHING)
         highest = tl.max(each, 0)  # [QUERIES]
         total = tl.sum(tl.load(totals + where, mask=there, other=0.0) * tl.exp2(each - highest[None, :]), 0)
@@ -403,19 +407,18 @@ def probe(
         NOTHING=_NOTHING, PDL=overlaps(q.device), num_warps=_WARPS,
     )  # fmt: skip
     _exponents[(units, parts, askers)](
-        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.which, layer.rows, layer.decode,
-        work.weights,
-        work.fours, work.factors, work.exponents, work.top, work.total, work.wanted, work.idle, work.hits, q.stride(0),
-        layer.rows.shape[1], step.cap.shape[1], layer.first, parts, scale * 1.4426950408889634, D=dim, R=directions,
-        WORDS=layer.rows.shape[2], HIGHEST=_HIGHEST, PAD=pad,
+        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.which, layer.every, layer.rows,
+        layer.decode, work.weights, work.fours, work.factors, work.exponents, work.top, work.total, work.wanted,
+        work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1], layer.first, parts,
+        scale * 1.4426950408889634, D=dim, R=directions, WORDS=layer.rows.shape[2], HIGHEST=_HIGHEST, PAD=pad,
         ROWS=min(max(16, triton.next_power_of_2(dim)), max(16, 4096 // pad)),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **flat_fields(layer.fields),
         FIELDS=len(layer.fields), MOST_FIELDS=MOST_FIELDS, MOST_DIRECTIONS=MOST_DIRECTIONS,
         ASM=not knobs.runtime.interpret, **sizes,
     )  # fmt: skip
     _scores[(units, parts * _SHARED)](
-        step.length, step.cap, work.place, layer.which, work.exponents, work.top, work.total, work.scores, work.wanted,
-        step.cap.shape[1], layer.first, parts, sink, window, COUNT=32 * _WARPS * (1 if work.run > 1 else 4),
-        RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED, **early(overlaps(q.device)),
-        **sizes,
+        step.length, step.cap, work.place, layer.which, layer.every, work.exponents, work.top, work.total, work.scores,
+        work.wanted, step.cap.shape[1], layer.first, parts, sink, window,
+        COUNT=32 * _WARPS * (1 if work.run > 1 else 4), RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
+        **early(overlaps(q.device)), **sizes,
     )  # fmt: skip
