@@ -60,7 +60,7 @@ def _every(value: Any, num_layers: int, num_kv_heads: int) -> np.ndarray:
                 f"layer's {num_kv_heads} KV heads."
             )
     with naming("`index.every`"):
-        return np.array([[min(number, 99) for number in heads] for heads in value], np.int32)
+        return np.array([[max(-1, min(number, 99)) for number in heads] for heads in value], np.int32)
 
 
 def _fields(value: Any, head_dim: int) -> Fields:

@@ -30,13 +30,15 @@ def indexed(heads: int = 4, **changes: int) -> HeadProfile:
 
 
 def same(one: IndexPlan, other: IndexPlan) -> bool:
-    tables = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in TABLES)
+    tables = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in (*TABLES, "every"))
     return tables and (one.fields, one.run) == (other.fields, other.run)
 
 
 @pytest.mark.parametrize("run", [1, 4])
 def test_what_is_written_is_read_again(tmp_path, run):
     profile = indexed(run=run)
+    every = np.array([[1, 2, 4, 0], [1, 1, 0, 4]])
+    profile = replace(profile, index=replace(profile.index, every=every))
     save_profile(profile, tmp_path / "p.json")
     again = load_profile(tmp_path / "p.json")
     assert again == profile and same(again.index, profile.index)
@@ -128,6 +130,17 @@ BAD = [
     ({"run": 2}, "`index`: an index's run is 2; it must be one of 1, 4, 8"),
     ({"run": True}, "`index.run` is True"),
     ({"run": None}, "`index.run` is None"),
+    ({"every": 1}, "`index.every` is 1; it must list heads for each of 2 layers"),
+    ({"every": [[1, 2, 4, 0]]}, "`index.every` is .* for each of 2 layers"),
+    ({"every": [[1, 2, 4, 0], [1, 1, 1]]}, "layer 1: `index.every` is .* a number of steps for each of the layer's 4"),
+    ({"every": [[1, 2, 4, 0], [1, 1, 1, True]]}, "layer 1: `index.every`"),
+    (
+        {"every": [[1, 2, 4, 0], [1, 1, 1, 3]]},
+        "`index`: a head cannot find rows in every 3 steps; it must be one",
+    ),
+    ({"every": [[1, 2, 4, 0], [-1, 1, 1, 1]]}, "a head cannot find rows in every -1 steps"),
+    ({"every": [[1, 2, 4, 0], [10**30, 1, 1, 1]]}, "a head cannot find rows in every 99 steps"),
+    ({"every": [[1, 2, 4, 0], [-(10**30), 1, 1, 1]]}, "a head cannot find rows"),
     ({"encode": None}, "`index.encode` is missing"),
     ({"encode": [1.0]}, "`index.encode` is missing"),
     ({"decode": "AA"}, "`index.decode` is not base64"),
