@@ -91,7 +91,8 @@ class LayerIndex:
     """One layer's key index, of those I of its C compressed heads that have one: `heads` [I] int32 of the layer's, and
     `which` [I] int32 of the compressed ones; `every` [I] int32: head c probes where a request's length and `first` + c
     add up to a multiple; `rows` int16 [I, slots, words], float32 `encode`, `decode` [I, D, R] and
-    `offset` [I, R]; `first`: compressed heads in earlier layers."""
+    `offset` [I, R]; `first`: compressed heads in earlier layers; `often`: heads that probe in a step, on the mean
+    (None: all)."""
 
     heads: torch.Tensor
     which: torch.Tensor
@@ -102,6 +103,7 @@ class LayerIndex:
     offset: torch.Tensor
     fields: Fields
     first: int
+    often: float | None = None
 
 
 @dataclass(frozen=True)

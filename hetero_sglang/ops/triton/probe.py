@@ -396,7 +396,8 @@ def probe(
     batch, _, dim = q.shape
     heads = layer.heads.numel()
     units = batch * heads
-    parts, group, directions = work.parts(units), work.group, layer.decode.shape[2]
+    often = heads if layer.often is None else layer.often  # the others leave at once
+    parts, group, directions = work.parts(max(1, round(batch * often))), work.group, layer.decode.shape[2]
     assert directions <= MOST_DIRECTIONS
     pad = max(16, triton.next_power_of_2(directions))
     most = 4 if directions <= 64 else 2 if directions <= 128 else 1  # whose weights a thread has room for
