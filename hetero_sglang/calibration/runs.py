@@ -39,7 +39,7 @@ def index_of(
 
 def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
     """The plan with the run of RUNS with which the longest documents' decode steps lose least, and an index for heads
-    that gain by it, each as seldom as EVERY allows. Unchanged where all are too short to tell."""
+    that gain by it, in all steps or as seldom as EVERY allows. Unchanged where all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
@@ -55,7 +55,8 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
     mine = by_run[:, RUNS.index(run)]  # [layers, EVERY, H]
     every = torch.ones(mine[:, 0].shape, dtype=torch.int32)
     for steps, worse in zip((*EVERY[1:], 0), torch.cat((mine[:, 1:], never), 1).unbind(1), strict=True):
-        every[worse - mine[:, 0] <= GAIN] = steps
+        if options.heads == "seldom" or not steps:
+            every[worse - mine[:, 0] <= GAIN] = steps
     return replace(plan, run=run, every=every.numpy())
 
 

@@ -49,7 +49,7 @@ def played(plan: IndexPlan, losses: list[float]) -> torch.Tensor:
     return torch.tensor([*ways, never])[None, :, None].repeat(layers, 1, heads)
 
 
-@pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (1, "auto"), (8, "auto")])
+@pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (1, "auto"), (8, "seldom"), (1, "seldom")])
 def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, monkeypatch):
     losses = {4000: [0.2, 0.1, 0.3, 0.5], 3000: [0.2, 0.25, 0.4, 0.5]}
     seen = []
@@ -67,8 +67,8 @@ def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, 
     made = runs.fitted(model, [document(n) for n in (1000, 3000, 4000, 2000)], plan, options)
     assert seen == [(4000, 152), (3000, 96)]  # the index takes 0.094 of the ratio, sinks and recent tokens 72 rows
     assert made.run == (run or 4)
-    wanted = np.full(plan.encode.shape[:2], 1 if heads == "all" else 2)
-    if heads == "auto":
+    wanted = np.full(plan.encode.shape[:2], 2 if heads == "seldom" else 1)
+    if heads != "all":
         wanted[0, 1], wanted[1, 0] = 1, 0
     assert np.array_equal(made.every, wanted)
 
