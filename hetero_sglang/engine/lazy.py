@@ -43,6 +43,7 @@ class Lazy(Finder):
                 store.offset[n],
                 store.fields,
                 layer.first,
+                n,  # a layer's heads have their turns together: other steps have none
                 float((1 / store.every[n]).sum()),
             )
             for n, layer in enumerate(self.layers)

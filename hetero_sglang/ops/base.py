@@ -89,8 +89,8 @@ class StepTables:
 @dataclass(frozen=True)
 class LayerIndex:
     """One layer's key index, of those I of its C compressed heads that have one: `heads` [I] int32 of the layer's, and
-    `which` [I] int32 of the compressed ones; `every` [I] int32: head c probes where a request's length and `first` + c
-    add up to a multiple; `rows` int16 [I, slots, words], float32 `encode`, `decode` [I, D, R] and
+    `which` [I] int32 of the compressed ones; `every` [I] int32: a head probes where a request's length and the
+    layer's `turn` add up to a multiple; `rows` int16 [I, slots, words], float32 `encode`, `decode` [I, D, R] and
     `offset` [I, R]; `first`: compressed heads in earlier layers; `often`: heads that probe in a step, on the mean
     (None: all)."""
 
@@ -103,6 +103,7 @@ class LayerIndex:
     offset: torch.Tensor
     fields: Fields
     first: int
+    turn: int = 0
     often: float | None = None
 
 

@@ -16,7 +16,7 @@ from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.probe import score_bin, span
-from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, Workspace
+from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, WARPS, Workspace
 
 
 @triton.jit
@@ -58,10 +58,10 @@ def _append(listed, level, count, same, what, mask, alike, room):
     return count + tl.sum(mask.to(tl.int32), 0), same + tl.sum(alike.to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window"])
+@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "turn", "splits", "sink", "window"])
 def _hold(
     length, cap, place_of, which, every, page_start, page_list, position, used, scores, wanted, idle, hits,
-    caps_per_request, first, splits, sink, window,
+    caps_per_request, first, turn, splits, sink, window,
     n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
     PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
     PDL: tl.constexpr,
@@ -76,7 +76,7 @@ def _hold(
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     out = (tokens <= rows) | (places <= 0) | (begins < 0)
-    out = out | ((tokens + number - request * caps_per_request) % tl.load(every + unit % n_heads) != 0)
+    out = out | ((tokens + turn) % tl.load(every + unit % n_heads) != 0)
     scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
     begin, end = span(places, split, splits, ALIGNED)
     if out | (begin >= end):
@@ -163,11 +163,13 @@ def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
     return edge, tl.sum(tl.where(bins > edge, others, 0), 0), tl.maximum(room - own, 0)
 
 
-@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "splits", "sink", "window", "room", "limit"])
+@triton.jit(
+    do_not_specialize=["n_heads", "caps_per_request", "first", "turn", "splits", "sink", "window", "room", "limit"]
+)
 def _exchange(
     length, cap, place_of, which, every, page_start, page_list, used, scores, wanted, idle, hits, most, missing,
-    lacking, old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, splits, sink, window,
-    room, limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
+    lacking, old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, turn, splits, sink,
+    window, room, limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
     MERGED: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -192,7 +194,7 @@ def _exchange(
             lack = sure + more
             come = tl.minimum(lack, tl.minimum(tl.load(most), limit))
     else:
-        due = (tokens + number - request * caps_per_request) % tl.load(every + unit % n_heads) == 0
+        due = (tokens + turn) % tl.load(every + unit % n_heads) == 0
         if (tokens > rows) & (places > 0) & (begins >= 0) & due:
             kept, sure = tl.load(hits + 2 * unit), tl.load(hits + 2 * unit + 1)
             edge, want, above, alike = _edge(wanted, unit, places, low, high, PART, BINS)
@@ -261,24 +263,24 @@ def choose(
     heads = layer.heads.numel()
     units = step.length.numel() * heads
     splits, per_request = work.splits(units), step.cap.shape[1]
-    every = layer.every if isinstance(layer, LayerIndex) else layer.which  # of which no turn is asked
+    every, turn = (layer.every, layer.turn) if isinstance(layer, LayerIndex) else (layer.which, 0)  # no turn is asked
     sizes = dict(
         n_heads=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
-        LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=8,
+        LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=WARPS,
     )  # fmt: skip
-    common, pdl = (per_request, layer.first, splits, sink, window), overlaps(step.length.device)
+    common, pdl = (per_request, layer.first, turn, splits, sink, window), overlaps(step.length.device)
     if merged:
         _keep[(units, splits)](
             step.length, step.cap, work.place, layer.which, step.page_start, step.page_list, hot.position, hot.score,
-            work.scores, work.wanted, work.idle, work.flag, work.fading, *common,
+            work.scores, work.wanted, work.idle, work.flag, work.fading, per_request, layer.first, splits, sink, window,
             n_heads=heads, P=hot.page_size, BINS=BINS, TILE=TILE, FINE=FINE, LEAST=LEAST, ALIGNED=ALIGNED, PDL=pdl,
-            num_warps=8,
+            num_warps=WARPS,
         )  # fmt: skip
     else:
         _hold[(units, 2 * splits)](
             step.length, step.cap, work.place, layer.which, every, step.page_start, step.page_list, hot.position,
-            hot.used, work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, 2 * splits, sink,
-            window, maxnreg=64, **early(pdl), **sizes,
+            hot.used, work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, turn, 2 * splits,
+            sink, window, **early(pdl), **sizes,
         )  # fmt: skip
     _exchange[(units, splits, 2)](
         step.length, step.cap, work.place, layer.which, every, step.page_start, step.page_list,

@@ -241,12 +241,12 @@ def decode_attention(
     not_first = work.pdl and index > 0 and not ordered  # nothing but the plan may have come before layer 0
     out = q.new_empty(batch, query_heads, v_dim)
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
-    registers = shape.registers(max(block_d, block_dv) * q.element_size()) if work.one_wave else None
+    registers = shape.registers(max(block_d, block_dv) * q.element_size())
     _decode[(work.planned,)](
         q, layer.resident_k, layer.resident_v, layer.hot_k, layer.hot_v, slots, page_list, work.described[index],
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0), work.ring,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
-        PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None, PDL=work.pdl,
+        PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None and work.one_wave, PDL=work.pdl,
         RUNS=work.run > 1, MORE=arrivals is not None, num_warps=shape.warps, num_stages=shape.stages,
         maxnreg=registers, **early(not_first),
     )  # fmt: skip

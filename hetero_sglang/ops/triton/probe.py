@@ -18,9 +18,8 @@ from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
-from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, Workspace
+from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, WARPS, Workspace
 
-_WARPS = 8
 _SHARED = 2  # programs that make scores of a part's exponents: they wait for memory, not for room
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
 _HIGHEST = 100.0  # of an exponent: sums are finite
@@ -232,10 +231,12 @@ def _logits(
     return logits
 
 
-@triton.jit(do_not_specialize=["n_heads", "q_stride", "slots_in_all", "caps_per_request", "first", "parts", "scale"])
+@triton.jit(
+    do_not_specialize=["n_heads", "q_stride", "slots_in_all", "caps_per_request", "first", "turn", "parts", "scale"]
+)
 def _exponents(
     q, slots, starts, length, cap, place, heads, which, every, rows, decode, weights, fours, factors, exponents, tops,
-    totals, wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, parts, scale,
+    totals, wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, turn, parts, scale,
     n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, D: tl.constexpr,
     R: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
     NOTHING: tl.constexpr, HIGHEST: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
@@ -254,7 +255,7 @@ def _exponents(
     listed = slots + tl.load(starts + request).to(tl.int64)
     number = first + tl.load(which + head)
     out = (tokens < tl.load(cap + request * caps_per_request + number)) | (begins < 0)
-    out = out | ((tokens + 1 + number) % tl.load(every + head) != 0)
+    out = out | ((tokens + 1 + turn) % tl.load(every + head) != 0)
     if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
@@ -325,10 +326,10 @@ def _read(exponents, tokens, start, end, QUERIES: tl.constexpr, ASKERS: tl.const
     return found
 
 
-@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "turn", "parts", "sink", "window"])
 def _scores(
-    length, cap, place, which, every, exponents, tops, totals, scores, wanted, caps_per_request, first, parts, sink,
-    window, n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
+    length, cap, place, which, every, exponents, tops, totals, scores, wanted, caps_per_request, first, turn, parts,
+    sink, window, n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
     COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
     MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -341,7 +342,7 @@ def _scores(
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
     number = first + tl.load(which + head)
     out = (tokens < tl.load(cap + request * caps_per_request + number)) | (begins < 0)
-    out = out | ((tokens + 1 + number) % tl.load(every + head) != 0)
+    out = out | ((tokens + 1 + turn) % tl.load(every + head) != 0)
     if PDL:
         gdc_wait()
     if out:
@@ -405,12 +406,12 @@ def probe(
     askers = triton.cdiv(group, queries)
     sizes = dict(
         n_heads=heads, GROUP=group, QUERIES=queries, ASKERS=askers, TOKENS=READ, BINS=BINS, MOST=MOST_PARTS,
-        NOTHING=_NOTHING, PDL=overlaps(q.device), num_warps=_WARPS,
+        NOTHING=_NOTHING, PDL=overlaps(q.device), num_warps=WARPS,
     )  # fmt: skip
     _exponents[(units, parts, askers)](
         q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.which, layer.every, layer.rows,
         layer.decode, work.weights, work.fours, work.factors, work.exponents, work.top, work.total, work.wanted,
-        work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1], layer.first, parts,
+        work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1], layer.first, layer.turn, parts,
         scale * 1.4426950408889634, D=dim, R=directions, WORDS=layer.rows.shape[2], HIGHEST=_HIGHEST, PAD=pad,
         ROWS=min(max(16, triton.next_power_of_2(dim)), max(16, 4096 // pad)),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **flat_fields(layer.fields),
@@ -419,7 +420,7 @@ def probe(
     )  # fmt: skip
     _scores[(units, parts * _SHARED)](
         step.length, step.cap, work.place, layer.which, layer.every, work.exponents, work.top, work.total, work.scores,
-        work.wanted, step.cap.shape[1], layer.first, parts, sink, window,
-        COUNT=32 * _WARPS * (1 if work.run > 1 else 4), RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
+        work.wanted, step.cap.shape[1], layer.first, layer.turn, parts, sink, window,
+        COUNT=32 * WARPS * (1 if work.run > 1 else 4), RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
         **early(overlaps(q.device)), **sizes,
     )  # fmt: skip

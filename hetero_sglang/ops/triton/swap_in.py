@@ -16,9 +16,9 @@ from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 
-PROGRAMS = 64  # at least, beside a step; of few rows and registers each
+PROGRAMS = 256  # at least, beside a step; of one warp each
 ALONE = 32  # with the device to themselves
-_ROWS = {1: 16, 4: 32, 8: 32}  # by run: rows under way at once in a program
+_ROWS = {1: 4, 4: 16, 8: 16}  # by run: rows under way at once in a program
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def swap_in(
         work.limit(units),
         n_heads=heads, stored=host.shape[1], RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), MOST=MOST_SPLITS,
-        PAIRS=_ROWS[work.run] // work.run, MERGED=merged, ASIDE=aside, PDL=pdl, num_warps=4, **early(pdl),
+        PAIRS=_ROWS[work.run] // work.run, MERGED=merged, ASIDE=aside, PDL=pdl, num_warps=1, **early(pdl),
     )  # fmt: skip
 
 

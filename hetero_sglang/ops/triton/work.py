@@ -24,14 +24,14 @@ class DecodeShape:
     warps: int = 4
     stages: int = 4
     items_per_processor: int = 4
-    share: int = 1  # one in so many registers of a processor; the others' are for kernels beside
+    room: int = 65536  # registers of a processor that they may have; the others are for kernels beside
 
     def registers(self, row: int) -> int | None:
         """The most a thread may have, so that a processor runs its items at once; None for rows of too many bytes."""
-        return 65536 // (32 * self.warps * self.items_per_processor * self.share) if row <= 256 else None
+        return self.room // (32 * self.warps * self.items_per_processor) if row <= 256 else None
 
 
-BESIDE = DecodeShape(items_per_processor=2, share=2)  # where rows come while heads attend
+BESIDE = DecodeShape(block=64, items_per_processor=3, room=49152)  # where rows come while heads attend
 
 
 @triton.jit(do_not_specialize=["rows", "items", "caps_per_request"])

@@ -10,9 +10,10 @@ from hetero_sglang.ops.reference.choose import BINS, score_bin
 from hetero_sglang.ops.reference.workspace import limit
 from hetero_sglang.ops.triton.index import MOST_FIELDS
 
-TILE = 1024  # places that a program looks at together; of runs twice as many
+WARPS = 4  # of a program: three of attention's have room beside one
+TILE = 512  # places that a program looks at together; of runs twice as many
 ALIGNED = 64  # a split's share of places is a multiple of
-READ = 1024  # tokens
+READ = 512  # tokens
 MOST_PARTS = 128  # of a unit's tokens
 MOST_SPLITS = 64  # of its runs, and of its places
 MOST_DIRECTIONS = 512  # of an index
