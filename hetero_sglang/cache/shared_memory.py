@@ -8,10 +8,13 @@ import os
 import resource
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from hetero_sglang.errors import HeteroError
+
+_SHARE = 1 << 28  # bytes that a thread faults in at a time
 
 
 class SharedMemory:
@@ -60,7 +63,9 @@ class SharedMemory:
         del self.buffer
 
     def _pin(self) -> None:
-        address = torch.frombuffer(self.buffer, dtype=torch.uint8).data_ptr()
+        memory = torch.frombuffer(self.buffer, dtype=torch.uint8)
+        _fault_in(memory)
+        address = memory.data_ptr()
         try:
             code = int(torch.cuda.cudart().cudaHostRegister(address, len(self.buffer), 0))
         except (RuntimeError, AssertionError) as error:  # no driver, or a torch built without CUDA
@@ -76,6 +81,12 @@ class SharedMemory:
             )
         self._unpin = weakref.finalize(self, _unregister, address)
         self._unpin.atexit = False  # the driver may be gone by then, and exit unpins anyway
+
+
+def _fault_in(memory: torch.Tensor) -> None:
+    """Give fresh memory its pages, by many threads: the driver, which would do it, has one."""
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        list(threads.map(lambda share: share[:: mmap.PAGESIZE].zero_(), memory.split(_SHARE)))
 
 
 def _unregister(address: int) -> None:

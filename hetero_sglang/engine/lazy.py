@@ -51,6 +51,7 @@ class Lazy(Finder):
         self.widest = max(1, *(each.heads.numel() for each in self.index))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
         self.lane, self.beside = Lane(self.device), Lane(self.device)
+        self.signs: list[list[torch.Tensor]] = []
         self.known: Mark | None = None  # the layer's new keys have their index rows
         self.seated: Mark | None = None  # what came has its places
 
@@ -81,10 +82,12 @@ class Lazy(Finder):
 
     def _unsettle(self) -> None:
         """For measurements: some directions count the other way from this step on, so that heads want other rows."""
-        sizes = [each.offset.numel() for each in self.index]
-        signs = torch.randint(0, 2, (sum(sizes),), device=self.device).float() * 2 - 1
-        turned = [x.view_as(each.offset)[:, None] for x, each in zip(signs.split(sizes), self.index, strict=True)]
-        torch._foreach_mul_([each.decode for each in self.index], turned)
+        if not self.signs:  # made once: a step that is measured pays for one launch
+            for _ in range(16):
+                drawn = [torch.randint(0, 2, x.offset.shape, device=self.device) * 2.0 - 1 for x in self.index]
+                self.signs.append([x[:, None] for x in drawn])
+        self.signs.append(self.signs.pop(0))
+        torch._foreach_mul_([each.decode for each in self.index], self.signs[0])
 
     def appended(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
         self.beside.follow(mark(self.device))

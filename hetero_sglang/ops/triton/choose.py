@@ -186,37 +186,54 @@ def _exchange(
     low, high = sink // RUN, (tokens - window) // RUN
     come, lack, edge = 0, 0, 0
     begins, start = tl.load(place_of + request), tl.load(page_start + number)
+    allowed, bins = tl.minimum(tl.load(most), limit), tl.arange(0, BINS)
+    scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
+    run, place = tl.arange(0, 2 * TILE), tl.arange(0, TILE)
+    if giving == 0:
+        begin, end = span(high, split, splits, 2 * TILE)
+    else:
+        begin, end = span(places, split, splits, ALIGNED)
+    run, place = run + begin, place + begin
+    here = (place < end) & (giving != 0)
+    if not MERGED:
+        find = (tokens > rows) & (places > 0) & (begins >= 0)
+        find = find & ((tokens + turn) % tl.load(every + unit % n_heads) == 0)
+        here = here & find
+    row = _place_row(page_list, start, place, here, sink, RUN, P)
     if PDL:
         gdc_wait()
     if MERGED:
-        if tl.load(flag + unit) != 0:
+        find = tl.load(flag + unit) != 0
+        here = here & find
+    # The first turn's reads are on their way while it is found out how many come.
+    score = tl.load(scores + run, mask=(run < end) & (run >= low) & find & (giving == 0), other=-1.0)
+    before = tl.load(used + row, mask=here, other=0)
+    others = tl.load(idle + unit * BINS + bins)  # places, by last use
+    if find:
+        if MERGED:
             edge, sure, more = _merged_edge(wanted, idle, unit, places, BINS)
             lack = sure + more
-            come = tl.minimum(lack, tl.minimum(tl.load(most), limit))
-    else:
-        due = (tokens + turn) % tl.load(every + unit % n_heads) == 0
-        if (tokens > rows) & (places > 0) & (begins >= 0) & due:
+            come = tl.minimum(lack, allowed)
+        else:
             kept, sure = tl.load(hits + 2 * unit), tl.load(hits + 2 * unit + 1)
             edge, want, above, alike = _edge(wanted, unit, places, low, high, PART, BINS)
             lack = above - sure  # what is held lies where runs may come in
             lack += tl.minimum(tl.maximum(want - kept - lack, 0), alike - (kept - sure))
-            come = tl.minimum(tl.minimum(lack, places - kept), tl.minimum(tl.load(most), limit))
+            come = tl.minimum(tl.minimum(lack, places - kept), allowed)
     mine = unit * splits + split
     if giving == 0:
         count, same_bin = 0, 0
         if come > 0:
-            scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
-            begin, end = span(high, split, splits, 2 * TILE)
-            for opening in range(begin, end, 2 * TILE):
+            for _opening in range(begin, end, 2 * TILE):
                 if count < come:
-                    run = opening + tl.arange(0, 2 * TILE)
-                    score = tl.load(scores + run, mask=(run < end) & (run >= low), other=-1.0)
                     bin = score_bin(score, BINS, FINE, LEAST)
                     if tl.max(bin, 0) >= edge:  # seldom, where few come
                         count, same_bin = _append(
                             missing + mine * room, even + mine * room, count, same_bin, run, bin > edge, bin == edge,
                             room,
                         )  # fmt: skip
+                    run += 2 * TILE
+                    score = tl.load(scores + run, mask=(run < end) & (run >= low), other=-1.0)
         tl.store(lacking + mine, count)
         tl.store(evens + mine, same_bin)
     else:
@@ -224,24 +241,22 @@ def _exchange(
         if come > 0:
             last = edge
             if not MERGED:
-                bins = tl.arange(0, BINS)
-                last = tl.min(tl.where(tl.cumsum(tl.load(idle + unit * BINS + bins), 0) >= come, bins, BINS), 0)
-            begin, end = span(places, split, splits, ALIGNED)
-            for opening in range(begin, end, TILE):
+                last = tl.min(tl.where(tl.cumsum(others, 0) >= come, bins, BINS), 0)
+            for _opening in range(begin, end, TILE):
                 if older < come:
-                    place = opening + tl.arange(0, TILE)
-                    here = place < end
-                    row = _place_row(page_list, start, place, here, sink, RUN, P)
                     if MERGED:
-                        age = score_bin(tl.load(used + row, mask=here, other=0.0), BINS, FINE, LEAST)
+                        age = score_bin(before, BINS, FINE, LEAST)
                     else:
-                        before = tl.load(used + row, mask=here, other=0)
                         age = _used_bin(before, tokens, BINS, FINE, NEVER)
                         age = tl.where(before == tokens, BINS, age)  # what is wanted now stays
                     older, same = _append(
                         old + mine * room, level + mine * room, older, same, place, here & (age < last),
                         here & (age == last), room,
                     )  # fmt: skip
+                    place += TILE
+                    here = place < end
+                    row = _place_row(page_list, start, place, here, sink, RUN, P)
+                    before = tl.load(used + row, mask=here, other=0)
         tl.store(olds + mine, older)
         tl.store(levels + mine, same)
         if split == 0:

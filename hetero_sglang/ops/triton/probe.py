@@ -70,16 +70,12 @@ def _factor(weight, way, FIRST: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _ask(
-    query, scale, decode, weights, factors, first,
+def _weights(
+    query, decode, first,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr,
-    ROWS: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr,
-    B2: tl.constexpr, MOST_FIELDS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write what each direction's codes count for a unit's queries from `first` on: `weights` int8, `factors` by field.
-
-    All parts of a unit write the same.
-    """
+    """What each direction's codes count [16, PAD] for a unit's queries from `first` on."""
     way, member = tl.arange(0, PAD), tl.arange(0, 16)
     real = (member < QUERIES) & (first + member < GROUP)
     weight = tl.zeros([16, PAD], tl.float32)
@@ -89,7 +85,22 @@ def _ask(
         mine = query + (first + member)[:, None] * D + at[None, :]
         asked = tl.load(mine, mask=real[:, None] & (at < D)[None, :], other=0.0)
         weight += tl.dot(asked.to(tl.float32), turn, input_precision=PRECISION)
-    weight *= scale
+    return weight
+
+
+@triton.jit
+def _ask(
+    weight, weights, factors, first,
+    GROUP: tl.constexpr, QUERIES: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, N0: tl.constexpr,
+    B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr,
+    MOST_FIELDS: tl.constexpr,
+):  # fmt: skip
+    """Write `weight` [16, PAD] of a unit's queries from `first` on as `weights` int8 and `factors` by field.
+
+    All parts of a unit write the same.
+    """
+    way, member = tl.arange(0, PAD), tl.arange(0, 16)
+    real = (member < QUERIES) & (first + member < GROUP)
     factors += (first + member) * MOST_FIELDS
     factor = _factor(weight, way, 0, N0)
     tl.store(factors, factor, mask=real)
@@ -254,26 +265,32 @@ def _exponents(
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
     listed = slots + tl.load(starts + request).to(tl.int64)
     number = first + tl.load(which + head)
-    out = (tokens < tl.load(cap + request * caps_per_request + number)) | (begins < 0)
-    out = out | ((tokens + 1 + turn) % tl.load(every + head) != 0)
+    due = ((tokens + 1 + turn) % tl.load(every + head) == 0) & (begins >= 0)
     if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(hits + 2 * unit, 0)
         tl.store(hits + 2 * unit + 1, 0)
-    if out:
+    if not due:
         return
+    full = tokens >= tl.load(cap + request * caps_per_request + number)
     begin, end = span(tokens, part, parts, TOKENS)
     within, query = tl.arange(0, TOKENS), tl.arange(0, QUERIES)
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
-    # Rows are read one turn ahead, their slots two.
+    # Rows are read one turn ahead, their slots two; all that needs no other read is under way at once.
     slot = tl.load(listed + begin + within, mask=begin + within < end, other=0).to(tl.int64)
+    later = tl.load(listed + begin + TOKENS + within, mask=begin + TOKENS + within < end, other=0).to(tl.int64)
+    counts = scale * _weights(
+        q + request.to(tl.int64) * q_stride + tl.load(heads + head) * GROUP * D, decode + head * D * R,
+        asker * QUERIES, GROUP, QUERIES, D, R, PAD, ROWS, PRECISION,
+    )  # fmt: skip
+    if not full:
+        return
     row = _words(table + slot * WORDS, begin + within < end, N0, B0, N1, B1, N2, B2)
-    slot = tl.load(listed + begin + TOKENS + within, mask=begin + TOKENS + within < end, other=0).to(tl.int64)
+    slot = later
     _ask(
-        q + request.to(tl.int64) * q_stride + tl.load(heads + head) * GROUP * D, scale,
-        decode + head * D * R, weights + unit * GROUP * MOST_DIRECTIONS, factors + unit * GROUP * MOST_FIELDS,
-        asker * QUERIES, GROUP, QUERIES, D, R, PAD, ROWS, N0, B0, N1, B1, N2, B2, MOST_FIELDS, PRECISION,
+        counts, weights + unit * GROUP * MOST_DIRECTIONS, factors + unit * GROUP * MOST_FIELDS, asker * QUERIES,
+        GROUP, QUERIES, R, PAD, N0, B0, N1, B1, N2, B2, MOST_FIELDS,
     )  # fmt: skip
     tl.debug_barrier()
     weight, factor = _asked(

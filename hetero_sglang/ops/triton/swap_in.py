@@ -16,21 +16,24 @@ from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 
-PROGRAMS = 256  # at least, beside a step; of one warp each
+PROGRAMS = 1024  # at most, beside a step, of a warp each: one brings a run or some
 ALONE = 32  # with the device to themselves
-_ROWS = {1: 4, 4: 16, 8: 16}  # by run: rows under way at once in a program
 
 
 @triton.jit
-def _listed(lists, counts, unit, splits, number, room, MOST: tl.constexpr):
-    """Entry `number` [n] of a unit's lists, which follow each other by splits; and how many there are in all."""
+def _counts(counts, unit, splits, MOST: tl.constexpr):
+    """Entries [MOST] of each of a unit's lists."""
     part = tl.arange(0, MOST)
-    count = tl.load(counts + unit * splits + part, mask=part < splits, other=0)
-    upto, total = tl.cumsum(count, 0), tl.sum(count, 0)
-    split = tl.sum((upto[None, :] <= number[:, None]).to(tl.int32), 1)
-    before = tl.sum(tl.where(part[None, :] < split[:, None], count[None, :], 0), 1)
-    there = (number >= 0) & (number < total)
-    return tl.load(lists + (unit * splits + split) * room + number - before, mask=there, other=0), total
+    return tl.load(counts + unit * splits + part, mask=part < splits, other=0)
+
+
+@triton.jit
+def _entry(lists, count, unit, splits, number, room, MOST: tl.constexpr):
+    """Entry `number` of a unit's lists, which follow each other by splits."""
+    part = tl.arange(0, MOST)
+    split = tl.sum((tl.cumsum(count, 0) <= number).to(tl.int32), 0)
+    before = tl.sum(tl.where(part < split, count, 0), 0)
+    return tl.load(lists + (unit * splits + split) * room + number - before, mask=split < splits, other=0)
 
 
 @triton.jit(do_not_specialize=["n_heads", "stored", "splits", "caps_per_request", "first", "sink", "room", "limit"])
@@ -39,48 +42,47 @@ def _swap_in(
     to_k, to_v, position, used, arrived, even, evens, scores, place_of, splits, caps_per_request, first, sink, room,
     limit, n_heads, stored,
     RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, MOST: tl.constexpr, PAIRS: tl.constexpr, MERGED: tl.constexpr, ASIDE: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MOST: tl.constexpr, MERGED: tl.constexpr, ASIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Some of the runs that come to a unit, each with the place it takes: their rows, and what is known of these."""
-    unit, some, step = tl.program_id(0), tl.program_id(1) * PAIRS, tl.num_programs(1) * PAIRS
+    unit = tl.program_id(0)
     request, head = unit // n_heads, tl.load(which + unit % n_heads)
     start = tl.load(page_start + request * caps_per_request + first + head)
     tokens, listed = tl.load(length + request), slots + tl.load(starts + request).to(tl.int64)
-    within, at, at_v = tl.arange(0, RUN)[None, :], tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
+    within, at, at_v = tl.arange(0, RUN), tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
     if PDL:
         gdc_wait()
     come = tl.load(comes + unit)
-    for opening in range(some, come, step):
-        pair = opening + tl.arange(0, PAIRS)
-        run, sure = _listed(missing, lacking, unit, splits, pair, room, MOST)
-        more, _ = _listed(even, evens, unit, splits, pair - sure, room, MOST)
-        older, total = _listed(old, olds, unit, splits, pair, room, MOST)
-        same, _ = _listed(level, levels, unit, splits, pair - total, room, MOST)
-        # Their rows: [PAIRS, RUN], then one after the other.
-        token = tl.where(pair < sure, run, more)[:, None] * RUN + within
-        there = (pair < come)[:, None] & (within >= 0)
-        row = sink + tl.where(pair < total, older, same)[:, None] * RUN + within
-        slot = tl.load(listed + token, mask=there, other=0).to(tl.int64)
-        page = tl.load(page_list + start + row // P, mask=there, other=0).to(tl.int64)
-        to = page * P + row % P
-        source = (slot // BLOCK * stored + head) * BLOCK + slot % BLOCK
-        tl.store(position + to, token, mask=there)
+    above, alike = _counts(lacking, unit, splits, MOST), _counts(evens, unit, splits, MOST)
+    below, same = _counts(olds, unit, splits, MOST), _counts(levels, unit, splits, MOST)
+    sure, older = tl.sum(above, 0), tl.sum(below, 0)
+    for pair in range(tl.program_id(1), come, tl.num_programs(1)):
+        if pair < sure:
+            run = _entry(missing, above, unit, splits, pair, room, MOST)
+        else:
+            run = _entry(even, alike, unit, splits, pair - sure, room, MOST)
+        if pair < older:
+            place = _entry(old, below, unit, splits, pair, room, MOST)
+        else:
+            place = _entry(level, same, unit, splits, pair - older, room, MOST)
+        token, row = run * RUN + within, sink + place * RUN + within  # [RUN]
+        slot = tl.load(listed + token).to(tl.int64)
+        to = tl.load(page_list + start + row // P).to(tl.int64) * P + row % P
+        source = ((slot // BLOCK * stored + head) * BLOCK + slot % BLOCK) * (D + DV)  # wide loads: a multiple
+        tl.store(position + to, token)
         if MERGED:
             mine = scores + tl.load(place_of + request).to(tl.int64) * n_heads + unit % n_heads * tokens
-            tl.store(used + to, tl.load(mine + token, mask=there, other=0.0), mask=there)
+            tl.store(used + to, tl.load(mine + token))
         else:
-            tl.store(used + to, tokens + token * 0, mask=there)
+            tl.store(used + to, tokens + within * 0)
         if ASIDE:
-            beside = (unit * limit + pair)[:, None] * RUN + within
-            tl.store(arrived + beside, to, mask=there)
+            beside = (unit * limit + pair) * RUN + within
+            tl.store(arrived + beside, to)
             to = beside.to(tl.int64)
-        source = tl.reshape(source, [PAIRS * RUN])[:, None] * (D + DV)  # wide loads: a multiple
-        to, mask = tl.reshape(to, [PAIRS * RUN])[:, None], tl.reshape(there, [PAIRS * RUN])[:, None]
-        key = tl.load(host + source + at, mask=mask & (at < D))
-        value = tl.load(host + source + D + at_v, mask=mask & (at_v < DV))
-        tl.store(to_k + to * D + at, key, mask=mask & (at < D))
-        tl.store(to_v + to * DV + at_v, value, mask=mask & (at_v < DV))
+        key = tl.load(host + source[:, None] + at, mask=at < D)
+        value = tl.load(host + source[:, None] + D + at_v, mask=at_v < DV)
+        tl.store(to_k + to[:, None] * D + at, key, mask=at < D)
+        tl.store(to_v + to[:, None] * DV + at_v, value, mask=at_v < DV)
 
 
 def swap_in(
@@ -94,15 +96,16 @@ def swap_in(
     heads, aside = layer.heads.numel(), work.aside
     units = step.length.numel() * heads
     dim, v_dim, pdl = hot.k.shape[-1], hot.v.shape[-1], overlaps(slots.device)
-    _swap_in[(units, triton.cdiv(programs, units))](
+    limit = work.limit(units)
+    _swap_in[(units, max(1, min(limit, programs // units)))](
         step.length, layer.which, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old,
         work.olds, work.level, work.levels, work.comes, host, work.arrived_k if aside else hot.k,
         work.arrived_v if aside else hot.v, hot.position, hot.score if merged else hot.used, work.arrived, work.even,
         work.evens, work.scores, work.place, work.splits(units), step.cap.shape[1], layer.first, sink, work.room,
-        work.limit(units),
+        limit,
         n_heads=heads, stored=host.shape[1], RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), MOST=MOST_SPLITS,
-        PAIRS=_ROWS[work.run] // work.run, MERGED=merged, ASIDE=aside, PDL=pdl, num_warps=1, **early(pdl),
+        MERGED=merged, ASIDE=aside, PDL=pdl, num_warps=1, **early(pdl),
     )  # fmt: skip
 
 
