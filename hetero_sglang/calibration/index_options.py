@@ -17,7 +17,7 @@ from hetero_sglang.profile.json_file import MOST_BYTES
 @dataclass(frozen=True)
 class IndexOptions:
     """Directions and bits, neighbouring tokens that come together (None: to be found), positions of keys, and which
-    heads have an index: all, auto: those that gain by it, or seldom: these, each in as few steps as that needs."""
+    heads find rows in all steps: all, or auto: each in as few as its output needs, and some without an index."""
 
     fields: Fields
     run: int | None
@@ -34,9 +34,9 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     add("--index-run", default="auto", metavar="N",
         help="neighbouring tokens that come and go together: 1, 4, 8, or auto: what loses least (default %(default)s)",
     )  # fmt: skip
-    add("--index-heads", choices=["auto", "all", "seldom"], default="auto",
-        help="heads that have a key index: all, those whose output gains by it, or these, each in as few steps as that "
-        "needs (default %(default)s)")  # fmt: skip
+    add("--index-heads", choices=["auto", "all"], default="auto",
+        help="heads that find rows in every step: all, or auto: each in as few steps as its output needs, and where it "
+        "needs none the head has no index (default %(default)s)")  # fmt: skip
     add("--index-context", type=int, metavar="N",
         help="tokens of the longest request that the key index is for (default: all positions of the model)",
     )  # fmt: skip

@@ -80,7 +80,7 @@ def check_scores(world: World, b: int, given: torch.Tensor, fields: Fields, scal
     weight, off = rounded(torch.bmm(q, decode) * scale, fields)
     logits = torch.bmm(weight, unpack(kept, fields).transpose(1, 2))
     torch.testing.assert_close(given, run_scores(logits.softmax(-1).mean(1), world.run), rtol=SHORT + 2e-4, atol=1e-9)
-    wanted = run_scores(attention_guess(q, kept, decode, fields, scale), world.run)
+    wanted = run_scores(attention_guess(q, unpack(kept, fields), decode, scale), world.run)
     assert ((given / wanted).log().abs() <= off.amax(1)[:, None] + SHORT + 1e-4).all()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.index import plan_index
 from hetero_sglang.calibration.index_options import IndexOptions
 from hetero_sglang.calibration.moments import prefill
-from hetero_sglang.profile.index_plan import IndexPlan
+from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 
 
 def document(length: int) -> Document:
@@ -32,34 +34,39 @@ def plan(model) -> IndexPlan:
     return plan_index(prefill(model, [document(400)], lambda tokens: None).all(), ((8, 4), (8, 2)))
 
 
-def test_who_keeps_more_rows_loses_less_and_who_keeps_all_nothing(model, plan):
-    lost = torch.stack([runs._play(model, document(400), plan, rows) for rows in (40, 160, 328)])
+def test_who_keeps_more_rows_loses_less_and_who_keeps_all_nothing(model, plan, monkeypatch):
+    monkeypatch.setattr(runs, "STEPS", 40)
+    ways = tuple(product(RUNS, EVERY))
+    lost = torch.stack([runs._play(model, document(400), plan, rows, ways) for rows in (40, 160, 288)])
     layers, heads = plan.encode.shape[:2]
-    assert lost.shape == (3, layers, len(runs.WAYS) + 1, heads)
+    assert lost.shape == (3, layers, len(ways) + 1, heads)
     lost = lost.mean((1, 3))  # [sizes, ways and none]
     assert (lost[0] > lost[1]).all() and (lost[1] > lost[2]).all()
     assert (lost[2] < 0.05 * lost[0]).all()  # but for tokens that leave the window
 
 
-def played(plan: IndexPlan, losses: list[float]) -> torch.Tensor:
+def played(plan: IndexPlan, losses: list[float], ways: Sequence[tuple[int, int]]) -> torch.Tensor:
     """The same for every layer and head: by runs, in every second step little worse, and without finding rows."""
     layers, heads = plan.encode.shape[:2]
     *by_run, never = losses
-    ways = [loss + more for loss in by_run for more in (0, 0.01, 0.05)]
-    return torch.tensor([*ways, never])[None, :, None].repeat(layers, 1, heads)
+    each = [by_run[RUNS.index(run)] + {1: 0, 2: 0.001, 4: 0.05}[every] for run, every in ways]
+    return torch.tensor([*each, never])[None, :, None].repeat(layers, 1, heads)
 
 
-@pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (1, "auto"), (8, "seldom"), (1, "seldom")])
+@pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (8, "auto"), (1, "auto")])
 def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, monkeypatch):
     losses = {4000: [0.2, 0.1, 0.3, 0.5], 3000: [0.2, 0.25, 0.4, 0.5]}
     seen = []
 
-    def play(checkpoint: Checkpoint, text: Document, made: IndexPlan, rows: int) -> torch.Tensor:
+    def play(
+        checkpoint: Checkpoint, text: Document, made: IndexPlan, rows: int, ways: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
         seen.append((len(text.tokens), rows))
-        found = played(plan, losses[len(text.tokens)])
-        seldom = [1, 2, 4, 5, 7, 8]
+        assert ways == tuple(product((run,) if run else RUNS, EVERY if heads == "auto" else (1,)))
+        found = played(plan, losses[len(text.tokens)], ways)
+        seldom = [number for number, (_, every) in enumerate(ways) if every > 1]
         found[0, seldom, 1] += 0.1  # a head that needs every step; for others every second is enough
-        found[1, -1, 0] = 0.177  # a head whose output gains by no run but, a little, by those of 4
+        found[1, -1, 0] = 0.1765  # a head whose output gains by no run but, a little, by those of 4
         return found
 
     monkeypatch.setattr(runs, "_play", play)
@@ -67,7 +74,7 @@ def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, 
     made = runs.fitted(model, [document(n) for n in (1000, 3000, 4000, 2000)], plan, options)
     assert seen == [(4000, 152), (3000, 96)]  # the index takes 0.094 of the ratio, sinks and recent tokens 72 rows
     assert made.run == (run or 4)
-    wanted = np.full(plan.encode.shape[:2], 2 if heads == "seldom" else 1)
+    wanted = np.full(plan.encode.shape[:2], 2 if heads == "auto" else 1)
     if heads != "all":
         wanted[0, 1], wanted[1, 0] = 1, 0
     assert np.array_equal(made.every, wanted)

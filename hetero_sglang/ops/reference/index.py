@@ -38,16 +38,14 @@ def unpack(rows: torch.Tensor, fields: Fields) -> torch.Tensor:
     return torch.cat(codes, -1).float()
 
 
-def attention_guess(
-    q: torch.Tensor, rows: torch.Tensor, decode: torch.Tensor, fields: Fields, scale: float
-) -> torch.Tensor:
-    """What a step's queries make of a request's L tokens by their index rows: scores [C, L] float32, at most 1.
+def attention_guess(q: torch.Tensor, codes: torch.Tensor, decode: torch.Tensor, scale: float) -> torch.Tensor:
+    """What a step's queries make of a request's L tokens by their index: scores [C, L] float32, at most 1.
 
-    q [C, G, D], rows int16 [C, L, words], decode [C, D, R]. Each query's logits become attention over the L tokens;
-    a group's score is the mean of its queries'.
+    q [C, G, D], codes [C, L, R] as of `unpack`, decode [C, D, R]. Each query's logits become attention over the L
+    tokens; a group's score is the mean of its queries'.
     """
     weight = torch.bmm(q.float(), decode) * scale  # [C, G, R]
-    logits = torch.bmm(weight, unpack(rows, fields).transpose(1, 2))  # [C, G, L]
+    logits = torch.bmm(weight, codes.transpose(1, 2))  # [C, G, L]
     return logits.softmax(-1).mean(1)
 
 
@@ -85,5 +83,6 @@ def probe(
         full = due.nonzero()[:, 0]
         if full.numel() and length:
             rows = layer.rows[full].index_select(1, slots[start : start + length - 1].long())  # [C, L - 1, words]
-            guess = attention_guess(queries[request, full], rows, layer.decode[full], layer.fields, scale)
+            codes = unpack(rows, layer.fields)
+            guess = attention_guess(queries[request, full], codes, layer.decode[full], scale)
             work.found.append(Found(request, layer.which[full], run_scores(guess, work.run)))
