@@ -60,6 +60,7 @@ class World:
         make = decode_kernel(kernel, triton, self.buffers)
         self.work = triton.Workspace(WIDTH, HEADS, group, CONTEXT, CONTEXT, 1, MOST, device, 0, self.pool)
         self.step = DecodeStep(triton, self.settings, self.tables, WIDTH, CONTEXT, group, dim, make, self.work)
+        self.arrivals = [self._arrivals(layer) for layer in range(len(self.buffers))]
 
     def start(self, slot: int, prompt: int, more: int) -> None:
         self.requests[slot] = WorkingSet(self.pool, self.settings.rule, self.settings.rule.grant(prompt, more))
@@ -99,7 +100,7 @@ class World:
         """Of a layer's compressed heads."""
         return tuple(range(len(self.layout.layers[layer].compressed)))[::2]
 
-    def arrivals(self, layer: int) -> Arrivals | None:
+    def _arrivals(self, layer: int) -> Arrivals | None:
         which, none = torch.tensor(self.indexed(layer), dtype=torch.int32, device=self.device), torch.empty(0)
         if not which.numel():
             return None
@@ -110,7 +111,7 @@ class World:
         now = self.step.plan(width)
         outputs = [
             self.step.kernel.attend(
-                layer, self.q[layer, :width], buffers, now, 0.7 * self.dim**-0.5, True, self.arrivals(layer)
+                layer, self.q[layer, :width], buffers, now, 0.7 * self.dim**-0.5, True, self.arrivals[layer]
             )
             for layer, buffers in enumerate(self.buffers)
         ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.sizes import ARRIVALS
@@ -20,6 +22,20 @@ MOST_DIRECTIONS = 512  # of an index
 _READERS = 264  # programs that read tokens: what runs at once, as each begins with its queries' weights
 _ASIDE = 132  # and beside attention
 _LISTERS = 264  # programs that list runs and places: each begins with what all splits share
+
+
+@triton.jit(do_not_specialize=["batch", "units", "tokens"])
+def _plan(length, turn, place, flag, batch, units, tokens, BATCH: tl.constexpr):
+    """Another request is first each time: of many that share a prefix, none is left out for good."""
+    now, at = tl.load(turn) + 1, tl.arange(0, BATCH)
+    request = ((at + now) % batch).to(tl.int32)
+    size = tl.load(length + request, mask=at < batch, other=0)
+    end = tl.cumsum(size, 0)
+    tl.store(place + request, tl.where(end <= tokens, end - size, -1), mask=at < batch)
+    tl.store(turn, now)
+    for start in range(0, units, 256):
+        unit = start + tl.arange(0, 256)
+        tl.store(flag + unit, 0, mask=unit < units)
 
 
 class Workspace:
@@ -86,13 +102,10 @@ class Workspace:
     def plan(self, length: torch.Tensor) -> None:
         """Once per step, recorded in the graph: where each request's tokens go; length [B] int32."""
         batch = length.numel()
-        self.flag.zero_()
-        # Another request is first each time: of many that share a prefix, none is left out for good.
-        self.turn += 1
-        order = (torch.arange(batch, device=length.device) + self.turn) % batch
-        sizes = length[order]
-        end = sizes.cumsum(0)
-        self.place[order] = torch.where(end <= self.tokens, end - sizes, -1).int()
+        _plan[(1,)](
+            length, self.turn, self.place, self.flag, batch, batch * self.heads, self.tokens,
+            BATCH=triton.next_power_of_2(batch), num_warps=1,
+        )  # fmt: skip
 
     def offer(self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int) -> None:
         """Scores [L] of a lone request's tokens, found elsewhere for `head` of a layer's `heads`; for `choose`."""
