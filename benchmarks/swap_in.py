@@ -35,7 +35,10 @@ def main() -> None:
     """A table, and JSON in results/swap_in.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swap_in", description=__doc__)
     parser.add_argument("--gb", type=float, default=24, help="size of the host store")
-    parser.add_argument("--programs", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--programs", type=int, nargs="+", default=[64, 256, 1024], help="of a warp, that bring runs")
+    parser.add_argument(
+        "--prefix-programs", type=int, nargs="+", default=[16, 32, 64], help="of 8, that bring a prefix"
+    )
     parser.add_argument("--runs", type=int, nargs="+", default=[1, 4, 8], help="tokens that come together")
     parser.add_argument("--tokens", type=int, default=32768, help="of a request, and of a prefix")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8], help="at once")
@@ -89,7 +92,7 @@ def measure(device: torch.device, host: torch.Tensor, given: argparse.Namespace)
                 yield _swaps(device, host, given.tokens, requests, length, given.come, programs)
             yield _plain(device, LAYERS * requests * given.come * ROW, f"plain copy of {LAYERS} layers' rows", length)
     for what, length in (("blocks", BLOCK), ("scattered", 1)):
-        for programs in given.programs:
+        for programs in given.prefix_programs:
             yield _prefix(device, host, given.tokens, what, length, programs)
     yield _plain(device, given.tokens * HEADS * ROW, "plain copy of the prefix", None)
 

@@ -23,7 +23,7 @@ def host() -> torch.Tensor:
 def test_every_rate_is_of_the_right_rows(host: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swap_in, "LAYERS", 1)
     monkeypatch.setattr(lazy_layers, "ROUNDS", 1)
-    given = argparse.Namespace(programs=[3], runs=[1, 8], tokens=64, requests=[2], come=72)
+    given = argparse.Namespace(programs=[3], prefix_programs=[3], runs=[1, 8], tokens=64, requests=[2], come=72)
     rows = list(swap_in.measure(DEVICE, host, given))
     assert len(rows) == 7 and all(row["right"] for row in rows if row["programs"])
     assert [row["bytes"] for row in rows[:2]] == [2 * 72 * 512] * 2
