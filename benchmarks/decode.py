@@ -17,6 +17,7 @@ from benchmarks import shapes
 from benchmarks.bandwidth import copied
 from benchmarks.cases import measure
 from benchmarks.dummy import (
+    MEASURED,
     add_policies_option,
     changed_rows,
     chosen_policies,
@@ -41,10 +42,10 @@ def main() -> None:
         "--changed-rows", nargs="*", type=int, default=[],
         help="heads have key indexes of random directions, and so many rows come to each in a step",
     )  # fmt: skip
-    parser.add_argument("--index-share", type=float, default=1.0, help="the share of the heads that has an index (1)")
     parser.add_argument(
-        "--index-often", type=float, default=1.0, help="of these, in every step and not every fourth (1)"
-    )
+        "--index-turns", nargs=4, type=float, default=MEASURED, metavar=("NONE", "ONE", "TWO", "FOUR"),
+        help="shares of the heads that have no key index, or find rows in every step, every second, every fourth",
+    )  # fmt: skip
     parser.add_argument("--max-total-tokens", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -58,8 +59,7 @@ def main() -> None:
         given,
         max_total_tokens=given.max_total_tokens,
         steps=given.steps,
-        index_share=given.index_share,
-        index_often=given.index_often,
+        index_turns=given.index_turns,
     ) as run:
         run.does("the copy bandwidth")
         run.told["copy_bytes_per_second"] = copied()
@@ -102,7 +102,7 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     rates, file = given.changed_rows or given.fetch_rate if ours else [], scratch / "rate"
     file.write_text("0")
     env = (changed_rows if given.changed_rows else forced_rate)(file) if rates else None
-    profile = str(index_profile(scratch, given.index_share, given.index_often)) if given.changed_rows else given.profile
+    profile = str(index_profile(scratch, given.index_turns)) if given.changed_rows else given.profile
     run.does(f"{policy}: the server's start")
     model = shapes.write(scratch / "llama-8b")
     with dummy_server(model, policy, profile, run.log(policy), env, **flags) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,11 @@ class AttendStep(DecodeKernel):
     """Any dtype and head size; the only one that runs in Triton's interpreter."""
 
     def __init__(self, step: DecodeStep, shape: DecodeShape | None = None) -> None:
-        shape = shape or (BESIDE if step.work is not None and step.work.aside else DecodeShape())
+        if shape is None:
+            shape = DecodeShape()
+            if step.work is not None and step.work.aside:
+                wide = step.work.arrived_k[0].nbytes > 512  # shared memory has room for two blocks of a program
+                shape = replace(BESIDE, block=32) if wide else BESIDE
         layers, device = step.layout.layers, step.tables.device
         self.work = DecodeBuffers(
             layers, step.batch, step.group, step.v_dim, step.sink, step.ring, step.window, step.run, device, shape
