@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.language.extra.cuda import gdc_wait
 
 from hetero_sglang.cache.host_store import BLOCK
@@ -16,7 +17,8 @@ from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 
-PROGRAMS = 1024  # at most, beside a step, of a warp each: one brings a run or some
+# At most, beside a step, of a warp each: one brings a run or some. The interpreter runs them one by one.
+PROGRAMS = 16 if knobs.runtime.interpret else 1024
 ALONE = 32  # with the device to themselves
 
 
