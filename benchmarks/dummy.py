@@ -22,6 +22,7 @@ from hetero_sglang.profile.files import load_profile, save_profile
 from hetero_sglang.profile.index_plan import IndexPlan
 
 VOCABULARY = 120000  # ids below the special ones
+MEASURED = (0.08, 0.12, 0.13, 0.67)  # turns of SmolLM2-135M-Instruct's 90 heads, by calibration; see index_profile
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -79,9 +80,6 @@ def dummy_server(
         chosen = {"kv_policy": "heterocache", "hetero_keep_ratio": policy, "hetero_profile": profile_path(profile)}
         chosen["hetero_index"] = "none"
     return Server(model=model, log=log, env=env, **FLAGS | chosen | flags)
-
-
-MEASURED = (0.08, 0.12, 0.13, 0.67)  # of SmolLM2-135M-Instruct's 90 heads, by calibration
 
 
 def index_profile(folder: Path, turns: Sequence[float] = (0, 1, 0, 0)) -> Path:

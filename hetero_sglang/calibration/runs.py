@@ -49,19 +49,19 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
     longest = sorted(documents, key=lambda d: -len(d.tokens))[:DOCUMENTS]
     runs = RUNS if options.run is None else (options.run,)
-    turns = EVERY[:1] if options.heads == "all" else EVERY
-    ways = tuple(product(runs, turns))
+    intervals = EVERY[:1] if options.heads == "all" else EVERY
+    ways = tuple(product(runs, intervals))
     errors = [_play(checkpoint, d, plan, rows, ways) for d in longest if (rows := _rows(d, share)) >= LEAST]
     if not errors:
         return plan
     lost, never = torch.stack(errors).mean(0).cpu().split((len(ways), 1), 1)  # [layers, ways, H], [layers, 1, H]
-    by_run = lost.unflatten(1, (len(runs), len(turns)))
+    by_run = lost.unflatten(1, (len(runs), len(intervals)))
     best = int(by_run[:, :, 0].mean((0, 2)).argmin())
     if options.heads == "all":
         return replace(plan, run=runs[best])
-    mine = by_run[:, best]  # [layers, turns, H]
+    mine = by_run[:, best]  # [layers, intervals, H]
     every = torch.ones(mine[:, 0].shape, dtype=torch.int32)
-    for steps, worse in zip((*turns[1:], 0), torch.cat((mine[:, 1:], never), 1).unbind(1), strict=True):
+    for steps, worse in zip((*intervals[1:], 0), torch.cat((mine[:, 1:], never), 1).unbind(1), strict=True):
         every[worse - mine[:, 0] <= GAIN] = steps
     return replace(plan, run=runs[best], every=every.numpy())
 

@@ -32,14 +32,13 @@ def index_line(profile: HeadProfile) -> str:
     which = "all heads" if count == profile.num_heads else f"{count} of {profile.num_heads} heads"
     return (
         f"key index of {fields}: {8 * row} bits, {row} bytes a token and head, {row * count} bytes a "
-        f"token for {which}, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}{turns(index)}"
+        f"token for {which}, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}{_turns(index)}"
     )
 
 
-def turns(index: IndexPlan) -> str:
+def _turns(index: IndexPlan) -> str:
     """How many heads find rows in a step, if not all that have an index."""
-    each = 1 / index.every[index.probed]
-    return f", {each.sum():.0f} heads find rows in a step" if each.sum() < each.size else ""
+    return f", {index.in_a_step:.0f} heads find rows in a step" if index.in_a_step < index.probed.sum() else ""
 
 
 def _origin(profile: HeadProfile) -> str:

@@ -43,8 +43,8 @@ class Lazy(Finder):
                 store.offset[n],
                 store.fields,
                 layer.first,
-                n,  # a layer's heads have their turns together: other steps have none
-                float((1 / store.every[n]).sum()),
+                turn=n,  # a layer's heads have their turns together: other steps have none
+                often=float((1 / store.every[n]).sum()),
             )
             for n, layer in enumerate(self.layers)
         ]

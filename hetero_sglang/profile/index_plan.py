@@ -100,6 +100,11 @@ class IndexPlan:
         return self.every > 0
 
     @property
+    def in_a_step(self) -> float:
+        """Heads that find rows in a step, on the mean."""
+        return float((1 / self.every[self.probed]).sum())
+
+    @property
     def row_bytes(self) -> int:
         """Device bytes of one token's index row, per head."""
         return 2 * words(self.fields)

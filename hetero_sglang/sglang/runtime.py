@@ -149,8 +149,8 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
 def _how(settings: Settings, asked: str) -> str:
     """How heterocache's heads find rows."""
     if settings.index is not None:
-        some = settings.index.every[settings.index.probed]
-        return f", {some.size} of {settings.index.every.size} heads by key index, {(1 / some).sum():.0f} in a step"
+        index = settings.index
+        return f", {index.probed.sum()} of {index.probed.size} heads by key index, {index.in_a_step:.0f} in a step"
     if settings.policy.refresh is not Refresh.DRIFT:
         return ""
     make_one = " (the profile has no key index; `hetero-sglang profile index` makes one)" if asked == "auto" else ""

@@ -78,9 +78,8 @@ def probe(
     """
     queries = q.unflatten(1, (-1, work.group))[:, layer.heads.long()]  # [B, C, G, D]
     for request, (length, start) in enumerate(zip(step.length.tolist(), starts.tolist(), strict=False)):
-        number = layer.first + layer.which
-        due = (step.cap[request, number] < length) & ((length + layer.turn) % layer.every == 0)
-        full = due.nonzero()[:, 0]
+        full = step.cap[request, layer.first + layer.which] < length
+        full = (full & ((length + layer.turn) % layer.every == 0)).nonzero()[:, 0]
         if full.numel() and length:
             rows = layer.rows[full].index_select(1, slots[start : start + length - 1].long())  # [C, L - 1, words]
             codes = unpack(rows, layer.fields)

@@ -15,7 +15,7 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.early import early, overlaps
-from hetero_sglang.ops.triton.probe import score_bin, span
+from hetero_sglang.ops.triton.probe import is_turn, score_bin, span
 from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, WARPS, Workspace
 
 
@@ -76,7 +76,7 @@ def _hold(
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     out = (tokens <= rows) | (places <= 0) | (begins < 0)
-    out = out | ((tokens + turn) % tl.load(every + unit % n_heads) != 0)
+    out = out | (is_turn(every, unit % n_heads, tokens, turn) == 0)
     scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
     begin, end = span(places, split, splits, ALIGNED)
     if out | (begin >= end):
@@ -196,8 +196,7 @@ def _exchange(
     run, place = run + begin, place + begin
     here = (place < end) & (giving != 0)
     if not MERGED:
-        find = (tokens > rows) & (places > 0) & (begins >= 0)
-        find = find & ((tokens + turn) % tl.load(every + unit % n_heads) == 0)
+        find = (tokens > rows) & (places > 0) & (begins >= 0) & is_turn(every, unit % n_heads, tokens, turn)
         here = here & find
     row = _place_row(page_list, start, place, here, sink, RUN, P)
     if PDL:
@@ -283,7 +282,7 @@ def choose(
         n_heads=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
         LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=WARPS,
     )  # fmt: skip
-    common, pdl = (per_request, layer.first, turn, splits, sink, window), overlaps(step.length.device)
+    pdl = overlaps(step.length.device)
     if merged:
         _keep[(units, splits)](
             step.length, step.cap, work.place, layer.which, step.page_start, step.page_list, hot.position, hot.score,
@@ -301,6 +300,6 @@ def choose(
         step.length, step.cap, work.place, layer.which, every, step.page_start, step.page_list,
         hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
-        work.evens, *common, work.room, work.limit(units),
+        work.evens, per_request, layer.first, turn, splits, sink, window, work.room, work.limit(units),
         MERGED=merged, **early(pdl), **sizes,
     )  # fmt: skip
