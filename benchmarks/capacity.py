@@ -16,21 +16,36 @@ from typing import Any
 
 from benchmarks import shapes
 from benchmarks.cases import stream
-from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, forced_rate, layout_of, random_prompt
+from benchmarks.dummy import (
+    add_policies_option,
+    add_turns_option,
+    changed_rows,
+    chosen_policies,
+    dummy_server,
+    forced_rate,
+    index_profile,
+    profile_path,
+    random_prompt,
+)
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import gaps, peak, step_seconds
 from hetero_sglang.cache.sizes import Shape, Sizes, slots_within
-from hetero_sglang.config.settings import HOT_PAGE
+from hetero_sglang.config.layout import build_layout
+from hetero_sglang.config.settings import HOT_PAGE, bytes_of_index, profile_share
+from hetero_sglang.profile.files import load_profile
 
 
-def token_slots(policy: str, profile: str | None, kv_bytes: int) -> tuple[int, int]:
+def token_slots(policy: str, profile: str | None, kv_bytes: int, index: bool) -> tuple[int, int]:
     """Token slots that `kv_bytes` of device memory hold, and the host bytes that they need beside them."""
     if policy == "full":
         return kv_bytes // shapes.kv_bytes_per_token(), 0
-    dim = int(shapes.LLAMA_8B["head_dim"])
-    shape, layout = Shape(dim, dim, 2), layout_of(policy, profile)
-    slots = slots_within([layout], shape, HOT_PAGE, kv_bytes, None, joint=False)
+    dim = int(str(shapes.LLAMA_8B["head_dim"]))
+    loaded = load_profile(profile_path(profile))
+    shape = Shape(dim, dim, 2)
+    layout = build_layout(loaded, float(policy) - (profile_share(loaded) if index else 0))
+    index_bytes = [bytes_of_index(loaded) if index else 0]
+    slots = slots_within([layout], shape, HOT_PAGE, kv_bytes, None, joint=False, index_bytes=index_bytes)
     return slots, slots * Sizes(shape, layout, HOT_PAGE, slots).host_bytes_per_slot
 
 
@@ -39,15 +54,20 @@ def batches(most: int) -> list[int]:
     return sorted({1 << n for n in range(most.bit_length()) if 1 << n <= most} | ({most} if most else set()))
 
 
-def measure(server: Server, tokens: int, steps: int, fits: int, told: Callable[[dict[str, Any]], object]) -> None:
-    """Decode rates of growing batches, and how many of `fits` + 1 requests ran at once; each goes to `told`."""
+def measure(
+    server: Server, tokens: int, steps: int, fits: int, told: Callable[[dict[str, Any]], object], warm: float = 0.0
+) -> None:
+    """Decode rates of growing batches, and how many of `fits` + 1 requests ran at once; each goes to `told`.
+
+    `warm`: the temperature; see benchmarks/cases.py.
+    """
     rng = random.Random(tokens)
     prompts = [random_prompt(rng, tokens) for _ in range(fits + 1)]
     for prompt in prompts[:fits]:
         server.generate(prompt, 1)
     rates: list[dict[str, float]] = []
     for batch in batches(fits):
-        streams = stream(server, prompts[:batch], steps)
+        streams = stream(server, prompts[:batch], steps, temperature=warm)
         if peak(streams) < batch:
             break
         seconds, typical = step_seconds(streams), median(gaps(streams))
@@ -56,7 +76,8 @@ def measure(server: Server, tokens: int, steps: int, fits: int, told: Callable[[
         told({"batches": rates, "best": best(rates)})
         times = f"step {1e3 * seconds:7.2f} ms, P50 {1e3 * typical:7.2f}"
         print(f"  {batch:>3} at once: {times}, {batch / seconds:8.1f} tokens/s", flush=True)
-    told({"concurrent": peak(stream(server, prompts, steps))})  # the last one waits, or was not expected to fit
+    # The last one waits, or was not expected to fit.
+    told({"concurrent": peak(stream(server, prompts, steps, temperature=warm))})
 
 
 def best(rates: list[dict[str, float]]) -> dict[str, float]:
@@ -74,14 +95,23 @@ def main() -> None:
         "--fetch-rate", type=float, default=0.01, help="share of the satellites that each look refills: random weights "
         "would drift all the time",
     )  # fmt: skip
+    parser.add_argument(
+        "--changed-rows", type=int,
+        help="heads have key indexes of random directions, and so many rows come to each in a step",
+    )  # fmt: skip
+    add_turns_option(parser)
     add_policies_option(parser)
     add_options(parser, "capacity")
     add_log_option(parser)
     given = parser.parse_args()
-    policies = chosen_policies(given)
     told = {"tokens": given.tokens, "kv_gb": given.kv_gb, "fetch_rate": given.fetch_rate}
+    if given.changed_rows is not None:
+        told |= {"fetch_rate": None, "changed_rows": given.changed_rows, "index_turns": given.index_turns}
+    policies = chosen_policies(given) if given.changed_rows is None else given.policies
     with Run(given, **told) as run, tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
+        if given.changed_rows is not None:
+            given.profile = str(index_profile(Path(scratch), given.index_turns))
         for policy in policies:
             _measure(policy, model, given, run)
     print("\n".join(table(run.rows)))
@@ -107,7 +137,8 @@ def _times(value: float | None, first: float | None) -> str:
 
 
 def _measure(policy: str, model: Path, given: argparse.Namespace, run: Run) -> None:
-    slots, host = token_slots(policy, given.profile, int(given.kv_gb * 1e9))
+    index = policy != "full" and given.changed_rows is not None
+    slots, host = token_slots(policy, given.profile, int(given.kv_gb * 1e9), index)
     fits = slots // (given.tokens + given.steps + 1)
     print(f"{policy}: {slots} token slots, {host / 1e9:.1f} GB of host memory, {fits} requests", flush=True)
     if not fits:
@@ -119,11 +150,12 @@ def _measure(policy: str, model: Path, given: argparse.Namespace, run: Run) -> N
         run.save()
 
     run.does(f"{policy}: the server's start")
-    env = forced_rate(given.fetch_rate)
-    with dummy_server(model, policy, given.profile, run.log(policy), env, max_total_tokens=slots) as server:
+    env = changed_rows(given.changed_rows) if index else forced_rate(given.fetch_rate)
+    flags = {"hetero_index": "directions"} if index else {}
+    with dummy_server(model, policy, given.profile, run.log(policy), env, max_total_tokens=slots, **flags) as server:
         run.keep(row)
         run.does(f"{policy}: {fits} + 1 requests")
-        measure(server, given.tokens, given.steps, fits, told)
+        measure(server, given.tokens, given.steps, fits, told, 1.0 if index else 0.0)
         if policy != "full":
             counts = server.stats()
             device = counts["resident_bytes"] + counts["hot_bytes"] + counts["index_bytes"]

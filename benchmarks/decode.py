@@ -17,8 +17,8 @@ from benchmarks import shapes
 from benchmarks.bandwidth import copied
 from benchmarks.cases import measure
 from benchmarks.dummy import (
-    MEASURED,
     add_policies_option,
+    add_turns_option,
     changed_rows,
     chosen_policies,
     dummy_server,
@@ -42,10 +42,7 @@ def main() -> None:
         "--changed-rows", nargs="*", type=int, default=[],
         help="heads have key indexes of random directions, and so many rows come to each in a step",
     )  # fmt: skip
-    parser.add_argument(
-        "--index-turns", nargs=4, type=float, default=MEASURED, metavar=("NONE", "ONE", "TWO", "FOUR"),
-        help="shares of the heads that have no key index, or find rows in every step, every second, every fourth",
-    )  # fmt: skip
+    add_turns_option(parser)
     parser.add_argument("--max-total-tokens", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)

@@ -44,6 +44,14 @@ def add_policies_option(parser: argparse.ArgumentParser) -> None:
     add_profile_option(parser)
 
 
+def add_turns_option(parser: argparse.ArgumentParser) -> None:
+    """--index-turns."""
+    parser.add_argument(
+        "--index-turns", nargs=4, type=float, default=MEASURED, metavar=("NONE", "ONE", "TWO", "FOUR"),
+        help="shares of the heads that have no key index, or find rows in every step, every second, every fourth",
+    )  # fmt: skip
+
+
 def chosen_policies(given: argparse.Namespace) -> list[str]:
     """--policies; SystemExit, before any server starts, when one of them lacks its profile."""
     if any(policy != "full" for policy in given.policies):
@@ -59,7 +67,7 @@ def profile_path(given: str | None) -> str:
 
 
 def layout_of(policy: str, profile: str | None) -> HeadLayout:
-    """Resident and compressed heads at the keep ratio that `policy` is."""
+    """Resident and compressed heads by pivots, at the keep ratio that `policy` is."""
     return build_layout(load_profile(profile_path(profile)), float(policy))
 
 

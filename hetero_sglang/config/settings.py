@@ -139,17 +139,17 @@ def resolve(
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,
-        index_bytes=tuple(_index_bytes(profile.slice(other, size)) if plan else 0 for other in range(size)),
+        index_bytes=tuple(bytes_of_index(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )
 
 
 def profile_share(profile: HeadProfile) -> float:
     """The key index's bytes as a fraction of all heads' K and V."""
     assert profile.head_dim is not None
-    return _index_bytes(profile) / (4 * profile.head_dim) / profile.num_heads
+    return bytes_of_index(profile) / (4 * profile.head_dim) / profile.num_heads
 
 
-def _index_bytes(profile: HeadProfile) -> int:
+def bytes_of_index(profile: HeadProfile) -> int:
     """Of a token: an index row for each compressed head that finds rows by it."""
     assert profile.index is not None
     heads = sum(profile.index.probed[n, list(layer.compressed)].sum() for n, layer in enumerate(profile.layers))

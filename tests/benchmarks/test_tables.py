@@ -86,9 +86,9 @@ def test_batches_grow_to_what_fits(most: int, sizes: list[int]) -> None:
 
 
 def test_dense_slots_fill_the_bytes() -> None:
-    assert capacity.token_slots("full", None, 24 * 10**9) == (183105, 0)
+    assert capacity.token_slots("full", None, 24 * 10**9, False) == (183105, 0)
     with pytest.raises(SystemExit, match="--profile"):
-        capacity.token_slots("0.25", None, 24 * 10**9)
+        capacity.token_slots("0.25", None, 24 * 10**9, False)
 
 
 def test_capacity_table_has_ratios_to_the_first() -> None:
@@ -107,7 +107,7 @@ def test_capacity_table_of_a_run_that_was_stopped() -> None:
 
 
 def test_capacity_is_told_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(server: object, prompts: list[list[int]], steps: int) -> list[Stream]:
+    def stream(server: object, prompts: list[list[int]], steps: int, temperature: float) -> list[Stream]:
         running = prompts[:2]  # no more fit
         late = [Stream("", [], 0, times=[9.0, 10.0], counts=[1, 2]) for _ in prompts[2:]]
         return [Stream("", [], 0, times=[0.0, 1.0, 2.0], counts=[1, 2, 3]) for _ in running] + late
