@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import shapes
 from benchmarks.alternation import groups, turns, up
 from benchmarks.cases import stream
-from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, random_prompt
+from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, index_profile, random_prompt
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 
@@ -26,17 +26,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prefill", description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[32768, 131072])
     add_policies_option(parser)
+    parser.add_argument(
+        "--index", action="store_true", help="each keep ratio also with key indexes of random directions, and without "
+        "resident heads in both",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="one server at a time, where the card cannot hold all")
     add_options(parser, "prefill")
     add_log_option(parser)
     given = parser.parse_args()
-    policies = chosen_policies(given)
+    policies = given.policies if given.index else chosen_policies(given)
     flags = {"max_total_tokens": max(given.tokens) + 4096, "max_running_requests": 4}
     rng = random.Random(0)
     with Run(given) as run, tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
-        servers = {policy: dummy_server(model, policy, given.profile, run.log(policy), **flags) for policy in policies}
+        profile = str(index_profile(Path(scratch))) if given.index else given.profile
+        servers = {policy: dummy_server(model, policy, profile, run.log(policy), **flags) for policy in policies}
+        for policy in policies if given.index else []:
+            if policy != "full":
+                name = f"{policy}-index"
+                servers[name] = dummy_server(model, policy, profile, run.log(name), hetero_index="directions", **flags)
         for group in groups(servers, given.alone):
             run.does(f"{', '.join(group)}: start")
             with up(group):
@@ -81,7 +90,7 @@ def line(row: dict[str, Any]) -> str:
     every = ", ".join(f"{seconds:.3f}" for seconds in row["first_token_seconds_all"])
     ratio = f"  {row['ratio']:.3f}x" if "ratio" in row else ""
     seconds = f"{row['first_token_seconds']:7.3f} s ({every})"
-    return f"{row['policy']:<6} {row['tokens']:>7} tokens: first token {seconds}{ratio}"
+    return f"{row['policy']:<10} {row['tokens']:>7} tokens: first token {seconds}{ratio}"
 
 
 if __name__ == "__main__":
