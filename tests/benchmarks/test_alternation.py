@@ -76,7 +76,7 @@ def test_prefill_leaves_the_first_prompt_out(monkeypatch: pytest.MonkeyPatch) ->
     assert prefill.beside(dense, []) == {} and prefill.beside(ours, []) == {}
     ours |= prefill.beside(ours, [dense])
     assert ours["ratio"] == pytest.approx(0.8)
-    assert prefill.line(ours) == "0.25        50 tokens: first token   1.250 s (1.250, 1.250, 1.250)  0.800x"
+    assert prefill.line(ours) == "0.25            50 tokens: first token   1.250 s (1.250, 1.250, 1.250)  0.800x"
 
 
 def batches(server: Fake, prompts: list[list[int]], steps: int, every: int) -> list[Stream]:
