@@ -28,7 +28,7 @@ KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 192
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
-GAIN = 0.002  # of its output's square, which a head may lose by finding rows more seldom, or none and have no index
+GAIN = 0.003  # of its output's square, which a head may lose by having no index, and a layer's on the mean by resting
 Way = tuple[int, int]  # tokens that come together, and steps between two in which a head finds rows
 
 
@@ -43,7 +43,8 @@ def index_of(
 
 def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
     """The plan with the run of RUNS with which the longest documents' last tokens lose least, and an index for heads
-    that gain by it, as seldom as EVERY allows. Unchanged where all are too short to tell."""
+    that gain by it. A layer's heads find rows in the same steps, in as few as EVERY allows: one that does costs a small
+    batch as much as all. Unchanged where all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
@@ -59,11 +60,11 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
     best = int(by_run[:, :, 0].mean((0, 2)).argmin())
     if options.heads == "all":
         return replace(plan, run=runs[best])
-    mine = by_run[:, best]  # [layers, intervals, H]
-    every = torch.ones(mine[:, 0].shape, dtype=torch.int32)
-    for steps, worse in zip((*intervals[1:], 0), torch.cat((mine[:, 1:], never), 1).unbind(1), strict=True):
-        every[worse - mine[:, 0] <= GAIN] = steps
-    return replace(plan, run=runs[best], every=every.numpy())
+    always, found = by_run[:, best, :1], never[:, 0] - by_run[:, best, 0] > GAIN  # [layers, 1, H], [layers, H]
+    worse = (by_run[:, best] - always).clamp(min=0) * found[:, None]  # [layers, intervals, H]
+    allowed = worse.sum(2) <= GAIN * found.sum(1, keepdim=True)  # [layers, intervals]
+    most = torch.where(allowed, torch.tensor(intervals, dtype=torch.int32), 1).amax(1, keepdim=True)
+    return replace(plan, run=runs[best], every=(most * found).numpy())
 
 
 def _rows(document: Document, share: float) -> int:

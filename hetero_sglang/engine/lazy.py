@@ -43,8 +43,8 @@ class Lazy(Finder):
                 store.offset[n],
                 store.fields,
                 layer.first,
-                turn=n,  # a layer's heads have their turns together: other steps have none
-                often=float((1 / store.every[n]).sum()),
+                turn=n,  # each step has its share of the layers
+                often=at_once(store.every[n]),
             )
             for n, layer in enumerate(self.layers)
         ]
@@ -85,7 +85,9 @@ class Lazy(Finder):
         if not self.signs:  # made once: a step that is measured pays for one launch
             for _ in range(16):
                 drawn = [torch.randint(0, 2, x.offset.shape, device=self.device) * 2.0 - 1 for x in self.index]
-                self.signs.append([x[:, None] for x in drawn])
+                self.signs.append(
+                    [x[:, None].expand_as(y.decode).contiguous() for x, y in zip(drawn, self.index, strict=True)]
+                )
         self.signs.append(self.signs.pop(0))
         torch._foreach_mul_([each.decode for each in self.index], self.signs[0])
 
@@ -119,3 +121,9 @@ class Lazy(Finder):
             if point is not None:
                 point.hold(self.device)
         self.known = None
+
+
+def at_once(every: torch.Tensor) -> float:
+    """Of heads that find rows in every [I] so many steps: how many do in a step in which one does, on the mean."""
+    shares = 1 / every
+    return float(shares.sum() / shares.max()) if every.numel() else 0.0

@@ -231,7 +231,7 @@ def test_replayed_steps_equal_the_reference(dim: int, group: int, dtype: str) ->
         graphs[width][0].replay()
         world.check(graphs[width][1], lengths)
 
-    for lengths, _ in _life(world):
+    for lengths, _ in _life(world, 3000):
         replay(lengths)
     world.end(5)
     for slot, prompt in ((1, 5000), (5, 700), (9, 260)):

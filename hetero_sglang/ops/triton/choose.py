@@ -76,7 +76,7 @@ def _hold(
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     out = (tokens <= rows) | (places <= 0) | (begins < 0)
-    out = out | (is_turn(every, unit % n_heads, tokens, turn) == 0)
+    out = out | (is_turn(every, unit % n_heads, length, turn) == 0)
     scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
     begin, end = span(places, split, splits, ALIGNED)
     if out | (begin >= end):
@@ -196,7 +196,7 @@ def _exchange(
     run, place = run + begin, place + begin
     here = (place < end) & (giving != 0)
     if not MERGED:
-        find = (tokens > rows) & (places > 0) & (begins >= 0) & is_turn(every, unit % n_heads, tokens, turn)
+        find = (tokens > rows) & (places > 0) & (begins >= 0) & is_turn(every, unit % n_heads, length, turn)
         here = here & find
     row = _place_row(page_list, start, place, here, sink, RUN, P)
     if PDL:

@@ -34,8 +34,8 @@ def span(length, split, splits, TILE: tl.constexpr):
 
 @triton.jit
 def is_turn(every, head, length, turn):
-    """Whether a head finds rows in a step that makes a request `length` tokens."""
-    return (length + turn) % tl.load(every + head) == 0
+    """Whether a head finds rows in this step, for all requests alike: the first one's length tells."""
+    return (tl.load(length) + turn) % tl.load(every + head) == 0
 
 
 @triton.jit
@@ -271,7 +271,7 @@ def _exponents(
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
     listed = slots + tl.load(starts + request).to(tl.int64)
     number = first + tl.load(which + head)
-    due = is_turn(every, head, tokens + 1, turn) & (begins >= 0)
+    due = is_turn(every, head, length, turn) & (begins >= 0)
     if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
@@ -365,7 +365,7 @@ def _scores(
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
     number = first + tl.load(which + head)
     out = (tokens < tl.load(cap + request * caps_per_request + number)) | (begins < 0)
-    out = out | (is_turn(every, head, tokens + 1, turn) == 0)
+    out = out | (is_turn(every, head, length, turn) == 0)
     if PDL:
         gdc_wait()
     if out:
