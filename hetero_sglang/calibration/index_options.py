@@ -35,8 +35,8 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
         help="neighbouring tokens that come and go together: 1, 4, 8, or auto: what loses least (default %(default)s)",
     )  # fmt: skip
     add("--index-heads", choices=["auto", "all"], default="auto",
-        help="heads that find rows in every step: all, or auto: a layer's in as few as their outputs need, and a head that "
-        "needs none has no index (default %(default)s)")  # fmt: skip
+        help="heads that find rows in every step: all, or auto: a layer's in as few as their outputs need, and a "
+        "head that needs none has no index (default %(default)s)")  # fmt: skip
     add("--index-context", type=int, metavar="N",
         help="tokens of the longest request that the key index is for (default: all positions of the model)",
     )  # fmt: skip
