@@ -43,7 +43,7 @@ def _begin(
     key = tl.load(k + row * D + at, mask=own & (at < D), other=0.0)
     value = tl.load(v + row * DV + at_v, mask=own & (at_v < DV), other=0.0)
     logits = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
-    best = tl.where(own, logits, float("-inf"))
+    best = tl.where(own, logits, -1e30)  # finite: an item may have nothing that counts
     total = tl.where(own, tl.full([16], 1.0, tl.float32), 0.0)
     return query, best, total, tl.zeros([16, BLOCK_DV], tl.float32) + value.to(tl.float32)[None, :]
 
@@ -138,7 +138,7 @@ def _decode(
             place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, False, EARLY, PDL, RUNS,
         )  # fmt: skip
     there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
-    out = out / total[:, None]
+    out = out / tl.where(total > 0, total, 1.0)[:, None]
     if MORE:
         alone = 0
     if alone != 0:
