@@ -45,7 +45,7 @@ class Layers:
         lists = torch.arange(LAYERS * units * pages, **ints)
         self.step = StepTables(
             torch.full((batch,), tokens, **ints), torch.full((batch, LAYERS * HEADS), cap, **ints),
-            opening.transpose(0, 1).flatten(1).contiguous(), lists,
+            opening.transpose(0, 1).flatten(1).contiguous(), lists, lists[:1],
         )  # fmt: skip
         self._hold(places, tokens, run)
         slots = min(batch * tokens, host.shape[0] * BLOCK)

@@ -108,7 +108,7 @@ def _swaps(
     ints = dict(dtype=torch.int32, device=device)
     lists = torch.arange(pages, **ints)
     opening = torch.arange(0, pages, pages // units, **ints).view(requests, HEADS)
-    step = StepTables(torch.full((requests,), tokens, **ints), torch.zeros_like(opening), opening, lists)
+    step = StepTables(torch.full((requests,), tokens, **ints), torch.zeros_like(opening), opening, lists, lists[:1])
     nothing = torch.empty(0, device=device)
     every = torch.arange(HEADS, **ints)
     layer = LayerIndex(every, every, nothing, nothing, nothing, nothing, nothing, ((16, 1),), 0)

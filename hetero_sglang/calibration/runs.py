@@ -25,7 +25,7 @@ from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 from hetero_sglang.selection.scores import attention_scores
 
 KEEP_RATIO = 0.15
-SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 512  # as the server has them; sinks in whole runs
+SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 2048  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 192
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
 GAIN = 0.003  # of its output's square, which a head may lose by having no index, and a layer's on the mean by resting

@@ -41,6 +41,7 @@ class Engine:
         self.layers = [self._layer(index) for index in range(len(layout.layers))]
         self.prompts: list[Prompt] | None = None
         self.unknown: list[int] = []
+        self.clock = 0
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
         self.prefill = RaggedPrefill(self.device)
@@ -217,9 +218,13 @@ class Engine:
             self.cache.make_room(ws, length)
         if any([self.tables.put(ws.slot, ws) for ws in known]):  # their pages may have been another's
             self.write_back.hold()
-        index = [(ws.units, ws.index_rows) for ws in known]
-        inputs = (lengths, requests, [ws.prompt for ws in known], [x[0] for x in index], [x[1] for x in index])
-        step.fill(inputs, width, req_to_token)
+        # A lone request's answer follows from itself alone; with several no layer waits for one's length.
+        self.clock = lengths[0] if len(lengths) == 1 else self.clock + 1
+        prompts, index = [ws.prompt for ws in known], [(ws.units, ws.index_rows) for ws in known]
+        clock = [self.clock] * len(known)
+        step.fill(
+            [lengths, requests, prompts, [x[0] for x in index], [x[1] for x in index], clock], width, req_to_token
+        )
         if self.finder and requests:
             self.finder.begin(step, known, lengths)
         if requests:

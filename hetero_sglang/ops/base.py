@@ -84,15 +84,16 @@ class StepTables:
     cap: torch.Tensor  # [B, Hc]
     page_start: torch.Tensor  # [B, Hc]
     page_list: torch.Tensor  # [n]
+    clock: torch.Tensor  # [1], one more in every step
 
 
 @dataclass(frozen=True)
 class LayerIndex:
     """One layer's key index, of those I of its C compressed heads that have one: `heads` [I] int32 of the layer's, and
-    `which` [I] int32 of the compressed ones; `every` [I] int32: a head probes where the length of a step's first
-    request and the layer's `turn` add up to a multiple, for all requests, so that the layer rests in other steps;
-    `rows` int16 [I, slots, words], float32 `encode`, `decode` [I, D, R] and `offset` [I, R]; `first`: compressed heads
-    in earlier layers; `often`: heads that probe in a step in which one does, on the mean (None: all)."""
+    `which` [I] int32 of the compressed ones; `every` [I] int32: a head probes where the step's clock and the layer's
+    `turn` add up to a multiple, for all requests, so that the layer rests in other steps; `rows` int16 [I, slots,
+    words], float32 `encode`, `decode` [I, D, R] and `offset` [I, R]; `first`: compressed heads in earlier layers;
+    `often`: heads that probe in a step in which one does, on the mean (None: all)."""
 
     heads: torch.Tensor
     which: torch.Tensor

@@ -11,14 +11,14 @@ from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops.base import DecodeKernel, StepTables
 
-LENGTH, REQUEST, PROMPT, UNITS, ROOM = range(5)  # rows of `inputs`
+LENGTH, REQUEST, PROMPT, UNITS, ROOM, CLOCK = range(6)  # rows of `inputs`
 
 
 class DecodeStep:
     """Buffers for up to `batch` requests of up to `context` tokens; filled before, read during a step.
 
-    `inputs` [5, batch] int32: tokens, request slot and prompt of each request; how many units of a policy's index it
-    has beyond those that its length gives, and the rows there is room for.
+    `inputs` [6, batch] int32: tokens, request slot and prompt of each request; how many units of a policy's index it
+    has beyond those that its length gives, and the rows there is room for; and the step's clock, the same for all.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class DecodeStep:
         self.window, self.run = settings.rule.window, settings.rule.run
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
         self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
-        self.inputs = torch.zeros(5, batch, dtype=torch.int32, device=device)
+        self.inputs = torch.zeros(6, batch, dtype=torch.int32, device=device)
         self.cap = torch.zeros(batch, self.layout.num_compressed, dtype=torch.int32, device=device)
         self.page_start = torch.zeros_like(self.cap)
         self.index_start = torch.zeros_like(self.cap)
@@ -44,7 +44,7 @@ class DecodeStep:
     def fill(self, inputs: Sequence[Sequence[int]], width: int, req_to_token: torch.Tensor) -> None:
         """Rows of `inputs`, an entry a request, of a step padded to `width`; token slots are copied, nothing waits."""
         self.kernel.prepare(width)
-        packed = torch.zeros(5, width, dtype=torch.int32)
+        packed = torch.zeros(6, width, dtype=torch.int32)
         packed[:, : len(inputs[LENGTH])] = torch.tensor(inputs, dtype=torch.int32)
         if self.inputs.is_cuda:
             packed = packed.pin_memory()
@@ -56,7 +56,8 @@ class DecodeStep:
 
     def tables_of(self, width: int) -> StepTables:
         """What the step reads of its first `width` requests."""
-        return StepTables(self.inputs[LENGTH, :width], self.cap[:width], self.page_start[:width], self.tables.page_list)
+        lengths, clock = self.inputs[LENGTH, :width], self.inputs[CLOCK, :1]
+        return StepTables(lengths, self.cap[:width], self.page_start[:width], self.tables.page_list, clock)
 
     def plan(self, width: int) -> StepTables:
         """Recorded in the graph: the requests' caps and page lists, and every layer's work cut into equal items."""

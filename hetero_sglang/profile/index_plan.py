@@ -57,7 +57,7 @@ class IndexPlan:
 
     `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
     [layers, H, R] float32. `run`: neighbouring tokens that come and go together. `every` [layers, H] whole numbers
-    (None: all 1): a head finds rows in every so many of a request's steps; 0: it has no index, and keeps what the
+    (None: all 1): a head finds rows in one of so many steps; 0: it has no index, and keeps what the
     prompt's end chose. Raises HeteroError naming what is wrong.
     """
 

@@ -114,7 +114,7 @@ def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: int, probed: n
 
 
 def test_heads_find_rows_when_it_is_their_turn() -> None:
-    """By the first request's length and their layer; in between they keep their rows."""
+    """By a clock of steps, whoever is first, and their layer; in between they keep their rows."""
     cache, slots = make_cache(lazy_settings(2, 1, probed=TURNS)), slots_of(420, 4)
     requests = [Request(cache, slot, 150, 200, slots[200 * slot - 200 :][:200], slot) for slot in (1, 2)]
     for request in requests:
@@ -124,7 +124,8 @@ def test_heads_find_rows_when_it_is_their_turn() -> None:
     numbers, changes = range(LAYERS * HEADS), 0
     for length in range(151, 170):
         before = [[selected_tokens(x, number) for number in numbers] for x in requests]
-        decode(requests, [length + 1, length])
+        order = slice(None, None, -1 if length % 2 else 1)
+        decode(requests[order], [length + 1, length][order])
         for request, was in zip(requests, before, strict=True):
             for number, every in enumerate(TURNS.flatten()):
                 changed = not torch.equal(selected_tokens(request, number), was[number])

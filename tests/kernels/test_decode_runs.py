@@ -40,7 +40,7 @@ def attended(ops, device: torch.device | str, make, cap: int, length: int, run: 
     tables.page_list[: len(k)] = torch.arange(len(k), **ints)
     tables.cap[0] = cap
     step = DecodeStep(ops, SimpleNamespace(layout=LAYOUT, rule=rule), tables, 1, SLOTS, GROUP, DIM, make)
-    step.fill([[length], [0], [0], [0], [0]], 1, torch.zeros(1, SLOTS, **ints))
+    step.fill([[length], *[[0]] * 5], 1, torch.zeros(1, SLOTS, **ints))
     return step.kernel.attend(0, q, buffers, step.plan(1), DIM**-0.5)
 
 

@@ -90,7 +90,7 @@ class World:
                 shape = (2, len(rows), self.dim)
                 self.pool.write(rows, *torch.randn(shape, device=self.device).to(self.dtype))
         none = [0] * len(lengths)
-        self.step.fill([list(lengths.values()), list(lengths), none, none, none], width, self.req_to_token)
+        self.step.fill([list(lengths.values()), list(lengths), *[none] * 4], width, self.req_to_token)
 
     def rows(self, slot: int, head: int, length: int) -> torch.Tensor:
         ws = self.requests[slot]

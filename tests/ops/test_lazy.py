@@ -23,7 +23,7 @@ from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.probe import probe
 from hetero_sglang.ops.triton.swap_in import seat, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
-from hetero_sglang.profile.index_plan import Fields, words
+from hetero_sglang.profile.index_plan import EVERY, Fields, words
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FIELDS = ((8, 4), (24, 2))
@@ -126,7 +126,9 @@ def make(
         for c in range(HEADS):
             cap[b, FIRST + WHICH[c]], start[b, FIRST + WHICH[c]] = head_cap, given
             given += -(-head_cap // PAGE)
-    world.step = StepTables(torch.tensor(lengths, dtype=torch.int32), cap, start, order)
+    world.step = StepTables(
+        torch.tensor(lengths, dtype=torch.int32), cap, start, order, torch.tensor([lengths[0]]).int()
+    )
     for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
         places = (head_cap - SINK - WINDOW - run + 1) // run
         for c in range(HEADS if length > head_cap else 0):
@@ -266,7 +268,7 @@ def test_heads_whose_turn_it_is_not_keep_their_rows() -> None:
     probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
     used = device.hot.used.clone()
     choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
-    due = [(lengths[0] + world.layer.turn) % n == 0 for n in turns]  # of every request
+    due = [(int(world.step.clock) + world.layer.turn) % n == 0 for n in turns]  # of every request
     assert (work.comes.view(2, HEADS) > 0).tolist() == [due] * 2 and any(due) and not all(due)
     for b in (0, 1):
         for c in range(HEADS):
@@ -275,13 +277,14 @@ def test_heads_whose_turn_it_is_not_keep_their_rows() -> None:
 
 
 def test_requests_beyond_the_workspace_take_turns() -> None:
-    """One keeps the rows that it has, in the next step the other."""
+    """One keeps the rows that it has, once all layers had a turn the other."""
     world = make(5, 1, [700, 900], [200, 300])
     device = on_device(world)
     work = Workspace(2, HEADS, GROUP, CONTEXT, 1000, 1, 300, DEVICE, 0, device.hot)
     args, before, chosen = (device.slots, device.starts, device.step), device.hot.position.cpu().clone(), []
     for _ in range(2):
-        work.plan(device.step.length)
+        for _ in range(EVERY[-1]):
+            work.plan(device.step.length)
         probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
         choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
         swap_in(device.layer, device.host, *args, device.hot, SINK, work)

@@ -77,7 +77,7 @@ def probe(
     and those whose turn it is not. Leaves scores of runs in `work`.
     """
     queries = q.unflatten(1, (-1, work.group))[:, layer.heads.long()]  # [B, C, G, D]
-    due = (step.length[0] + layer.turn) % layer.every == 0  # [C]
+    due = (step.clock + layer.turn) % layer.every == 0  # [C]
     for request, (length, start) in enumerate(zip(step.length.tolist(), starts.tolist(), strict=False)):
         full = (due & (step.cap[request, layer.first + layer.which] < length)).nonzero()[:, 0]
         if full.numel() and length:

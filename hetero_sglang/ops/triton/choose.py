@@ -60,7 +60,7 @@ def _append(listed, level, count, same, what, mask, alike, room):
 
 @triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "turn", "splits", "sink", "window"])
 def _hold(
-    length, cap, place_of, which, every, page_start, page_list, position, used, scores, wanted, idle, hits,
+    length, cap, clock, place_of, which, every, page_start, page_list, position, used, scores, wanted, idle, hits,
     caps_per_request, first, turn, splits, sink, window,
     n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
     PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
@@ -76,7 +76,7 @@ def _hold(
     places = (rows - sink - window - RUN + 1) // RUN
     begins = tl.load(place_of + request)
     out = (tokens <= rows) | (places <= 0) | (begins < 0)
-    out = out | (is_turn(every, unit % n_heads, length, turn) == 0)
+    out = out | (is_turn(every, unit % n_heads, clock, turn) == 0)
     scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
     begin, end = span(places, split, splits, ALIGNED)
     if out | (begin >= end):
@@ -167,7 +167,7 @@ def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
     do_not_specialize=["n_heads", "caps_per_request", "first", "turn", "splits", "sink", "window", "room", "limit"]
 )
 def _exchange(
-    length, cap, place_of, which, every, page_start, page_list, used, scores, wanted, idle, hits, most, missing,
+    length, cap, clock, place_of, which, every, page_start, page_list, used, scores, wanted, idle, hits, most, missing,
     lacking, old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, turn, splits, sink,
     window, room, limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
@@ -196,7 +196,7 @@ def _exchange(
     run, place = run + begin, place + begin
     here = (place < end) & (giving != 0)
     if not MERGED:
-        find = (tokens > rows) & (places > 0) & (begins >= 0) & is_turn(every, unit % n_heads, length, turn)
+        find = (tokens > rows) & (places > 0) & (begins >= 0) & is_turn(every, unit % n_heads, clock, turn)
         here = here & find
     row = _place_row(page_list, start, place, here, sink, RUN, P)
     if PDL:
@@ -292,12 +292,12 @@ def choose(
         )  # fmt: skip
     else:
         _hold[(units, 2 * splits)](
-            step.length, step.cap, work.place, layer.which, every, step.page_start, step.page_list, hot.position,
-            hot.used, work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, turn, 2 * splits,
-            sink, window, **early(pdl), **sizes,
+            step.length, step.cap, step.clock, work.place, layer.which, every, step.page_start, step.page_list,
+            hot.position, hot.used, work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, turn,
+            2 * splits, sink, window, **early(pdl), **sizes,
         )  # fmt: skip
     _exchange[(units, splits, 2)](
-        step.length, step.cap, work.place, layer.which, every, step.page_start, step.page_list,
+        step.length, step.cap, step.clock, work.place, layer.which, every, step.page_start, step.page_list,
         hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
         work.evens, per_request, layer.first, turn, splits, sink, window, work.room, work.limit(units),

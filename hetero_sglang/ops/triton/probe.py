@@ -33,9 +33,9 @@ def span(length, split, splits, TILE: tl.constexpr):
 
 
 @triton.jit
-def is_turn(every, head, length, turn):
-    """Whether a head finds rows in this step, for all requests alike: the first one's length tells."""
-    return (tl.load(length) + turn) % tl.load(every + head) == 0
+def is_turn(every, head, clock, turn):
+    """Whether a head finds rows in this step, for all requests alike."""
+    return (tl.load(clock) + turn) % tl.load(every + head) == 0
 
 
 @triton.jit
@@ -252,8 +252,8 @@ def _logits(
     do_not_specialize=["n_heads", "q_stride", "slots_in_all", "caps_per_request", "first", "turn", "parts", "scale"]
 )
 def _exponents(
-    q, slots, starts, length, cap, place, heads, which, every, rows, decode, weights, fours, factors, exponents, tops,
-    totals, wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, turn, parts, scale,
+    q, slots, starts, length, cap, clock, place, heads, which, every, rows, decode, weights, fours, factors, exponents,
+    tops, totals, wanted, idle, hits, q_stride, slots_in_all, caps_per_request, first, turn, parts, scale,
     n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, D: tl.constexpr,
     R: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, BINS: tl.constexpr, MOST: tl.constexpr,
     NOTHING: tl.constexpr, HIGHEST: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
@@ -271,7 +271,7 @@ def _exponents(
     tokens = tl.load(length + request) - 1  # the newest one is in the ring
     listed = slots + tl.load(starts + request).to(tl.int64)
     number = first + tl.load(which + head)
-    due = is_turn(every, head, length, turn) & (begins >= 0)
+    due = is_turn(every, head, clock, turn) & (begins >= 0)
     if (part == 0) & (asker == 0):
         tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
         tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
@@ -351,10 +351,10 @@ def _read(exponents, tokens, start, end, QUERIES: tl.constexpr, ASKERS: tl.const
 
 @triton.jit(do_not_specialize=["n_heads", "caps_per_request", "first", "turn", "parts", "sink", "window"])
 def _scores(
-    length, cap, place, which, every, exponents, tops, totals, scores, wanted, caps_per_request, first, turn, parts,
-    sink, window, n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr, TOKENS: tl.constexpr,
-    COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
-    MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
+    length, cap, clock, place, which, every, exponents, tops, totals, scores, wanted, caps_per_request, first, turn,
+    parts, sink, window, n_heads, GROUP: tl.constexpr, QUERIES: tl.constexpr, ASKERS: tl.constexpr,
+    TOKENS: tl.constexpr, COUNT: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr,
+    LEAST: tl.constexpr, MOST: tl.constexpr, NOTHING: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of the same parts' runs, SHARED programs to a part: a token's mean share of the queries' attention, a run's best;
     and their bins' counts."""
@@ -365,7 +365,7 @@ def _scores(
     tokens, begins = tl.load(length + request) - 1, tl.load(place + request)
     number = first + tl.load(which + head)
     out = (tokens < tl.load(cap + request * caps_per_request + number)) | (begins < 0)
-    out = out | (is_turn(every, head, length, turn) == 0)
+    out = out | (is_turn(every, head, clock, turn) == 0)
     if PDL:
         gdc_wait()
     if out:
@@ -432,18 +432,18 @@ def probe(
         NOTHING=_NOTHING, PDL=overlaps(q.device), num_warps=WARPS,
     )  # fmt: skip
     _exponents[(units, parts, askers)](
-        q, slots, starts, step.length, step.cap, work.place, layer.heads, layer.which, layer.every, layer.rows,
-        layer.decode, work.weights, work.fours, work.factors, work.exponents, work.top, work.total, work.wanted,
-        work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1], layer.first, layer.turn, parts,
-        scale * 1.4426950408889634, D=dim, R=directions, WORDS=layer.rows.shape[2], HIGHEST=_HIGHEST, PAD=pad,
+        q, slots, starts, step.length, step.cap, step.clock, work.place, layer.heads, layer.which, layer.every,
+        layer.rows, layer.decode, work.weights, work.fours, work.factors, work.exponents, work.top, work.total,
+        work.wanted, work.idle, work.hits, q.stride(0), layer.rows.shape[1], step.cap.shape[1], layer.first, layer.turn,
+        parts, scale * 1.4426950408889634, D=dim, R=directions, WORDS=layer.rows.shape[2], HIGHEST=_HIGHEST, PAD=pad,
         ROWS=min(max(16, triton.next_power_of_2(dim)), max(16, 4096 // pad)),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **flat_fields(layer.fields),
         FIELDS=len(layer.fields), MOST_FIELDS=MOST_FIELDS, MOST_DIRECTIONS=MOST_DIRECTIONS,
         ASM=not knobs.runtime.interpret, **sizes,
     )  # fmt: skip
     _scores[(units, parts * _SHARED)](
-        step.length, step.cap, work.place, layer.which, layer.every, work.exponents, work.top, work.total, work.scores,
-        work.wanted, step.cap.shape[1], layer.first, layer.turn, parts, sink, window,
+        step.length, step.cap, step.clock, work.place, layer.which, layer.every, work.exponents, work.top, work.total,
+        work.scores, work.wanted, step.cap.shape[1], layer.first, layer.turn, parts, sink, window,
         COUNT=32 * WARPS * (1 if work.run > 1 else 4), RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
         **early(overlaps(q.device)), **sizes,
     )  # fmt: skip

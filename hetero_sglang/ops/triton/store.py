@@ -83,7 +83,7 @@ def store(
     v_dim, page = v.shape[-1], layer.hot_k.shape[1]
     if n == 0:
         return
-    tables = step or StepTables(slots, slots, slots, slots)
+    tables = step or StepTables(slots, slots, slots, slots, slots)
     _store[(n, heads)](
         k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host, layer.hot_k, layer.hot_v,
         layer.position, layer.score, tables.length, tables.cap, tables.page_start, tables.page_list,

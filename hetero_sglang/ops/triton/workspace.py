@@ -11,6 +11,7 @@ from hetero_sglang.cache.sizes import ARRIVALS
 from hetero_sglang.ops.reference.choose import BINS, score_bin
 from hetero_sglang.ops.reference.workspace import limit
 from hetero_sglang.ops.triton.index import MOST_FIELDS
+from hetero_sglang.profile.index_plan import EVERY
 
 WARPS = 4  # of a program: three of attention's have room beside one
 TILE = 512  # places that a program looks at together; of runs twice as many
@@ -25,10 +26,11 @@ _LISTERS = 264  # programs that list runs and places: each begins with what all 
 
 
 @triton.jit(do_not_specialize=["batch", "units", "tokens"])
-def _plan(length, turn, place, flag, batch, units, tokens, BATCH: tl.constexpr):
-    """Another request is first each time: of many that share a prefix, none is left out for good."""
+def _plan(length, turn, place, flag, batch, units, tokens, BATCH: tl.constexpr, ROUND: tl.constexpr):
+    """Another request is first once all layers had their turns: of many that share a prefix, none is left out for good,
+    in no layer."""
     now, at = tl.load(turn) + 1, tl.arange(0, BATCH)
-    request = ((at + now) % batch).to(tl.int32)
+    request = ((at + now // ROUND) % batch).to(tl.int32)
     size = tl.load(length + request, mask=at < batch, other=0)
     end = tl.cumsum(size, 0)
     tl.store(place + request, tl.where(end <= tokens, end - size, -1), mask=at < batch)
@@ -104,7 +106,7 @@ class Workspace:
         batch = length.numel()
         _plan[(1,)](
             length, self.turn, self.place, self.flag, batch, batch * self.heads, self.tokens,
-            BATCH=triton.next_power_of_2(batch), num_warps=1,
+            BATCH=triton.next_power_of_2(batch), ROUND=EVERY[-1], num_warps=1,
         )  # fmt: skip
 
     def offer(self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int) -> None:
