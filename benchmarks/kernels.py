@@ -108,7 +108,7 @@ class Setup:
     def step(self, kernel: Callable[[DecodeStep], DecodeKernel]) -> DecodeStep:
         step = DecodeStep(ops, self.settings, self.tables, self.batch, self.tokens, GROUP, DIM, kernel)
         lengths, none = [self.tokens] * self.batch, [0] * self.batch
-        step.fill([lengths, list(range(self.batch)), none, none, none], self.batch, self.req_to_token)
+        step.fill([lengths, list(range(self.batch)), *[none] * 4], self.batch, self.req_to_token)
         return step
 
     def attend(self, step: DecodeStep) -> Callable[[], list[torch.Tensor]]:

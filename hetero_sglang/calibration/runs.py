@@ -28,7 +28,7 @@ KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 2048  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 192
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
-GAIN = 0.003  # of its output's square, which a head may lose by having no index, and a layer's on the mean by resting
+GAIN = 0.002  # of its output's square, which a head may lose by having no index, and a layer's on the mean by resting
 Way = tuple[int, int]  # tokens that come together, and steps between two in which a head finds rows
 
 
