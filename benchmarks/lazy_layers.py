@@ -68,7 +68,7 @@ class Layers:
         self.work = Workspace(
             batch, HEADS, GROUP, tokens, batch * tokens, run, max(1, COME // run), device, 0, self.hot
         )
-        self.work.plan(self.step.length)
+        self.work.plan(self.step)
         self.host = host
 
     def _hold(self, places: int, tokens: int, run: int) -> None:

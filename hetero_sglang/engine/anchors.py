@@ -106,7 +106,7 @@ class Anchors:
             self.work = ops.Workspace(*size, self.device)
             self.work.counted = step.work.counted
         fading = 0.0 if self.settings.retrieval == "replace" else self.settings.decay
-        self.work.plan(now.length)
+        self.work.plan(now)
         for each in ranked:
             scores = torch.zeros(length, dtype=torch.float32)
             scores[each.positions.long()] = each.scores

@@ -69,5 +69,5 @@ class DecodeStep:
         step = self.tables_of(width)
         self.kernel.plan(step)
         if self.work is not None:
-            self.work.plan(step.length)
+            self.work.plan(step)
         return step

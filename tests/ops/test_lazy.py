@@ -187,7 +187,7 @@ def test_a_step_is_the_reference_s(
         getattr(work, name).fill_(float("nan"))
     scale = DIM**-0.5
     args = (device.slots, device.starts, device.step)
-    work.plan(device.step.length)
+    work.plan(device.step)
     probe(device.q, device.layer, *args, scale, SINK, WINDOW, work)
     flat_scores, begins = work.scores.cpu().clone(), work.place.tolist()
     choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
@@ -250,7 +250,7 @@ def test_scores_by_indexes_of_any_fields(fields: Fields, group: int, run: int) -
     world = make(group, run, [1301], [94], fields=fields, group=group)
     device = on_device(world)
     work = Workspace(1, HEADS, group, CONTEXT, 1301, run, 300, DEVICE, 0, device.hot)
-    work.plan(device.step.length)
+    work.plan(device.step)
     args = (device.slots, device.starts, device.step)
     probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
     given = torch.stack([work.scores.cpu()[c * 1301 : c * 1301 + 1300 // run] for c in range(HEADS)])
@@ -264,7 +264,7 @@ def test_heads_whose_turn_it_is_not_keep_their_rows() -> None:
     work = Workspace(2, HEADS, GROUP, CONTEXT, 1700, 1, 300, DEVICE, 0, device.hot)
     work.comes.fill_(7)
     args = (device.slots, device.starts, device.step)
-    work.plan(device.step.length)
+    work.plan(device.step)
     probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
     used = device.hot.used.clone()
     choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
@@ -283,8 +283,8 @@ def test_requests_beyond_the_workspace_take_turns() -> None:
     work = Workspace(2, HEADS, GROUP, CONTEXT, 1000, 1, 300, DEVICE, 0, device.hot)
     args, before, chosen = (device.slots, device.starts, device.step), device.hot.position.cpu().clone(), []
     for _ in range(2):
-        for _ in range(EVERY[-1]):
-            work.plan(device.step.length)
+        device.step.clock.add_(EVERY[-1])
+        work.plan(device.step)
         probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
         choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
         swap_in(device.layer, device.host, *args, device.hot, SINK, work)

@@ -8,6 +8,7 @@ import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.sizes import ARRIVALS
+from hetero_sglang.ops.base import StepTables
 
 
 def limit(units: int, run: int, most: int) -> int:
@@ -86,8 +87,8 @@ class Workspace:
         """Runs that come to a head in a step of so many units, at the utmost."""
         return limit(units, self.run, self.room) if self.aside else self.room
 
-    def plan(self, length: torch.Tensor) -> None:
-        """Once per step; length [B] int32."""
+    def plan(self, step: StepTables) -> None:
+        """Once per step."""
         self.found.clear()
         self.coming.clear()
 

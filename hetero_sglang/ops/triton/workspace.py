@@ -8,6 +8,7 @@ import triton.language as tl
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.sizes import ARRIVALS
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.reference.choose import BINS, score_bin
 from hetero_sglang.ops.reference.workspace import limit
 from hetero_sglang.ops.triton.index import MOST_FIELDS
@@ -26,15 +27,14 @@ _LISTERS = 264  # programs that list runs and places: each begins with what all 
 
 
 @triton.jit(do_not_specialize=["batch", "units", "tokens"])
-def _plan(length, turn, place, flag, batch, units, tokens, BATCH: tl.constexpr, ROUND: tl.constexpr):
+def _plan(length, clock, place, flag, batch, units, tokens, BATCH: tl.constexpr, ROUND: tl.constexpr):
     """Another request is first once all layers had their turns: of many that share a prefix, none is left out for good,
     in no layer."""
-    now, at = tl.load(turn) + 1, tl.arange(0, BATCH)
-    request = ((at + now // ROUND) % batch).to(tl.int32)
+    at = tl.arange(0, BATCH)
+    request = (at + tl.load(clock) // ROUND) % batch
     size = tl.load(length + request, mask=at < batch, other=0)
     end = tl.cumsum(size, 0)
     tl.store(place + request, tl.where(end <= tokens, end - size, -1), mask=at < batch)
-    tl.store(turn, now)
     for start in range(0, units, 256):
         unit = start + tl.arange(0, 256)
         tl.store(flag + unit, 0, mask=unit < units)
@@ -63,7 +63,6 @@ class Workspace:
 
         self.most = make(1)  # runs that may come to a head in a step, at most `room`
         self.most.fill_(most)
-        self.turn = make(1, dtype=torch.int64)
         self.place = make(batch)  # where a request's tokens begin among all, -1: left out
         self.weights = make(units, group, MOST_DIRECTIONS, dtype=torch.int8)  # of queries; a unit's lie close
         self.fours = self.weights.view(torch.int32)
@@ -101,11 +100,11 @@ class Workspace:
         self.sums = make(batch * pivots, MOST_PARTS, dtype=torch.float32)  # of what pivots see
         self.shares = make(units, MOST_SPLITS, dtype=torch.float32)  # of that, what satellites hold
 
-    def plan(self, length: torch.Tensor) -> None:
-        """Once per step, recorded in the graph: where each request's tokens go; length [B] int32."""
-        batch = length.numel()
+    def plan(self, step: StepTables) -> None:
+        """Once per step, recorded in the graph: where each request's tokens go."""
+        batch = step.length.numel()
         _plan[(1,)](
-            length, self.turn, self.place, self.flag, batch, batch * self.heads, self.tokens,
+            step.length, step.clock, self.place, self.flag, batch, batch * self.heads, self.tokens,
             BATCH=triton.next_power_of_2(batch), ROUND=EVERY[-1], num_warps=1,
         )  # fmt: skip
 
