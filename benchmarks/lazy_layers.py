@@ -60,7 +60,7 @@ class Layers:
             LayerIndex(
                 heads, heads, torch.ones_like(heads),
                 torch.randint(*bits, (HEADS, slots, words(FIELDS)), dtype=torch.int16, device=device),
-                decode, decode, offset, FIELDS, layer * HEADS,
+                decode, decode, offset, FIELDS, layer * HEADS, run=run,
             )
             for layer in range(LAYERS)
         ]  # fmt: skip

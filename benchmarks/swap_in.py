@@ -111,7 +111,7 @@ def _swaps(
     step = StepTables(torch.full((requests,), tokens, **ints), torch.zeros_like(opening), opening, lists, lists[:1])
     nothing = torch.empty(0, device=device)
     every = torch.arange(HEADS, **ints)
-    layer = LayerIndex(every, every, nothing, nothing, nothing, nothing, nothing, ((16, 1),), 0)
+    layer = LayerIndex(every, every, nothing, nothing, nothing, nothing, nothing, ((16, 1),), 0, run=length)
     slots = scattered(host, requests * tokens, BLOCK).to(device, torch.int32)
     starts = torch.arange(requests, **ints) * tokens
     layers = [Workspace(requests, HEADS, 1, 1, 1, length, runs, device) for _ in range(LAYERS)]

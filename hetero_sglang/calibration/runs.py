@@ -1,4 +1,4 @@
-"""Whether rows come one by one or in runs, and to which heads: what outputs lose when the lazy rule is played.
+"""Whether rows come to a layer one by one or in runs, and to which heads: what outputs lose by the lazy rule.
 
 It is played on the last tokens of texts as they stand: a model's own continuation of a long text soon repeats itself,
 and then no head needs anything new."""
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 
+import numpy as np
 import torch
 
 from hetero_sglang.calibration.checkpoint import Checkpoint
@@ -42,29 +42,34 @@ def index_of(
 
 
 def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
-    """The plan with the run of RUNS with which the longest documents' last tokens lose least, and an index for heads
-    that gain by it. A layer's heads find rows in the same steps, in as few as EVERY allows: one that does costs a small
-    batch as much as all. Unchanged where all are too short to tell."""
+    """The plan with the run of RUNS with which each layer loses least in the longest documents' last tokens, and an
+    index for heads that gain by it. A layer's heads find rows in the same steps, in as few as EVERY allows: one that
+    does costs a small batch as much as all. Unchanged where all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
     longest = sorted(documents, key=lambda d: -len(d.tokens))[:DOCUMENTS]
-    runs = RUNS if options.run is None else (options.run,)
-    intervals = EVERY[:1] if options.heads == "all" else EVERY
-    ways = tuple(product(runs, intervals))
-    errors = [_play(checkpoint, d, plan, rows, ways) for d in longest if (rows := _rows(d, share)) >= LEAST]
-    if not errors:
+    played = [(document, rows) for document in longest if (rows := _rows(document, share)) >= LEAST]
+    if not played:
         return plan
-    lost, never = torch.stack(errors).mean(0).cpu().split((len(ways), 1), 1)  # [layers, ways, H], [layers, 1, H]
-    by_run = lost.unflatten(1, (len(runs), len(intervals)))
-    best = int(by_run[:, :, 0].mean((0, 2)).argmin())
+
+    def lost(ways: Sequence[Sequence[Way]]) -> torch.Tensor:
+        """[layers, ways + 1, H]"""
+        return torch.stack([_play(checkpoint, *each, plan, ways) for each in played]).mean(0).cpu()
+
+    runs, layers = RUNS if options.run is None else (options.run,), len(plan.encode)
+    errors = lost([[(run, 1) for run in runs]] * layers)
+    best = errors[:, :-1].mean(2).argmin(1)  # [layers]
+    plan = replace(plan, run=np.array([runs[each] for each in best.tolist()]))
     if options.heads == "all":
-        return replace(plan, run=runs[best])
-    always, found = by_run[:, best, :1], never[:, 0] - by_run[:, best, 0] > GAIN  # [layers, 1, H], [layers, H]
-    worse = (by_run[:, best] - always).clamp(min=0) * found[:, None]  # [layers, intervals, H]
+        return plan
+    always, never = errors[torch.arange(layers), best], errors[:, -1]  # [layers, H]
+    found = never - always > GAIN
+    seldom = lost([[(run, every) for every in EVERY[1:]] for run in plan.run.tolist()])[:, :-1]
+    worse = (seldom - always[:, None]).clamp(min=0) * found[:, None]  # [layers, intervals, H]
     allowed = worse.sum(2) <= GAIN * found.sum(1, keepdim=True)  # [layers, intervals]
-    most = torch.where(allowed, torch.tensor(intervals, dtype=torch.int32), 1).amax(1, keepdim=True)
-    return replace(plan, run=runs[best], every=(most * found).numpy())
+    most = torch.where(allowed, torch.tensor(EVERY[1:], dtype=torch.int32), 1).amax(1, keepdim=True)
+    return replace(plan, every=(most * found).numpy())
 
 
 def _rows(document: Document, share: float) -> int:
@@ -72,10 +77,10 @@ def _rows(document: Document, share: float) -> int:
 
 
 def _play(
-    checkpoint: Checkpoint, document: Document, plan: IndexPlan, rows: int, ways: Sequence[Way]
+    checkpoint: Checkpoint, document: Document, rows: int, plan: IndexPlan, ways: Sequence[Sequence[Way]]
 ) -> torch.Tensor:  # fmt: skip
-    """Mean errors [layers, len(ways) + 1, H] of heads' outputs at the document's last tokens, one after the other, that
-    keep `rows` rows to choose; the last without finding any."""
+    """Mean errors [layers, W + 1, H] of heads' outputs at the document's last tokens, one after the other, that keep
+    `rows` rows to choose, in each of their layer's W `ways`; the last without finding any."""
     length = len(document.tokens)
     begin = length - min(STEPS, length // 4)
     errors: dict[int, torch.Tensor] = {}
@@ -85,7 +90,7 @@ def _play(
     ) -> None:
         if key.shape[1] == length:
             query = query[:, begin - OBSERVED - length :]
-            errors[layer] = _Layer(plan, layer, query, key, value, scaling, rows, begin, ways).mean()
+            errors[layer] = _Layer(plan, layer, query, key, value, scaling, rows, begin, ways[layer]).mean()
 
     read(checkpoint, document, watcher, OBSERVED + length - begin)
     return torch.stack([errors[layer] for layer in sorted(errors)])

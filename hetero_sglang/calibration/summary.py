@@ -27,7 +27,7 @@ def index_line(profile: HeadProfile) -> str:
         return "no key index"
     fields = ", ".join(f"{count} directions in {bits} bits" for count, bits in index.fields)
     row = index.row_bytes
-    runs = "" if index.run == 1 else f", tokens in runs of {index.run}"
+    runs = "" if index.longest == 1 else f", tokens in runs of {'/'.join(map(str, sorted(set(index.run.tolist()))))}"
     count = int(index.probed.sum())
     which = "all heads" if count == profile.num_heads else f"{count} of {profile.num_heads} heads"
     return (

@@ -38,7 +38,7 @@ class CapRule:
     tokens keeps every row until it has that many, so requests that stay shorter are exact; a longer one keeps
     `fraction * final` rows per head. `reserve` bounds how much of max_new_tokens is reserved ahead (SGLang's own
     clip, managers/schedule_policy.py). What a policy's index takes comes out of a head's rows. `run`: so many
-    neighbouring tokens come and go together; rows to choose are whole runs.
+    neighbouring tokens come and go together, at most; rows to choose are whole runs.
     """
 
     policy: Description
@@ -110,6 +110,10 @@ class CapRule:
     def ring_rows(self) -> int:
         """Rows for a full head's most recent tokens: a run that leaves the window stays until all of it has left."""
         return self.window + self.run - 1
+
+    def window_of(self, run: int) -> int:
+        """Recent tokens of a full head that are among no selected runs of `run`: the ring keeps a whole run more."""
+        return self.ring_rows - run + 1
 
     @property
     def ring(self) -> int:

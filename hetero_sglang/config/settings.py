@@ -42,6 +42,11 @@ class Settings:
     most_swaps: int = 2048  # runs that come to a head in one step, at most
 
     @property
+    def runs(self) -> list[int]:
+        """Of each layer: neighbouring tokens that come and go together."""
+        return [1] * len(self.layout.layers) if self.index is None else self.index.run.tolist()
+
+    @property
     def retrieves(self) -> bool:
         """Whether heads find rows while requests decode, and not by a key index.
 
@@ -76,7 +81,7 @@ def resolve(
     plan = profile.index if lazy else None
     if lazy and plan is None:
         raise HeteroError("this head profile has no key index; make one with `hetero-sglang profile`.")
-    run, share = (plan.run, profile_share(profile)) if plan else (1, 0.0)
+    run, share = (plan.longest, profile_share(profile)) if plan else (1, 0.0)
     sink = -(-sink // run) * run  # whole runs come and go
     if run > 1 and decode_kernel == "flashinfer":
         raise HeteroError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -179,9 +180,9 @@ class Engine:
         if full:
             turning = rule.turning(min(caps))  # one for all: a full head's cap is above the window
             counts = [max(0, cap - rule.sink - turning) if cap < seq.length else 0 for cap in caps]
-            pick = self.finder.first if self.finder else self.policy.pick
+            pick = partial(self.finder.first, layer) if self.finder else self.policy.pick
             selected = pick(scores, counts, rule.sink, seq.length - turning).int()  # [C, n]
-            worth = self.finder.worth(scores) if self.finder else scores
+            worth = self.finder.worth(layer, scores) if self.finder else scores
         self.tables.put(ws.slot, ws)
         cap, start = self.tables.cap[ws.slot, buffers.numbers], self.tables.page_start[ws.slot, buffers.numbers]
         self.ops.fill(

@@ -38,7 +38,7 @@ class Parts:
 class Finder(ABC):
     """Rows that a layer's heads want are there when they attend; what `find` does is recorded in the step's graph."""
 
-    run = 1  # neighbouring tokens that come and go together
+    run = 1  # neighbouring tokens that come and go together, at most
     room = 512  # runs that may come to a head in a step, at most
     followed = 0  # pivots of a layer, at most
     probed = False  # whether heads have an index
@@ -77,14 +77,14 @@ class Finder(ABC):
         self.counted = work.counted
         return work
 
-    def first(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
+    def first(self, layer: int, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """What heads hold when a prompt ends, beside sinks and ring: positions [C, n] ascending, padded with L.
 
         scores [C, L]; counts[c] positions within [low, high).
         """
         return self.policy.pick(scores, counts, low, high)
 
-    def worth(self, scores: torch.Tensor) -> torch.Tensor:
+    def worth(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         """What is kept with each row of a prompt: float32 [C, L] of its scores [C, L]."""
         return scores
 

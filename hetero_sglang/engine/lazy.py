@@ -31,7 +31,7 @@ class Lazy(Finder):
         super().__init__(parts)
         store = self.cache.index
         assert store is not None
-        self.run, self.room = store.run, self.settings.most_swaps
+        self.run, self.room = max(store.run), self.settings.most_swaps
         self.index = [
             LayerIndex(
                 layer.heads[store.which[n].long()],
@@ -44,6 +44,7 @@ class Lazy(Finder):
                 store.fields,
                 layer.first,
                 turn=n,  # each step has its share of the layers
+                run=store.run[n],
                 often=at_once(store.every[n]),
             )
             for n, layer in enumerate(self.layers)
@@ -55,15 +56,17 @@ class Lazy(Finder):
         self.known: Mark | None = None  # the layer's new keys have their index rows
         self.seated: Mark | None = None  # what came has its places
 
-    def first(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
+    def first(self, layer: int, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """The best whole runs; all heads are alike."""
-        first, last = low // self.run, (scores.shape[1] - self.settings.rule.window) // self.run
-        best = run_scores(scores, self.run)[:, first:last].topk(counts[0] // self.run).indices.sort(1).values + first
-        return (best[..., None] * self.run + torch.arange(self.run, device=scores.device)).flatten(1)
+        run = self.index[layer].run
+        first, last = low // run, (scores.shape[1] - self.settings.rule.window_of(run)) // run
+        best = run_scores(scores, run)[:, first:last].topk(counts[0] // run).indices.sort(1).values + first
+        return (best[..., None] * run + torch.arange(run, device=scores.device)).flatten(1)
 
-    def worth(self, scores: torch.Tensor) -> torch.Tensor:
+    def worth(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         """When a token's run was last used, by its scores; 0 where it is incomplete."""
-        best = used_at_first(run_scores(scores, self.run)).repeat_interleave(self.run, 1)
+        run = self.index[layer].run
+        best = used_at_first(run_scores(scores, run)).repeat_interleave(run, 1)
         return torch.nn.functional.pad(best, (0, scores.shape[1] - best.shape[1])).view(torch.float32)
 
     def written(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
@@ -72,7 +75,7 @@ class Lazy(Finder):
 
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
         wanted = development.changed_rows()
-        most = self.room if wanted is None else min(wanted // self.run, self.room)
+        most = self.room * self.run if wanted is None else wanted
         if self.most.get(step.work) != most:
             self.most[step.work] = most
             step.work.most.fill_(most)
@@ -100,14 +103,15 @@ class Lazy(Finder):
     def find(
         self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
     ) -> Arrivals | None:  # fmt: skip
-        mine, rule, hot, work = self.index[layer], self.settings.rule, self.cache.hot, step.work
+        mine, hot, work = self.index[layer], self.cache.hot, step.work
         if not mine.heads.numel():
             return None
+        sink, window = self.settings.rule.sink, self.settings.rule.window_of(mine.run)
         self.lane.follow(mark(self.device))
         with self.lane:
-            self.ops.probe(q, mine, step.slots, step.starts, tables, scale, rule.sink, rule.window, work)
-            self.ops.choose(mine, tables, hot, rule.sink, rule.window, work)
-            self.ops.swap_in(mine, self.layers[layer].host, step.slots, step.starts, tables, hot, rule.sink, work)
+            self.ops.probe(q, mine, step.slots, step.starts, tables, scale, sink, window, work)
+            self.ops.choose(mine, tables, hot, sink, window, work)
+            self.ops.swap_in(mine, self.layers[layer].host, step.slots, step.starts, tables, hot, sink, work)
         return Arrivals(mine, work, self.lane.mark())
 
     def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:

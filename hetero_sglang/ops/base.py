@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -49,6 +49,7 @@ class LayerBuffers:
     position: torch.Tensor  # [pages, P] int32
     score: torch.Tensor  # [pages, P] float32
     first: int  # compressed heads in earlier layers
+    run: ClassVar[int] = 1  # what comes to heads without an index comes row by row
 
     @cached_property
     def resident(self) -> torch.Tensor:
@@ -91,7 +92,8 @@ class StepTables:
 class LayerIndex:
     """One layer's key index, of those I of its C compressed heads that have one: `heads` [I] int32 of the layer's, and
     `which` [I] int32 of the compressed ones; `every` [I] int32: a head probes where the step's clock and the layer's
-    `turn` add up to a multiple, for all requests, so that the layer rests in other steps; `rows` int16 [I, slots,
+    `turn` add up to a multiple, for all requests, so that the layer rests in other steps; `run`: neighbouring tokens
+    that come and go together; `rows` int16 [I, slots,
     words], float32 `encode`, `decode` [I, D, R] and `offset` [I, R]; `first`: compressed heads in earlier layers;
     `often`: heads that probe in a step in which one does, on the mean (None: all)."""
 
@@ -105,6 +107,7 @@ class LayerIndex:
     fields: Fields
     first: int
     turn: int = 0
+    run: int = 1
     often: float | None = None
 
 
@@ -176,10 +179,10 @@ def flat_rows(page_list: torch.Tensor, start: torch.Tensor | int, row: torch.Ten
     return page_list[start + row // page].long() * page + row % page
 
 
-def passed(length: int, window: int, run: int) -> int:
-    """How many of a full head's oldest ring rows hold tokens of a run that has left the window as a whole, and may be
-    among the selected: the ring has `window` + `run` - 1 rows."""
-    return window + run - 1 - (length - (length - window) // run * run)
+def passed(length: int, ring: int, run: int) -> int:
+    """How many of the oldest of a full head's `ring` rows hold tokens of a run that has left the window as a whole, and
+    may be among the selected: of so many recent tokens the window has all but `run` - 1."""
+    return ring - (length - (length - ring + run - 1) // run * run)
 
 
 class DecodeKernel(ABC):

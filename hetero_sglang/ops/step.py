@@ -31,7 +31,7 @@ class DecodeStep:
         self.tables, self.batch, self.context = tables, batch, context
         self.group, self.v_dim = group, v_dim
         self.sink, self.ring = settings.rule.sink, settings.rule.ring
-        self.window, self.run = settings.rule.window, settings.rule.run
+        self.runs = settings.runs
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
         self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
         self.inputs = torch.zeros(6, batch, dtype=torch.int32, device=device)

@@ -23,7 +23,7 @@ def encode(plan: IndexPlan) -> dict[str, Any]:
     tables = {name: half(getattr(plan, name), f"the index's {name}").astype(_NUMBER) for name in _TABLES}
     texts = {name: base64.b64encode(table.tobytes()).decode("ascii") for name, table in tables.items()}
     fields = [list(field) for field in plan.fields]
-    return {"fields": fields, "run": plan.run, "every": plan.every.tolist(), **texts}
+    return {"fields": fields, "run": plan.run.tolist(), "every": plan.every.tolist(), **texts}
 
 
 def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) -> IndexPlan:
@@ -33,9 +33,7 @@ def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) 
     if head_dim is None:
         raise HeteroError("`index` is given but `model.head_dim` is not; its tables cannot be read without it.")
     fields = _fields(data.get("fields"), head_dim)
-    run = data.get("run")
-    if not is_whole(run):
-        raise HeteroError(f"`index.run` is {shown(run)}; it must be a whole number.")
+    run = _run(data.get("run"), num_layers)
     heads, directions = (num_layers, num_kv_heads), directions_of(fields)
     shapes = {name: (*heads, directions) if name == "offset" else (*heads, head_dim, directions) for name in _TABLES}
     tables = {name: _table(data.get(name), name, shape) for name, shape in shapes.items()}
@@ -47,6 +45,16 @@ def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) 
 def text_bytes(num_layers: int, num_kv_heads: int, head_dim: int, fields: Fields) -> int:
     """Bytes of the tables in a file, about."""
     return num_layers * num_kv_heads * (2 * head_dim + 1) * directions_of(fields) * _NUMBER.itemsize * 4 // 3
+
+
+def _run(value: Any, num_layers: int) -> np.ndarray:
+    """[layers]; one number stands for all."""
+    runs = [value] * num_layers if is_whole(value) else value
+    if not isinstance(runs, list) or len(runs) != num_layers or not all(map(is_whole, runs)):
+        raise HeteroError(
+            f"`index.run` is {shown(value)}; it must list a number of tokens for each of {num_layers} layers."
+        )
+    return np.array([max(-1, min(run, 99)) for run in runs], np.int32)
 
 
 def _every(value: Any, num_layers: int, num_kv_heads: int) -> np.ndarray:

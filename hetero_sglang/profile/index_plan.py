@@ -56,23 +56,27 @@ class IndexPlan:
     query q's logit of that key is, but for what all keys share, (q decode) . c.
 
     `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
-    [layers, H, R] float32. `run`: neighbouring tokens that come and go together. `every` [layers, H] whole numbers
-    (None: all 1): a head finds rows in one of so many steps; 0: it has no index, and keeps what the
-    prompt's end chose. Raises HeteroError naming what is wrong.
+    [layers, H, R] float32. `run` [layers] whole numbers, or one for all: neighbouring tokens that come and go together.
+    `every` [layers, H] whole numbers (None: all 1): a head finds rows in one of so many steps; 0: it has no index, and
+    keeps what the prompt's end chose. Raises HeteroError naming what is wrong.
     """
 
     fields: Fields
     encode: np.ndarray
     offset: np.ndarray
     decode: np.ndarray
-    run: int = 1
+    run: np.ndarray = 1
     every: np.ndarray = None
 
     def __post_init__(self) -> None:
         check_fields(self.fields)
-        if self.run not in RUNS:
-            raise HeteroError(f"an index's run is {self.run}; it must be one of {', '.join(map(str, RUNS))}.")
         shape, count = self.encode.shape, self.directions
+        run = np.broadcast_to(self.run, shape[:1]) if np.ndim(self.run) == 0 else np.asarray(self.run)
+        object.__setattr__(self, "run", run.astype(np.int32))
+        if run.shape != shape[:1]:
+            raise HeteroError(f"an index of {shape[0]} layers has runs of {len(run)}.")
+        if (odd := self.run[~np.isin(self.run, RUNS)]).size:
+            raise HeteroError(f"an index's run is {odd[0]}; it must be one of {', '.join(map(str, RUNS))}.")
         if shape[3:] != (count,) or self.decode.shape != shape or self.offset.shape != (*shape[:2], count):
             raise HeteroError(
                 f"the encoding, decoding and offset of an index of {count} directions have shapes {shape}, "
@@ -93,6 +97,11 @@ class IndexPlan:
     def directions(self) -> int:
         """R."""
         return directions_of(self.fields)
+
+    @property
+    def longest(self) -> int:
+        """Of the layers' runs."""
+        return int(self.run.max())
 
     @property
     def probed(self) -> np.ndarray:

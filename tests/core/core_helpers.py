@@ -202,10 +202,12 @@ def held_positions(request: Request, number: int, length: int) -> torch.Tensor:
     ws = request.ws
     count = min(ws.caps[number], length)
     held = request.cache.hot.position.view(-1)[flat_rows(ws, number, torch.arange(count))].long().cpu()
-    if count == length or ws.rule.run == 1:
+    settings = request.cache.settings
+    run = [run for run, x in zip(settings.runs, settings.layout.layers, strict=True) if x.first <= number][-1]
+    if count == length or run == 1:
         return held
     newest = torch.arange(count) >= count - ws.rule.turning(count)
-    bound = (length - ws.rule.window) // ws.rule.run * ws.rule.run  # older ones may be among the selected
+    bound = (length - ws.rule.window_of(run)) // run * run  # older ones may be among the selected
     return held[~newest | (held >= bound)]
 
 

@@ -35,11 +35,11 @@ def attended(ops, device: torch.device | str, make, cap: int, length: int, run: 
     nothing = torch.zeros(SLOTS, 0, DIM, device=device)
     role, position = torch.tensor([-1], **ints), torch.zeros(k.shape[:2], **ints)
     buffers = LayerBuffers(role, nothing, nothing, nothing[None], k, v, position, position.float(), 0)
-    rule = SimpleNamespace(sink=run, ring=WINDOW + run - 1, window=WINDOW, run=run)
+    rule = SimpleNamespace(sink=run, ring=WINDOW + run - 1)
     tables = DeviceTables(1, 1, len(k), device)
     tables.page_list[: len(k)] = torch.arange(len(k), **ints)
     tables.cap[0] = cap
-    step = DecodeStep(ops, SimpleNamespace(layout=LAYOUT, rule=rule), tables, 1, SLOTS, GROUP, DIM, make)
+    step = DecodeStep(ops, SimpleNamespace(layout=LAYOUT, rule=rule, runs=[run]), tables, 1, SLOTS, GROUP, DIM, make)
     step.fill([[length], *[[0]] * 5], 1, torch.zeros(1, SLOTS, **ints))
     return step.kernel.attend(0, q, buffers, step.plan(1), DIM**-0.5)
 
@@ -47,7 +47,7 @@ def attended(ops, device: torch.device | str, make, cap: int, length: int, run: 
 def items_that_count_nothing(cap: int, length: int, run: int) -> bool:
     """Whether the rows of the last, partial block of 64 are all passed by the window and held by a run, too."""
     oldest = length - (WINDOW + run - 1)
-    rows = ring_row(torch.arange(oldest, oldest + passed(length, WINDOW, run)), cap, run, WINDOW + run - 1)
+    rows = ring_row(torch.arange(oldest, oldest + passed(length, WINDOW + run - 1, run)), cap, run, WINDOW + run - 1)
     return set(range(cap // 64 * 64, cap)) <= set(rows.tolist())
 
 

@@ -31,7 +31,7 @@ def test_items_cover_every_row_once_and_name_this_step_s_token(data: st.DataObje
     opens = torch.arange(cap.numel(), dtype=torch.int32).view_as(cap) * 100
     starts = 90 * torch.arange(len(lengths), dtype=torch.int32)
     shape = DecodeShape(block=data.draw(st.sampled_from((1, 4, 16))), items_per_processor=data.draw(st.integers(1, 12)))
-    work = DecodeBuffers(layers, len(lengths), 2, 16, SINK, WINDOW, WINDOW, 1, DEVICE, shape)
+    work = DecodeBuffers(layers, len(lengths), 2, 16, SINK, WINDOW, [1] * len(layers), DEVICE, shape)
     work.plan(*(x.to(DEVICE) for x in (torch.tensor(lengths, dtype=torch.int32), cap, opens, starts)))
     for number, layer in enumerate(layers):
         items = [item[:7] for item in work.described[number].tolist()]

@@ -47,7 +47,10 @@ class World:
     starts: torch.Tensor
     q: torch.Tensor
     tokens: list[torch.Tensor]
-    run: int
+
+    @property
+    def run(self) -> int:
+        return self.layer.run
 
     def rows(self, b: int, c: int, places: torch.Tensor) -> torch.Tensor:
         """Flat hot rows [n, run] of places [n]."""
@@ -115,8 +118,9 @@ def make(
         fields,
         FIRST,
         turn=seed % 4,
+        run=run,
     )
-    world = World(layer, None, hot, host, slots, starts, torch.empty(0), tokens, run)
+    world = World(layer, None, hot, host, slots, starts, torch.empty(0), tokens)
     for b, (length, head_cap) in enumerate(zip(lengths, caps, strict=True)):
         mine = every[at : at + length]
         at += length
@@ -158,7 +162,7 @@ def on_device(world: World) -> World:
     step = StepTables(**{k: move(v) for k, v in vars(world.step).items()})
     host = world.host.pin_memory() if DEVICE.type == "cuda" else world.host
     return World(layer, step, hot, host, world.slots.to(DEVICE), world.starts.to(DEVICE),
-                 world.q.to(DEVICE), world.tokens, world.run)  # fmt: skip
+                 world.q.to(DEVICE), world.tokens)  # fmt: skip
 
 
 CASES = [
@@ -301,8 +305,9 @@ def test_requests_beyond_the_workspace_take_turns() -> None:
 )  # fmt: skip
 @settings(max_examples=30, deadline=None)
 def test_whatever_comes_has_room(batch: int, heads: int, run: int, most: int, width: st.DataObject) -> None:
-    """In steps of fewer requests too, each head's rows lie apart from the next one's."""
+    """In steps of fewer requests and in layers of shorter runs too, each head's rows lie apart from the next one's."""
     hot = HotPool(1, 1, 1, 1, torch.float32, "cpu")
     work = Workspace(batch, heads, 1, 16, 16, run, most, "cpu", 0, hot)
     units = width.draw(st.integers(1, batch)) * heads
-    assert 1 <= work.limit(units) <= most and units * work.limit(units) * run <= len(work.arrived)
+    for one in (1, 4, 8)[: (1, 4, 8).index(run) + 1]:
+        assert 1 <= work.limit(units, one) <= most and units * work.limit(units, one) * one <= len(work.arrived)

@@ -33,7 +33,9 @@ def profile_of(*layers: str, **fields: Any) -> HeadProfile:
     return HeadProfile(len(layers), heads, layers=tuple(layer_of(letters) for letters in layers), **given)
 
 
-def index_of(layers: int, heads: int, dim: int, fields: Fields, run: int = 1, seed: int = 0) -> IndexPlan:
+def index_of(
+    layers: int, heads: int, dim: int, fields: Fields, run: int | tuple[int, ...] = 1, seed: int = 0
+) -> IndexPlan:
     """A random key index in numbers that float16 holds."""
     rng = np.random.default_rng(seed)
     directions = sum(count for count, _ in fields)

@@ -36,21 +36,23 @@ def plan(model) -> IndexPlan:
 
 def test_who_keeps_more_rows_loses_less_and_who_keeps_all_nothing(model, plan, monkeypatch):
     monkeypatch.setattr(runs, "STEPS", 40)
-    ways = tuple(product(RUNS, EVERY))
-    lost = torch.stack([runs._play(model, document(400), plan, rows, ways) for rows in (40, 160, 288)])
     layers, heads = plan.encode.shape[:2]
+    ways = tuple(product(RUNS, EVERY))
+    lost = torch.stack([runs._play(model, document(400), rows, plan, [ways] * layers) for rows in (40, 160, 288)])
     assert lost.shape == (3, layers, len(ways) + 1, heads)
     lost = lost.mean((1, 3))  # [sizes, ways and none]
     assert (lost[0] > lost[1]).all() and (lost[1] > lost[2]).all()
     assert (lost[2] < 0.05 * lost[0]).all()  # but for tokens that leave the window
 
 
-def played(plan: IndexPlan, losses: list[float], ways: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """The same for every layer and head: by runs, in every second step little worse, and without finding rows."""
-    layers, heads = plan.encode.shape[:2]
+Ways = Sequence[Sequence[tuple[int, int]]]
+
+
+def played(plan: IndexPlan, losses: list[float], ways: Ways) -> torch.Tensor:
+    """The same for every head: by runs, in every second step little worse, and without finding rows."""
     *by_run, never = losses
-    each = [by_run[RUNS.index(run)] + {1: 0, 2: 0.001, 4: 0.05}[every] for run, every in ways]
-    return torch.tensor([*each, never])[None, :, None].repeat(layers, 1, heads)
+    each = [[by_run[RUNS.index(run)] + {1: 0, 2: 0.001, 4: 0.05}[every] for run, every in some] for some in ways]
+    return torch.tensor([[*some, never] for some in each])[..., None].repeat(1, 1, plan.encode.shape[1])
 
 
 @pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (8, "auto"), (1, "auto")])
@@ -58,22 +60,30 @@ def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, 
     losses = {4000: [0.2, 0.1, 0.3, 0.5], 3000: [0.2, 0.25, 0.4, 0.5]}
     seen = []
 
-    def play(
-        checkpoint: Checkpoint, text: Document, made: IndexPlan, rows: int, ways: Sequence[tuple[int, int]]
-    ) -> torch.Tensor:
+    def play(checkpoint: Checkpoint, text: Document, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
         seen.append((len(text.tokens), rows))
-        assert ways == tuple(product((run,) if run else RUNS, EVERY if heads == "auto" else (1,)))
         found = played(plan, losses[len(text.tokens)], ways)
-        seldom = [number for number, (_, every) in enumerate(ways) if every > 1]
-        found[0, seldom, 1] += 0.1  # a head for whose sake its layer does in every step; others do in every second
-        found[1, -1, 0] = 0.1765  # a head whose output gains by no run but, a little, by those of 4
+        if ways[0][0][1] == 1:  # in every step
+            assert [list(some) for some in ways] == [[(each, 1) for each in ((run,) if run else RUNS)]] * len(ways)
+            if run is None:
+                found[1, 0] -= 0.2  # a layer that wants single rows
+        else:
+            assert [[each for each, _ in some] for some in ways] == [[wanted_run[n]] * 2 for n in range(len(ways))]
+            assert [every for _, every in ways[0]] == [2, 4]
+            if run is None:
+                found[1, :-1] -= 0.2
+            found[0, :-1, 1] += 0.1  # a head for whose sake its layer does in every step; others do in every second
+        found[1, -1, 0] = found[1, 0, 0].clamp(min=0) + 0.0015  # a head whose output gains little by its run
         return found
 
     monkeypatch.setattr(runs, "_play", play)
     options = IndexOptions(plan.fields, run, 4000, heads)
+    wanted_run = [run or 4, run or 1, *[run or 4] * (len(plan.encode) - 2)]
     made = runs.fitted(model, [document(n) for n in (1000, 3000, 4000, 2000)], plan, options)
-    assert seen == [(4000, 152), (3000, 96)]  # the index takes 0.094 of the ratio, sinks and recent tokens 72 rows
-    assert made.run == (run or 4)
+    assert seen == [(4000, 152), (3000, 96)] * (
+        1 if heads == "all" else 2
+    )  # the index takes 0.094 of the ratio, sinks and recent tokens 72 rows
+    assert made.run.tolist() == wanted_run
     wanted = np.full(plan.encode.shape[:2], 2 if heads == "auto" else 1)
     if heads != "all":
         wanted[0], wanted[1, 0] = 1, 0
@@ -88,4 +98,4 @@ def test_nothing_is_played_where_all_is_given(model, plan, monkeypatch):
 def test_texts_too_short_to_tell_give_rows_one_by_one_to_all(model, plan, monkeypatch):
     monkeypatch.setattr(runs, "_play", lambda *given: pytest.fail("nothing to learn here"))
     made = runs.fitted(model, [document(n) for n in (30, 400)], plan, IndexOptions(plan.fields, None, 4000))
-    assert made.run == 1 and (made.every == 1).all()
+    assert (made.run == 1).all() and (made.every == 1).all()

@@ -157,18 +157,20 @@ class FlashInferDecode(DecodeKernel):
                 heads = arrivals.layer.which.long()
                 mine, theirs, logs = (x.view(batch, compressed, group, -1)[:, heads].flatten(0, 1)
                                       for x in (q[cut:], held[0], held[1]))  # fmt: skip
-                both = with_arrivals(theirs, logs, mine, arrivals.work, scale).unflatten(0, (batch, -1))
+                both = with_arrivals(theirs, logs, mine, arrivals, scale).unflatten(0, (batch, -1))
                 out[cut:].view(batch, compressed, group, dim).index_copy_(1, heads, both.to(out.dtype))
         return out.index_select(0, now.back[layer]).view(batch, query_heads, dim)
 
 
-def with_arrivals(out: torch.Tensor, logs: torch.Tensor, q: torch.Tensor, work: Any, scale: float) -> torch.Tensor:
+def with_arrivals(
+    out: torch.Tensor, logs: torch.Tensor, q: torch.Tensor, arrivals: Arrivals, scale: float
+) -> torch.Tensor:
     """What units attend to, the rows in it that came meanwhile: out and q [units, G, D], and the base-2 logarithms
     [units, G, 1] of the sums of exponents that `out` is made of; float32 [units, G, D]."""
-    units = len(out)
-    each = work.limit(units) * work.run
+    units, work, run = len(out), arrivals.work, arrivals.layer.run
+    each = work.limit(units, run) * run
     k, v = (x[: units * each].view(units, each, -1) for x in (work.arrived_k, work.arrived_v))
-    here = torch.arange(each, device=q.device) < work.comes[:units, None] * work.run  # [units, each]
+    here = torch.arange(each, device=q.device) < work.comes[:units, None] * run  # [units, each]
     logits = torch.einsum("ugd,und->ugn", q.float(), k.float()) * (scale * 1.4426950408889634)
     padding = logs < -1e4  # FlashInfer's, of nothing: -5e4
     logits = torch.cat((logs, torch.where(here[:, None], logits, float("-inf"))), 2)

@@ -32,13 +32,7 @@ class AttendStep(DecodeKernel):
 
     def __init__(self, step: DecodeStep) -> None:
         self.slots, self.starts, self.group = step.slots, step.starts, step.group
-        self.v_dim, self.sink, self.ring, self.window, self.run = (
-            step.v_dim,
-            step.sink,
-            step.ring,
-            step.window,
-            step.run,
-        )
+        self.v_dim, self.sink, self.ring, self.runs = step.v_dim, step.sink, step.ring, step.runs
         self.requests: list[_Request | None] = []
 
     def plan(self, tables: StepTables) -> None:
@@ -72,17 +66,19 @@ class AttendStep(DecodeKernel):
                 number = buffers.first + c
                 rows = request.caps[number]
                 k, v = _hot_rows(buffers, tables.page_list, request.starts[number], rows)
-                if self.run > 1 and rows < request.length:
-                    k, v = self._without_passed(k, v, request.length)
+                if self.runs[layer] > 1 and rows < request.length:
+                    k, v = self._without_passed(k, v, request.length, self.runs[layer])
                 if (b, c) in more:
                     k, v = (torch.cat(both) for both in zip((k, v), more[b, c], strict=True))
                 out[b, head] = attend(grouped[b, head][None], k[:, None], v[:, None], scale)[0]
         return out.flatten(1, 2)
 
-    def _without_passed(self, k: torch.Tensor, v: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _without_passed(
+        self, k: torch.Tensor, v: torch.Tensor, length: int, run: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of a full head's rows [cap, D]: those that attention counts."""
         oldest = length - self.ring
-        tokens = torch.arange(oldest, oldest + passed(length, self.window, self.run), device=k.device)
+        tokens = torch.arange(oldest, oldest + passed(length, self.ring, run), device=k.device)
         counts = torch.ones(len(k), dtype=torch.bool, device=k.device)
         counts[ring_row(tokens, len(k), self.sink, self.ring)] = False
         return k[counts], v[counts]

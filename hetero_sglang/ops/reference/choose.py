@@ -129,7 +129,7 @@ def _choose(
     sink: int, window: int, work: Workspace, merged: bool,
 ) -> None:  # fmt: skip
     """For heads of one size."""
-    run, heads, length = work.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
+    run, heads, length = layer.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
     places = (cap - sink - window - run + 1) // run
     if places <= 0:
         return
@@ -138,7 +138,7 @@ def _choose(
     rows = flat_rows(step.page_list, start, row, hot.page_size).unflatten(1, (places, run))  # [C, places, run]
     held = hot.position.view(-1)[rows[..., 0]] // run
     low, high = sink // run, (length - window) // run
-    most = min(int(work.most), work.limit(step.length.numel() * layer.heads.numel()))
+    most = min(int(work.most) // run, work.limit(step.length.numel() * layer.heads.numel(), run))
     scores = found.scores[alike.to(found.scores.device)]
     if merged:
         assert found.fading is not None and run == 1

@@ -84,4 +84,4 @@ def probe(
             rows = layer.rows[full].index_select(1, slots[start : start + length - 1].long())  # [C, L - 1, words]
             codes = unpack(rows, layer.fields)
             guess = attention_guess(queries[request, full], codes, layer.decode[full], scale)
-            work.found.append(Found(request, layer.which[full], run_scores(guess, work.run)))
+            work.found.append(Found(request, layer.which[full], run_scores(guess, layer.run)))

@@ -19,9 +19,10 @@ def swap_in(
     To their places, or beside them until `seat` where heads attend meanwhile.
     """
     for coming in work.coming:
-        token = (coming.run[:, None] * work.run + torch.arange(work.run, device=coming.run.device)).flatten()
+        run = coming.rows.shape[1]
+        token = (coming.run[:, None] * run + torch.arange(run, device=coming.run.device)).flatten()
         slot = slots[int(starts[coming.request]) + token].long().to(host.device)
-        head, rows = coming.head.repeat_interleave(work.run).to(host.device), coming.rows.flatten()
+        head, rows = coming.head.repeat_interleave(run).to(host.device), coming.rows.flatten()
         values = take_rows(host, slot, head).to(hot.k.device)  # [m, D + Dv]
         k, v = values.split((hot.k.shape[-1], hot.v.shape[-1]), -1)
         if work.aside:

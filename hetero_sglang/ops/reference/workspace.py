@@ -65,14 +65,14 @@ class Arrived:
 
 
 class Workspace:
-    """For steps of up to `batch` requests; to each head at most `most` runs come at once, and `room` at the utmost."""
+    """For steps of up to `batch` requests; to each head at most `most` runs come at once, of up to `run` rows."""
 
     def __init__(
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
         device: torch.device | str, pivots: int = 0, hot: HotPool | None = None,
     ) -> None:  # fmt: skip
-        self.group, self.run, self.room, self.aside = group, run, most, hot is not None
-        self.most = torch.full((1,), most, dtype=torch.int32, device=device)
+        self.group, self.room, self.aside = group, most, hot is not None
+        self.most = torch.full((1,), most * run, dtype=torch.int32, device=device)  # rows
         self.counted = torch.zeros(4, dtype=torch.int64, device=device)  # rows that came, late ones, looks, drifts
         self.found: list[Found] = []
         self.coming: list[Coming] = []
@@ -83,9 +83,9 @@ class Workspace:
         """Lists that what comes to a head is cut into."""
         return 1
 
-    def limit(self, units: int) -> int:
+    def limit(self, units: int, run: int) -> int:
         """Runs that come to a head in a step of so many units, at the utmost."""
-        return limit(units, self.run, self.room) if self.aside else self.room
+        return limit(units, run, self.room) if self.aside else self.room
 
     def plan(self, step: StepTables) -> None:
         """Once per step."""

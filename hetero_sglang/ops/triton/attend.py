@@ -25,7 +25,7 @@ class AttendStep(DecodeKernel):
                 shape = replace(BESIDE, block=32) if wide else BESIDE
         layers, device = step.layout.layers, step.tables.device
         self.work = DecodeBuffers(
-            layers, step.batch, step.group, step.v_dim, step.sink, step.ring, step.window, step.run, device, shape
+            layers, step.batch, step.group, step.v_dim, step.sink, step.ring, step.runs, device, shape
         )
         self.slots, self.starts = step.slots, step.starts
 

@@ -186,7 +186,7 @@ def _exchange(
     low, high = sink // RUN, (tokens - window) // RUN
     come, lack, edge = 0, 0, 0
     begins, start = tl.load(place_of + request), tl.load(page_start + number)
-    allowed, bins = tl.minimum(tl.load(most), limit), tl.arange(0, BINS)
+    allowed, bins = tl.minimum(tl.load(most) // RUN, limit), tl.arange(0, BINS)
     scores += begins.to(tl.int64) * n_heads + unit % n_heads * tokens
     run, place = tl.arange(0, 2 * TILE), tl.arange(0, TILE)
     if giving == 0:
@@ -279,7 +279,7 @@ def choose(
     splits, per_request = work.splits(units), step.cap.shape[1]
     every, turn = (layer.every, layer.turn) if isinstance(layer, LayerIndex) else (layer.which, 0)  # no turn is asked
     sizes = dict(
-        n_heads=heads, RUN=work.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
+        n_heads=heads, RUN=layer.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
         LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=WARPS,
     )  # fmt: skip
     pdl = overlaps(step.length.device)
@@ -300,6 +300,6 @@ def choose(
         step.length, step.cap, step.clock, work.place, layer.which, every, step.page_start, step.page_list,
         hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
-        work.evens, per_request, layer.first, turn, splits, sink, window, work.room, work.limit(units),
+        work.evens, per_request, layer.first, turn, splits, sink, window, work.room, work.limit(units, layer.run),
         MERGED=merged, **early(pdl), **sizes,
     )  # fmt: skip

@@ -247,21 +247,22 @@ def decode_attention(
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0), work.ring,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
         PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None and work.one_wave, PDL=work.pdl,
-        RUNS=work.run > 1, MORE=arrivals is not None, num_warps=shape.warps, num_stages=shape.stages,
+        RUNS=work.runs[index] > 1, MORE=arrivals is not None, num_warps=shape.warps, num_stages=shape.stages,
         maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each
-    came, pdl = (out, out, work.heads, work.heads, 0, 0), work.pdl
+    came, run, pdl = (out, out, work.heads, work.heads, 0, 0), 1, work.pdl
     if arrivals is not None:
         arrivals.there.hold(q.device)
-        theirs, listed, pdl = arrivals.work, arrivals.layer.heads, False  # it begins after two others
-        each = theirs.limit(batch * listed.numel()) * theirs.run
+        theirs, listed, run = arrivals.work, arrivals.layer.heads, arrivals.layer.run
+        pdl = False  # it begins after two others
+        each = theirs.limit(batch * listed.numel(), run) * run
         came = (theirs.arrived_k, theirs.arrived_v, theirs.comes, listed, listed.numel(), each)
     _merge[(work.rows, group, triton.cdiv(v_dim, part))](
         out, work.partial, work.weight, work.heads[index], work.first_item[index], q, *came, q.stride(0),
         scale * 1.4426950408889634, HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=pdl, D=dim,
-        BLOCK_D=block_d, PADDED=triton.next_power_of_2(heads), ROWS=16, RUN=work.run, MORE=arrivals is not None,
+        BLOCK_D=block_d, PADDED=triton.next_power_of_2(heads), ROWS=16, RUN=run, MORE=arrivals is not None,
         num_warps=max(1, items * part // 2048), **early(pdl),
     )  # fmt: skip
     return out

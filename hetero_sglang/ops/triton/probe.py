@@ -444,6 +444,6 @@ def probe(
     _scores[(units, parts * _SHARED)](
         step.length, step.cap, step.clock, work.place, layer.which, layer.every, work.exponents, work.top, work.total,
         work.scores, work.wanted, step.cap.shape[1], layer.first, layer.turn, parts, sink, window,
-        COUNT=32 * WARPS * (1 if work.run > 1 else 4), RUN=work.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
+        COUNT=32 * WARPS * (1 if layer.run > 1 else 4), RUN=layer.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
         **early(overlaps(q.device)), **sizes,
     )  # fmt: skip

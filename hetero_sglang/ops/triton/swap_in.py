@@ -98,14 +98,14 @@ def swap_in(
     heads, aside = layer.heads.numel(), work.aside
     units = step.length.numel() * heads
     dim, v_dim, pdl = hot.k.shape[-1], hot.v.shape[-1], overlaps(slots.device)
-    limit = work.limit(units)
+    limit = work.limit(units, layer.run)
     _swap_in[(units, max(1, min(limit, programs // units)))](
         step.length, layer.which, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old,
         work.olds, work.level, work.levels, work.comes, host, work.arrived_k if aside else hot.k,
         work.arrived_v if aside else hot.v, hot.position, hot.score if merged else hot.used, work.arrived, work.even,
         work.evens, work.scores, work.place, work.splits(units), step.cap.shape[1], layer.first, sink, work.room,
         limit,
-        n_heads=heads, stored=host.shape[1], RUN=work.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
+        n_heads=heads, stored=host.shape[1], RUN=layer.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), MOST=MOST_SPLITS,
         MERGED=merged, ASIDE=aside, PDL=pdl, num_warps=1, **early(pdl),
     )  # fmt: skip
@@ -132,11 +132,11 @@ def _seat(
 
 def seat(layer: LayerIndex, step: StepTables, hot: HotPool, work: Workspace) -> None:
     """After heads have attended: the rows that came meanwhile are put in their places."""
-    units = step.length.numel() * layer.heads.numel()
+    units, run = step.length.numel() * layer.heads.numel(), layer.run
     dim, v_dim = hot.k.shape[-1], hot.v.shape[-1]
     _seat[(units,)](
-        work.comes, work.arrived, work.arrived_k, work.arrived_v, hot.k, hot.v, work.limit(units) * work.run,
-        RUN=work.run, D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+        work.comes, work.arrived, work.arrived_k, work.arrived_v, hot.k, hot.v, work.limit(units, run) * run,
+        RUN=run, D=dim, DV=v_dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
         ROWS=32, num_warps=4,
     )  # fmt: skip
 

@@ -58,22 +58,22 @@ def _plan_work(
 
 
 @triton.jit
-def _passed(rows, length, ring, window, RUN: tl.constexpr):
+def _passed(rows, length, ring, run):
     """Of a full head, ring rows that base.passed counts: the first, how many from there on, and how many more from the
     ring's begin on, as 64 a + 8 b + c."""
     oldest = length - ring
-    many = ring - (length - (length - window) // RUN * RUN)
+    many = ring - (length - (length - ring + run - 1) // run * run)
     first = rows - ring + (oldest - rows + ring) % ring
     here = tl.minimum(many, rows - first)
     return first * 64 + here * 8 + many - here
 
 
-@triton.jit(do_not_specialize=["rows", "items", "caps_per_request", "sink", "ring", "window"])
+@triton.jit(do_not_specialize=["rows", "items", "caps_per_request", "sink", "ring"])
 def _describe(
-    length, cap, page_start, starts, counts, heads, first_item, described, rows, items, caps_per_request, sink, ring,
-    window,
+    length, cap, page_start, starts, counts, runs, heads, first_item, described, rows, items, caps_per_request, sink,
+    ring,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, FIELDS: tl.constexpr,
-    RUN: tl.constexpr,
+    RUNS: tl.constexpr,
 ):  # fmt: skip
     layer = tl.program_id(0)
     item = tl.program_id(1) * ITEMS + tl.arange(0, ITEMS)
@@ -107,8 +107,8 @@ def _describe(
     tl.store(out + 4, end, mask=inside)
     tl.store(out + 5, (pieces == 1).to(tl.int32), mask=inside)
     tl.store(out + 6, tl.where((begin <= fresh) & (fresh < end), fresh, -1), mask=inside)
-    if RUN > 1:
-        dead = _passed(kept, total_tokens, ring, window, RUN)
+    if RUNS:
+        dead = _passed(kept, total_tokens, ring, tl.load(runs + layer))
         tl.store(out + 7, tl.where(compressed & (kept < total_tokens), dead, 0), mask=inside)
 
 
@@ -124,11 +124,11 @@ class DecodeBuffers:
 
     def __init__(
         self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, sink: int, ring: int,
-        window: int, run: int, device: torch.device,
+        runs: Sequence[int], device: torch.device,
         shape: DecodeShape = DecodeShape(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         counts = [(len(x.resident), len(x.compressed), x.first) for x in layers]
-        self.shape, self.sink, self.ring, self.window, self.run = shape, sink, ring, window, run
+        self.shape, self.sink, self.ring, self.runs = shape, sink, ring, runs
         self.layers, self.kv_heads = len(counts), sum(counts[0][:2])
         self.processors = 4
         if device.type == "cuda":
@@ -138,6 +138,7 @@ class DecodeBuffers:
         self.partial = torch.empty(items, group, v_head_dim, dtype=torch.float32, device=device)
         self.weight = torch.empty(items, group, dtype=torch.float32, device=device)
         self._counts = torch.tensor(counts, dtype=torch.int32, device=device)  # [layers, 3]
+        self._runs = torch.tensor(runs, dtype=torch.int32, device=device)  # [layers]
         order = torch.stack([torch.cat((x.resident_index, x.compressed_index)) for x in layers])
         self.heads = order.to(device, torch.int32)  # [layers, H], by place
         self._described = torch.zeros(self.layers * items * FIELDS, dtype=torch.int32, device=device)
@@ -171,7 +172,7 @@ class DecodeBuffers:
         )  # fmt: skip
         each = 32
         _describe[(self.layers, triton.cdiv(self.planned, each))](
-            length, cap, page_start, starts, self._counts, self.heads, self._first_item, self._described, self.rows,
-            self.planned, cap.shape[1], self.sink, self.ring, self.window, HEADS=self.kv_heads,
-            BLOCK=self.shape.block, ROWS=rows, ITEMS=each, RUN=self.run, FIELDS=FIELDS, num_warps=4,
+            length, cap, page_start, starts, self._counts, self._runs, self.heads, self._first_item, self._described,
+            self.rows, self.planned, cap.shape[1], self.sink, self.ring, HEADS=self.kv_heads, BLOCK=self.shape.block,
+            ROWS=rows, ITEMS=each, RUNS=max(self.runs) > 1, FIELDS=FIELDS, num_warps=4,
         )  # fmt: skip

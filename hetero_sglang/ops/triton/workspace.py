@@ -42,7 +42,7 @@ def _plan(length, clock, place, flag, batch, units, tokens, BATCH: tl.constexpr,
 
 class Workspace:
     """For steps of up to `batch` requests of up to `context` tokens and of `tokens` in all, to each of whose heads
-    `most` runs may come at once. What does not fit is left out: those requests keep the rows that they have.
+    `most` runs of up to `run` rows may come at once. What does not fit is left out: those requests keep their rows.
 
     A unit is a request's head. Its work is cut into as many equal pieces as its step has room for, whose sizes follow
     from lengths on the device. To be used by one stream: a layer's lists last until the next layer's `choose`.
@@ -54,15 +54,15 @@ class Workspace:
     ) -> None:  # fmt: skip
         """`pivots`: of a layer, at most; `hot`: heads have an index, and rows come while they attend."""
         probed = hot is not None
-        self.heads, self.group, self.tokens, self.run, self.room = heads, group, tokens, run, most
+        self.heads, self.group, self.tokens, self.room = heads, group, tokens, most
         units = batch * heads
         self.context = context
 
         def make(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        self.most = make(1)  # runs that may come to a head in a step, at most `room`
-        self.most.fill_(most)
+        self.most = make(1)  # rows that may come to a head in a step, in `room` runs
+        self.most.fill_(most * run)
         self.place = make(batch)  # where a request's tokens begin among all, -1: left out
         self.weights = make(units, group, MOST_DIRECTIONS, dtype=torch.int8)  # of queries; a unit's lie close
         self.fours = self.weights.view(torch.int32)
@@ -143,9 +143,9 @@ class Workspace:
         """Whether rows come while heads attend, and have their places afterwards."""
         return self.arrived.numel() > 0
 
-    def limit(self, units: int) -> int:
+    def limit(self, units: int, run: int) -> int:
         """Runs that come to a head in a step of so many units, at the utmost."""
-        return limit(units, self.run, self.room) if self.aside else self.room
+        return limit(units, run, self.room) if self.aside else self.room
 
     def splits(self, units: int) -> int:
         """Pieces of its runs, and of its places."""
