@@ -26,6 +26,7 @@ from benchmarks.dummy import (
     index_profile,
     profile_path,
     random_prompt,
+    rows_at_once,
 )
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
@@ -97,7 +98,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         "--changed-rows", type=int,
-        help="heads have key indexes of random directions, and so many rows come to each in a step",
+        help="heads have key indexes of random directions, and so many rows come to a head and step on the mean",
     )  # fmt: skip
     add_turns_option(parser)
     add_policies_option(parser)
@@ -150,7 +151,7 @@ def _measure(policy: str, model: Path, given: argparse.Namespace, run: Run) -> N
         run.save()
 
     run.does(f"{policy}: the server's start")
-    env = changed_rows(given.changed_rows) if index else forced_rate(given.fetch_rate)
+    env = changed_rows(rows_at_once(given.profile, given.changed_rows)) if index else forced_rate(given.fetch_rate)
     flags = {"hetero_index": "directions"} if index else {}
     with dummy_server(model, policy, given.profile, run.log(policy), env, max_total_tokens=slots, **flags) as server:
         run.keep(row)

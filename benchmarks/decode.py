@@ -24,6 +24,7 @@ from benchmarks.dummy import (
     dummy_server,
     forced_rate,
     index_profile,
+    rows_at_once,
 )
 from benchmarks.run import Run, add_log_option, add_options, named
 from benchmarks.verdict import verdict
@@ -40,7 +41,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         "--changed-rows", nargs="*", type=int, default=[],
-        help="heads have key indexes of random directions, and so many rows come to each in a step",
+        help="heads have key indexes of random directions, and so many rows come to a head and step on the mean: each "
+        "token is another one, so that heads that look for rows want hundreds",
     )  # fmt: skip
     add_turns_option(parser)
     parser.add_argument("--max-total-tokens", type=int, default=300000)
@@ -100,6 +102,10 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     file.write_text("0")
     env = (changed_rows if given.changed_rows else forced_rate)(file) if rates else None
     profile = str(index_profile(scratch, given.index_turns)) if given.changed_rows else given.profile
+
+    def told(rate: float | None) -> None:
+        file.write_text(str(rows_at_once(profile, rate) if given.changed_rows and rate else rate))
+
     run.does(f"{policy}: the server's start")
     model = shapes.write(scratch / "llama-8b")
     with dummy_server(model, policy, profile, run.log(policy), env, **flags) as server:
@@ -107,7 +113,7 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
             run.does(f"{policy}: {case}")
             size = (*map(int, case.split("x")), given.steps, given.rounds)
             warm = 1.0 if given.changed_rows else 0.0
-            for row in measure(server, *size, rates or [None], lambda rate: file.write_text(str(rate)), ours, warm):
+            for row in measure(server, *size, rates or [None], told, ours, warm):
                 row = {"policy": policy, **row}
                 print(line(run.keep(row | verdict(row, run.rows, run.told["copy_bytes_per_second"]))), flush=True)
 

@@ -22,7 +22,7 @@ from hetero_sglang.profile.files import load_profile, save_profile
 from hetero_sglang.profile.index_plan import IndexPlan
 
 VOCABULARY = 120000  # ids below the special ones
-MEASURED = (0.08, 0.27, 0.1, 0.63)  # turns of SmolLM2-135M-Instruct's 30 layers, by calibration; see index_profile
+MEASURED = (0.01, 0.3, 0.17, 0.53)  # of SmolLM2-135M-Instruct's 30 layers, by calibration; see index_profile
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -103,7 +103,7 @@ def index_profile(folder: Path, turns: Sequence[float] = (0, 1, 0, 0)) -> Path:
     offset = np.broadcast_to(-levels / 2, (layers, kv_heads, 32)).astype(np.float32)
     path = folder / "index_profile.json"
     # Random weights, of norms too, lie within 0.001: queries and keys are about 2e-5. So codes use their bits, and
-    # logits differ by some units.
+    # logits have a spread of 1.7: with every other token heads want other rows.
     none, *shares = turns
     number, upto = rng.permutation(layers)[:, None], np.cumsum(shares)[:-1] * layers
     every = np.array([1, 2, 4])[np.searchsorted(upto, number, side="right")]
@@ -113,8 +113,15 @@ def index_profile(folder: Path, turns: Sequence[float] = (0, 1, 0, 0)) -> Path:
     return path
 
 
+def rows_at_once(profile: str | Path, rows: float) -> int:
+    """What may come to a head that looks for rows, so that to all heads come `rows` a step on the mean."""
+    index = load_profile(profile).index
+    assert index is not None
+    return round(rows * index.every.size / index.in_a_step)
+
+
 def changed_rows(rows: int | Path) -> dict[str, str]:
-    """Environment of a server to whose heads so many rows come in every step; or a file with the number."""
+    """Environment of a server where at most so many rows come to a head that looks for some; or a file with it."""
     return {development.ALLOWED: "1", development.CHANGED_ROWS: str(rows)}
 
 

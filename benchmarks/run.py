@@ -81,7 +81,10 @@ class Run:
 
     def log(self, *label: object) -> Path | None:
         """Where a server of the run writes its log; None: wherever servers do."""
-        return self.logs / f"{'-'.join(map(str, (self.name, *label)))}.log" if self.logs else None
+        if self.logs is None:
+            return None
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self.logs / f"{'-'.join(map(str, (self.name, *label)))}.log"
 
     def _stop(self, number: int, _: object) -> None:
         for each in SIGNALS:  # servers are being stopped from here on

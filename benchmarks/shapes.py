@@ -15,7 +15,7 @@ LLAMA_8B = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "max_position_embeddings": 262144,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 1e-12,  # below the square of random weights
     "rope_theta": 500000.0,
     "vocab_size": 128256,
     "hidden_act": "silu",

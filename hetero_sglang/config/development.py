@@ -1,8 +1,8 @@
 """Switches for measurements and tests. They change what a server answers, so they need HETERO_DEVELOPMENT=1.
 
 HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every look, whatever they hold; or a file
-with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: so many rows come to
-a head with a key index in a step, as its directions count another way in each. HETERO_WAIT_FOR_RANKINGS=1: every
+with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: at most so many rows
+come to a head with a key index when it looks for some. HETERO_WAIT_FOR_RANKINGS=1: every
 ranking of the worker is waited for between steps, so that tokens of two runs can be compared.
 """
 

@@ -52,7 +52,6 @@ class Lazy(Finder):
         self.widest = max(1, *(each.heads.numel() for each in self.index))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
         self.lane, self.beside = Lane(self.device), Lane(self.device)
-        self.signs: list[list[torch.Tensor]] = []
         self.known: Mark | None = None  # the layer's new keys have their index rows
         self.seated: Mark | None = None  # what came has its places
 
@@ -74,25 +73,12 @@ class Lazy(Finder):
         self.ops.index(k, slots, mine.heads, mine.rows, mine.encode, mine.offset, mine.fields)
 
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
-        wanted = development.changed_rows()
-        most = self.room * self.run if wanted is None else wanted
+        allowed = development.changed_rows()
+        most = self.room * self.run if allowed is None else allowed
         if self.most.get(step.work) != most:
             self.most[step.work] = most
             step.work.most.fill_(most)
-        if wanted is not None:
-            self._unsettle()
         super().begin(step, known, lengths)
-
-    def _unsettle(self) -> None:
-        """For measurements: some directions count the other way from this step on, so that heads want other rows."""
-        if not self.signs:  # made once: a step that is measured pays for one launch
-            for _ in range(16):
-                drawn = [torch.randint(0, 2, x.offset.shape, device=self.device) * 2.0 - 1 for x in self.index]
-                self.signs.append(
-                    [x[:, None].expand_as(y.decode).contiguous() for x, y in zip(drawn, self.index, strict=True)]
-                )
-        self.signs.append(self.signs.pop(0))
-        torch._foreach_mul_([each.decode for each in self.index], self.signs[0])
 
     def appended(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
         self.beside.follow(mark(self.device))

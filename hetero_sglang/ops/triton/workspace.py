@@ -21,8 +21,7 @@ READ = 512  # tokens
 MOST_PARTS = 128  # of a unit's tokens
 MOST_SPLITS = 64  # of its runs, and of its places
 MOST_DIRECTIONS = 512  # of an index
-_READERS = 264  # programs that read tokens: what runs at once, as each begins with its queries' weights
-_ASIDE = 132  # and beside attention
+_READERS = 264  # programs that read tokens: each begins with its queries' weights
 _LISTERS = 264  # programs that list runs and places: each begins with what all splits share
 
 
@@ -136,7 +135,7 @@ class Workspace:
 
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units."""
-        return _pieces(units, self.context, MOST_PARTS, READ, _ASIDE if self.aside else _READERS)
+        return _pieces(units, self.context, MOST_PARTS, READ, _READERS)
 
     @property
     def aside(self) -> bool:
