@@ -28,7 +28,7 @@ KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 2048  # as the server has them; sinks in whole runs
 DOCUMENTS, STEPS = 4, 192
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
-GAIN = 0.002  # of its output's square, which a head may lose by having no index, and a layer's on the mean by resting
+GAIN = 0.002  # of outputs' squares: what a head may lose without an index, a layer on the mean by runs, or by resting
 Way = tuple[int, int]  # tokens that come together, and steps between two in which a head finds rows
 
 
@@ -42,9 +42,10 @@ def index_of(
 
 
 def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
-    """The plan with the run of RUNS with which each layer loses least in the longest documents' last tokens, and an
-    index for heads that gain by it. A layer's heads find rows in the same steps, in as few as EVERY allows: one that
-    does costs a small batch as much as all. Unchanged where all are too short to tell."""
+    """The plan with each layer's longest run that loses as little as any in the longest documents' last tokens (host
+    memory is read at the speed of places, long or short), and an index for heads that gain by it. A layer's heads find
+    rows in the same steps, in as few as EVERY allows: one that does costs a small batch as much as all. Unchanged where
+    all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
@@ -59,7 +60,8 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
 
     runs, layers = RUNS if options.run is None else (options.run,), len(plan.encode)
     errors = lost([[(run, 1) for run in runs]] * layers)
-    best = errors[:, :-1].mean(2).argmin(1)  # [layers]
+    losses = errors[:, :-1].mean(2)  # [layers, runs]
+    best = (losses <= losses.amin(1, keepdim=True) + GAIN).int().cumsum(1).argmax(1)  # [layers], the longest
     plan = replace(plan, run=np.array([runs[each] for each in best.tolist()]))
     if options.heads == "all":
         return plan

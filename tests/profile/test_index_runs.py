@@ -90,6 +90,13 @@ def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, 
     assert np.array_equal(made.every, wanted)
 
 
+@pytest.mark.parametrize(("more", "taken"), [(0.0015, 8), (0.003, 4)])
+def test_a_longer_run_that_loses_little_more_is_taken(model, plan, more, taken, monkeypatch):
+    monkeypatch.setattr(runs, "_play", lambda *given: played(plan, [0.2, 0.1, 0.1 + more, 0.5], given[-1]))
+    made = runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, None, 4000, "all"))
+    assert (made.run == taken).all()
+
+
 def test_nothing_is_played_where_all_is_given(model, plan, monkeypatch):
     monkeypatch.setattr(runs, "_play", lambda *given: pytest.fail("nothing to learn"))
     assert runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, 4, 4000, "all")) is plan
