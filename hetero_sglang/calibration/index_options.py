@@ -32,7 +32,7 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     add("--index-fields", nargs="+", metavar="NxB",
         help=f"key index: N directions in B bits each (1, 2 or 4), widest first (default {default})")  # fmt: skip
     add("--index-run", default="auto", metavar="N",
-        help="neighbouring tokens that come and go together: 1, 4, 8, or auto: the most with which a layer loses little "
+        help="neighbouring tokens that come and go together: 1, 4, 8, or auto: the most by which a layer loses little "
         "(default %(default)s)",
     )  # fmt: skip
     add("--index-heads", choices=["auto", "all"], default="auto",
