@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks import shapes
 from benchmarks.cases import stream
 from benchmarks.dummy import (
+    add_index_options,
     add_policies_option,
-    add_turns_option,
     changed_rows,
     chosen_policies,
     dummy_server,
@@ -100,19 +100,24 @@ def main() -> None:
         "--changed-rows", type=int,
         help="heads have key indexes of random directions, and so many rows come to a head and step on the mean",
     )  # fmt: skip
-    add_turns_option(parser)
+    add_index_options(parser)
     add_policies_option(parser)
     add_options(parser, "capacity")
     add_log_option(parser)
     given = parser.parse_args()
     told = {"tokens": given.tokens, "kv_gb": given.kv_gb, "fetch_rate": given.fetch_rate}
     if given.changed_rows is not None:
-        told |= {"fetch_rate": None, "changed_rows": given.changed_rows, "index_turns": given.index_turns}
+        told |= {
+            "fetch_rate": None,
+            "changed_rows": given.changed_rows,
+            "index_turns": given.index_turns,
+            "index_runs": given.index_runs,
+        }
     policies = chosen_policies(given) if given.changed_rows is None else given.policies
     with Run(given, **told) as run, tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
         if given.changed_rows is not None:
-            given.profile = str(index_profile(Path(scratch), given.index_turns))
+            given.profile = str(index_profile(Path(scratch), given.index_turns, given.index_runs))
         for policy in policies:
             _measure(policy, model, given, run)
     print("\n".join(table(run.rows)))

@@ -17,8 +17,8 @@ from benchmarks import shapes
 from benchmarks.bandwidth import copied
 from benchmarks.cases import measure
 from benchmarks.dummy import (
+    add_index_options,
     add_policies_option,
-    add_turns_option,
     changed_rows,
     chosen_policies,
     dummy_server,
@@ -44,7 +44,7 @@ def main() -> None:
         help="heads have key indexes of random directions, and so many rows come to a head and step on the mean: each "
         "token is another one, so that heads that look for rows want hundreds",
     )  # fmt: skip
-    add_turns_option(parser)
+    add_index_options(parser)
     parser.add_argument("--max-total-tokens", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -59,6 +59,7 @@ def main() -> None:
         max_total_tokens=given.max_total_tokens,
         steps=given.steps,
         index_turns=given.index_turns,
+        index_runs=given.index_runs,
     ) as run:
         run.does("the copy bandwidth")
         run.told["copy_bytes_per_second"] = copied()
@@ -101,7 +102,7 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     rates, file = given.changed_rows or given.fetch_rate if ours else [], scratch / "rate"
     file.write_text("0")
     env = (changed_rows if given.changed_rows else forced_rate)(file) if rates else None
-    profile = str(index_profile(scratch, given.index_turns)) if given.changed_rows else given.profile
+    profile = str(index_profile(scratch, given.index_turns, given.index_runs)) if given.changed_rows else given.profile
 
     def told(rate: float | None) -> None:
         file.write_text(str(rows_at_once(profile, rate) if given.changed_rows and rate else rate))

@@ -19,10 +19,13 @@ from hetero_sglang.config.layout import HeadLayout, build_layout
 from hetero_sglang.config.settings import HOT_PAGE
 from hetero_sglang.profile.ablation import alike
 from hetero_sglang.profile.files import load_profile, save_profile
-from hetero_sglang.profile.index_plan import IndexPlan
+from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 
 VOCABULARY = 120000  # ids below the special ones
-MEASURED = (0.01, 0.3, 0.17, 0.53)  # of SmolLM2-135M-Instruct's 30 layers, by calibration; see index_profile
+MOST_ROWS = 2048  # that may come to a head at once
+# Of SmolLM2-135M-Instruct's 30 layers, by calibration; see index_profile.
+TURNS = (0.01, 0.3, 0.17, 0.53)
+RUNS_SHARES = (0.73, 0.07, 0.2)
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -44,12 +47,16 @@ def add_policies_option(parser: argparse.ArgumentParser) -> None:
     add_profile_option(parser)
 
 
-def add_turns_option(parser: argparse.ArgumentParser) -> None:
-    """--index-turns."""
+def add_index_options(parser: argparse.ArgumentParser) -> None:
+    """--index-turns and --index-runs."""
     parser.add_argument(
-        "--index-turns", nargs=4, type=float, default=MEASURED, metavar=("NONE", "ONE", "TWO", "FOUR"),
+        "--index-turns", nargs=4, type=float, default=TURNS, metavar=("NONE", "ONE", "TWO", "FOUR"),
         help="share of the heads that have no key index, and of the layers whose heads find rows in every step, every "
         "second, every fourth",
+    )  # fmt: skip
+    parser.add_argument(
+        "--index-runs", nargs=3, type=float, default=RUNS_SHARES, metavar=("ONE", "FOUR", "EIGHT"),
+        help="share of the layers whose rows come one by one, in runs of 4, of 8: the longer, the more seldom",
     )  # fmt: skip
 
 
@@ -91,9 +98,12 @@ def dummy_server(
     return Server(model=model, log=log, env=env, **FLAGS | chosen | flags)
 
 
-def index_profile(folder: Path, turns: Sequence[float] = (0, 1, 0, 0)) -> Path:
+def index_profile(
+    folder: Path, turns: Sequence[float] = (0, 1, 0, 0), runs: Sequence[float] = (1, 0, 0)
+) -> Path:  # fmt: skip
     """A head profile of the shape, with key indexes of random directions, 80 bits a token; `turns`: the share of heads
-    that have none, and of layers whose heads find rows in every step, every second, every fourth."""
+    that have none, and of layers whose heads find rows in every step, every second, every fourth; `runs`: of layers
+    whose rows come one by one, by 4, by 8, the longest in layers that find some most seldom."""
     names = ("num_hidden_layers", "num_key_value_heads", "head_dim", "num_attention_heads")
     layers, kv_heads, dim, query_heads = (int(str(shapes.LLAMA_8B[name])) for name in names)
     profile, rng = alike(layers, kv_heads, query_heads, dim), np.random.default_rng(0)
@@ -106,18 +116,26 @@ def index_profile(folder: Path, turns: Sequence[float] = (0, 1, 0, 0)) -> Path:
     # logits have a spread of 1.7: with every other token heads want other rows.
     none, *shares = turns
     number, upto = rng.permutation(layers)[:, None], np.cumsum(shares)[:-1] * layers
-    every = np.array([1, 2, 4])[np.searchsorted(upto, number, side="right")]
+    every = np.array(EVERY)[np.searchsorted(upto, number, side="right")]
+    run = np.array(RUNS)[np.searchsorted(np.cumsum(runs)[:-1] * layers, number[:, 0], side="right")]
     every = every * (rng.permutation(layers * kv_heads).reshape(layers, kv_heads) >= none * layers * kv_heads)
-    index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode, every=every)
+    index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode, run, every)
     save_profile(replace(profile, index=index), path)
     return path
 
 
 def rows_at_once(profile: str | Path, rows: float) -> int:
-    """What may come to a head that looks for rows, so that to all heads come `rows` a step on the mean."""
+    """What may come to a head that looks for rows, in whole runs, so that to all heads come `rows` a step at least on
+    the mean."""
     index = load_profile(profile).index
     assert index is not None
-    return round(rows * index.every.size / index.in_a_step)
+    every, run = np.maximum(index.every, 1), index.run[:, None]
+    for most in range(MOST_ROWS):
+        if (most // run * run / every * index.probed).mean() >= rows:
+            return most
+    raise SystemExit(
+        f"{rows} rows a head and step cannot come where {index.in_a_step:g} heads look for some in a step."
+    )
 
 
 def changed_rows(rows: int | Path) -> dict[str, str]:

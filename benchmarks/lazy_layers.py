@@ -1,7 +1,8 @@
 """Time per layer of what a lazy step does beside attention: `probe`, `choose`, `swap_in`, `seat`, in one CUDA graph.
 
-Llama-3.1-8B's heads (8 KV heads of 128, 4 query heads each), 15% of the rows kept. Every layer has an index and hot
-rows of its own, so that the card's cache serves none of them; queries are new before each replay, so that rows come.
+Llama-3.1-8B's heads (8 KV heads of 128, 4 query heads each) and matrix products, 15% of the rows kept. Every layer has
+an index and hot rows of its own, so that the card's cache serves none of them; queries are new before each replay, so
+that rows come.
 """
 
 from __future__ import annotations
@@ -17,19 +18,24 @@ from benchmarks.copies import once
 from benchmarks.kernels import captured
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.cache.lanes import Lane, mark
+from hetero_sglang.config.layout import LayerLayout
+from hetero_sglang.ops.base import Arrivals, LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.triton.choose import choose
+from hetero_sglang.ops.triton.decode import BESIDE, DecodeBuffers, decode_attention
 from hetero_sglang.ops.triton.probe import probe
+from hetero_sglang.ops.triton.store import store
 from hetero_sglang.ops.triton.swap_in import seat, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import Fields, words
 
 HEADS, GROUP, DIM, DTYPE = 8, 4, 128, torch.bfloat16
+HIDDEN, INNER = 4096, 14336
 FIELDS: Fields = ((8, 4), (24, 2))
 LAYERS, KEPT, SINK, WINDOW, PAGE, ROUNDS = 8, 0.15, 16, 64, 16, 7
-COME = 16  # rows that may come to a head in a step
-OPERATIONS = ("probe", "choose", "swap_in", "seat")
+COME = 30  # rows that may come to a head in a step: 15 on the mean, where every other layer looks for some
+STAGES = ("attention alone", "resting", "probe", "choose", "swap_in")  # not its turn; then the first so many operations
 
 
 class Layers:
@@ -45,7 +51,7 @@ class Layers:
         lists = torch.arange(LAYERS * units * pages, **ints)
         self.step = StepTables(
             torch.full((batch,), tokens, **ints), torch.full((batch, LAYERS * HEADS), cap, **ints),
-            opening.transpose(0, 1).flatten(1).contiguous(), lists, lists[:1],
+            opening.transpose(0, 1).flatten(1).contiguous(), lists, torch.zeros(1, **ints),
         )  # fmt: skip
         self._hold(places, tokens, run)
         slots = min(batch * tokens, host.shape[0] * BLOCK)
@@ -70,6 +76,24 @@ class Layers:
         )
         self.work.plan(self.step)
         self.host = host
+        self._attention(device, batch, tokens, cap)
+
+    def _attention(self, device: torch.device, batch: int, tokens: int, cap: int) -> None:
+        hot, ints = self.hot, dict(dtype=torch.int32, device=device)
+        none = torch.zeros(1, 0, DIM, dtype=DTYPE, device=device)
+        role = -1 - torch.arange(HEADS, **ints)
+        places = hot.k, hot.v, hot.position, hot.score
+        self.buffers = [LayerBuffers(role, none, none, self.host, *places, n * HEADS) for n in range(LAYERS)]
+        layouts = [LayerLayout((), tuple(range(HEADS)), (KEPT,) * HEADS, (), n * HEADS) for n in range(LAYERS)]
+        shape = batch, GROUP, DIM, SINK, cap - SINK - int(KEPT * tokens), [1] * LAYERS, device, BESIDE
+        self.decode = DecodeBuffers(layouts, *shape)
+        self.decode.plan(self.step.length, self.step.cap, self.step.page_start, self.starts)
+        self.newest = self.slots[self.starts.long() + tokens - 1]
+        sizes = (HIDDEN, (GROUP + 2) * HEADS * DIM), (GROUP * HEADS * DIM, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN)
+        self.weights = [
+            [torch.randn(size, dtype=DTYPE, device=device) * size[0] ** -0.5 for size in sizes] for _ in range(LAYERS)
+        ]
+        self.lane, self.state = Lane(device), torch.randn(batch, HIDDEN, dtype=DTYPE, device=device)
 
     def _hold(self, places: int, tokens: int, run: int) -> None:
         """Every head's selected rows hold runs; half were last wanted by the prompt, half in the last 500 steps."""
@@ -84,38 +108,65 @@ class Layers:
             later = torch.randint(tokens - 500, tokens, (places,), dtype=torch.int32, device=heads.device)
             used[head] = torch.where(torch.rand(places, device=heads.device) < 0.5, first, later).repeat_interleave(run)
 
-    def run(self, operations: int) -> None:
-        """The first so many of OPERATIONS, layer by layer."""
-        for layer, q in zip(self.layers, self.q, strict=True):
-            probe(q, layer, self.slots, self.starts, self.step, DIM**-0.5, SINK, WINDOW, self.work)
-            if operations > 1:
-                choose(layer, self.step, self.hot, SINK, WINDOW, self.work)
-            if operations > 2:
-                swap_in(layer, self.host, self.slots, self.starts, self.step, self.hot, SINK, self.work)
-            if operations > 3:
-                seat(layer, self.step, self.hot, self.work)
+    def run(self, stage: int) -> None:
+        """Layer by layer, with what STAGES has up to `stage`."""
+        x = self.state
+        for number, (q, (qkv, o, up, down)) in enumerate(zip(self.q, self.weights, strict=True)):
+            k, v = ((x @ qkv)[:, GROUP * HEADS * DIM :]).unflatten(1, (2 * HEADS, DIM)).chunk(2, 1)
+            out = self._attend(number, stage, q, k, v).flatten(1)
+            x = torch.nn.functional.rms_norm(out @ o, (HIDDEN,))
+            gate, value = (x @ up).chunk(2, 1)
+            x = torch.nn.functional.rms_norm((torch.nn.functional.silu(gate) * value) @ down, (HIDDEN,))
+
+    def _attend(self, number: int, stage: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """As engine/lazy.py has it."""
+        buffers, layer, step, work = self.buffers[number], self.layers[number], self.step, self.work
+        store(buffers, self.newest, k, v, host=False, step=step, sink=SINK, ring=self.decode.ring)
+        arrivals = None
+        if stage > 0:
+            self.lane.follow(mark(q.device))
+            with self.lane:
+                probe(q, layer, self.slots, self.starts, step, DIM**-0.5, SINK, WINDOW, work)
+                if stage != 2:
+                    choose(layer, step, self.hot, SINK, WINDOW, work)
+                if stage in (1, 4):
+                    swap_in(layer, self.host, self.slots, self.starts, step, self.hot, SINK, work)
+            arrivals = Arrivals(layer, work, self.lane.mark())
+        lists = self.slots, step.page_list
+        out = decode_attention(q, buffers, *lists, DIM**-0.5, self.decode, number, False, arrivals)
+        if arrivals is not None:
+            self.lane.follow(mark(q.device))
+            with self.lane:
+                seat(layer, step, self.hot, work)
+            if number == LAYERS - 1:
+                self.lane.mark().hold(q.device)
+        return out
 
 
 def measure(
     device: torch.device, host: torch.Tensor, batch: int, tokens: int, run: int
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Seconds per layer of each operation after those before it, printed and given as they are known."""
+    """Seconds per layer by stages, printed and given as they are known."""
     layers = Layers(device, host, batch, tokens, run)
-    before = 0.0
-    for count, what in enumerate(OPERATIONS, 1):
-        taken = _fresh(device, layers, count) / LAYERS
+    alone = 0.0
+    for stage, what in enumerate(STAGES):
+        taken = _fresh(device, layers, stage) / LAYERS
+        alone = taken if stage == 0 else alone
         came, late, *_ = layers.work.counted.tolist()
-        print(f"{batch}x{tokens}, runs of {run}: {what:<8}{1e6 * (taken - before):8.1f} us a layer", flush=True)
+        name = f"{batch}x{tokens}, runs of {run}: {what}"
+        print(f"{name:<40}{1e6 * taken:8.1f} us a layer, {1e6 * (taken - alone):+.1f}", flush=True)
         yield {
-            "what": what, "case": f"{batch}x{tokens}", "run": run, "layer_seconds": taken - before,
-            "with_those_before": taken, "rows_came": came, "rows_late": late, "workspace_bytes": layers.work.nbytes,
+            "what": what, "case": f"{batch}x{tokens}", "run": run, "layer_seconds": taken, "more": taken - alone,
+            "rows_came": came, "rows_late": late, "workspace_bytes": layers.work.nbytes,
         }  # fmt: skip
-        before = taken
 
 
-def _fresh(device: torch.device, layers: Layers, operations: int) -> float:
-    """Median seconds of so many operations, replayed, with new queries each time; counts are those of the last."""
-    steps = partial(layers.run, operations)
+def _fresh(device: torch.device, layers: Layers, stage: int) -> float:
+    """Median seconds of a stage, replayed, with new queries each time; counts are those of the last."""
+    for layer in layers.layers:
+        layer.every.fill_(2)
+    layers.step.clock.fill_(int(STAGES[stage] == "resting"))
+    steps = partial(layers.run, stage)
     replay = captured(steps)[0].replay if device.type == "cuda" else steps
     times = []
     for _ in range(ROUNDS):

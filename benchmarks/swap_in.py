@@ -1,7 +1,7 @@
 """Heads with a key index on a GPU, without a server: what brings their rows from the host, and what chooses them.
 
 GB/s of `swap_in` and `bring` over a host store of the Llama-3.1-8B shape, beside a plain copy of as many bytes; then
-the time per layer of `probe`, `choose` and `swap_in` (benchmarks/lazy_layers.py).
+what `probe`, `choose` and `swap_in` add to a layer (benchmarks/lazy_layers.py).
 """
 
 from __future__ import annotations

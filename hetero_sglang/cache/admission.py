@@ -105,7 +105,7 @@ class Admission:
         recipe = f"--hetero-window to {legal[0]} or below" if legal else "--hetero-window and --hetero-sink"
         raise HeteroError(
             f"A request of {longest} tokens needs {wanted[rank]} hot pages on rank {rank}, where --hetero-keep-ratio "
-            f"leaves {self.pages[rank]}, because every head keeps {self.rule.sink} + {self.rule.window} tokens at "
+            f"leaves {self.pages[rank]}, because every head keeps {self.rule.sink} + {self.rule.ring_rows} tokens at "
             f"least; lower {recipe}, or raise --hetero-keep-ratio."
         )
 

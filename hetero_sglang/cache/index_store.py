@@ -11,12 +11,12 @@ from hetero_sglang.profile.index_plan import IndexPlan, words
 class IndexStore:
     """Per layer `rows` int16 [I, slots, words], row = SGLang's slot id, shared by requests as K and V are; what makes
     and reads them, float32: `encode`, `decode` [I, D, R], `offset` [I, R]; `which` [I] int32 of the layer's
-    compressed heads have an index, and probe in one of `every` [I] int32 so many steps; and their `run`.
+    compressed heads have an index, and probe in one of `every` [I] int32 so many steps.
     """
 
     def __init__(self, slots: int, layout: HeadLayout, plan: IndexPlan, device: torch.device | str) -> None:
         """`plan`: of this rank's heads."""
-        self.fields, self.run = plan.fields, plan.run.tolist()
+        self.fields = plan.fields
         self.rows: list[torch.Tensor] = []
         self.which: list[torch.Tensor] = []
         self.every: list[torch.Tensor] = []

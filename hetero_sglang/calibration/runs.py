@@ -43,9 +43,9 @@ def index_of(
 
 def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
     """The plan with each layer's longest run that loses as little as any in the longest documents' last tokens (host
-    memory is read at the speed of places, long or short), and an index for heads that gain by it. A layer's heads find
-    rows in the same steps, in as few as EVERY allows: one that does costs a small batch as much as all. Unchanged where
-    all are too short to tell."""
+    memory is read at the speed of places, long or short), and an index for heads that gain by it; where none does,
+    rows are single. A layer's heads find rows in the same steps, in as few as EVERY allows: one that does costs a
+    small batch as much as all. Unchanged where all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
@@ -58,20 +58,18 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
         """[layers, ways + 1, H]"""
         return torch.stack([_play(checkpoint, *each, plan, ways) for each in played]).mean(0).cpu()
 
-    runs, layers = RUNS if options.run is None else (options.run,), len(plan.encode)
-    errors = lost([[(run, 1) for run in runs]] * layers)
-    losses = errors[:, :-1].mean(2)  # [layers, runs]
-    best = (losses <= losses.amin(1, keepdim=True) + GAIN).int().cumsum(1).argmax(1)  # [layers], the longest
-    plan = replace(plan, run=np.array([runs[each] for each in best.tolist()]))
+    if options.run is None:
+        losses = lost([[(run, 1) for run in RUNS]] * len(plan.encode))[:, :-1].mean(2)  # [layers, runs]
+        best = (losses <= losses.amin(1, keepdim=True) + GAIN).int().cumsum(1).argmax(1)  # [layers], the longest
+        plan = replace(plan, run=np.array(RUNS)[best])
     if options.heads == "all":
         return plan
-    always, never = errors[torch.arange(layers), best], errors[:, -1]  # [layers, H]
-    found = never - always > GAIN
-    seldom = lost([[(run, every) for every in EVERY[1:]] for run in plan.run.tolist()])[:, :-1]
-    worse = (seldom - always[:, None]).clamp(min=0) * found[:, None]  # [layers, intervals, H]
+    always, *seldom, never = lost([[(run, every) for every in EVERY] for run in plan.run.tolist()]).unbind(1)
+    found = never - always > GAIN  # [layers, H]
+    worse = (torch.stack(seldom, 1) - always[:, None]).clamp(min=0) * found[:, None]  # [layers, intervals, H]
     allowed = worse.sum(2) <= GAIN * found.sum(1, keepdim=True)  # [layers, intervals]
     most = torch.where(allowed, torch.tensor(EVERY[1:], dtype=torch.int32), 1).amax(1, keepdim=True)
-    return replace(plan, every=(most * found).numpy())
+    return replace(plan, run=np.where(found.any(1), plan.run, 1), every=(most * found).numpy())
 
 
 def _rows(document: Document, share: float) -> int:
@@ -82,7 +80,7 @@ def _play(
     checkpoint: Checkpoint, document: Document, rows: int, plan: IndexPlan, ways: Sequence[Sequence[Way]]
 ) -> torch.Tensor:  # fmt: skip
     """Mean errors [layers, W + 1, H] of heads' outputs at the document's last tokens, one after the other, that keep
-    `rows` rows to choose, in each of their layer's W `ways`; the last without finding any."""
+    `rows` rows to choose, in each of their layer's W `ways`; the last holds what the first began with."""
     length = len(document.tokens)
     begin = length - min(STEPS, length // 4)
     errors: dict[int, torch.Tensor] = {}
@@ -120,7 +118,7 @@ class _Layer:
         scores = attention_scores(first, key[:, :begin].transpose(0, 1), scaling)  # [H, begin]
         hold = partial(self._hold, scores, rows)
         self.held, self.used = map(list, zip(*(hold(run) for run, _ in ways), strict=True))
-        self.chosen = hold(1)[0]  # by the prompt's end, row by row
+        self.chosen = self.held[0].clone()  # by the prompt's end
 
     def _hold(self, scores: torch.Tensor, rows: int, run: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The best runs [H, n] by the prompt's end, and when they were last used."""
@@ -159,4 +157,4 @@ class _Layer:
                 swaps = lazy(run_scores(scores, run), held, used, length, low, high, want, MOST)
                 held[swaps.head, swaps.place] = swaps.run.int()
             errors.append(lost(held, run))
-        return torch.stack([*errors, lost(self.chosen, 1)])
+        return torch.stack([*errors, lost(self.chosen, self.ways[0][0])])

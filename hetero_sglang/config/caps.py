@@ -108,7 +108,7 @@ class CapRule:
 
     @property
     def ring_rows(self) -> int:
-        """Rows for a full head's most recent tokens: a run that leaves the window stays until all of it has left."""
+        """Rows for a full head's most recent tokens: the longest run stays until all of it has left the window."""
         return self.window + self.run - 1
 
     def window_of(self, run: int) -> int:
@@ -125,10 +125,10 @@ class CapRule:
         return max(1, min(cap - self.sink, self.ring))
 
 
-def default_dense_below(fractions: tuple[float, ...], sink: int, window: int) -> int:
+def default_dense_below(fractions: tuple[float, ...], sink: int, ring: int) -> int:
     """Smallest power of two (at least 512) at which every head is roomy."""
     length = 512
     poorest = min(fractions, default=1.0)
-    while poorest * length < ROOMY * (sink + window) and length < 1 << 20:
+    while poorest * length < ROOMY * (sink + ring) and length < 1 << 20:
         length *= 2
     return length

@@ -115,15 +115,16 @@ def resolve(
     fractions = [f for layer in cap_fractions(profile, rows_ratio) for f in layer]
     rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
     if dense_below is None:
-        dense_below = default_dense_below(rows, sink, window)
+        dense_below = default_dense_below(rows, sink, window + run - 1)
     ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
     layout = ranks[rank]
     rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve, run)
     poorest = min(rows, default=1.0)
-    if poorest * dense_below < sink + window + 1 and poorest < 1:
-        needed = int((sink + window + 1) / poorest) + 1
+    least_rows = sink + rule.ring_rows + run
+    if poorest * dense_below < least_rows and poorest < 1:
+        needed, runs = int(least_rows / poorest) + 1, f", {least_rows} rows with runs of {run}," if run > 1 else ""
         raise HeteroError(
-            f"--hetero-sink {sink} + --hetero-window {window} do not fit the smallest cap, "
+            f"--hetero-sink {sink} + --hetero-window {window}{runs} do not fit the smallest cap, "
             f"{int(poorest * dense_below)} rows for a prompt of --hetero-dense-below {dense_below} tokens; "
             f"lower them or set --hetero-dense-below to at least {needed}."
         )

@@ -31,7 +31,7 @@ class Lazy(Finder):
         super().__init__(parts)
         store = self.cache.index
         assert store is not None
-        self.run, self.room = max(store.run), self.settings.most_swaps
+        self.run, self.room = self.settings.rule.run, self.settings.most_swaps
         self.index = [
             LayerIndex(
                 layer.heads[store.which[n].long()],
@@ -44,7 +44,7 @@ class Lazy(Finder):
                 store.fields,
                 layer.first,
                 turn=n,  # each step has its share of the layers
-                run=store.run[n],
+                run=self.settings.runs[n],
                 often=at_once(store.every[n]),
             )
             for n, layer in enumerate(self.layers)

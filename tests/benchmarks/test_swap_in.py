@@ -30,8 +30,9 @@ def test_every_rate_is_of_the_right_rows(host: torch.Tensor, monkeypatch: pytest
 
 
 def test_layers_bring_rows(host: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LAYERS", 1), ("ROUNDS", 1), ("GROUP", 1)):
+    for name, value in (("LAYERS", 1), ("ROUNDS", 1), ("GROUP", 1), ("HIDDEN", 64), ("INNER", 64)):
         monkeypatch.setattr(lazy_layers, name, value)
     rows = list(lazy_layers.measure(DEVICE, host, 2, 512, 8))
-    assert [row["what"] for row in rows] == ["probe", "choose", "swap_in", "seat"]
-    assert rows[0]["rows_came"] == 0 < rows[2]["rows_came"] <= 2 * lazy_layers.HEADS * lazy_layers.COME
+    assert [row["what"] for row in rows] == list(lazy_layers.STAGES)
+    came = [row["rows_came"] for row in rows]
+    assert came[:3] == [0, 0, 0] and 0 < came[4] <= 2 * lazy_layers.HEADS * lazy_layers.COME

@@ -26,8 +26,12 @@ WINDOW, GROUP, DIM, PAGE, SLOTS = 64, 4, 16, 16, 2048
 LAYOUT = HeadLayout((LayerLayout((), (0,), (0.5,), (), 0),))
 
 
-def attended(ops, device: torch.device | str, make, cap: int, length: int, run: int) -> torch.Tensor:
-    """By one compressed head of `cap` rows, [1, GROUP, DIM]; what the rows hold follows from `cap` and `length`."""
+def attended(
+    ops, device: torch.device | str, make, cap: int, length: int, run: int, longest: int | None = None
+) -> torch.Tensor:
+    """By one compressed head of `cap` rows, [1, GROUP, DIM]; what the rows hold follows from `cap` and `length`.
+
+    `longest`: run of any layer."""
     g = torch.Generator().manual_seed(cap * 10_000 + length)
     k, v = torch.randn(2, -(-cap // PAGE) + 1, PAGE, DIM, generator=g).to(device)
     q = torch.randn(1, GROUP, DIM, generator=g).to(device)
@@ -35,7 +39,7 @@ def attended(ops, device: torch.device | str, make, cap: int, length: int, run: 
     nothing = torch.zeros(SLOTS, 0, DIM, device=device)
     role, position = torch.tensor([-1], **ints), torch.zeros(k.shape[:2], **ints)
     buffers = LayerBuffers(role, nothing, nothing, nothing[None], k, v, position, position.float(), 0)
-    rule = SimpleNamespace(sink=run, ring=WINDOW + run - 1)
+    rule = SimpleNamespace(sink=longest or run, ring=WINDOW + (longest or run) - 1)
     tables = DeviceTables(1, 1, len(k), device)
     tables.page_list[: len(k)] = torch.arange(len(k), **ints)
     tables.cap[0] = cap
@@ -61,10 +65,10 @@ def test_an_item_of_passed_rows_alone_adds_nothing(run: int, cap: int, length: i
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("run", [4, 8])
-def test_no_length_of_many_loses_a_row(run: int) -> None:
-    cap = 128 + run - 1
-    for length in range(cap + 1, cap + 2 * WINDOW + 3 * run, 3):
-        wanted = attended(reference, "cpu", None, cap, length, run)
-        got = attended(triton, DEVICE, lambda step: AttendStep(step, BESIDE), cap, length, run).cpu()
+@pytest.mark.parametrize(("run", "longest", "every"), [(4, 4, 3), (8, 8, 3), (1, 8, 13), (4, 8, 13)])
+def test_no_length_of_many_loses_a_row(run: int, longest: int, every: int) -> None:
+    cap = 128 + longest - 1
+    for length in range(cap + 1, cap + 2 * WINDOW + 3 * longest, every):
+        wanted = attended(reference, "cpu", None, cap, length, run, longest)
+        got = attended(triton, DEVICE, lambda step: AttendStep(step, BESIDE), cap, length, run, longest).cpu()
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

@@ -27,7 +27,7 @@ from core_helpers import (
     selected_tokens,
     worker_up,
 )
-from test_lazy_heads import SOME, lazy_settings
+from test_lazy_heads import SOME, Run, lazy_settings
 from test_registry import examples
 
 from hetero_sglang.config import development
@@ -159,14 +159,16 @@ def test_pivots_refill_their_satellites(
         engine.close()
 
 
-@pytest.mark.parametrize(("run", "probed"), [(1, None), (4, None), (1, SOME)])
-def test_heads_with_an_index_find_their_rows(run: int, probed: np.ndarray | None) -> None:
+@pytest.mark.parametrize(
+    ("run", "probed", "steps"), [(1, None, 7), (4, None, 7), (1, SOME, 7), ((8, 1), None, 2), ((4, 8), SOME, 2)]
+)
+def test_heads_with_an_index_find_their_rows(run: Run, probed: np.ndarray | None, steps: int) -> None:
     """Kernels round a query's weights to 8 bits, so rows wanted little may differ: outputs follow what is held."""
     prompts = [150, 90, 20]
     pairs = pairs_of(lazy_settings(3, run, probed=probed), prompts, 30, torch.randperm(590) + 1)
     extend(pairs, [(0, 100), (0, 90), (0, 20)])
     extend(pairs, [(100, 150), None, None])
-    for extra in range(1, 8):
+    for extra in range(1, steps + 1):
         lengths, mine = [prompt + extra for prompt in prompts], [pair[1] for pair in pairs]
         every = range(mine[0].cache.settings.layout.num_compressed)
         gone = [[selected_tokens(request, number) for number in every] for request in mine]

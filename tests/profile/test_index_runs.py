@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -63,27 +64,23 @@ def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, 
     def play(checkpoint: Checkpoint, text: Document, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
         seen.append((len(text.tokens), rows))
         found = played(plan, losses[len(text.tokens)], ways)
-        if ways[0][0][1] == 1:  # in every step
-            assert [list(some) for some in ways] == [[(each, 1) for each in ((run,) if run else RUNS)]] * len(ways)
-            if run is None:
-                found[1, 0] -= 0.2  # a layer that wants single rows
+        if ways[0][1][1] == 1:  # which runs
+            assert [list(some) for some in ways] == [[(each, 1) for each in RUNS]] * len(ways)
+            found[1, 0] -= 0.2  # a layer that wants single rows
         else:
-            assert [[each for each, _ in some] for some in ways] == [[wanted_run[n]] * 2 for n in range(len(ways))]
-            assert [every for _, every in ways[0]] == [2, 4]
-            if run is None:
-                found[1, :-1] -= 0.2
-            found[0, :-1, 1] += 0.1  # a head for whose sake its layer does in every step; others do in every second
-        found[1, -1, 0] = found[1, 0, 0].clamp(min=0) + 0.0015  # a head whose output gains little by its run
+            assert [list(some) for some in ways] == [[(each, every) for every in EVERY] for each in played_run]
+            found[0, 1:-1, 1] += 0.1  # a head for whose sake its layer does in every step
+            found[1, -1, 0] = found[1, 0, 0] + 0.0015  # a head whose output gains little
         return found
 
     monkeypatch.setattr(runs, "_play", play)
     options = IndexOptions(plan.fields, run, 4000, heads)
-    wanted_run = [run or 4, run or 1, *[run or 4] * (len(plan.encode) - 2)]
-    made = runs.fitted(model, [document(n) for n in (1000, 3000, 4000, 2000)], plan, options)
-    assert seen == [(4000, 152), (3000, 96)] * (
-        1 if heads == "all" else 2
-    )  # the index takes 0.094 of the ratio, sinks and recent tokens 72 rows
-    assert made.run.tolist() == wanted_run
+    played_run = [run or 4, run or 1]
+    given = plan if run is None else replace(plan, run=run)
+    made = runs.fitted(model, [document(n) for n in (1000, 3000, 4000, 2000)], given, options)
+    # The index takes 0.094 of the ratio, sinks and recent tokens 72 rows.
+    assert seen == [(4000, 152), (3000, 96)] * ((run is None) + (heads == "auto"))
+    assert made.run.tolist() == played_run
     wanted = np.full(plan.encode.shape[:2], 2 if heads == "auto" else 1)
     if heads != "all":
         wanted[0], wanted[1, 0] = 1, 0
@@ -95,6 +92,12 @@ def test_a_longer_run_that_loses_little_more_is_taken(model, plan, more, taken, 
     monkeypatch.setattr(runs, "_play", lambda *given: played(plan, [0.2, 0.1, 0.1 + more, 0.5], given[-1]))
     made = runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, None, 4000, "all"))
     assert (made.run == taken).all()
+
+
+def test_a_layer_where_no_head_gains_has_single_rows(model, plan, monkeypatch):
+    monkeypatch.setattr(runs, "_play", lambda *given: played(plan, [0.1, 0.1, 0.1, 0.101], given[-1]))
+    made = runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, None, 4000, "auto"))
+    assert (made.run == 1).all() and not made.every.any()
 
 
 def test_nothing_is_played_where_all_is_given(model, plan, monkeypatch):

@@ -223,11 +223,11 @@ def _part(codes, weight, first: tl.constexpr, FIRST: tl.constexpr, N: tl.constex
 
 @triton.jit
 def _logit(
-    codes, weight, factor, minus, i: tl.constexpr,
+    codes, weight, factor, less, i: tl.constexpr,
     R: tl.constexpr, FIELDS: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Query i's logits [T], less `minus`."""
-    logit = _part(codes, weight, i * (R // 4), 0, N0, ASM) * factor[i * FIELDS] - minus
+    """Query i's logits [T], less `less`."""
+    logit = _part(codes, weight, i * (R // 4), 0, N0, ASM) * factor[i * FIELDS] - less
     if N1 > 0:
         logit += _part(codes, weight, i * (R // 4), N0, N1, ASM) * factor[i * FIELDS + 1]
     if N2 > 0:
@@ -237,14 +237,14 @@ def _logit(
 
 @triton.jit
 def _logits(
-    row, minus, weight, factor, QUERIES: tl.constexpr, R: tl.constexpr, FIELDS: tl.constexpr, N0: tl.constexpr,
+    row, weight, factor, less, QUERIES: tl.constexpr, R: tl.constexpr, FIELDS: tl.constexpr, N0: tl.constexpr,
     B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Each query's logits [T] of the rows, base 2."""
+    """Each query's logits [T] of the rows, base 2, less its `less`."""
     codes = _codes(row, N0, B0, N1, B1, N2, B2)
     logits: tl.tuple = ()
     for i in tl.static_range(QUERIES):
-        logits = logits + (_logit(codes, weight, factor, minus, i, R, FIELDS, N0, N1, N2, ASM),)
+        logits = logits + (_logit(codes, weight, factor, less[i], i, R, FIELDS, N0, N1, N2, ASM),)
     return logits
 
 
@@ -304,29 +304,33 @@ def _exponents(
         QUERIES, R, FIELDS, MOST_FIELDS,
     )  # fmt: skip
     mine = exponents + ((begins.to(tl.int64) * n_heads + head * (tokens + 1)) * ASKERS + asker * tokens) * QUERIES
-    minus = tl.where(begin + within < end, 0.0, -NOTHING)
-    logits = _logits(row, minus, weight, factor, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
+    nothing: tl.tuple = ()
+    for _ in tl.static_range(QUERIES):
+        nothing = nothing + (0.0,)
+    whole = _logits(row, weight, factor, nothing, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
     top: tl.tuple = ()
+    logits: tl.tuple = ()  # above the query's top
     total: tl.tuple = ()
     for i in tl.static_range(QUERIES):
-        top = top + (tl.max(logits[i], 0),)
+        top = top + (tl.max(tl.where(begin + within < end, whole[i], NOTHING), 0),)
+        logits = logits + (whole[i] - top[i],)
         total = total + (tl.zeros([TOKENS], tl.float32),)
     for start in range(begin, end, TOKENS):
         token = start + TOKENS + within
         row = _words(table + slot * WORDS, token < end, N0, B0, N1, B1, N2, B2)
         slot = tl.load(listed + token + TOKENS, mask=token + TOKENS < end, other=0).to(tl.int64)
+        highest = tl.where(start + within < end, HIGHEST, NOTHING)
         found: tl.tuple = ()
         totals_now: tl.tuple = ()
         for i in tl.static_range(QUERIES):
-            more = tl.exp2(tl.minimum(logits[i] - top[i], HIGHEST))
+            more = tl.exp2(tl.minimum(logits[i], highest))
             found = found + (more.to(tl.bfloat16),)
             totals_now = totals_now + (total[i] + more,)
         total = totals_now
         where = mine + (start + within).to(tl.int64)[:, None] * QUERIES + query[None, :]
         tl.store(where, _stack(found), mask=(start + within < end)[:, None])
         if start + TOKENS < end:
-            minus = tl.where(token < end, 0.0, -NOTHING)
-            logits = _logits(row, minus, weight, factor, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
+            logits = _logits(row, weight, factor, top, QUERIES, R, FIELDS, N0, B0, N1, B1, N2, B2, ASM)
     for i in tl.static_range(QUERIES):
         member = asker * QUERIES + i
         if member < GROUP:

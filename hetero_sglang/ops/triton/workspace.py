@@ -21,7 +21,7 @@ READ = 512  # tokens
 MOST_PARTS = 128  # of a unit's tokens
 MOST_SPLITS = 64  # of its runs, and of its places
 MOST_DIRECTIONS = 512  # of an index
-_READERS = 264  # programs that read tokens: each begins with its queries' weights
+_READERS = 528  # programs that read tokens: each begins with its queries' weights
 _LISTERS = 264  # programs that list runs and places: each begins with what all splits share
 
 
