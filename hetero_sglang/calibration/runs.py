@@ -44,8 +44,9 @@ def index_of(
 def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
     """The plan with each layer's longest run that loses as little as any in the longest documents' last tokens (host
     memory is read at the speed of places, long or short), and an index for heads that gain by it; where none does,
-    rows are single. A layer's heads find rows in the same steps, in as few as EVERY allows: one that does costs a
-    small batch as much as all. Unchanged where all are too short to tell."""
+    a run that loses less from the prompt's end on, or single rows. A layer's heads find rows in the same steps, in as
+    few as EVERY allows: one that does costs a small batch as much as all. Unchanged where all are too short to tell.
+    """
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
@@ -58,8 +59,10 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
         """[layers, ways + 1, H]"""
         return torch.stack([_play(checkpoint, *each, plan, ways) for each in played]).mean(0).cpu()
 
+    single = torch.full((len(plan.encode),), torch.inf)
     if options.run is None:
-        losses = lost([[(run, 1) for run in RUNS]] * len(plan.encode))[:, :-1].mean(2)  # [layers, runs]
+        *by_run, single = lost([[(run, 1) for run in RUNS]] * len(plan.encode)).mean(2).unbind(1)  # [layers]
+        losses = torch.stack(by_run, 1)  # [layers, runs]
         best = (losses <= losses.amin(1, keepdim=True) + GAIN).int().cumsum(1).argmax(1)  # [layers], the longest
         plan = replace(plan, run=np.array(RUNS)[best])
     if options.heads == "all":
@@ -69,7 +72,8 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
     worse = (torch.stack(seldom, 1) - always[:, None]).clamp(min=0) * found[:, None]  # [layers, intervals, H]
     allowed = worse.sum(2) <= GAIN * found.sum(1, keepdim=True)  # [layers, intervals]
     most = torch.where(allowed, torch.tensor(EVERY[1:], dtype=torch.int32), 1).amax(1, keepdim=True)
-    return replace(plan, run=np.where(found.any(1), plan.run, 1), every=(most * found).numpy())
+    needless = ~found.any(1) & (single <= never.mean(1) + GAIN)
+    return replace(plan, run=np.where(needless, 1, plan.run), every=(most * found).numpy())
 
 
 def _rows(document: Document, share: float) -> int:

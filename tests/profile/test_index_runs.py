@@ -94,10 +94,17 @@ def test_a_longer_run_that_loses_little_more_is_taken(model, plan, more, taken, 
     assert (made.run == taken).all()
 
 
-def test_a_layer_where_no_head_gains_has_single_rows(model, plan, monkeypatch):
-    monkeypatch.setattr(runs, "_play", lambda *given: played(plan, [0.1, 0.1, 0.1, 0.101], given[-1]))
+@pytest.mark.parametrize(("single", "taken"), [(0.102, 1), (0.3, 8)])
+def test_a_layer_where_no_head_gains_has_single_rows_unless_these_lose(model, plan, single, taken, monkeypatch):
+    """From the prompt's end on."""
+    never = {1: single, 8: 0.101}
+
+    def play(*given) -> torch.Tensor:
+        return played(plan, [0.1, 0.1, 0.1, never[given[-1][0][0][0]]], given[-1])
+
+    monkeypatch.setattr(runs, "_play", play)
     made = runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, None, 4000, "auto"))
-    assert (made.run == 1).all() and not made.every.any()
+    assert (made.run == taken).all() and not made.every.any()
 
 
 def test_nothing_is_played_where_all_is_given(model, plan, monkeypatch):
