@@ -1,7 +1,5 @@
 """The `hetero-sglang` command: each sub-command's module is imported only when it is called."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """The one exception a user's input may cause."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

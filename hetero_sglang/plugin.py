@@ -1,7 +1,5 @@
 """Entry point `sglang.srt.plugins`: flags in every process, the cache in scheduler processes that want it."""
 
-from __future__ import annotations
-
 from hetero_sglang.errors import ending_the_process
 
 

@@ -2,10 +2,7 @@
 
 Tensor-parallel ranks own different heads, so the same request takes other numbers of pages on each, and SGLang
 makes every rank choose its batches by itself (managers/scheduler.py). Each rank therefore keeps the books of all of
-them, and what the poorest rank cannot hold none admits.
-"""
-
-from __future__ import annotations
+them, and what the poorest rank cannot hold none admits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

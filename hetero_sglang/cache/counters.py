@@ -1,7 +1,5 @@
 """What the cache counts. Plain integers, owned by the scheduler's thread, read by /hetero/stats and Prometheus."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 

@@ -1,7 +1,5 @@
 """Working sets as the device sees them: caps and page lists by request slot, at addresses that never change."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.cache.lanes import upload
@@ -13,8 +11,7 @@ class DeviceTables:
 
     Head h of the request in slot s owns the hot pages page_list[page_start[s, h] :], as many as its cap needs, and
     those from index_start[s, h] on for its index, where the policy has one.
-    Written on the stream that runs the forward passes, so a step never sees half a change.
-    """
+    Written on the stream that runs the forward passes, so a step never sees half a change."""
 
     def __init__(
         self, requests: int, heads: int, pages: int, device: torch.device | str, indexed: bool = False

@@ -1,7 +1,5 @@
 """Where the host store's rows lie in its memory; without torch, for the retrieval worker."""
 
-from __future__ import annotations
-
 import msgspec
 
 BLOCK = 16  # slots whose rows of a head lie together

@@ -1,7 +1,5 @@
 """Keys and values of every compressed head for every slot, in host memory the retrieval worker can read."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 
@@ -23,8 +21,7 @@ class HostStore:
 
     A kernel reads host memory at the speed of places visited: a row is one, and so are a head's neighbouring rows.
     `generation` [rows] int32 counts how often a slot was released: whoever works on a slot across steps takes
-    `stamp` first and asks `unchanged` before it uses the result.
-    """
+    `stamp` first and asks `unchanged` before it uses the result."""
 
     def __init__(
         self, rows: int, heads: Sequence[int], head_dim: int, v_head_dim: int, dtype: torch.dtype, pin: bool = False

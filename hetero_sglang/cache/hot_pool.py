@@ -1,10 +1,7 @@
 """The hot pool: pages of K/V rows for the compressed heads' working sets.
 
 Every row carries the position of its token and an importance score, so that what a working set holds can be
-read back, checked and ranked without a second table.
-"""
-
-from __future__ import annotations
+read back, checked and ranked without a second table."""
 
 import torch
 
@@ -15,8 +12,7 @@ class HotPool:
     """Pages of P rows; one page belongs to one (request, layer, compressed head) at a time.
 
     Buffers, with one page that is never given away: `k` [pages + 1, P, D], `v` [pages + 1, P, Dv], `position`
-    [pages + 1, P] int32, `score` [pages + 1, P] float32.
-    """
+    [pages + 1, P] int32, `score` [pages + 1, P] float32."""
 
     def __init__(
         self, pages: int, page_size: int, head_dim: int, v_head_dim: int, dtype: torch.dtype, device: torch.device | str
@@ -67,8 +63,7 @@ class HotPool:
     def check_integrity(self, owned: torch.Tensor) -> None:
         """Every page is free or owned by exactly one request: `owned` lists the owners' pages.
 
-        Raises RuntimeError with the counts when the law is broken.
-        """
+        Raises RuntimeError with the counts when the law is broken."""
         if self.available + owned.numel() != self.pages or owned.unique().numel() != owned.numel():
             raise RuntimeError(
                 f"hot pool: {self.available} free + {owned.numel()} owned "

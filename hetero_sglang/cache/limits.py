@@ -1,7 +1,5 @@
 """How much host memory this process may still take."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The resident store: K/V of the resident heads (pivot and volatile) for every token slot, on the device."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

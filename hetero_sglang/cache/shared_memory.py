@@ -1,7 +1,5 @@
 """Anonymous memory that other processes can map, optionally pinned for the GPU."""
 
-from __future__ import annotations
-
 import math
 import mmap
 import os
@@ -20,8 +18,7 @@ _SHARE = 1 << 28  # bytes that a thread faults in at a time
 class SharedMemory:
     """One mapping of a memfd: without a file name, so it ends with the last process that holds it.
 
-    `fd` is handed to other processes (`subprocess.Popen(pass_fds=...)`), `buffer` is the mapping.
-    """
+    `fd` is handed to other processes (`subprocess.Popen(pass_fds=...)`), `buffer` is the mapping."""
 
     def __init__(self, name: str, nbytes: int, pin: bool = False) -> None:
         """Zeroed memory; `name` shows in /proc/*/maps. HeteroError when it cannot be had or pinned."""

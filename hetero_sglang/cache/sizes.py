@@ -96,8 +96,7 @@ def slots_within(
     """Token slots that fit every rank's device bytes and host bytes (None: no limit of its own).
 
     joint: the host tier lives in the same memory as the device tier (CPU engine), so both come out of
-    `device_bytes`. The poorest rank decides: capacities of SGLang's ranks must agree.
-    """
+    `device_bytes`. The poorest rank decides: capacities of SGLang's ranks must agree."""
     slots: list[int] = []
     for layout, index in zip(layouts, index_bytes or [0] * len(layouts), strict=True):
         one = Sizes(shape, layout, page_size, 0, index)

@@ -1,7 +1,5 @@
 """The two-tier cache of one tensor-parallel rank: its stores, its requests, and the laws that tie them together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -83,8 +81,7 @@ class TieredCache:
     def release_slots(self, slots: torch.Tensor) -> None:
         """Token slots [n] were freed in SGLang's allocator: free in both tiers, rankings of them are void.
 
-        Any integer type, on the device or the host; nothing waits for them.
-        """
+        Any integer type, on the device or the host; nothing waits for them."""
         slots = slots.long()
         self.host.release(slots)
         self.written.index_fill_(0, slots.to(self.written.device), False)
@@ -99,8 +96,7 @@ class TieredCache:
         """Conservation in every tier; `free_slots` [n] are the token slots free in SGLang's allocator.
 
         Waits for the device. Raises RuntimeError with the counts when a page or row is lost, owned twice, or kept for a
-        free slot.
-        """
+        free slot."""
         empty = torch.empty(0, dtype=torch.int64)
         self.hot.check_integrity(torch.cat([empty, *(w.pages for w in self.requests.values())]))
         self.admission.check_integrity(self.settings.rank, self.hot.available)

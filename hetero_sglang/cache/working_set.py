@@ -4,10 +4,7 @@
            | sink tokens |  selected tokens  |  ring of recent ones |
 
 Token t lives at row t while it fits, afterwards at ring row cap - ring + (t - cap) mod ring. A head whose
-cap is never reached is therefore exact, and a full head keeps its length for the request's life.
-"""
-
-from __future__ import annotations
+cap is never reached is therefore exact, and a full head keeps its length for the request's life."""
 
 import numpy as np
 import torch
@@ -89,8 +86,7 @@ class WorkingSet:
     def refillable(self, length: int) -> np.ndarray:
         """Bool [heads]: full at `length`, with as many rows to choose as there are sinks and ring.
 
-        What is seen while decoding would push what the prompt found out of fewer (docs/quality.md).
-        """
+        What is seen while decoding would push what the prompt found out of fewer (docs/quality.md)."""
         return ((self.cap < length) & (self.cap >= ROOMY * (self.rule.sink + self.rule.window))).numpy()
 
     def grow(self) -> None:

@@ -1,7 +1,5 @@
 """Running a model over documents and measuring how its heads attend (HeteroCache, offline head analysis)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,8 +47,7 @@ class TopK:
 @dataclass(frozen=True)
 class Plan:
     """What is measured: decode steps per document, set sizes, how attention becomes a score, over how many
-    steps scores are averaged (`Tracker`), and what counts: common keys, or what outputs lose without the others.
-    """
+    steps scores are averaged (`Tracker`), and what counts: common keys, or what outputs lose without the others."""
 
     steps: int = 64
     topk: TopK = TopK()

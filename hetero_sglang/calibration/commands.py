@@ -1,7 +1,5 @@
 """`hetero-sglang profile ...`: show, diff, assign, index, import, export, validate, or a model to calibrate."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import replace

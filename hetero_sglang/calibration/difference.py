@@ -1,7 +1,5 @@
 """How much two head profiles of one model disagree."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Calibration documents: token ids cut to a length, and the hash of the text they came from."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -2,8 +2,7 @@
 
 Keys are seen through the queries that read them: with Cq the queries' second moment, Ck the keys' covariance and
 R = Cq^(1/2), the eigenvectors u of R Ck R are independent, and what is lost with one is the mean square of its part of
-the logits, its eigenvalue. A key's part is k . R u, a query's q . R^(-1) u.
-"""
+the logits, its eigenvalue. A key's part is k . R u, a query's q . R^(-1) u."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """`hetero-sglang profile index MODEL --profile FILE`: a key index for a profile that has its roles already."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The options that decide what a key index is like, shared by calibration and `index`."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The KV cache of one calibration document, kept in host memory."""
 
-from __future__ import annotations
-
 import torch
 from transformers.cache_utils import DynamicLayer
 

@@ -1,7 +1,5 @@
 """First and second moments of a model's queries and keys, RoPE applied, summed while documents run through it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The most memory a piece of work needed beyond what was held before it."""
 
-from __future__ import annotations
-
 import re
 import resource
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A head profile as pictures: roles, stability, similarity, overlap over decode steps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

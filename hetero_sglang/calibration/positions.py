@@ -3,8 +3,6 @@
 Attention depends on distances alone, so a text that stands later is the same text, its keys and queries turned by RoPE.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """A model reads a document: prefill in chunks, then greedy decode steps, its attention watched."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 

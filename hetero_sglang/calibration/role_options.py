@@ -1,7 +1,5 @@
 """The options that decide roles from measurements, shared by calibration and `assign`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass

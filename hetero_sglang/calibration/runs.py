@@ -3,8 +3,6 @@
 It is played on the last tokens of texts as they stand: a model's own continuation of a long text soon repeats itself,
 and then no head needs anything new."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,8 +43,7 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
     """The plan with each layer's longest run that loses as little as any in the longest documents' last tokens (host
     memory is read at the speed of places, long or short), and an index for heads that gain by it; where none does,
     a run that loses less from the prompt's end on, or single rows. A layer's heads find rows in the same steps, in as
-    few as EVERY allows: one that does costs a small batch as much as all. Unchanged where all are too short to tell.
-    """
+    few as EVERY allows: one that does costs a small batch as much as all. Unchanged where all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])

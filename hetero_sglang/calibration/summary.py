@@ -1,7 +1,5 @@
 """A head profile as text for a terminal."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from hetero_sglang.errors import HeteroError

@@ -2,8 +2,6 @@
 
 The words are those of the recall model, so that it answers; any other has to copy entries just the same."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

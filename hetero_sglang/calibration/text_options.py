@@ -1,7 +1,5 @@
 """The options that say which text a model reads and where it runs, shared by calibration and `index`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

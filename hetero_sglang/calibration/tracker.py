@@ -1,7 +1,5 @@
 """Running statistics of one document: every head's prefill top-k against those of each decode step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

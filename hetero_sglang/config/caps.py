@@ -1,7 +1,5 @@
 """How many rows each compressed head of a request keeps: the one place where lengths become caps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -38,8 +36,7 @@ class CapRule:
     tokens keeps every row until it has that many, so requests that stay shorter are exact; a longer one keeps
     `fraction * final` rows per head. `reserve` bounds how much of max_new_tokens is reserved ahead (SGLang's own
     clip, managers/schedule_policy.py). What a policy's index takes comes out of a head's rows. `run`: so many
-    neighbouring tokens come and go together, at most; rows to choose are whole runs.
-    """
+    neighbouring tokens come and go together, at most; rows to choose are whole runs."""
 
     policy: Description
     fractions: tuple[float, ...]
@@ -62,8 +59,7 @@ class CapRule:
         """For a request of `prompt` tokens that may generate `max_new`, of which it had `done` when it was retracted.
 
         What it asks for does not depend on where it was retracted, so it can always come back. It is made for one
-        token more than it prefills at least: with overlap scheduling a finished request still runs one step.
-        """
+        token more than it prefills at least: with overlap scheduling a finished request still runs one step."""
         length = prompt + done
         limit = max(prompt + max(1, max_new), length + 1)
         final = prompt + max(1, min(max_new, self.reserve))
@@ -85,8 +81,7 @@ class CapRule:
     def grown(self, old: Grant, held: Rows) -> tuple[Grant, Rows]:
         """For twice the length: heads that still hold every token get more rows, the others stay as they are.
 
-        A head that no longer keeps every token starts no index now: what came before is not at hand.
-        """
+        A head that no longer keeps every token starts no index now: what came before is not at hand."""
         grant = replace(old, final=min(old.limit, 2 * old.final))
         caps = np.where(held.caps >= old.final, np.maximum(held.caps, self.rows(grant).caps), held.caps)
         listed = np.where((caps < grant.final) & (held.index > 0), self._listed(grant), held.index)

@@ -1,7 +1,5 @@
 """What flags of fixed choice take. Names alone, for whoever should import neither SGLang nor torch to know them."""
 
-from __future__ import annotations
-
 POLICIES = ["full", "heterocache", "streamingllm", "snapkv", "quest", "chunkkv", "rocketkv", "fier", "kvcluster"]
 RETRIEVAL = ["accumulate", "replace", "off"]
 ROLES = ["profile", "ratio"]

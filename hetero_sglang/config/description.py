@@ -1,7 +1,5 @@
 """The half of a policy that is pure arithmetic: what is kept, how much, and when it is chosen again."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Which KV heads of this tensor-parallel rank are resident, which are compressed, and who watches for whom."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -66,18 +64,9 @@ class HeadLayout:
         return tuple(f for layer in self.layers for f in layer.fractions)
 
 
-def rank_heads(num_kv_heads: int, rank: int, size: int) -> range:
-    """KV heads of a rank: contiguous, replicated when ranks outnumber heads (SGLang layers/linear.py)."""
-    if size > num_kv_heads:
-        head = rank // (size // num_kv_heads)
-        return range(head, head + 1)
-    count = num_kv_heads // size
-    return range(rank * count, (rank + 1) * count)
-
-
 def build_layout(profile: HeadProfile, keep_ratio: float, rank: int = 0, size: int = 1) -> HeadLayout:
     """Cut the model's profile and budget down to one rank; caps come from the whole model's budget."""
-    heads = rank_heads(profile.num_kv_heads, rank, size)
+    first_head = rank * profile.num_kv_heads // size  # replicated when ranks outnumber heads (SGLang layers/linear.py)
     whole = cap_fractions(profile, keep_ratio)
     layers: list[LayerLayout] = []
     first = 0
@@ -92,7 +81,7 @@ def build_layout(profile: HeadProfile, keep_ratio: float, rank: int = 0, size: i
             LayerLayout(
                 resident=mine.resident,
                 compressed=mine.compressed,
-                fractions=tuple(share[heads[h]] for h in mine.compressed),
+                fractions=tuple(share[first_head + h] for h in mine.compressed),
                 clusters=tuple(Cluster(p, tuple(s)) for p, s in sorted(members.items())),
                 first=first,
             )

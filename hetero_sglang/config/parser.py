@@ -1,7 +1,5 @@
 """The argument parser of our commands."""
 
-from __future__ import annotations
-
 import argparse
 from typing import NoReturn
 

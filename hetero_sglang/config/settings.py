@@ -1,7 +1,5 @@
 """All start-up choices, resolved and validated once into a frozen record."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 
@@ -50,8 +48,7 @@ class Settings:
     def retrieves(self) -> bool:
         """Whether heads find rows while requests decode, and not by a key index.
 
-        There is nothing to find without drift, nor where every head keeps everything.
-        """
+        There is nothing to find without drift, nor where every head keeps everything."""
         changes = self.policy.refresh is Refresh.STEP
         changes = changes or (self.policy.refresh is Refresh.DRIFT and self.drift_threshold > 0)
         return changes and self.retrieval != "off" and any(f < 1 for f in self.layout.fractions)

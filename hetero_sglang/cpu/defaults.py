@@ -1,7 +1,5 @@
 """Server settings under which plain SGLang 0.5.17 is usable on a CPU: what its own defaults get wrong."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -29,8 +27,7 @@ EXPORTED = "HETERO_CPU_ENVIRONMENT"
 
 def apply_cpu_defaults(server_args: Any) -> None:
     """Fills what the user left open in `server_args`, and the environment its schedulers inherit, where the
-    engine is the CPU; does nothing elsewhere. Call it from `__post_init__` before SGLang's own.
-    """
+    engine is the CPU; does nothing elsewhere. Call it from `__post_init__` before SGLang's own."""
     if not platform.cpu_engine() or server_args.device not in (None, "cpu"):
         return
     if server_args.attention_backend is None and not has_amx():
@@ -50,8 +47,7 @@ def environment(cpus: list[int], tp_size: int, *, compiles: bool) -> dict[str, s
     """Variables for the schedulers of a server with `tp_size` ranks on `cpus`.
 
     Compilation is off unless asked for: the sampler's few compiled helpers (repetition_penalty.py:9,
-    sampler.py:683) cost 10 to 30 s at first use, and the scheduler its life where there is no C++ compiler.
-    """
+    sampler.py:683) cost 10 to 30 s at first use, and the scheduler its life where there is no C++ compiler."""
     variables = {} if compiles else {"TORCH_COMPILE_DISABLE": "1"}
     if len(cpus) <= FEW_CORES:
         variables["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -66,8 +62,7 @@ def export(variables: dict[str, str]) -> None:
     """Puts `variables` into the environment beside what the user set there; what an earlier call put there, in
     this process or a parent, is taken back first, for the next server may have other ranks.
 
-    Raises HeteroError where EXPORTED holds what `export` never writes.
-    """
+    Raises HeteroError where EXPORTED holds what `export` never writes."""
     for name, value in _exported(os.environ.get(EXPORTED, "{}")).items():
         if os.environ.get(name) == value:
             del os.environ[name]
@@ -87,8 +82,7 @@ def _exported(text: str) -> dict[str, str]:
 
 def thread_binding(cpus: list[int], tp_size: int) -> str:
     """`cpus` shared out among `tp_size` ranks in SGLang's notation, "0,1|2,3"; ranks double up where cores
-    are few. Left to itself SGLang refuses more ranks than NUMA nodes (srt/utils/numa_utils.py:441).
-    """
+    are few. Left to itself SGLang refuses more ranks than NUMA nodes (srt/utils/numa_utils.py:441)."""
     share = max(1, len(cpus) // tp_size)
     ranks = [[cpus[(rank * share + i) % len(cpus)] for i in range(share)] for rank in range(tp_size)]
     return "|".join(",".join(map(str, rank)) for rank in ranks)

@@ -1,8 +1,5 @@
 """Constrained decoding on the CPU: SGLang 0.5.17 pins xgrammar's bitmask, which needs a GPU driver, and then
-refuses to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251).
-"""
-
-from __future__ import annotations
+refuses to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +13,7 @@ TARGET = "sglang.srt.constrained.xgrammar_backend"
 
 def allocate_bitmask(orig: Callable[..., torch.Tensor], vocab_size: int, batch_size: int) -> torch.Tensor:
     """AROUND `_allocate_token_bitmask`: [batch, ceil(vocab / 32)] int32, every token allowed, pinned only
-    where a driver can pin.
-    """
+    where a driver can pin."""
     if torch.cuda.is_available():
         return orig(vocab_size, batch_size)
     from xgrammar import allocate_token_bitmask

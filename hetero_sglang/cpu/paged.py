@@ -1,8 +1,5 @@
 """Page sizes above 1 on the CPU. SGLang 0.5.17 hands out paged slots with Triton kernels, which need a GPU
-driver (srt/mem_cache/allocator/paged.py:197, :238); these hooks hand out the same slots in torch.
-"""
-
-from __future__ import annotations
+driver (srt/mem_cache/allocator/paged.py:197, :238); these hooks hand out the same slots in torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +19,7 @@ def extend_slots(
 
     `prefix_lens`, `seq_lens`, `last_loc` are [B] ints; `last_loc` is the slot of token prefix-1, unused where
     the prefix ends on a page boundary. A request fills the page it is in before it takes new ones, and the
-    batch takes them in order, as SGLang's alloc_extend_kernel does.
-    """
+    batch takes them in order, as SGLang's alloc_extend_kernel does."""
     lens = seq_lens - prefix_lens  # [B]
     boundary = (prefix_lens + page_size - 1) // page_size  # [B] pages already begun
     new_pages = (seq_lens + page_size - 1) // page_size - boundary  # [B]

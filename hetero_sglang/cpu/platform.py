@@ -1,10 +1,7 @@
 """The `sglang.srt.platforms` entry point: chooses SGLang's CPU engine where there is no GPU.
 
 SGLang calls it during `import sglang`, in every process, before anything reads the engine choice
-(srt/platforms/__init__.py:109). It must therefore import nothing of sglang and must not initialise CUDA.
-"""
-
-from __future__ import annotations
+(srt/platforms/__init__.py:109). It must therefore import nothing of sglang and must not initialise CUDA."""
 
 import glob
 import importlib
@@ -33,8 +30,7 @@ def activate() -> None:
     """Sets `SGLANG_USE_CPU_ENGINE=1` where no accelerator is found, unless the variable is already set, and
     puts in the stand-in for `sgl_kernel` where the engine is the CPU and the real package does not load.
 
-    Returns None always: to SGLang that means "no platform of mine", so its own choice stands.
-    """
+    Returns None always: to SGLang that means "no platform of mine", so its own choice stands."""
     ours = cpu_engine() and CHOICE_VARIABLE in os.environ
     if ours or ENGINE_VARIABLE not in os.environ:
         _choose()
@@ -49,8 +45,7 @@ def cpu_engine() -> bool:
 
 def accelerator_present() -> bool:
     """Whether SGLang should be left to find an accelerator by itself; in doubt yes, for a GPU machine must
-    not serve on its CPU unasked. Looks at files and at torch's build, never at the driver.
-    """
+    not serve on its CPU unasked. Looks at files and at torch's build, never at the driver."""
     if sys.platform != "linux" or any(importlib.util.find_spec(name) for name in OTHER_VENDORS):
         return True
     build = getattr(sys.modules.get("torch"), "version", None)  # absent only when called outside sglang

@@ -1,10 +1,7 @@
 """A strict stand-in for `sgl_kernel`, for machines where no build of it loads.
 
 SGLang 0.5.17 imports seven names on the CPU path of a dense model and calls none of them, so each raises when
-called. Nothing else exists here on purpose: a version of SGLang that needs more fails at its import line.
-"""
-
-from __future__ import annotations
+called. Nothing else exists here on purpose: a version of SGLang that needs more fails at its import line."""
 
 from importlib.machinery import ModuleSpec
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Heads without a pivot: every few looks the worker ranks a request's tokens for them, and the best come."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Prefill and decode over the two tiers: the same on every device, with that device's operations."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -28,8 +26,7 @@ from hetero_sglang.transfer.write_back import WriteBack
 class Engine:
     """Owns the device's view of the working sets, and the streams and events of prefill's copies.
 
-    `requests`: request slots; `context`: tokens of the longest one; `ops`: the operations' module, or the device's.
-    """
+    `requests`: request slots; `context`: tokens of the longest one; `ops`: the operations' module, or the device's."""
 
     def __init__(self, cache: TieredCache, requests: int, context: int, query_heads: int, ops: Any = None) -> None:
         self.cache, self.settings = cache, cache.settings

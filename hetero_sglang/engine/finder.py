@@ -1,7 +1,5 @@
 """How heads find rows again while a request decodes: what every way of it offers."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,8 +78,7 @@ class Finder(ABC):
     def first(self, layer: int, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """What heads hold when a prompt ends, beside sinks and ring: positions [C, n] ascending, padded with L.
 
-        scores [C, L]; counts[c] positions within [low, high).
-        """
+        scores [C, L]; counts[c] positions within [low, high)."""
         return self.policy.pick(scores, counts, low, high)
 
     def worth(self, layer: int, scores: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,7 @@
 """Heads with a key index: what a head wants most by it comes in, step by step, while the heads attend.
 
 Three things go on at once in a layer: attention to the rows that heads hold, the search for what they lack (`lane`),
-and the new keys' index rows (`beside`). What was found is attended to last, and takes its places after that.
-"""
-
-from __future__ import annotations
+and the new keys' index rows (`beside`). What was found is attended to last, and takes its places after that."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +13,7 @@ from hetero_sglang.cache.lanes import Lane, Mark, mark
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
-from hetero_sglang.ops.base import Arrivals, LayerIndex, StepTables
+from hetero_sglang.ops.base import Arrivals, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep
@@ -32,23 +29,7 @@ class Lazy(Finder):
         store = self.cache.index
         assert store is not None
         self.run, self.room = self.settings.rule.run, self.settings.most_swaps
-        self.index = [
-            LayerIndex(
-                layer.heads[store.which[n].long()],
-                store.which[n],
-                store.every[n],
-                store.rows[n],
-                store.encode[n],
-                store.decode[n],
-                store.offset[n],
-                store.fields,
-                layer.first,
-                turn=n,  # each step has its share of the layers
-                run=self.settings.runs[n],
-                often=at_once(store.every[n]),
-            )
-            for n, layer in enumerate(self.layers)
-        ]
+        self.index = store.layers
         self.widest = max(1, *(each.heads.numel() for each in self.index))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
         self.lane, self.beside = Lane(self.device), Lane(self.device)
@@ -111,9 +92,3 @@ class Lazy(Finder):
             if point is not None:
                 point.hold(self.device)
         self.known = None
-
-
-def at_once(every: torch.Tensor) -> float:
-    """Of heads that find rows in every [I] so many steps: how many do in a step in which one does, on the mean."""
-    shares = 1 / every
-    return float(shares.sum() / shares.max()) if every.numel() else 0.0

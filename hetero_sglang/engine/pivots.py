@@ -1,10 +1,7 @@
 """HeteroCache as the paper has it: pivots watch for drift on their satellites' behalf, anchors are refreshed at times.
 
 A pivot looks at every token; a satellite that holds too little of what it sees is refilled by its scores before it
-attends. Anchors have no pivot: the worker ranks their tokens beside decoding, and their rows come once it has.
-"""
-
-from __future__ import annotations
+attends. Anchors have no pivot: the worker ranks their tokens beside decoding, and their rows come once it has."""
 
 from collections.abc import Sequence
 from typing import Any

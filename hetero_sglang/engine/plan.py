@@ -1,7 +1,5 @@
 """What a prefill pass needs to know of each request: made once per pass, used by every layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

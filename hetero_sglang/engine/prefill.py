@@ -1,7 +1,5 @@
 """Prefill attention over K/V that lie in one piece: FlashInfer's where it can, torch's elsewhere."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

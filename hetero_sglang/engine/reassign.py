@@ -1,10 +1,7 @@
 """Satellites that no longer look where their pivot looks get another pivot, or are left to themselves.
 
 Not in the paper, whose clusters stay as they were calibrated. What is compared is attention on the satellite's own
-working set, where both are known. Every step computes it, in torch of fixed shapes; every few looks it is read.
-"""
-
-from __future__ import annotations
+working set, where both are known. Every step computes it, in torch of fixed shapes; every few looks it is read."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -28,8 +25,7 @@ LOST, FOUND = 0.2, 0.4  # agreement below which a pivot is left, and from which 
 def agreement(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """How much of their attention two heads put on the same tokens: own [..., n], others [..., n] >= 0 -> [...].
 
-    The common part of both, each scaled to sum 1; a head that sees none of the tokens agrees with nobody.
-    """
+    The common part of both, each scaled to sum 1; a head that sees none of the tokens agrees with nobody."""
     tiny = torch.finfo(own.dtype).tiny
     own, others = own / own.sum(-1, keepdim=True).clamp(min=tiny), others / others.sum(-1, keepdim=True).clamp(min=tiny)
     return torch.minimum(own, others).sum(-1)

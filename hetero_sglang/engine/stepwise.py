@@ -1,7 +1,5 @@
 """Policies that choose anew at every step by an index of their own, which lies in hot rows."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.cache.working_set import ring_row

@@ -1,8 +1,7 @@
 """The contract of the operations: what they work on, and what each of them does.
 
 `reference` has them in torch, on any device, and is the truth; `triton` as kernels that wait for nothing and run in
-CUDA graphs. Both modules have the same names, and the same tests.
-"""
+CUDA graphs. Both modules have the same names, and the same tests."""
 
 from __future__ import annotations
 
@@ -14,9 +13,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.config.layout import LayerLayout
-from hetero_sglang.profile.index_plan import Fields
 
 NAMES = (
     "AttendStep",  # a DecodeKernel: attention of one decode step
@@ -89,29 +88,6 @@ class StepTables:
 
 
 @dataclass(frozen=True)
-class LayerIndex:
-    """One layer's key index, of those I of its C compressed heads that have one: `heads` [I] int32 of the layer's, and
-    `which` [I] int32 of the compressed ones; `every` [I] int32: a head probes where the step's clock and the layer's
-    `turn` add up to a multiple, for all requests, so that the layer rests in other steps; `run`: neighbouring tokens
-    that come and go together; `rows` int16 [I, slots,
-    words], float32 `encode`, `decode` [I, D, R] and `offset` [I, R]; `first`: compressed heads in earlier layers;
-    `often`: heads that probe in a step in which one does, on the mean (None: all)."""
-
-    heads: torch.Tensor
-    which: torch.Tensor
-    every: torch.Tensor
-    rows: torch.Tensor
-    encode: torch.Tensor
-    decode: torch.Tensor
-    offset: torch.Tensor
-    fields: Fields
-    first: int
-    turn: int = 0
-    run: int = 1
-    often: float | None = None
-
-
-@dataclass(frozen=True)
 class Arrivals:
     """Rows that come to heads of a layer while these attend: in `work`, a Workspace, once `there` is passed."""
 
@@ -155,8 +131,7 @@ class NewRows:
 class HostPlaces:
     """Where every compressed head's rows lie in the host store, in elements from `base`; [Hc] int64 on the device.
 
-    Block b of head h begins at `at[h] + b * stride[h]`.
-    """
+    Block b of head h begins at `at[h] + b * stride[h]`."""
 
     blocks: Sequence[torch.Tensor]  # by layer [blocks, C, BLOCK, D + Dv], pinned
     base: torch.Tensor  # one of them
@@ -204,5 +179,4 @@ class DecodeKernel(ABC):
 
         Resident heads attend to the request's tokens, compressed ones to their first min(cap, length) rows, but for
         what may be among the selected again (`passed`), and to `arrivals`; padding (length 0) gives something finite.
-        `ordered`: other kernels than `store` may have written rows just before.
-        """
+        `ordered`: other kernels than `store` may have written rows just before."""

@@ -18,8 +18,7 @@ class DecodeStep:
     """Buffers for up to `batch` requests of up to `context` tokens; filled before, read during a step.
 
     `inputs` [6, batch] int32: tokens, request slot and prompt of each request; how many units of a policy's index it
-    has beyond those that its length gives, and the rows there is room for; and the step's clock, the same for all.
-    """
+    has beyond those that its length gives, and the rows there is room for; and the step's clock, the same for all."""
 
     def __init__(
         self, ops: Any, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,

@@ -1,7 +1,5 @@
 """What a KV cache policy decides; everything else (tiers, prefixes, worker, server) is shared by all of them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,8 +17,7 @@ class Index(Unit, ABC):
     """A summary of keys that stays on the device, by which a STEP policy finds tokens again.
 
     It is made of units of `span` consecutive tokens, `rows` hot rows each, so its bytes come out of the working
-    set's. A unit never changes once it is complete; younger tokens are in the ring (`span` is at most the window).
-    """
+    set's. A unit never changes once it is complete; younger tokens are in the ring (`span` is at most the window)."""
 
     @abstractmethod
     def build(self, k: torch.Tensor, v_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,8 +31,7 @@ class Index(Unit, ABC):
         """Scores of the indexed tokens for one step's queries, comparable within a head.
 
         q [C, G, D], k_rows [C, U, rows, D], v_rows [C, U, rows, Dv] -> [C, U * span] float32. `real` [C, U] bool: which
-        units exist, where not all do; what the others get is not read, but must not disturb.
-        """
+        units exist, where not all do; what the others get is not read, but must not disturb."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +40,7 @@ class Policy(Description, ABC):
 
     Heads are the compressed KV heads of one layer (C of them, each for G query heads); sinks and the most recent
     tokens are kept by all and never chosen. Shapes: q [W, C, G, D] are the last W queries of the prompt, the last
-    one seeing all L tokens; k [L, C, D].
-    """
+    one seeing all L tokens; k [L, C, D]."""
 
     index: ClassVar[Index | None] = None
 
@@ -56,8 +51,7 @@ class Policy(Description, ABC):
     def pick(self, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """The positions within [low, high) that each head keeps at prefill end: int64 [C, n], ascending, padded with L.
 
-        scores [C, L]; counts[c] of them, or all; n is the largest count.
-        """
+        scores [C, L]; counts[c] of them, or all; n is the largest count."""
         at = torch.arange(scores.shape[1], device=scores.device)
         inside = ((at >= low) & (at < high)).expand_as(scores)
         return top.listed(top.best(scores, upload(torch.tensor(counts), scores.device), inside), max(counts))

@@ -1,7 +1,5 @@
 """ChunkKV (arXiv 2502.00299): runs of neighbouring tokens, chosen once and for all heads of a layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,8 +15,7 @@ class ChunkKV(Policy):
     """SnapKV's scores, summed over the layer's compressed KV heads (those of one rank), kept chunk by chunk.
 
     Ours differs: rows not chosen stay in host memory for later turns (the paper evicts them); a budget is filled
-    to the row instead of whole chunks; every layer chooses for itself (the paper may reuse a layer's choice).
-    """
+    to the row instead of whole chunks; every layer chooses for itself (the paper may reuse a layer's choice)."""
 
     size: int = 10  # tokens of a chunk, as in the paper
     name: ClassVar[str] = "chunkkv"
@@ -31,8 +28,7 @@ class ChunkKV(Policy):
         """Whole chunks by the mean of their tokens; what is left goes to the first tokens of the next best chunk.
 
         Chunks are laid out from `low`; the last one may be shorter and is scored by the tokens it has. Of chunks
-        that tie, the earlier one is taken first.
-        """
+        that tie, the earlier one is taken first."""
         inside = scores[:, low:high]  # [C, n]
         length = inside.shape[1]
         chunks = -(-length // self.size)

@@ -1,7 +1,5 @@
 """FIER (arXiv 2508.08256): at every step, the tokens whose keys, known to one bit a channel, fit the query best."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,8 +16,7 @@ class SignIndex(Index):
     """Per group two rows: the sign bits of its keys, then half the range (K row) and its middle (V row) per channel.
 
     A key is read back as middle + half range or middle - half range, whichever was nearer to it. Bit i of byte
-    b * D + d is the sign of channel d of token 8 b + i; the bytes fill the K row first, then the V row.
-    """
+    b * D + d is the sign of channel d of token 8 b + i; the bytes fill the K row first, then the V row."""
 
     span: ClassVar[int] = GROUP
     rows: ClassVar[int] = 2
@@ -56,8 +53,7 @@ class Fier(Policy):
 
     Ours differs: a group shares one choice (the paper chooses per query head); rows not chosen are in host memory
     and must come from there (the paper keeps all on the device); no first layers are dense: at equal bytes they
-    would come out of the others' budget.
-    """
+    would come out of the others' budget."""
 
     name: ClassVar[str] = "fier"
     refresh: ClassVar[Refresh] = Refresh.STEP

@@ -1,9 +1,6 @@
 """HeteroCache (arXiv 2601.13684): heads by role, satellites refilled when their pivot's attention has moved.
 
-Or, where the head profile has a key index, every head finds its rows itself in the step that needs them.
-"""
-
-from __future__ import annotations
+Or, where the head profile has a key index, every head finds its rows itself in the step that needs them."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,8 +15,7 @@ from hetero_sglang.selection.scores import attention_scores
 class HeteroCache(Policy):
     """The paper scores by the last query alone; here the last `observe` queries do, by their maximum.
 
-    Budgets follow the profile's weights; `layerwise` (an ablation) gives all heads of a layer the same tokens.
-    """
+    Budgets follow the profile's weights; `layerwise` (an ablation) gives all heads of a layer the same tokens."""
 
     layerwise: bool = False
     name: ClassVar[str] = "heterocache"

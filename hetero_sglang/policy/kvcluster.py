@@ -1,7 +1,5 @@
 """KV cache clustering, or CentroidKV (arXiv 2506.11418): at every step, the clusters that fit the query best."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,8 +47,7 @@ class CentroidIndex(Index):
 def soft_matching(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Chunked soft matching of keys [U, CHUNK, D] float32: centroids [U, CLUSTERS, D] and tokens' clusters [U, CHUNK].
 
-    In a round every even cluster joins the odd one whose centroid has the most similar direction.
-    """
+    In a round every even cluster joins the odd one whose centroid has the most similar direction."""
     member = torch.arange(CHUNK, device=keys.device).expand(keys.shape[0], -1)
     centroids = keys
     for _ in range(ROUNDS):
@@ -71,8 +68,7 @@ class KVCluster(Policy):
     Ours differs: centroids are an index only, and the rows attended to are the raw ones, so a shared prefix stays
     exact (the paper attends to centroids in their place); hence no bias for a cluster's size, which such a
     replacement needs and a selection does not. Rows not chosen are in host memory. A chunk has 32 tokens and 4
-    centroids everywhere; of the cluster that no longer fits as a whole, the earliest tokens are picked.
-    """
+    centroids everywhere; of the cluster that no longer fits as a whole, the earliest tokens are picked."""
 
     name: ClassVar[str] = "kvcluster"
     refresh: ClassVar[Refresh] = Refresh.STEP

@@ -1,7 +1,5 @@
 """Quest (arXiv 2406.10774): at every step, the pages whose keys could answer this step's query best."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,8 +40,7 @@ class Quest(Policy):
 
     Ours differs: a group shares one choice, as its rows are stored once (the paper has one KV head per query
     head); rows not chosen are in host memory and must come from there (the paper keeps all on the device); no
-    first layers are dense: at equal bytes they would come out of the others' budget.
-    """
+    first layers are dense: at equal bytes they would come out of the others' budget."""
 
     name: ClassVar[str] = "quest"
     refresh: ClassVar[Refresh] = Refresh.STEP

@@ -1,7 +1,5 @@
 """Every policy by the name that `--kv-policy` takes. One line registers one."""
 
-from __future__ import annotations
-
 from hetero_sglang.policy.base import Policy
 from hetero_sglang.policy.chunkkv import ChunkKV
 from hetero_sglang.policy.fier import Fier

@@ -1,7 +1,5 @@
 """RocketKV (arXiv 2502.14051): a coarse choice at prefill end, and within it a choice at every step."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,8 +24,7 @@ class SparseIndex(PageIndex):
         """Logarithm of a chunk's softmax share, mean over the group, for each of its tokens: [C, U * PAGE].
 
         The logarithm keeps the order of shares that would be zero in float32. `scale` stands for the paper's
-        1 / sqrt(D), which is made larger as the chosen channels hold less of a query's absolute sum.
-        """
+        1 / sqrt(D), which is made larger as the chosen channels hold less of a query's absolute sum."""
         q = q.float()  # [C, G, D]
         order = q.abs().sum(1).sort(dim=-1, descending=True, stable=True).indices  # of equals, the same everywhere
         channels = order[:, : q.shape[-1] // 2]  # [C, D/2]
@@ -53,8 +50,7 @@ class RocketKV(Policy):
     the channels are read (the paper's follow from the ratio,
     ceil(sqrt(c)) tokens for a stage of ratio c), because here the index is device memory that counts; rows that
     are not listed stay in host memory for later turns (as in the paper's multi-turn variant), and listed ones not
-    picked must come from there; no first layers are dense: at equal bytes they would come out of the others' budget.
-    """
+    picked must come from there; no first layers are dense: at equal bytes they would come out of the others' budget."""
 
     name: ClassVar[str] = "rocketkv"
     refresh: ClassVar[Refresh] = Refresh.STEP

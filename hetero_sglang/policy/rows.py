@@ -1,7 +1,5 @@
 """What indexes are made of: units of tokens, and bytes kept in hot rows."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.errors import HeteroError
@@ -27,8 +25,7 @@ def require_one_width(k_dim: int, v_dim: int) -> None:
 def last_query_scores(index: Index, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
     """An index's scores for the keys of a prompt: q [C, G, D], k [L, C, D] -> [C, L] float32.
 
-    Tokens after the last complete unit get their true logit, the largest of the group, without `scale`.
-    """
+    Tokens after the last complete unit get their true logit, the largest of the group, without `scale`."""
     units, tail = split_units(k, index.span)
     rest = (q.float() @ tail.float().transpose(1, 2)).amax(1)  # [C, L % span]
     return torch.cat((index.scores(q, *index.build(units, k.shape[-1]), scale), rest), 1)
@@ -37,8 +34,7 @@ def last_query_scores(index: Index, q: torch.Tensor, k: torch.Tensor, scale: flo
 def bytes_to_rows(packed: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Bytes [..., n] uint8 as a K row and a V row, both [..., width] of `dtype`: bit patterns, to be copied only.
 
-    Raises HeteroError when two rows have fewer than n bytes.
-    """
+    Raises HeteroError when two rows have fewer than n bytes."""
     row = width * dtype.itemsize
     if packed.shape[-1] > 2 * row:
         raise HeteroError(

@@ -1,7 +1,5 @@
 """SnapKV (arXiv 2404.14469): what the prompt's last queries look at, chosen once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +13,7 @@ from hetero_sglang.selection.scores import observed_weights, pool_average
 class SnapKV(Policy):
     """Mean attention of the observed queries, pooled over neighbours, mean over the GQA group.
 
-    Rows that are not chosen stay in host memory for later turns; the paper evicts them.
-    """
+    Rows that are not chosen stay in host memory for later turns; the paper evicts them."""
 
     name: ClassVar[str] = "snapkv"
 

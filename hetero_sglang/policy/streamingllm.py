@@ -1,7 +1,5 @@
 """StreamingLLM (arXiv 2309.17453): attention sinks and the most recent tokens, whatever they are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

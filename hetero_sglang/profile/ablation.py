@@ -1,7 +1,5 @@
 """Profiles that leave out one of HeteroCache's ideas, to measure what it is worth; and one that knows nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Device tokens of each compressed head at a keep ratio (HeteroCache, budget allocation)."""
 
-from __future__ import annotations
-
 from itertools import accumulate
 
 from hetero_sglang.errors import HeteroError

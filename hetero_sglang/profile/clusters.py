@@ -1,7 +1,5 @@
 """Greedy star clustering of a layer's heads (HeteroCache's head taxonomy)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from hetero_sglang.errors import HeteroError

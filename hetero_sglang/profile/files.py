@@ -1,7 +1,5 @@
 """Head profiles on disk: reading, writing, and finding the one of a model."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """A key index as it stands in a head profile's file: small numbers as text, tables as base64 of float16."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from math import prod

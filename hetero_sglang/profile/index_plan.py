@@ -58,8 +58,7 @@ class IndexPlan:
     `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
     [layers, H, R] float32. `run` [layers] whole numbers, or one for all: neighbouring tokens that come and go together.
     `every` [layers, H] whole numbers (None: all 1): a head finds rows in one of so many steps; 0: it has no index, and
-    keeps what the prompt's end chose. Raises HeteroError naming what is wrong.
-    """
+    keeps what the prompt's end chose. Raises HeteroError naming what is wrong."""
 
     fields: Fields
     encode: np.ndarray

@@ -1,7 +1,5 @@
 """JSON objects from files that nobody vouches for: bounded before they are read, refused in one sentence."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

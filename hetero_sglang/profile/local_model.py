@@ -1,7 +1,5 @@
 """Where a model's files lie on this machine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """Thresholds that allow a keep ratio, at the smallest loss in measured overlap."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

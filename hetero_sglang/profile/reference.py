@@ -1,7 +1,5 @@
 """The published HeteroCache head files (`Head_Analysis_*.json`), to and from a head profile."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from reprlib import repr as shown  # a few words of a value of any size

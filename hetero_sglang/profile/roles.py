@@ -1,7 +1,5 @@
 """The four things a KV head can do."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

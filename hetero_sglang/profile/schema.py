@@ -1,7 +1,5 @@
 """Our JSON form of a head profile, version 1 (fields: docs/profile.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from reprlib import repr as shown  # a few words of a value of any size
 from typing import Any

@@ -1,7 +1,5 @@
 """From measurements to roles, at given thresholds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

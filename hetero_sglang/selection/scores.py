@@ -1,7 +1,5 @@
 """Importance of tokens to a head, from its queries: softmax attention, pooled over neighbours and the GQA group."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.ops.reference.attention import pool_average
@@ -10,8 +8,7 @@ from hetero_sglang.ops.reference.attention import pool_average
 def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_queries: str, chunk: int = 8) -> torch.Tensor:
     """Attention weights [C, G, L] float32 of the last W queries, reduced over them by `over_queries` (max or mean).
 
-    q [W, C, G, D]: the last one sees all L tokens, the one before all but the last, and so on; k [L, C, D].
-    """
+    q [W, C, G, D]: the last one sees all L tokens, the one before all but the last, and so on; k [L, C, D]."""
     if k.is_cuda:
         from hetero_sglang.ops.triton import observe  # Triton is there where CUDA is
 
@@ -39,6 +36,5 @@ def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_querie
 def attention_scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
     """HeteroCache's scores [C, L] float32: the most any observed query of the group looks at a token's neighbourhood.
 
-    q [W, C, G, D], k [L, C, D] as in `observed_weights`.
-    """
+    q [W, C, G, D], k [L, C, D] as in `observed_weights`."""
     return pool_average(observed_weights(q, k, scale, "max")).amax(1)

@@ -1,7 +1,5 @@
 """The best tokens of many heads at once, and what that changes; nothing here asks the device for a number."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +9,7 @@ def best(scores: torch.Tensor, counts: torch.Tensor, inside: torch.Tensor) -> to
     """Bool [N, L]: each row's counts[n] best among scores [N, L] where `inside` [N, L], or all of those.
 
     Equal scores are taken from the left, so tokens that share one come together, on every device alike; -inf counts as
-    a score.
-    """
+    a score."""
     if not scores.shape[1]:
         return inside
     lowest = torch.finfo(scores.dtype).min

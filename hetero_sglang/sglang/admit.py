@@ -1,7 +1,5 @@
 """How many requests may begin: SGLang's admission and preemption (managers/schedule_policy.py), with hot pages."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +43,7 @@ def promised(adder: Any) -> np.ndarray:
 def preempt(original: Callable[..., bool], adder: Any, req: Any, server_args: Any) -> bool:
     """AROUND PrefillAdder.preempt_to_schedule: as many are preempted as slots, tokens and hot pages ask for.
 
-    Nothing is released unless those who may be preempted hold enough pages together.
-    """
+    Nothing is released unless those who may be preempted hold enough pages together."""
     state = runtime()
     admission, grant = state.cache.admission, grant_of(req)
     if not admission.fits(grant, promised(adder), freed=_preemptible_pages(adder, req, server_args)):
@@ -74,8 +71,7 @@ def _preemptible_pages(adder: Any, req: Any, server_args: Any) -> np.ndarray:
 def choose_batch(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND Scheduler._get_new_batch_prefill_raw: a pass that lets nobody in leaves the queue able to move.
 
-    SGLang puts preempted requests back only where somebody came in, and keeps a batch marked full that is empty.
-    """
+    SGLang puts preempted requests back only where somebody came in, and keeps a batch marked full that is empty."""
     state = runtime()
     state.preempted = []
     batch, running = original(scheduler, *args, **kwargs)

@@ -1,7 +1,6 @@
 """`--kv-policy` and `--hetero-*` on SGLang's ServerArgs, and everything that is refused at start.
 
-Every process that unpickles the arguments imports this module: it stays light.
-"""
+Every process that unpickles the arguments imports this module: it stays light."""
 
 from __future__ import annotations
 

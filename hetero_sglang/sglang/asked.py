@@ -1,7 +1,5 @@
 """The policy and the head profile that a server's flags ask for."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -71,8 +69,7 @@ def indexed(args: Any) -> bool:
 def decide_for(profile: HeadProfile, keep_ratio: float, ranks: int = 1) -> HeadProfile:
     """The same heads with the roles that lose least at this ratio, pivots on their satellites' rank.
 
-    Raises HeteroError without measurements.
-    """
+    Raises HeteroError without measurements."""
     measured = profile.measurements
     if measured is None:
         raise HeteroError(
@@ -88,8 +85,7 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
     """Roles of the model's heads: from the head profile, or all alike where a policy knows none.
 
     `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, one of another model, or one
-    that nobody reads.
-    """
+    that nobody reads."""
     config = args.get_model_config()
     shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
     layers, query_heads, kv_heads, head_dim = shape

@@ -1,7 +1,5 @@
 """SGLang's attention backend over the two tiers (layers/attention/base_attn_backend.py)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any

@@ -1,10 +1,7 @@
 """The main process's gate: a request that would end a process gets an answer that names its field instead.
 
 Every way in, the HTTP routes' and `sgl.Engine`'s, ends in TokenizerManager.generate_request; SGLang answers a
-ValueError from there with 400.
-"""
-
-from __future__ import annotations
+ValueError from there with 400."""
 
 import logging
 import re
@@ -62,8 +59,7 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
 def check_shape(obj: Any, labels: set[str] | None) -> None:
     """Raises HeteroError for what must be right before SGLang multiplies a request into its samples.
 
-    `labels`: names that the metrics have; None: there are no metrics.
-    """
+    `labels`: names that the metrics have; None: there are no metrics."""
     batch = prompts(obj)
     for name in LISTED:
         value = getattr(obj, name, None)

@@ -1,9 +1,6 @@
 """Counters and levels in Prometheus: /metrics of a server with SGLang's --enable-metrics.
 
-`sglang:hetero_NAME_total` for what is counted, `sglang:hetero_NAME` for levels, under SGLang's own labels.
-"""
-
-from __future__ import annotations
+`sglang:hetero_NAME_total` for what is counted, `sglang:hetero_NAME` for levels, under SGLang's own labels."""
 
 from functools import cache
 from typing import Any

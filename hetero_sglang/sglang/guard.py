@@ -1,10 +1,7 @@
 """The scheduler process's gate: a message whose handling fails is answered, and the process goes on.
 
 The main process has checked requests before (`bodies.py`); others come from processes without this plugin
-(--tokenizer-worker-num) or ask for what no check foresaw.
-"""
-
-from __future__ import annotations
+(--tokenizer-worker-num) or ask for what no check foresaw."""
 
 import logging
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Every seam of SGLang 0.5.17 this project touches, in one table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

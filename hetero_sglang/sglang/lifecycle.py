@@ -1,7 +1,5 @@
 """Where requests and token slots begin and end in SGLang."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +78,7 @@ def _slots_of(pages: torch.Tensor, size: int) -> torch.Tensor:
 def leave_observed_queries(result: int, req: Any, input_len: int) -> int:
     """AFTER Req._compute_max_prefix_len: a prompt that will be compressed on any rank recomputes its last queries.
 
-    They choose the rows its heads keep; a full prefix hit would leave one query to choose by.
-    """
+    They choose the rows its heads keep; a full prefix hit would leave one query to choose by."""
     state = runtime()
     if state.cache.admission.exact(grant_of(req), input_len):
         return result

@@ -1,9 +1,6 @@
 """SGLang's KV pool over the two tiers, and its capacity.
 
-Replaces mem_cache/memory_pool.py's MHATokenToKVPool and model_executor/pool_configurator.py's default.
-"""
-
-from __future__ import annotations
+Replaces mem_cache/memory_pool.py's MHATokenToKVPool and model_executor/pool_configurator.py's default."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn

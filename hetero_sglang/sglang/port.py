@@ -1,7 +1,5 @@
 """The HTTP port, tried before the model is loaded: SGLang binds it when everything else is up."""
 
-from __future__ import annotations
-
 import errno
 import socket
 from typing import Any

@@ -1,7 +1,5 @@
 """What the two-tier cache cannot serve, said at start with the legal recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

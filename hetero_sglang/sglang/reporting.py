@@ -1,7 +1,5 @@
 """What operators see: /hetero routes, /server_info, the idle integrity check."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import time

@@ -1,10 +1,7 @@
 """What a tokenized request may hold, so that no value of it ends the process that runs it.
 
 SGLang checks a request's fields where it expects mistakes. What it does not check fails while a message is decoded or
-a batch runs, and the process of everybody's requests goes down with it.
-"""
-
-from __future__ import annotations
+a batch runs, and the process of everybody's requests goes down with it."""
 
 import functools
 import itertools
@@ -52,8 +49,7 @@ SAMPLING: tuple[Rule, ...] = (
 def check(request: TokenizedGenerateReqInput, model: Any) -> None:
     """Raises HeteroError naming the first field that a model of this configuration could not be asked with.
 
-    What SGLang does not read for this request alone is taken out: beside others in a batch it would be read.
-    """
+    What SGLang does not read for this request alone is taken out: beside others in a batch it would be read."""
     sampling = request.sampling_params
     for part in (request, sampling, request.session_params):
         if part is not None:

@@ -1,7 +1,5 @@
 """The scheduler process's one cache and what the hooks need beside it."""
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import dataclass, field
@@ -74,8 +72,7 @@ class Runtime:
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
         """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.
 
-        This rank's view: ranks see different free memory, so the least of all must be taken.
-        """
+        This rank's view: ranks see different free memory, so the least of all must be taken."""
         host = self.host_bytes if self.host_bytes is not None else int(0.8 * free_host_bytes() / self.size)
         if self.on_device:
             device_bytes -= max(self.workspaces(shape, rank).total for rank in range(self.size))
@@ -91,8 +88,7 @@ class Runtime:
     def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> TieredCache:
         """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went.
 
-        HeteroError where the hot pool could not hold a request that the slots can.
-        """
+        HeteroError where the hot pool could not hold a request that the slots can."""
         layout, rule = self.settings.layout, self.settings.rule
         each = zip(self.settings.ranks, self.settings.index_bytes, strict=True)
         all_sizes = [Sizes(shape, x, rule.page_size, slots, index) for x, index in each]

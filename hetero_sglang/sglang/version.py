@@ -1,7 +1,5 @@
 """The SGLang version this adapter was tested with; any other is refused."""
 
-from __future__ import annotations
-
 import os
 from importlib.metadata import version
 

@@ -1,10 +1,7 @@
 """The channel between scheduler and worker: a pair of connected sockets, of which each holds one end.
 
 It has no name in any namespace, so nobody else can reach it, and it ends with its holders. Packets keep their bounds: a
-message arrives whole or not at all, and none is read beyond MOST_BYTES. Arrays travel in shared memory.
-"""
-
-from __future__ import annotations
+message arrives whole or not at all, and none is read beyond MOST_BYTES. Arrays travel in shared memory."""
 
 import os
 import select

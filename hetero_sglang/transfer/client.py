@@ -1,7 +1,5 @@
 """The scheduler's side of the retrieval worker: hand in requests, poll for what came of them, never wait."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,8 +51,7 @@ class RetrievalClient:
 
     Use it from the thread that made it. A worker that dies, stalls or answers wrongly loses its tickets
     (`Failed`) and is replaced by `poll`. The worker reads `store` as it is: ask for a slot only once the
-    device's copy to it is done.
-    """
+    device's copy to it is done."""
 
     def __init__(
         self,
@@ -67,8 +64,7 @@ class RetrievalClient:
         """HeteroError when shared memory cannot be had; a worker that does not start is only logged.
 
         A worker that gives no sign of life is killed 0.8 `timeout_s` after it was last asked for anything, or when
-        `poll` is called next; another is up within the rest of it.
-        """
+        `poll` is called next; another is up within the rest of it."""
         self._store, self._threads, self._timeout = store, threads, timeout_s
         self._command, self._clock = command, clock
         self._scratch = Scratch(_SCRATCH)
@@ -101,8 +97,7 @@ class RetrievalClient:
         """Ticket of a search for each item's best rows among slots [L], on the CPU; min(topk, L) of them come back.
 
         queries: [items, G, D] float32, already times the softmax scale; `pool`: the (odd) width of the average over
-        neighbouring slots. None: no worker is up, or too much is under way.
-        """
+        neighbouring slots. None: no worker is up, or too much is under way."""
         worker = self._supervisor.worker
         if worker is None or not worker.up or len(self._pending) >= protocol.MOST_PENDING:
             return None

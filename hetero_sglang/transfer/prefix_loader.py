@@ -1,7 +1,5 @@
 """Prefix rows of the compressed heads on their way back to the device, one layer ahead of the layer that needs them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """One retrieval worker, seen from the scheduler: its process and its end of the channel."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -28,8 +26,7 @@ class WorkerProcess:
     """Starts a worker and talks to it; nothing here blocks.
 
     The other end of the channel is the worker's standard input and nobody else's, and the next worker has another
-    channel: no reply outlives its worker.
-    """
+    channel: no reply outlives its worker."""
 
     def __init__(
         self,
@@ -105,8 +102,7 @@ class WorkerProcess:
         """Why the worker, which is up, counts as stalled: silent although it was asked.
 
         Asks for a sign of life in time: the worker's loop answers that, whatever its threads are busy with. A scheduler
-        that was busy for long asks first, too.
-        """
+        that was busy for long asks first, too."""
         if self._asked_at is None and now - self._heard_at > _QUIET * self._timeout:
             self._asked_at = now
         if self._asked_at is not None and self._pongs == self._pings:

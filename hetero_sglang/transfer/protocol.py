@@ -2,10 +2,7 @@
 
 Messages are checked while they are decoded (types, signs), so neither side computes with what it cannot use. Arrays are
 copied out before they are looked at, so what was checked cannot change any more. A worker's channel is its own, so
-nothing says which worker it is from.
-"""
-
-from __future__ import annotations
+nothing says which worker it is from."""
 
 import mmap
 import zlib

@@ -1,7 +1,5 @@
 """Rankings under way: which tokens a request's anchors look at now, asked of the retrieval worker beside the steps."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 
@@ -80,8 +78,7 @@ class Ranking:
     def poll(self) -> list[Ranked]:
         """The answers that have come since the last call; waits for others only where runs are to be compared.
 
-        Dropped: those of a request that has ended, or one of whose slots was freed meanwhile.
-        """
+        Dropped: those of a request that has ended, or one of whose slots was freed meanwhile."""
         ranked = self._poll()
         deadline = time.monotonic() + _PATIENCE
         while development.waits() and self._asked and time.monotonic() < deadline:

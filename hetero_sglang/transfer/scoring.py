@@ -1,7 +1,5 @@
 """Worker side: the best rows of a head for a query, read straight from the host store."""
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Sequence
 
@@ -47,8 +45,7 @@ def score(
     """Positions [k] int32 into `slots` [L] int64 of the best rows, ascending, and their scores [k] float32.
 
     query: [G, D] float32, already times the softmax scale. A row's score is max over G of avg_pool(softmax over L),
-    SnapKV's rule; k = min(topk, L). ProtocolError when that is no number.
-    """
+    SnapKV's rule; k = min(topk, L). ProtocolError when that is no number."""
     if pool % 2 == 0:
         raise ProtocolError(f"the pooling kernel must be odd, not {pool}")
     logits = np.empty((len(query), len(slots)), np.float32)  # [G, L]

@@ -1,7 +1,5 @@
 """Shared memory in which questions go to the retrieval worker, and answers come back."""
 
-from __future__ import annotations
-
 from hetero_sglang.cache.shared_memory import SharedMemory
 
 _PAGE = 4096

@@ -1,7 +1,5 @@
 """Worker side: the loop that answers requests."""
 
-from __future__ import annotations
-
 import math
 import mmap
 import os

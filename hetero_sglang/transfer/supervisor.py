@@ -1,7 +1,5 @@
 """Keeps one retrieval worker running: start, wait for its hello, kill, wait until it is gone, start again."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 
@@ -18,8 +16,7 @@ _PROVEN_S = 10.0  # a worker that lived this long does not count as a repeated c
 class Supervisor:
     """Owns the worker that `launch()` starts.
 
-    Call `tend` often, and from one thread: the kernel ties a worker's life to the thread that started it.
-    """
+    Call `tend` often, and from one thread: the kernel ties a worker's life to the thread that started it."""
 
     def __init__(self, launch: Callable[[], WorkerProcess]) -> None:
         self._launch = launch

@@ -1,9 +1,6 @@
 """The retrieval worker: `python -m hetero_sglang.transfer.worker`, whose standard input is its end of the channel.
 
-It imports neither torch nor sglang, so that a worker that died is back within a second.
-"""
-
-from __future__ import annotations
+It imports neither torch nor sglang, so that a worker that died is back within a second."""
 
 import ctypes
 import signal

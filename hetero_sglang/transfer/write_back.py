@@ -1,7 +1,5 @@
 """New rows on their way to the host store, beside the computation: prefill's as they are made, a step's after it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +17,7 @@ class WriteBack:
     """Owns the lane of these copies, which keeps their order, and the marks that tell how far it is.
 
     A step's rows leave while the next step runs, and have arrived before the one after that. So a row that the ring
-    is about to overwrite, or that anybody may ask for (older than the window), is in the host store by then.
-    """
+    is about to overwrite, or that anybody may ask for (older than the window), is in the host store by then."""
 
     def __init__(self, ops: Any, host: HostStore, hot: HotPool, layers: Sequence[LayerLayout]) -> None:
         self.ops, self.hot, self.device = ops, hot, hot.k.device
@@ -45,8 +42,7 @@ class WriteBack:
     def send(self) -> None:
         """Before the next forward pass, ahead of any change of tables: the last step's rows leave.
 
-        The forward passes go on once the rows of the step before that one have arrived.
-        """
+        The forward passes go on once the rows of the step before that one have arrived."""
         if self._owed is not None:
             assert self.places is not None  # else nothing is owed
             (step, tables), self._owed = self._owed, None

@@ -105,7 +105,7 @@ def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: Run, probed: n
         and settings.layout.fractions[0] > lazy_settings(4, run).layout.fractions[0]
     )
     cache = make_cache(settings)
-    assert [rows.shape[0] for rows in cache.index.rows] == probed.sum(1).tolist()
+    assert [layer.rows.shape[0] for layer in cache.index.layers] == probed.sum(1).tolist()
     request = Request(cache, 1, 150, 220, slots_of(220, 8), 2)
     request.start()
     prefill([request], [(0, 150)])
@@ -143,10 +143,10 @@ def test_heads_find_rows_when_it_is_their_turn() -> None:
 def naive(request: Request, layer: int, head: int, length: int, run: int) -> torch.Tensor:
     """Scores [runs] of a head's tokens by its index rows: attention, mean over the group, best of a run."""
     index = request.cache.index
-    rows = index.rows[layer][head].cpu()[request.token_slots[: length - 1]]
+    rows = index.layers[layer].rows[head].cpu()[request.token_slots[: length - 1]]
     codes = unpack(rows, FIELDS).double()
     q = request.q[layer][length - 1].view(HEADS, GROUP, -1)[head].double()
-    logits = (q @ index.decode[layer][head].cpu().double()) @ codes.T * DIM**-0.5
+    logits = (q @ index.layers[layer].decode[head].cpu().double()) @ codes.T * DIM**-0.5
     scores = logits.softmax(-1).mean(0)
     return scores[: (length - 1) // run * run].view(-1, run).amax(1)
 

@@ -3,8 +3,7 @@
 Resident heads read the requests' slot lists with a page size of 1; compressed heads are rows (request, head) of one KV
 head each, which read their page lists where DeviceTables keeps them. FlashInfer plans once per batch width, on the
 host; what depends on lengths is filled in on the device in every step (split.py), so no plan is ever stale.
-The tensor-core kernels serve every group: a group's query heads are rows of one tile.
-"""
+The tensor-core kernels serve every group: a group's query heads are rows of one tile."""
 
 from __future__ import annotations
 

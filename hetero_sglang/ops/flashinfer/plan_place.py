@@ -16,8 +16,7 @@ class PlanPlace:
 
     Every item is a chunk of one row's tokens: `request` and `chunk_number` [items] say of which row and which chunk,
     `mask` [items] whether it exists. `outputs` and `merged` [rows + 1]: where a row's partial results begin. `chunk`:
-    tokens of a chunk. `query_tile` [items] is 0 everywhere, as a row has one token.
-    """
+    tokens of a chunk. `query_tile` [items] is 0 everywhere, as a row has one token."""
 
     items: int
     request: int

@@ -2,10 +2,7 @@
 
 FlashInfer's own plan is made on the host and holds for the lengths it saw: a row that grows past its last chunk would
 lose tokens, one that shrinks would read past its end. Here the cut is made anew in every step, within the graph.
-Nothing is copied for it: a row's list stays where it is, and its length is told by `last`, see `_split`.
-"""
-
-from __future__ import annotations
+Nothing is copied for it: a row's list stays where it is, and its length is told by `last`, see `_split`."""
 
 from dataclasses import dataclass
 
@@ -33,8 +30,7 @@ class SplitTables:
 def place(page: int, heads: int, first: int, indptr: int, last: int, where: PlanPlace) -> list[int]:
     """A row of `SplitTables.places`. `heads`: compressed heads of the layer, or 0 for a plan of resident heads.
 
-    Rows are request by request: (request, head), or one per request. indptr [rows + 1] and last [rows] are words.
-    """
+    Rows are request by request: (request, head), or one per request. indptr [rows + 1] and last [rows] are words."""
     return [page, heads, first, indptr, last, *where.row()]
 
 

@@ -1,10 +1,7 @@
 """Attention in plain torch: the oracle for every kernel, and the engine where no GPU is found.
 
 On the CPU the exact forms give the bits of SGLang's torch_native backend (layers/attention/
-torch_native_backend.py): same operator, same per-head shapes, only without its copies and padding queries.
-"""
-
-from __future__ import annotations
+torch_native_backend.py): same operator, same per-head shapes, only without its copies and padding queries."""
 
 import torch
 from torch.nn.functional import avg_pool1d
@@ -15,8 +12,7 @@ QUERY_BLOCK = 1024  # bounds the mask of a prefill chunk
 
 def prefill_exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """Causal attention of the last n of L tokens, to the bit of torch_native: it attends from every position, with
-    unused queries in front. q [n, Hq, D]; k [L, H, D], v [L, H, Dv]; returns [n, Hq, Dv].
-    """
+    unused queries in front. q [n, Hq, D]; k [L, H, D], v [L, H, Dv]; returns [n, Hq, Dv]."""
     n, length = q.shape[0], k.shape[0]
     queries = q.new_zeros(q.shape[1], length, q.shape[2])  # [Hq, L, D]
     queries[:, length - n :] = q.movedim(0, 1)

@@ -1,10 +1,7 @@
 """Which rows come to a head and which go, by two rules.
 
 Lazily: what a head wants most and lacks comes in, what it has not wanted for longest goes. Or merged: of the rows that
-it holds and the tokens that it does not, those worth most are kept. Scores are told apart by their bins alone.
-"""
-
-from __future__ import annotations
+it holds and the tokens that it does not, those worth most are kept. Scores are told apart by their bins alone."""
 
 import torch
 
@@ -32,8 +29,7 @@ def used_at_first(scores: torch.Tensor) -> torch.Tensor:
 def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
     """Bin of `used` int32 for a request of `length` tokens, in [0, BINS): the lower, the longer unwanted.
 
-    Half octaves of the prompt's score below, quarter octaves of the steps since then above.
-    """
+    Half octaves of the prompt's score below, quarter octaves of the steps since then above."""
     half = BINS // 2
     never = ((used + NEVER) // 2).clamp(0, half - 1)
     age = ((length - used).clamp(min=1).float().view(torch.int32) >> FINE) - 508  # four times its logarithm
@@ -49,8 +45,7 @@ def lazy(
     length when it was last wanted, else `used_at_first`. Runs in [low, high) may come in, no others are held. Wanted
     are the `want` best, as their scores' bins tell them apart, and none of the lowest bin: of those that share the last
     one's bin what is held counts first. Of the wanted that are not held `most` come, the best bins first, each in the
-    place of the unwanted run with the lowest `used_bin`; of equals the first.
-    """
+    place of the unwanted run with the lowest `used_bin`; of equals the first."""
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
     count = min(want, inside.shape[1])
@@ -81,8 +76,7 @@ def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int
 
     scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run, worth kept [C, n] float32. Runs
     in [low, high) may come in, `most` of them, the best bins first; within a bin what is held stays, and the first go
-    and come first.
-    """
+    and come first."""
     found = [_merged(*each, low, high, most) for each in zip(scores, held.long(), kept, strict=True)]
     head = torch.cat([torch.full_like(run, c) for c, (run, _, _) in enumerate(found)])
     run, place = (torch.cat([each[which] for each in found]) for which in (0, 1))
@@ -115,8 +109,7 @@ def choose(
 ) -> None:  # fmt: skip
     """After `probe` or `look`: which runs come to which places, for every head that was found to want any.
 
-    `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
-    """
+    `hot.used`, or `hot.score` where rows are `merged`, is brought up to date."""
     for found in work.found:
         caps = step.cap[found.request, layer.first + found.heads].tolist()
         for cap in sorted(set(caps)):  # mostly one

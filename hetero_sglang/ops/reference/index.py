@@ -1,7 +1,5 @@
 """A head's key index: keys as a few bits each, and what a query makes of them."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.ops.base import LayerIndex, StepTables
@@ -42,8 +40,7 @@ def attention_guess(q: torch.Tensor, codes: torch.Tensor, decode: torch.Tensor, 
     """What a step's queries make of a request's L tokens by their index: scores [C, L] float32, at most 1.
 
     q [C, G, D], codes [C, L, R] as of `unpack`, decode [C, D, R]. Each query's logits become attention over the L
-    tokens; a group's score is the mean of its queries'.
-    """
+    tokens; a group's score is the mean of its queries'."""
     weight = torch.bmm(q.float(), decode) * scale  # [C, G, R]
     logits = torch.bmm(weight, codes.transpose(1, 2))  # [C, G, L]
     return logits.softmax(-1).mean(1)
@@ -61,8 +58,7 @@ def index(
 ) -> None:  # fmt: skip
     """Write the index rows of keys k [n, H, D] at `slots` [n] of the layer's store int16 [C, slots, words].
 
-    heads [C] int32: which of the H heads are compressed; encode [C, D, R], offset [C, R] float32.
-    """
+    heads [C] int32: which of the H heads are compressed; encode [C, D, R], offset [C, R] float32."""
     if heads.numel():
         store[:, slots.long()] = encode_keys(k[:, heads.long()], encode, offset, fields)
 
@@ -74,8 +70,7 @@ def probe(
     """A step's queries q [B, Hq, D] against all but the newest of each request's tokens, which is in the ring.
 
     `slots`: the requests' token slots, request b's from starts[b] on. Heads that still hold every token are left out,
-    and those whose turn it is not. Leaves scores of runs in `work`.
-    """
+    and those whose turn it is not. Leaves scores of runs in `work`."""
     queries = q.unflatten(1, (-1, work.group))[:, layer.heads.long()]  # [B, C, G, D]
     due = (step.clock + layer.turn) % layer.every == 0  # [C]
     for request, (length, start) in enumerate(zip(step.length.tolist(), starts.tolist(), strict=False)):

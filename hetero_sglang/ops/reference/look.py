@@ -1,7 +1,5 @@
 """What pivots look at, and how much of that their satellites hold (HeteroCache, paper section on drift)."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.ops.base import LayerBuffers, LayerPivots, StepTables, Watch, flat_rows
@@ -16,8 +14,7 @@ def look(
     """A step's queries q [B, Hq, D]: satellites that hold too little of what their pivots look at are to be refilled.
 
     Leaves the pivots' scores for these in `work`. Only requests whose turn it is, and heads with as many rows to choose
-    as they always hold.
-    """
+    as they always hold."""
     grouped = q.unflatten(1, (-1, work.group))  # [B, H, G, D]
     for b, (length, start) in enumerate(zip(step.length.tolist(), starts.tolist(), strict=False)):
         request = int(watch.request[b])

@@ -1,7 +1,5 @@
 """Where new tokens go: resident store, host store and ring rows of the hot pool."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.cache.host_store import put_rows
@@ -16,8 +14,7 @@ def store(
 ) -> None:  # fmt: skip
     """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n].
 
-    `step`: the tokens are one per request of a decode step and also go to their ring rows.
-    """
+    `step`: the tokens are one per request of a decode step and also go to their ring rows."""
     if resident and layer.resident.numel():
         index = slots.long()
         layer.resident_k[index], layer.resident_v[index] = k[:, layer.resident], v[:, layer.resident]
@@ -47,8 +44,7 @@ def newest_rows(step: StepTables, numbers: slice, sink: int, ring: int, page: in
 def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, sink: int, ring: int, page: int) -> NewRows:
     """Rows and slots of the newest token of each of the step's requests, in tensors of their own.
 
-    slots: the requests' token slots, request b's from starts[b] on.
-    """
+    slots: the requests' token slots, request b's from starts[b] on."""
     newest = starts[: step.length.numel()].long() + (step.length - 1).clamp(min=0)
     return NewRows(newest_rows(step, slice(None), sink, ring, page).int(), slots[newest])
 
@@ -82,8 +78,7 @@ def fill(
 
     keys [L, H, D], values [L, H, Dv] of all its tokens; selected [C, n] int32: each head's chosen positions,
     ascending, as many as its cap leaves (the rest is not read); scores [C, L] float32, kept with every row of a full
-    head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token.
-    """
+    head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token."""
     length, page = keys.shape[0], layer.hot_k.shape[1]
     for c, (head, rows, start) in enumerate(zip(heads.tolist(), cap.tolist(), page_start.tolist(), strict=True)):
         row = torch.arange(min(rows, length), device=keys.device)

@@ -1,7 +1,5 @@
 """Rows on their way from the host store to the device: of runs that come, and of a whole prefix."""
 
-from __future__ import annotations
-
 import torch
 
 from hetero_sglang.cache.host_store import take_rows
@@ -16,8 +14,7 @@ def swap_in(
 ) -> None:  # fmt: skip
     """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's.
 
-    To their places, or beside them until `seat` where heads attend meanwhile.
-    """
+    To their places, or beside them until `seat` where heads attend meanwhile."""
     for coming in work.coming:
         run = coming.rows.shape[1]
         token = (coming.run[:, None] * run + torch.arange(run, device=coming.run.device)).flatten()

@@ -1,7 +1,5 @@
 """What the torch operations of one step hand to each other."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +18,7 @@ def limit(units: int, run: int, most: int) -> int:
 class Found:
     """What some heads [C] of a request's layer look at: scores [C, U] float32 of its tokens' runs.
 
-    `fading` [C]: what is left of the worth of rows that they hold, where the better of both are kept.
-    """
+    `fading` [C]: what is left of the worth of rows that they hold, where the better of both are kept."""
 
     request: int
     heads: torch.Tensor

@@ -2,10 +2,7 @@
 
 Two launches: places (which are wanted, the others by their last use; or what each is worth); then, side by side, runs
 (wanted and not held) and places again (which are given away). What is listed is listed by splits in order, so the
-outcome depends on no timing.
-"""
-
-from __future__ import annotations
+outcome depends on no timing."""
 
 import triton
 import triton.language as tl
@@ -272,8 +269,7 @@ def choose(
     """After `probe` or `look`: which runs come to which places, for every head that is full, or that is to be refilled;
     `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
 
-    Of the runs that a split lists only the first that may come are there; `swap_in` reads no further.
-    """
+    Of the runs that a split lists only the first that may come are there; `swap_in` reads no further."""
     heads = layer.heads.numel()
     units = step.length.numel() * heads
     splits, per_request = work.splits(units), step.cap.shape[1]

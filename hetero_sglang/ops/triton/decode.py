@@ -2,10 +2,7 @@
 
 Lengths, caps and lists are read on the device and the grid is fixed, so a captured graph serves every step.
 Items of a row are merged as in flash-decoding. An item's first blocks are read while the kernel before it still runs:
-the pipeliner moves the loop's first reads in front of the wait in its body.
-"""
-
-from __future__ import annotations
+the pipeliner moves the loop's first reads in front of the wait in its body."""
 
 import torch
 import triton
@@ -232,8 +229,7 @@ def decode_attention(
     Resident heads attend to the slots that `slots` lists for their request, compressed ones to the rows of their pages
     in `page_list`: as `work.plan` was told for this step. `index`: of the layer. Of what is read here the kernel just
     before may have written the queries and this step's rows, nothing else, unless it is `ordered`. Rows that come
-    meanwhile (`arrivals`) are attended to when the others are merged.
-    """
+    meanwhile (`arrivals`) are attended to when the others are merged."""
     batch, query_heads, dim = q.shape
     heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
     group, shape = query_heads // heads, work.shape

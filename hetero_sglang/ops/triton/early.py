@@ -1,9 +1,6 @@
 """Kernels that begin while the one before them ends (programmatic dependent launch), from Hopper on.
 
-Such a kernel may read before `gdc_wait` only what is older than the kernel just before it.
-"""
-
-from __future__ import annotations
+Such a kernel may read before `gdc_wait` only what is older than the kernel just before it."""
 
 from functools import cache
 

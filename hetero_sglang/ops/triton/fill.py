@@ -1,7 +1,5 @@
 """Filling a layer's working sets when a prompt ends: sinks, selected tokens and the ring, in one launch."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -62,8 +60,7 @@ def fill(
 
     keys [L, H, D], values [L, H, Dv] of all its tokens; selected [C, n] int32: each head's chosen positions,
     ascending, as many as its cap leaves (the rest is not read); scores [C, L] float32, kept with every row of a full
-    head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token.
-    """
+    head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token."""
     rows = 32
     length, _, dim = keys.shape
     v_dim = values.shape[-1]

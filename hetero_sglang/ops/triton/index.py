@@ -1,7 +1,5 @@
 """Key indexes on the device: new keys' codes, written where their tokens' slots are. Twin of ops/reference/index.py."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -77,8 +75,7 @@ def index(
 ) -> None:  # fmt: skip
     """Write the index rows of keys k [n, H, D] at `slots` [n] of the layer's store int16 [C, slots, words].
 
-    heads [C] int32: which of the H heads are compressed; encode [C, D, R], offset [C, R] float32.
-    """
+    heads [C] int32: which of the H heads are compressed; encode [C, D, R], offset [C, R] float32."""
     n, _, dim = k.shape
     if n == 0 or heads.numel() == 0:
         return

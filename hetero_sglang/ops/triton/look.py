@@ -1,10 +1,7 @@
 """What pivots look at, and how much of that their satellites hold: three launches a layer, in the step itself.
 
 Twin of ops/reference/look.py. Logits lie in the workspace, [pivots, G + 1, L] of each request: the last row is the
-attention that is pooled over neighbours, the most of the group's. Requests whose turn it is not cost nothing.
-"""
-
-from __future__ import annotations
+attention that is pooled over neighbours, the most of the group's. Requests whose turn it is not cost nothing."""
 
 import torch
 import triton

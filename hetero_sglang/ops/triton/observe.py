@@ -1,7 +1,5 @@
 """Attention of a prompt's last queries to all of its tokens: twin of selection/scores.py's `observed_weights`."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -47,8 +45,7 @@ def observed_weights(q: torch.Tensor, k: torch.Tensor, scale: float, over_querie
     """Attention weights [C, G, L] float32 of the last W queries, reduced over them by `over_queries` (max or mean).
 
     q [W, C, G, D]: the last one sees all L tokens, the one before all but the last, and so on; k [L, C, D], its last
-    dimension contiguous. Reads K twice and keeps no weights of single queries.
-    """
+    dimension contiguous. Reads K twice and keeps no weights of single queries."""
     width, heads, group, dim = q.shape
     length = k.shape[0]
     q = q.contiguous()

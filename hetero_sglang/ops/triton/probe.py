@@ -3,10 +3,7 @@
 Two launches: one reads the index rows and leaves each query's exponents, in bfloat16 and beside what each part of the
 tokens began with, and their sums; one makes scores of them and counts how many fall in which bin. A query's weights
 are rounded to 8 bits with a scale per field, the codes stay packed: four at a time are multiplied and added up in
-integers.
-"""
-
-from __future__ import annotations
+integers."""
 
 import torch
 import triton
@@ -103,8 +100,7 @@ def _ask(
 ):  # fmt: skip
     """Write `weight` [16, PAD] of a unit's queries from `first` on as `weights` int8 and `factors` by field.
 
-    All parts of a unit write the same.
-    """
+    All parts of a unit write the same."""
     way, member = tl.arange(0, PAD), tl.arange(0, 16)
     real = (member < QUERIES) & (first + member < GROUP)
     factors += (first + member) * MOST_FIELDS
@@ -419,8 +415,7 @@ def probe(
     """A step's queries q [B, Hq, D] (rows may lie apart) against all but the newest of each request's tokens.
 
     `slots`: the requests' token slots, request b's from starts[b] on. Heads that still hold every token are left out.
-    Leaves scores of runs and their bins' counts in `work`.
-    """
+    Leaves scores of runs and their bins' counts in `work`."""
     batch, _, dim = q.shape
     heads = layer.heads.numel()
     units = batch * heads

@@ -1,7 +1,5 @@
 """Token slots of a batch, copied out of SGLang's req_to_token so that a graph replay reads memory of ours alone."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

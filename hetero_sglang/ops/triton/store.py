@@ -1,7 +1,5 @@
 """Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -77,8 +75,7 @@ def store(
 ) -> None:
     """Store k [n, H, D], v [n, H, Dv] of tokens at `slots` [n]; rows may lie apart (engine.rows_apart).
 
-    `step`: the tokens are one per request of a decode step and also go to their ring rows.
-    """
+    `step`: the tokens are one per request of a decode step and also go to their ring rows."""
     n, heads, dim = k.shape
     v_dim, page = v.shape[-1], layer.hot_k.shape[1]
     if n == 0:

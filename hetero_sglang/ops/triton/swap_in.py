@@ -1,9 +1,6 @@
 """Rows that come, read from pinned host memory, and their places. Twins of ops/reference/swap_in.py.
 
-Programs are small: they wait for the link to the host, and leave the step beside its processors.
-"""
-
-from __future__ import annotations
+Programs are small: they wait for the link to the host, and leave the step beside its processors."""
 
 import torch
 import triton
@@ -93,8 +90,7 @@ def swap_in(
 ) -> None:  # fmt: skip
     """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's.
 
-    To their places, or beside them until `seat` where heads attend meanwhile.
-    """
+    To their places, or beside them until `seat` where heads attend meanwhile."""
     heads, aside = layer.heads.numel(), work.aside
     units = step.length.numel() * heads
     dim, v_dim, pdl = hot.k.shape[-1], hot.v.shape[-1], overlaps(slots.device)
@@ -159,8 +155,7 @@ def _bring(
 def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = ALONE) -> None:
     """Rows of token slots [n] on the device to `out` [n, C, D + Dv]; host [blocks, C, BLOCK, D + Dv], a layer's.
 
-    Slots may lie anywhere; where they follow each other a head's rows are read together.
-    """
+    Slots may lie anywhere; where they follow each other a head's rows are read together."""
     n, (_, heads, _, size) = slots.numel(), host.shape
     if n and heads:
         _bring[(programs,)](

@@ -1,7 +1,5 @@
 """How a decode step's attention is cut into items of equal size, on the device, for every layer at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,8 +117,7 @@ class DecodeBuffers:
     [layers, items, FIELDS] int32: an item's row (-1: none), KV head, place of its list, the tokens [begin, end) of it,
     whether it is its row's only one, which of its tokens is this step's (-1: none), and which do not count (`_passed`).
     `partial` [items, G, Dv] and
-    `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum of exponents.
-    """
+    `weight` [items, G] float32: an item's output and the base-2 logarithm of its sum of exponents."""
 
     def __init__(
         self, layers: Sequence[LayerLayout], batch: int, group: int, v_head_dim: int, sink: int, ring: int,

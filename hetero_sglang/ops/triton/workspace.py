@@ -1,7 +1,5 @@
 """What a step's probes and choices write and read between their launches; one for all layers, at fixed addresses."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -44,8 +42,7 @@ class Workspace:
     `most` runs of up to `run` rows may come at once. What does not fit is left out: those requests keep their rows.
 
     A unit is a request's head. Its work is cut into as many equal pieces as its step has room for, whose sizes follow
-    from lengths on the device. To be used by one stream: a layer's lists last until the next layer's `choose`.
-    """
+    from lengths on the device. To be used by one stream: a layer's lists last until the next layer's `choose`."""
 
     def __init__(
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,

@@ -1,10 +1,7 @@
 """A decode step's new rows, from ring rows of the hot pool to the host store: all layers and requests in one launch.
 
 `locate` runs between two steps, on their stream, while the step's tables are still there; `write_back` beside the
-next step.
-"""
-
-from __future__ import annotations
+next step."""
 
 import torch
 import triton
@@ -52,8 +49,7 @@ def _locate(
 def locate(step: StepTables, slots: torch.Tensor, starts: torch.Tensor, sink: int, ring: int, page: int) -> NewRows:
     """Rows and slots of the newest token of each of the step's requests, in tensors of their own.
 
-    slots: the requests' token slots, request b's from starts[b] on.
-    """
+    slots: the requests' token slots, request b's from starts[b] on."""
     batch, heads = step.cap.shape
     row = torch.empty_like(step.cap)
     slot = torch.empty(batch, dtype=torch.int32, device=row.device)
