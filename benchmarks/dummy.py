@@ -16,13 +16,12 @@ from benchmarks import shapes
 from benchmarks.launch import Server
 from hetero_sglang.config import development
 from hetero_sglang.config.layout import HeadLayout, build_layout
-from hetero_sglang.config.settings import HOT_PAGE
+from hetero_sglang.config.settings import HOT_PAGE, Settings
 from hetero_sglang.profile.ablation import alike
 from hetero_sglang.profile.files import load_profile, save_profile
 from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 
 VOCABULARY = 120000  # ids below the special ones
-MOST_ROWS = 2048  # that may come to a head at once
 # Of SmolLM2-135M-Instruct's 30 layers, by calibration; see index_profile.
 TURNS = (0.01, 0.3, 0.17, 0.53)
 RUNS_SHARES = (0.73, 0.07, 0.2)
@@ -130,7 +129,7 @@ def rows_at_once(profile: str | Path, rows: float) -> int:
     index = load_profile(profile).index
     assert index is not None
     every, run = np.maximum(index.every, 1), index.run[:, None]
-    for most in range(MOST_ROWS):
+    for most in range(Settings.most_swaps):
         if (most // run * run / every * index.probed).mean() >= rows:
             return most
     raise SystemExit(

@@ -35,7 +35,8 @@ HIDDEN, INNER = 4096, 14336
 FIELDS: Fields = ((8, 4), (24, 2))
 LAYERS, KEPT, SINK, WINDOW, PAGE, ROUNDS = 8, 0.15, 16, 64, 16, 7
 COME = 30  # rows that may come to a head in a step: 15 on the mean, where every other layer looks for some
-STAGES = ("attention alone", "resting", "probe", "choose", "swap_in")  # not its turn; then the first so many operations
+# How many of probe, choose and swap_in are launched; resting, it is no layer's turn.
+STAGES = {"attention alone": 0, "resting": 3, "probe": 1, "choose": 2, "swap_in": 3}
 
 
 class Layers:
@@ -108,28 +109,28 @@ class Layers:
             later = torch.randint(tokens - 500, tokens, (places,), dtype=torch.int32, device=heads.device)
             used[head] = torch.where(torch.rand(places, device=heads.device) < 0.5, first, later).repeat_interleave(run)
 
-    def run(self, stage: int) -> None:
-        """Layer by layer, with what STAGES has up to `stage`."""
+    def run(self, operations: int) -> None:
+        """Layer by layer, with the first so many operations beside attention."""
         x = self.state
         for number, (q, (qkv, o, up, down)) in enumerate(zip(self.q, self.weights, strict=True)):
             k, v = ((x @ qkv)[:, GROUP * HEADS * DIM :]).unflatten(1, (2 * HEADS, DIM)).chunk(2, 1)
-            out = self._attend(number, stage, q, k, v).flatten(1)
+            out = self._attend(number, operations, q, k, v).flatten(1)
             x = torch.nn.functional.rms_norm(out @ o, (HIDDEN,))
             gate, value = (x @ up).chunk(2, 1)
             x = torch.nn.functional.rms_norm((torch.nn.functional.silu(gate) * value) @ down, (HIDDEN,))
 
-    def _attend(self, number: int, stage: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(self, number: int, operations: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """As engine/lazy.py has it."""
         buffers, layer, step, work = self.buffers[number], self.layers[number], self.step, self.work
         store(buffers, self.newest, k, v, host=False, step=step, sink=SINK, ring=self.decode.ring)
         arrivals = None
-        if stage > 0:
+        if operations > 0:
             self.lane.follow(mark(q.device))
             with self.lane:
                 probe(q, layer, self.slots, self.starts, step, DIM**-0.5, SINK, WINDOW, work)
-                if stage != 2:
+                if operations > 1:
                     choose(layer, step, self.hot, SINK, WINDOW, work)
-                if stage in (1, 4):
+                if operations > 2:
                     swap_in(layer, self.host, self.slots, self.starts, step, self.hot, SINK, work)
             arrivals = Arrivals(layer, work, self.lane.mark())
         lists = self.slots, step.page_list
@@ -149,9 +150,9 @@ def measure(
     """Seconds per layer by stages, printed and given as they are known."""
     layers = Layers(device, host, batch, tokens, run)
     alone = 0.0
-    for stage, what in enumerate(STAGES):
-        taken = _fresh(device, layers, stage) / LAYERS
-        alone = taken if stage == 0 else alone
+    for what, operations in STAGES.items():
+        taken = _fresh(device, layers, operations, due=what != "resting") / LAYERS
+        alone = alone or taken
         came, late, *_ = layers.work.counted.tolist()
         name = f"{batch}x{tokens}, runs of {run}: {what}"
         print(f"{name:<40}{1e6 * taken:8.1f} us a layer, {1e6 * (taken - alone):+.1f}", flush=True)
@@ -161,12 +162,12 @@ def measure(
         }  # fmt: skip
 
 
-def _fresh(device: torch.device, layers: Layers, stage: int) -> float:
-    """Median seconds of a stage, replayed, with new queries each time; counts are those of the last."""
+def _fresh(device: torch.device, layers: Layers, operations: int, due: bool) -> float:
+    """Median seconds of a step, replayed, with new queries each time; counts are those of the last."""
     for layer in layers.layers:
         layer.every.fill_(2)
-    layers.step.clock.fill_(int(STAGES[stage] == "resting"))
-    steps = partial(layers.run, stage)
+    layers.step.clock.fill_(int(not due))
+    steps = partial(layers.run, operations)
     replay = captured(steps)[0].replay if device.type == "cuda" else steps
     times = []
     for _ in range(ROUNDS):

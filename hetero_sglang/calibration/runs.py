@@ -5,7 +5,6 @@ and then no head needs anything new."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -117,8 +116,8 @@ class _Layer:
         self.query = query.reshape(heads, -1, query.shape[1], dim)  # [H, G, OBSERVED + L - begin, D]
         first = self.query[:, :, :OBSERVED].permute(2, 0, 1, 3)
         scores = attention_scores(first, key[:, :begin].transpose(0, 1), scaling)  # [H, begin]
-        hold = partial(self._hold, scores, rows)
-        self.held, self.used = map(list, zip(*(hold(run) for run, _ in ways), strict=True))
+        begun = (self._hold(scores, rows, run) for run, _ in ways)
+        self.held, self.used = map(list, zip(*begun, strict=True))
         self.chosen = self.held[0].clone()  # by the prompt's end
 
     def _hold(self, scores: torch.Tensor, rows: int, run: int) -> tuple[torch.Tensor, torch.Tensor]:
