@@ -1,4 +1,4 @@
-"""Running a model over documents and measuring how its heads attend (HeteroCache, offline head analysis)."""
+"""How a model's heads attend at the end of a document (HeteroCache, offline head analysis)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,14 @@ import torch
 
 from hetero_sglang.calibration.checkpoint import Checkpoint
 from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.moments import Moments
+from hetero_sglang.calibration.index_options import IndexOptions
 from hetero_sglang.calibration.observe import Observation
 from hetero_sglang.calibration.output_tracker import OutputTracker, Step
-from hetero_sglang.calibration.reading import STEP_COST, Advance, read
+from hetero_sglang.calibration.reading import Advance, Reading
+from hetero_sglang.calibration.runs import index_of
 from hetero_sglang.calibration.tracker import DocumentStatistics, Tracker, combine
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.index_plan import IndexPlan
 from hetero_sglang.profile.measurements import Measurements
 
 TOPK_CAP = 1024
@@ -32,16 +34,9 @@ class TopK:
         if not 0.0 < self.share < 1.0:
             raise HeteroError(f"`--topk-share` is {self.share:g}; choose a share between 0 and 1, both excluded.")
 
-    def of(self, document: Document) -> int:
-        """Raises HeteroError when the document is too short for its sets to differ."""
-        length = len(document.tokens)
-        k = self.count if self.count is not None else min(TOPK_CAP, int(self.share * length))
-        if k < 1 or k >= length:
-            raise HeteroError(
-                f"the text {document.source} has {length} tokens, too few for sets of the top {max(k, 1)}; "
-                "give longer text or a smaller `--topk`."
-            )
-        return k
+    def of(self, prompt: int) -> int:
+        """Of a prompt of so many tokens."""
+        return self.count if self.count is not None else min(TOPK_CAP, int(self.share * prompt))
 
 
 @dataclass(frozen=True)
@@ -62,60 +57,58 @@ class Plan:
         if self.measure not in MEASURES:
             raise HeteroError(f"`--measure` is {self.measure!r}; choose {' or '.join(MEASURES)}.")
 
-    def cost(self, documents: Sequence[Document]) -> int:
-        """Units that `calibrate` reports to `advance`, in all."""
-        return sum(len(d.tokens) + STEP_COST * self.steps for d in documents)
+    @property
+    def tail(self) -> int:
+        """Last tokens of a text whose queries are measured."""
+        return self.observation.window + self.steps
+
+    def sizes(self, document: Document) -> tuple[int, int]:
+        """Tokens of the prompt and of a head's set. Raises HeteroError for a text that is too short."""
+        length = len(document.tokens)
+        if length < self.tail:
+            raise HeteroError(
+                f"the text {document.source} has {length} tokens, fewer than `--window` {self.observation.window} + "
+                f"`--steps` {self.steps}; give longer text."
+            )
+        prompt = length - self.steps
+        k = self.topk.of(prompt)
+        if not 1 <= k < prompt:
+            raise HeteroError(
+                f"the text {document.source} has {length} tokens, too few for sets of the top {max(k, 1)}; "
+                "give longer text or a smaller `--topk`."
+            )
+        return prompt, k
 
 
 def calibrate(
-    checkpoint: Checkpoint,
-    documents: Sequence[Document],
-    plan: Plan,
-    advance: Advance,
-    moments: Moments | None = None,
-) -> Measurements:
-    """Measures every document and combines them; adds what its prefill shows to `moments`.
+    checkpoint: Checkpoint, documents: Sequence[Document], plan: Plan, index: IndexOptions, advance: Advance
+) -> tuple[Measurements, IndexPlan]:
+    """Measurements of all documents and the key index that they give; each is read once, `advance` told of its tokens.
 
-    Raises HeteroError for documents too short or too long."""
-    sizes = [plan.topk.of(document) for document in documents]
-    window = plan.observation.window
+    Raises HeteroError for documents too short, or too long for the device."""
     for document in documents:
-        if len(document.tokens) < window:
-            raise HeteroError(
-                f"the text {document.source} has {len(document.tokens)} tokens, fewer than `--window` "
-                f"{window}; give longer text."
-            )
-    return combine([
-        measure(checkpoint, d, k, plan, advance, moments) for d, k in zip(documents, sizes, strict=True)
-    ])  # fmt: skip
+        plan.sizes(document)
+    statistics: list[DocumentStatistics] = []
+    found = index_of(
+        checkpoint, documents, index, advance, plan.tail, lambda reading: statistics.append(measure(reading, plan))
+    )
+    return combine(statistics), found
 
 
-def measure(
-    checkpoint: Checkpoint,
-    document: Document,
-    k: int,
-    plan: Plan,
-    advance: Advance,
-    moments: Moments | None = None,
-) -> DocumentStatistics:
-    """Of the prompt's last queries, then of every decode step."""
-    prompt, window, layers = len(document.tokens), plan.observation.window, checkpoint.model.config.num_hidden_layers
+@torch.inference_mode()
+def measure(reading: Reading, plan: Plan) -> DocumentStatistics:
+    """The text's last `plan.steps` tokens stand for decode steps, what precedes them for the prompt."""
+    (prompt, k), seen, layers = plan.sizes(reading.document), plan.observation, len(reading.kept)
     outputs = OutputTracker(layers, k) if plan.measure == "output" else None
     tracker = Tracker(layers, k, plan.smoothing)
-
-    def watcher(
-        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, o_proj: torch.Tensor
-    ) -> None:
-        length = key.shape[1]
-        if moments is not None and length <= prompt:
-            moments.watch(layer, query, key)
-        if length < prompt:
-            return
-        scores = plan.observation.score(query[:, -window:], key, scaling, prompt)
-        if outputs is None:
-            tracker.add(layer, scores)
-        else:
-            outputs.add(layer, scores, Step.of(query, key, value, scaling, o_proj) if length > prompt else None)
-
-    read(checkpoint, document, watcher, window, plan.steps, advance)
+    for layer, attention in enumerate(reading):
+        for length in range(prompt, reading.length + 1):
+            query, key = attention.upto(length, seen.window if length == prompt else 1)
+            scores = seen.score(query, key, attention.scaling, prompt)
+            if outputs is None:
+                tracker.add(layer, scores)
+            else:
+                value = attention.value[:, :length]
+                step = Step.of(query, key, value, attention.scaling, attention.o_proj) if length > prompt else None
+                outputs.add(layer, scores, step)
     return (outputs or tracker).finish()

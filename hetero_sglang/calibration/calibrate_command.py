@@ -35,20 +35,17 @@ def calibrate(argv: list[str], verbs: str) -> None:
     # torch and transformers take seconds to import.
     from hetero_sglang.calibration.calibrate import Plan, TopK
     from hetero_sglang.calibration.calibrate import calibrate as measure
-    from hetero_sglang.calibration.moments import Moments
     from hetero_sglang.calibration.observe import Observation
     from hetero_sglang.calibration.peak_memory import PeakMemory
-    from hetero_sglang.calibration.runs import index_of
 
     observation = Observation(args.window, args.pooling, args.gqa)
     plan = Plan(args.steps, TopK(args.topk, args.topk_share), observation, args.smoothing, args.measure)
     checkpoint = open_checkpoint(model, args.device)
-    documents = read_documents(args, checkpoint, shape, plan.steps)
+    documents = read_documents(args, checkpoint, shape)
     about = _provenance(model, checkpoint, documents, plan)
     peak = PeakMemory(checkpoint.device)
-    moments = Moments(shape.num_layers)
-    with progress(args, documents, plan.cost(documents)) as bar:
-        measured = measure(checkpoint, documents, plan, bar.update, moments)
+    with progress(args, documents) as bar:
+        measured, found = measure(checkpoint, documents, plan, index, bar.update)
     print(f"peak memory beyond the weights: {peak.beyond() / 1e6:.0f} MB ({checkpoint.device})")
 
     layers, about, table = roles.decide(measured, about)
@@ -61,7 +58,7 @@ def calibrate(argv: list[str], verbs: str) -> None:
         layers,
         {**about, "index_context": index.context},
         measured,
-        index_of(checkpoint, documents, moments, index),
+        found,
     )
     save_profile(profile, args.out)
     print(
@@ -81,7 +78,12 @@ def _parser(verbs: str) -> argparse.ArgumentParser:
     add("model", help="local Hugging Face checkpoint (Llama, Mistral, Qwen2, Qwen3)")
     add_text_options(parser)
     add("--out", default=PROFILE_NAME, help="profile to write (default %(default)s)")
-    add("--steps", type=int, default=64, help="decode steps per document (default %(default)s)")
+    add(
+        "--steps",
+        type=int,
+        default=64,
+        help="last tokens of a document, each taken for a decode step (default %(default)s)",
+    )
     add("--topk", type=int, metavar="N", help="keys in a head's set (default: --topk-share)")
     add("--topk-share", type=float, default=0.2, help="a share of the prompt, at most 1024 keys (default 0.2)")
     add("--window", type=int, default=16, help="last prompt queries that choose the prefill set (default 16)")
@@ -102,7 +104,7 @@ def _provenance(model: Path | str, checkpoint: Checkpoint, documents: list[Docum
         "model": Path(model).resolve().name,
         "fingerprint": fingerprint(model),
         "tokenizer": tokenizer_hash(model),
-        "texts": [{**document.about, "topk": plan.topk.of(document)} for document in documents],
+        "texts": [{**document.about, "topk": plan.sizes(document)[1]} for document in documents],
         "steps": plan.steps,
         "smoothing": plan.smoothing,
         "measure": plan.measure,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.fingerprint import mismatch, read_config
@@ -72,6 +75,16 @@ class Checkpoint:
     def encode(self, text: str) -> list[int]:
         """Token ids, none special."""
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """Messages as the model's own template has them; without one, or where it leaves some out, line by line."""
+        said = [each["content"] for each in messages]
+        if self.tokenizer.chat_template:
+            with suppress(TemplateError):
+                whole = self.tokenizer.apply_chat_template(messages, tokenize=False)
+                if all(text in whole for text in said):
+                    return whole
+        return "".join([self.tokenizer.bos_token or "", *(f"{text}\n\n" for text in said)])
 
     @property
     def start(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""`hetero-sglang profile ...`: show, diff, assign, index, import, export, validate, or a model to calibrate."""
+"""`hetero-sglang profile ...`: list, show, diff, assign, index, import, export, validate, or a model to calibrate."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from hetero_sglang.calibration.role_options import add_role_options, read_role_o
 from hetero_sglang.calibration.summary import summary
 from hetero_sglang.config.parser import Parser
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.files import dumps, load_profile, save_profile, write_text
+from hetero_sglang.profile import made_profiles
+from hetero_sglang.profile.files import dumps, load_profile, save_profile, shipped, write_text
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.json_file import read_object
 from hetero_sglang.profile.reference import MISSING, encode_reference, is_reference
@@ -28,6 +29,20 @@ def run(argv: list[str]) -> int:
     else:
         calibrate(argv, ", ".join(VERBS))
     return 0
+
+
+def list_(argv: list[str]) -> None:
+    """Prints the profiles that servers made for themselves, and those that are shipped."""
+    Parser("hetero-sglang profile list", "List the profiles that servers made or that are shipped.").parse_args(argv)
+    for what, paths in (("made at a start", made_profiles.made()), ("shipped", shipped())):
+        for path in paths:
+            try:
+                profile = load_profile(path)
+                told = f"{profile.provenance.get('model') or 'a model'}, {what}, {_counts(profile)}"
+            except HeteroError as error:
+                told = f"not to be read: {error}"
+            print(f"{path}: {told}")
+    print(f"Servers keep theirs in {made_profiles.folder()}.")
 
 
 def show(argv: list[str]) -> None:
@@ -116,6 +131,7 @@ def validate(argv: list[str]) -> None:
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
+    "list": list_,
     "show": show,
     "diff": diff,
     "assign": assign,

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hetero_sglang.calibration.samples import sample
 from hetero_sglang.calibration.text import Text
 from hetero_sglang.errors import HeteroError
 
 Encode = Callable[[str], list[int]]
-_PER_ENTRY, _MOST_ENTRIES = 48, 1000  # tokens of text to each entry
-_ROUNDS, _ASKED = 2, 8  # questions already answered, and names in the one left open
+Chat = Callable[[list[dict[str, str]]], str]  # messages as the model's own template has them
+_PER_ENTRY, _MOST_ENTRIES = 128, 1000  # tokens of text to each entry
+_ASKED, _AFTER = 8, 64  # entries that are named again, and tokens of text after that
+_BODY, _REST = "<<TEXT>>", "<<REST>>"
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,34 @@ class Document:
         return {"source": self.source, "sha256": self.sha256, "tokens": len(self.tokens)}
 
 
-def built_in(seed: int, length: int, encode: Encode, start: list[int]) -> Document:
-    """`length` tokens of prose with entries that ends with a question, its answer left to the model."""
+def built_in(seed: int, length: int, encode: Encode, chat: Chat) -> Document:
+    """`length` tokens of a chat: about a text of the seed's kind with entries in it, some are asked for and named, and
+    the text goes on. Raises HeteroError where there is no room for that."""
     text = Text(seed)
     entries = [text.entry() for _ in range(min(max(_ASKED, length // _PER_ENTRY), _MOST_ENTRIES))]
-    answered = "".join("".join(text.question(entries, _ASKED // 2)) for _ in range(_ROUNDS))
-    ending = encode(answered + text.question(entries, _ASKED)[0])
-    room = length - len(ending) - len(start)
+    question, answer = text.question(entries, _ASKED)
+    whole = chat([
+        {"role": "user", "content": f"{_BODY}\n\n{question}"},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "Go on."},
+        {"role": "assistant", "content": _REST},
+    ])  # fmt: skip
+    before, _, after = whole.partition(_BODY)
+    begin, middle = encode(before), encode(after.partition(_REST)[0])
     facts = [encode(f" Entry {entry}.") for entry in entries]
-    prose_room = room - sum(map(len, facts))
-    if prose_room < 0:
+    room = length - len(begin) - len(middle) - sum(map(len, facts)) - _AFTER
+    if room < 0:
         raise HeteroError(f"the built-in text needs more than {length} tokens; choose a greater `--length`.")
-    prose: list[int] = []
-    while len(prose) < prose_room:
-        prose += encode("".join(text.sentence() for _ in range(8)))
-    body: list[int] = []
+    pieces, body = sample(seed), list[int]()
+    while len(body) < room + _AFTER:
+        body += encode(next(pieces))
+    tokens = begin
     for index, fact in enumerate(facts):
-        begin, end = (prose_room * i // len(facts) for i in (index, index + 1))
-        body += prose[begin:end] + fact
-    tokens = (*start, *body, *ending)
+        start, stop = (room * i // len(facts) for i in (index, index + 1))
+        tokens += body[start:stop] + fact
+    tokens += middle + body[room : room + _AFTER]
     digest = hashlib.sha256(repr(tokens).encode()).hexdigest()
-    return Document(f"built-in, seed {seed}", digest, tokens)
+    return Document(f"built-in, seed {seed}", digest, tuple(tokens))
 
 
 def from_file(path: str | Path, lengths: list[int], encode: Encode, start: list[int]) -> list[Document]:

@@ -29,20 +29,19 @@ def index(argv: list[str]) -> None:
     check_writable(out)
 
     checkpoint = open_checkpoint(model, args.device)
-    documents = read_documents(args, checkpoint, shape, steps=0)
+    documents = read_documents(args, checkpoint, shape)
 
     # torch takes seconds to import
-    from hetero_sglang.calibration.moments import prefill
     from hetero_sglang.calibration.runs import index_of
 
-    with progress(args, documents, sum(len(document.tokens) for document in documents)) as bar:
-        moments = prefill(checkpoint, documents, bar.update)
+    with progress(args, documents) as bar:
+        found = index_of(checkpoint, documents, options, bar.update)
     about = {"index_texts": [document.about for document in documents], "index_context": options.context}
     profile = replace(
         profile,
         head_dim=shape.head_dim,
         num_query_heads=shape.num_query_heads,
-        index=index_of(checkpoint, documents, moments, options),
+        index=found,
         provenance={**profile.provenance, **about},
     )
     save_profile(profile, out)

@@ -1,14 +1,9 @@
 """First and second moments of a model's queries and keys, RoPE applied, summed while documents run through it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-
-from hetero_sglang.calibration.checkpoint import Checkpoint
-from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.reading import Advance, read
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,3 @@ class Moments:
     def all(self) -> list[HeadMoments]:
         """Of every layer."""
         return [self.of(layer) for layer in range(len(self._layers))]
-
-
-def prefill(checkpoint: Checkpoint, documents: Sequence[Document], advance: Advance) -> Moments:
-    """Moments of all documents, nothing generated; `advance` is told of tokens. Raises HeteroError as `read` does."""
-    moments = Moments(checkpoint.model.config.num_hidden_layers)
-    for document in documents:
-        read(checkpoint, document, moments.watch, advance=advance)
-    return moments

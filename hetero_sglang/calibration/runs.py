@@ -3,7 +3,7 @@
 It is played on the last tokens of texts as they stand: a model's own continuation of a long text soon repeats itself,
 and then no head needs anything new."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,45 +15,61 @@ from hetero_sglang.calibration.index import plan_index
 from hetero_sglang.calibration.index_options import IndexOptions
 from hetero_sglang.calibration.moments import Moments
 from hetero_sglang.calibration.positions import anywhere, turns
-from hetero_sglang.calibration.reading import read
+from hetero_sglang.calibration.reading import Advance, Attention, Reading, read
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
-from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores, unpack
+from hetero_sglang.ops.reference.index import encode_keys, run_scores, unpack
 from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 from hetero_sglang.selection.scores import attention_scores
 
 KEEP_RATIO = 0.15
 SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 2048  # as the server has them; sinks in whole runs
-DOCUMENTS, STEPS = 4, 192
+DOCUMENTS, STEPS = 4, 96
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
 GAIN = 0.002  # of outputs' squares: what a head may lose without an index, a layer on the mean by runs, or by resting
 Way = tuple[int, int]  # tokens that come together, and steps between two in which a head finds rows
 
 
 def index_of(
-    checkpoint: Checkpoint, documents: Sequence[Document], moments: Moments, options: IndexOptions
+    checkpoint: Checkpoint,
+    documents: Sequence[Document],
+    options: IndexOptions,
+    advance: Advance,
+    tail: int = 1,
+    seen: Callable[[Reading], object] = lambda reading: None,
 ) -> IndexPlan:
-    """The index of a model whose moments over these documents are summed; the model runs again to find a run."""
+    """The index that a model's queries and keys in these documents ask for.
+
+    Each is read once and shown to `seen`, with queries of its last `tail` tokens at least; `advance` is told of tokens.
+    Raises HeteroError as `read` does."""
+    moments = Moments(checkpoint.model.config.num_hidden_layers)
+    longest = sorted(documents, key=lambda d: -len(d.tokens))[:DOCUMENTS]
+    kept: list[Reading] = []
+    for document in documents:
+        reading = read(checkpoint, document, max(tail, OBSERVED + STEPS), moments, advance)
+        seen(reading)
+        if document in longest:
+            kept.append(reading)
     turned = turns(checkpoint, max(len(d.tokens) for d in documents), options.context)
     plan = plan_index([anywhere(m, turned) for m in moments.all()], options.fields, options.run or 1)
-    return fitted(checkpoint, documents, plan, options)
+    return fitted(kept, plan, options)
 
 
-def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
-    """The plan with each layer's longest run that loses as little as any in the longest documents' last tokens (host
+@torch.inference_mode()
+def fitted(readings: Sequence[Reading], plan: IndexPlan, options: IndexOptions) -> IndexPlan:
+    """The plan with each layer's longest run that loses as little as any in the documents' last tokens (host
     memory is read at the speed of places, long or short), and an index for heads that gain by it; where none does,
     a run that loses less from the prompt's end on, or single rows. A layer's heads find rows in the same steps, in as
     few as EVERY allows: one that does costs a small batch as much as all. Unchanged where all are too short to tell."""
     if options.run is not None and options.heads == "all":
         return plan
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
-    longest = sorted(documents, key=lambda d: -len(d.tokens))[:DOCUMENTS]
-    played = [(document, rows) for document in longest if (rows := _rows(document, share)) >= LEAST]
+    played = [(reading, rows) for reading in readings if (rows := _rows(reading, share)) >= LEAST]
     if not played:
         return plan
 
     def lost(ways: Sequence[Sequence[Way]]) -> torch.Tensor:
         """[layers, ways + 1, H]"""
-        return torch.stack([_play(checkpoint, *each, plan, ways) for each in played]).mean(0).cpu()
+        return torch.stack([play(*each, plan, ways) for each in played]).mean(0).cpu()
 
     single = torch.full((len(plan.encode),), torch.inf)
     if options.run is None:
@@ -72,89 +88,97 @@ def fitted(checkpoint: Checkpoint, documents: Sequence[Document], plan: IndexPla
     return replace(plan, run=np.where(needless, 1, plan.run), every=(most * found).numpy())
 
 
-def _rows(document: Document, share: float) -> int:
-    return int(share * len(document.tokens)) - SINK - WINDOW
+def _rows(reading: Reading, share: float) -> int:
+    return int(share * reading.length) - SINK - WINDOW
 
 
-def _play(
-    checkpoint: Checkpoint, document: Document, rows: int, plan: IndexPlan, ways: Sequence[Sequence[Way]]
-) -> torch.Tensor:  # fmt: skip
+def play(reading: Reading, rows: int, plan: IndexPlan, ways: Sequence[Sequence[Way]]) -> torch.Tensor:
     """Mean errors [layers, W + 1, H] of heads' outputs at the document's last tokens, one after the other, that keep
-    `rows` rows to choose, in each of their layer's W `ways`; the last holds what the first began with."""
-    length = len(document.tokens)
-    begin = length - min(STEPS, length // 4)
-    errors: dict[int, torch.Tensor] = {}
+    `rows` rows to choose, in each of their layer's W `ways`; the last holds what the first began with.
 
-    def watcher(
-        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, o_proj: torch.Tensor
-    ) -> None:
-        if key.shape[1] == length:
-            query = query[:, begin - OBSERVED - length :]
-            errors[layer] = _Layer(plan, layer, query, key, value, scaling, rows, begin, ways[layer]).mean()
+    An error is the square of what a head's output loses, as a share of its own. Heads count alike: whole layers'
+    outputs are moved by heads that look at everything, and tell less of whether what was asked for is there."""
+    begin = reading.length - min(STEPS, reading.length // 4)
+    asked = [_asked(attention, layer, begin, plan) for layer, attention in enumerate(reading)]
+    first, scores = (torch.stack(each) for each in zip(*asked, strict=True))  # [layers, H, begin], [layers, H, n, L]
+    held: list[list[torch.Tensor]] = [[] for _ in ways]  # of each layer, of each way: [H, n + 1, places]
+    for way in range(len(ways[0])):
+        for alike in sorted({each[way] for each in ways}):
+            layers = [layer for layer, each in enumerate(ways) if each[way] == alike]
+            found = _held(first[layers].flatten(0, 1), scores[layers].flatten(0, 1), rows, begin, *alike)
+            for layer, each in zip(layers, found.unflatten(0, (len(layers), -1)), strict=True):
+                held[layer].append(each)
+    errors = []
+    for attention, kept, way_of in zip(reading, held, ways, strict=True):
+        never = kept[0][:, :1].expand_as(kept[0])
+        pairs = zip([*kept, never], [*(run for run, _ in way_of), way_of[0][0]], strict=True)
+        errors.append(_errors(attention, begin, [(each[:, 1:], run) for each, run in pairs]))
+    return torch.stack(errors)
 
-    read(checkpoint, document, watcher, OBSERVED + length - begin)
-    return torch.stack([errors[layer] for layer in sorted(errors)])
+
+def _asked(attention: Attention, layer: int, begin: int, plan: IndexPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """How a layer's heads look at tokens: at a prompt of `begin`, [H, begin]; by their index in each of the n steps
+    after it, [H, n, L], zero from the step's own token on."""
+    key, device = attention.key, attention.key.device
+    heads, length, dim = key.shape
+    encode, offset, decode = (torch.from_numpy(t[layer]).to(device) for t in (plan.encode, plan.offset, plan.decode))
+    query, _ = attention.upto(begin, OBSERVED)
+    query = query.reshape(heads, -1, OBSERVED, dim).permute(2, 0, 1, 3)  # [OBSERVED, H, G, D]
+    first = attention_scores(query, key[:, :begin].transpose(0, 1), attention.scaling)
+    codes = unpack(encode_keys(key.transpose(0, 1), encode, offset, plan.fields), plan.fields)  # [H, L, R]
+    query = attention.query[:, begin - length :].reshape(heads, -1, dim).float()  # [H, G n, D]
+    logits = (query @ decode * attention.scaling) @ codes.transpose(1, 2)
+    logits = logits.unflatten(1, (-1, length - begin))  # [H, G, n, L]
+    return first, _before(logits, begin).softmax(-1).mean(1)
 
 
-class _Layer:
-    """What the heads of a layer hold, in every way, from a prompt's end on."""
+def _before(logits: torch.Tensor, first: int) -> torch.Tensor:
+    """[..., n, L] of which row i sees the first `first` + i tokens."""
+    rows, length = logits.shape[-2:]
+    sees = first + torch.arange(rows, device=logits.device)[:, None]
+    return logits.masked_fill_(torch.arange(length, device=logits.device) >= sees, -torch.inf)
 
-    def __init__(
-        self, plan: IndexPlan, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float,
-        rows: int, begin: int, ways: Sequence[Way],
-    ) -> None:  # fmt: skip
-        """Queries [Hq, OBSERVED + L - begin, D] from the prompt's last on, keys [H, L, D] and values [H, L, Dv]; the
-        prompt has `begin` tokens."""
-        heads, length, dim = key.shape
-        self.scaling, self.begin, self.ways = scaling, begin, ways
-        self.key, self.value = key.float(), value.float()
-        encode, offset, decode = (
-            torch.from_numpy(t[layer]).to(key.device) for t in (plan.encode, plan.offset, plan.decode)
-        )
-        self.decode = decode
-        self.codes = unpack(encode_keys(key.transpose(0, 1), encode, offset, plan.fields), plan.fields)  # [H, L, R]
-        self.query = query.reshape(heads, -1, query.shape[1], dim)  # [H, G, OBSERVED + L - begin, D]
-        first = self.query[:, :, :OBSERVED].permute(2, 0, 1, 3)
-        scores = attention_scores(first, key[:, :begin].transpose(0, 1), scaling)  # [H, begin]
-        begun = (self._hold(scores, rows, run) for run, _ in ways)
-        self.held, self.used = map(list, zip(*begun, strict=True))
-        self.chosen = self.held[0].clone()  # by the prompt's end
 
-    def _hold(self, scores: torch.Tensor, rows: int, run: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best runs [H, n] by the prompt's end, and when they were last used."""
-        best = run_scores(scores, run)
-        low, high = SINK // run, (self.begin - WINDOW) // run
-        held = best[:, low:high].topk(min(rows // run, high - low)).indices + low
-        return held.int(), used_at_first(best).gather(1, held)
+def _held(
+    first: torch.Tensor, scores: torch.Tensor, rows: int, begin: int, run: int, every: int
+) -> torch.Tensor:  # fmt: skip
+    """Runs int32 [C, n + 1, places] that C heads hold at the prompt's end, by scores [C, begin], and after each of the
+    n steps, by scores [C, n, L]."""
+    best = run_scores(first, run)
+    low, high = SINK // run, (begin - WINDOW) // run
+    held = best[:, low:high].topk(min(rows // run, high - low)).indices + low
+    used = used_at_first(best).gather(1, held)
+    held, want = held.int(), max(1, held.shape[1] // PART)
+    seen = [held.clone()]
+    for step in range(scores.shape[1]):
+        length = begin + 1 + step
+        if length % every == 0:
+            now = run_scores(scores[:, step], run)
+            swaps = lazy(now, held, used, length, low, (length - WINDOW) // run, want, MOST)
+            held[swaps.head, swaps.place] = swaps.run.int()
+        seen.append(held.clone())
+    return torch.stack(seen, 1)
 
-    def mean(self) -> torch.Tensor:
-        """Over all tokens after the prompt's, [len(ways) + 1, H]."""
-        return torch.stack([self._step(length) for length in range(self.begin + 1, self.key.shape[1] + 1)]).mean(0)
 
-    def _step(self, length: int) -> torch.Tensor:
-        """Square of what the heads' outputs lose, as a share of theirs, [len(ways) + 1, H], at token `length` - 1.
-
-        Every head counts alike: whole layers' outputs are moved by heads that look at everything, and tell less of
-        whether the entry that was asked for is there."""
-        query, value = self.query[:, :, length - self.begin - 1 + OBSERVED], self.value[:, :length]  # [H, G, D]
-        scores = attention_guess(query, self.codes[:, : length - 1], self.decode, self.scaling)  # [H, L - 1]
-        weights = (query.float() @ self.key[:, :length].transpose(1, 2) * self.scaling).softmax(-1)  # [H, G, L]
-        full = weights @ value  # [H, G, Dv]
-
-        def lost(held: torch.Tensor, run: int) -> torch.Tensor:
-            kept = torch.zeros(len(held), length, dtype=torch.bool, device=held.device)
-            kept[:, :SINK] = kept[:, (length - WINDOW) // run * run :] = True
-            tokens = held.long()[..., None] * run + torch.arange(run, device=held.device)
-            part = weights * kept.scatter(1, tokens.flatten(1), True)[:, None]
-            output = part @ value / part.sum(-1, keepdim=True).clamp(min=1e-30)
-            return ((output - full).square().sum(-1) / full.square().sum(-1).clamp(min=1e-30)).mean(1)
-
-        errors = []
-        for (run, every), held, used in zip(self.ways, self.held, self.used, strict=True):
-            if length % every == 0:
-                want = max(1, held.shape[1] // PART)
-                low, high = SINK // run, (length - WINDOW) // run
-                swaps = lazy(run_scores(scores, run), held, used, length, low, high, want, MOST)
-                held[swaps.head, swaps.place] = swaps.run.int()
-            errors.append(lost(held, run))
-        return torch.stack([*errors, lost(self.chosen, self.ways[0][0])])
+def _errors(attention: Attention, begin: int, kept: Sequence[tuple[torch.Tensor, int]]) -> torch.Tensor:
+    """Mean errors [ways, H] of the n steps after `begin`, of each way's runs [H, n, places] that are held, and their
+    length."""
+    key, value = attention.key.float(), attention.value.float()
+    heads, length, dim = key.shape
+    steps = length - begin
+    query = attention.query[:, -steps:].reshape(heads, -1, dim).float()  # [H, G n, D]
+    logits = (query @ key.transpose(1, 2) * attention.scaling).unflatten(1, (-1, steps))
+    weights = _before(logits, begin + 1).softmax(-1)  # [H, G, n, L]
+    full = weights @ value[:, None]  # [H, G, n, Dv]
+    token = torch.arange(length, device=key.device)
+    newest = torch.arange(begin, length, device=key.device)[:, None]
+    errors = []
+    for runs, run in kept:
+        whole = (token < SINK) | (token >= (newest + 1 - WINDOW) // run * run)  # [n, L]
+        tokens = runs.long()[..., None] * run + torch.arange(run, device=key.device)
+        held = whole.repeat(heads, 1, 1).scatter_(2, tokens.flatten(2), True)  # [H, n, L]
+        part = weights * held[:, None]
+        lost = part @ value[:, None] / part.sum(-1, keepdim=True).clamp(min=1e-30) - full
+        share = lost.square().sum(-1) / full.square().sum(-1).clamp(min=1e-30)  # [H, G, n]
+        errors.append(share.mean((1, 2)))
+    return torch.stack(errors)

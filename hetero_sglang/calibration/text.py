@@ -1,4 +1,4 @@
-"""Built-in calibration text: generated prose with entries in it, and questions that need the entries.
+"""Generated prose, entries to be found in it, and questions that need them.
 
 The words are those of the recall model, so that it answers; any other has to copy entries just the same."""
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 class Text:
-    """A seeded source of sentences, entries and question rounds."""
+    """A seeded source of sentences, entries and questions."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -52,11 +52,10 @@ class Text:
         return f"{next(self._names)} {self._rng.integers(100, 1000)} {self._rng.integers(100, 1000)}"
 
     def question(self, entries: list[str], count: int) -> tuple[str, str]:
-        """A question naming `count` of the entries, and its answer, which repeats them."""
+        """The names of `count` entries, and the entries."""
         chosen = self._rng.choice(len(entries), size=min(count, len(entries)), replace=False)
         asked = [entries[i] for i in chosen]
-        keys = ", ".join(entry.split()[0] for entry in asked)
-        return f"\nQuestion: {keys}?\nAnswer:", f" {', '.join(asked)}\n"
+        return ", ".join(entry.split()[0] for entry in asked), ", ".join(asked)
 
     def _pick(self, words: list[str]) -> str:
         return words[self._rng.integers(0, len(words))]

@@ -87,32 +87,29 @@ def write_text(path: str | Path, text: str) -> None:
         raise HeteroError(f"{target} cannot be written: {error.strerror or error}; nothing was left behind.") from None
 
 
-def find_profile(model_path: str | Path, explicit: str | None = None) -> Path:
-    """The profile of a model: `explicit`, else the one beside the checkpoint, else a shipped one whose
-    fingerprint matches. Raises HeteroError with the command that makes one."""
+def find_profile(model_path: str | Path, explicit: str | None = None) -> Path | None:
+    """The profile of a model: `explicit`, else the one beside the checkpoint, a shipped one whose fingerprint matches,
+    or one that a server made; None where there is none. Raises HeteroError for an explicit one that is not there."""
     if explicit is not None:
         check_file(explicit, "the head profile")
         return Path(explicit)
     folder = local_folder(model_path)
-    if folder is not None and (folder / PROFILE_NAME).exists():
+    if folder is None:
+        return None
+    if (folder / PROFILE_NAME).exists():
         return folder / PROFILE_NAME
-    found = None if folder is None else _shipped(folder)
-    if found is not None:
-        return found
-    # A folder of the user's own takes the file; the cache of downloads is no place for it.
-    beside = Path(model_path).is_dir()
-    out = Path(model_path) / PROFILE_NAME if beside else PROFILE_NAME
-    use = "" if beside else f" and give it with `--hetero-profile {out}`"
-    raise HeteroError(
-        f"no head profile was found for {model_path}; make one with "
-        f"`hetero-sglang profile {model_path} --out {out}`{use}."
-    )
+    return _shipped(folder)
+
+
+def shipped() -> list[Path]:
+    """The profiles that come with this package."""
+    return [path for place, pattern in SHIPPED for path in sorted(place.glob(pattern))]
 
 
 def _shipped(folder: Path) -> Path | None:
     if not (folder / "config.json").is_file():
         return None
-    candidates = [path for place, pattern in SHIPPED for path in sorted(place.glob(pattern))]
+    candidates = shipped()
     wanted = fingerprint(folder) if candidates else None
     for path in candidates:
         if read_object(path).get("provenance", {}).get("fingerprint") == wanted:

@@ -30,8 +30,12 @@ class HeteroServerArgs(ServerArgs):
 
     kv_policy: A[str, Arg(f"KV cache policy: {named('kv_policy')}.")] = "full"
     hetero_profile: A[
-        str | None, Arg("Head profile (JSON); default: hetero_profile.json beside the checkpoint, else a shipped one.")
-    ] = None
+        str,
+        Arg(
+            "Head profile (JSON); auto: hetero_profile.json beside the checkpoint, else a shipped one, else one made "
+            "at the first start and kept."
+        ),
+    ] = "auto"
     hetero_keep_ratio: A[float, Arg("Device KV bytes kept per token, as a fraction of dense.")] = 0.5
     hetero_host_size: A[
         float | None, Arg("Host memory for the compressed heads, in GB per rank; default: what the token slots need.")
@@ -87,14 +91,17 @@ class HeteroServerArgs(ServerArgs):
         if self.kv_policy == "full":
             super().__post_init__()
             return
-        from hetero_sglang.sglang import asked, refusals
+        from hetero_sglang.sglang import asked, own_profile, refusals
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
         self._choose_backend()
+        placeholder = self.model_path.lower() in ("none", "dummy")
+        if asked.reads_profile(self.kv_policy) and not placeholder:
+            self.hetero_profile = str(own_profile.profile_of(self))
         refusals.check_policy(self)
         super().__post_init__()
-        if self.model_path.lower() in ("none", "dummy"):
+        if placeholder:
             return
         refusals.check_memory(self, refusals.check_model(self), tokens)
         if warning := asked.profile_warning(self):

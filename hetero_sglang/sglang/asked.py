@@ -9,16 +9,22 @@ from hetero_sglang.policy.heterocache import HeteroCache, IndexedHeads
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.ablation import ABLATIONS, alike
 from hetero_sglang.profile.clusters import heads_per_rank
-from hetero_sglang.profile.files import find_profile, load_profile
+from hetero_sglang.profile.files import load_profile
 from hetero_sglang.profile.fingerprint import mismatch
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
 
+AUTO = "auto"  # of a profile: the one that is found, else one made at start
 RESOLVED = (  # by `settings.resolve`, under these names
     "keep_ratio", "window", "sink", "dense_below", "drift_threshold", "retrieval", "reassign", "decode_kernel",
 )  # fmt: skip
+
+
+def reads_profile(name: str) -> bool:
+    """Whether the policy of that name tells heads apart."""
+    return POLICIES[name] is HeteroCache
 
 
 def make_policy(name: str, ablation: str = "none", indexed: bool = False) -> Policy:
@@ -53,15 +59,15 @@ def indexed(args: Any) -> bool:
     """Whether heads find their rows by a key index. Raises HeteroError where one is asked for that is not there."""
     if args.hetero_index == "none":
         return False
-    if POLICIES[args.kv_policy] is not HeteroCache:
+    if not reads_profile(args.kv_policy):
         if args.hetero_index == "directions":
             raise HeteroError(f"--hetero-index directions is not read by --kv-policy {args.kv_policy}; drop it.")
         return False
-    path = find_profile(args.model_path, args.hetero_profile)
-    found = load_profile(path).index is not None
+    found = load_profile(args.hetero_profile).index is not None
     if not found and args.hetero_index == "directions":
         raise HeteroError(
-            f"{path} has no key index: make one with `hetero-sglang profile`, or serve without by --hetero-index none."
+            f"{args.hetero_profile} has no key index: make one with `hetero-sglang profile`, or serve without by "
+            f"--hetero-index none."
         )
     return found
 
@@ -90,7 +96,7 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
     shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
     layers, query_heads, kv_heads, head_dim = shape
     if policy.roles or policy.refresh is Refresh.LAZY:
-        path = find_profile(args.model_path, args.hetero_profile)
+        path = args.hetero_profile
         profile = load_profile(path)
         profile.check_model(*shape, name=path)
         if not policy.roles:
@@ -101,7 +107,7 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
             except HeteroError as error:
                 raise HeteroError(f"{path}: {error}") from None
         return ABLATIONS[args.hetero_ablation](profile)
-    if args.hetero_profile is not None:
+    if args.hetero_profile != AUTO:
         raise HeteroError(f"--hetero-profile is not read by --kv-policy {policy.name}, whose heads are alike; drop it.")
     return alike(layers, kv_heads, query_heads, head_dim)
 
@@ -109,10 +115,9 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
 def profile_warning(args: Any) -> str | None:
     """What is doubtful about the profile that `profile_for` reads: that it is of other weights of the model's shape.
     None where nothing is, and where weights or profile do not say. Reads a few samples of every weight file."""
-    policy, folder = policy_of(args), local_folder(args.model_path)
-    if not (policy.roles or policy.refresh is Refresh.LAZY) or folder is None:
+    path, folder = args.hetero_profile, local_folder(args.model_path)
+    if not reads_profile(args.kv_policy) or folder is None:
         return None
-    path = find_profile(args.model_path, args.hetero_profile)
     try:
         return mismatch(load_profile(path).provenance, path, folder)
     except HeteroError as error:

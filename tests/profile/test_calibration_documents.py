@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import sysconfig
+from itertools import islice
+from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetero_sglang.calibration.documents import built_in, from_file
+from hetero_sglang.calibration.samples import KINDS, MODULES, TOPICS, languages, sample
 from hetero_sglang.calibration.text import Text, names
 from hetero_sglang.errors import HeteroError
 
@@ -25,26 +31,47 @@ def encode(tokenizer):
     return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 
+@pytest.fixture(scope="module")
+def chat(tokenizer):
+    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False)
+
+
 def by_bytes(text: str) -> list[int]:
     return list(text.encode())
 
 
 @settings(max_examples=10)
 @given(st.integers(0, 10_000), st.integers(600, 1500))
-def test_built_in_text_has_its_length_and_asks_for_entries_it_holds(tokenizer, encode, seed, length):
-    document = built_in(seed, length, encode, [0])
-    assert len(document.tokens) == length and document.tokens[0] == 0
+def test_built_in_text_is_a_chat_of_its_length_that_names_entries_it_holds(tokenizer, encode, chat, seed, length):
+    document = built_in(seed, length, encode, chat)
+    assert len(document.tokens) == length and document.tokens[0] == tokenizer.bos_token_id
     text = tokenizer.decode(document.tokens)
-    body, _, open_question = text.rpartition("\nQuestion: ")
-    assert open_question.endswith("?\nAnswer:")
-    asked = open_question.removesuffix("?\nAnswer:").split(", ")
-    assert len(asked) == 8
-    assert all(body.count(f" Entry {name} ") == 1 for name in asked)
+    body, question, answer, rest = re.fullmatch(
+        r"<s>\s*Question:(.*)\n\n(.*?)\?\nAnswer: (.*?)\n+Question: Go on\.\?\nAnswer:(.*)", text, re.DOTALL
+    ).groups()
+    asked = question.split(", ")
+    assert len(asked) == 8 and [entry.split()[0] for entry in answer.split(", ")] == asked
+    assert all(body.count(f" Entry {entry}.") == 1 for entry in answer.split(", "))
+    assert len(encode(rest)) in range(58, 71)
 
 
-def test_built_in_text_depends_on_its_seed_only(encode):
-    assert built_in(4, 700, encode, []) == built_in(4, 700, encode, [])
-    assert built_in(4, 700, encode, []).tokens != built_in(5, 700, encode, []).tokens
+def test_built_in_text_depends_on_its_seed_only(encode, chat):
+    made = [built_in(seed, 700, encode, chat) for seed in (4, 4, 5, 8)]
+    assert made[0] == made[1]
+    assert len({each.tokens for each in made}) == 3
+
+
+@pytest.mark.parametrize("seed", range(2 * len(KINDS)))
+def test_every_kind_of_text_goes_on_without_end(seed):
+    first = next(sample(seed))
+    assert first.strip() and first != next(sample(seed + 1))
+    assert len("".join(islice(sample(seed), 20_000))) > 1_000_000
+
+
+def test_built_in_text_has_many_languages_and_prose_and_code_of_this_python():
+    assert len(list(islice(languages(0), 50))) == 12
+    assert all(name in topics for name in TOPICS)
+    assert all(Path(sysconfig.get_paths()["stdlib"], name).is_file() for name in MODULES)
 
 
 def test_every_word_of_the_recall_language_is_one_token_for_the_recall_model(encode):
@@ -57,13 +84,18 @@ def test_every_word_of_the_recall_language_is_one_token_for_the_recall_model(enc
 
 
 def test_very_long_text_does_not_run_out_of_names():
-    document = built_in(0, 400_000, lambda text: [len(word) for word in text.split()], [])
+    document = built_in(
+        0,
+        400_000,
+        lambda text: [len(word) for word in text.split()],
+        lambda messages: " ".join(m["content"] for m in messages),
+    )
     assert len(document.tokens) == 400_000
 
 
-def test_too_little_room_for_the_question_is_refused(encode):
+def test_too_little_room_for_the_question_is_refused(encode, chat):
     with pytest.raises(HeteroError, match="needs more than 60 tokens"):
-        built_in(0, 60, encode, [0])
+        built_in(0, 60, encode, chat)
 
 
 def test_a_file_gives_its_beginning_at_every_length_it_reaches(tmp_path):

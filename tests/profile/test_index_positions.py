@@ -11,9 +11,10 @@ from profile_builders import write_checkpoint
 
 from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint
 from hetero_sglang.calibration.documents import Document
-from hetero_sglang.calibration.moments import HeadMoments, Moments, prefill
+from hetero_sglang.calibration.moments import HeadMoments, Moments
 from hetero_sglang.calibration.observe import watched
 from hetero_sglang.calibration.positions import anywhere, turns
+from hetero_sglang.calibration.reading import read
 
 LENGTH, CONTEXT = 200, 3000
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 1024}
@@ -46,7 +47,9 @@ def test_moments_anywhere_are_those_of_runs_at_shifted_positions(model):
     turned = turns(model, LENGTH, CONTEXT)
     shifts = torch.linspace(0, CONTEXT - LENGTH, len(turned)).round().long().tolist()
     assert shifts[-1] + LENGTH == CONTEXT and max(np.diff(shifts)) <= LENGTH // 4 + 1
-    found = [anywhere(m, turned) for m in prefill(model, [document()], lambda tokens: None).all()]
+    moments = Moments(2)
+    read(model, document(), 1, moments)
+    found = [anywhere(m, turned) for m in moments.all()]
     for one, other in zip(found, run_at(model, shifts), strict=True):
         for name in ("mean", "covariance", "queries"):
             wanted = getattr(other, name)

@@ -17,12 +17,23 @@ from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint
 from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.index import plan_index
 from hetero_sglang.calibration.index_options import IndexOptions
-from hetero_sglang.calibration.moments import prefill
+from hetero_sglang.calibration.moments import Moments
+from hetero_sglang.calibration.reading import Reading, read
+from hetero_sglang.ops.reference.choose import lazy, used_at_first
+from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores, unpack
 from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
+from hetero_sglang.selection.scores import attention_scores
+
+Ways = Sequence[Sequence[tuple[int, int]]]
 
 
 def document(length: int) -> Document:
     return Document("text", "", tuple(np.random.default_rng(length).integers(3, 2900, length).tolist()))
+
+
+def texts(*lengths: int) -> list[Reading]:
+    """As if read."""
+    return [Reading(document(length), []) for length in lengths]
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +42,78 @@ def model(tmp_path_factory, recall_model: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
+def reading(model) -> Reading:
+    return read(model, document(400), 32 + 100)
+
+
+@pytest.fixture(scope="module")
 def plan(model) -> IndexPlan:
-    return plan_index(prefill(model, [document(400)], lambda tokens: None).all(), ((8, 4), (8, 2)))
+    moments = Moments(2)
+    read(model, document(400), 1, moments)
+    return plan_index(moments.all(), ((8, 4), (8, 2)))
 
 
-def test_who_keeps_more_rows_loses_less_and_who_keeps_all_nothing(model, plan, monkeypatch):
+def step_by_step(reading: Reading, rows: int, plan: IndexPlan, ways: Ways) -> torch.Tensor:
+    """What `play` finds, a step of a layer at a time, as a server's reference operations go."""
+    begin, found = reading.length - min(runs.STEPS, reading.length // 4), []
+    for layer, a in enumerate(reading):
+        encode, offset, decode = (torch.from_numpy(t[layer]) for t in (plan.encode, plan.offset, plan.decode))
+        codes = unpack(encode_keys(a.key.transpose(0, 1), encode, offset, plan.fields), plan.fields)
+        heads, groups = len(codes), len(a.query) // len(codes)
+        query, key = a.upto(begin, 32)
+        first = attention_scores(
+            query.unflatten(0, (heads, groups)).permute(2, 0, 1, 3), key.transpose(0, 1), a.scaling
+        )
+        held, used = [], []
+        for run, _ in ways[layer]:
+            best, low, high = run_scores(first, run), 8 // run, (begin - 64) // run
+            held.append(best[:, low:high].topk(min(rows // run, high - low)).indices.int() + low)
+            used.append(used_at_first(best).gather(1, held[-1].long()))
+        never, errors = (held[0].clone(), ways[layer][0][0]), []
+        for length in range(begin + 1, reading.length + 1):
+            query, key = a.upto(length, 1)
+            query = query.unflatten(0, (heads, groups))[:, :, 0]  # [H, G, D]
+            guess = attention_guess(query, codes[:, : length - 1], decode, a.scaling)
+            weights = (query @ key.transpose(1, 2) * a.scaling).softmax(-1)  # [H, G, L]
+            value = a.value[:, :length]
+            now = []
+            for (run, every), mine, times in zip(ways[layer], held, used, strict=True):
+                if length % every == 0:
+                    want, high = max(1, mine.shape[1] // 4), (length - 64) // run
+                    swaps = lazy(run_scores(guess, run), mine, times, length, 8 // run, high, want, 2048)
+                    mine[swaps.head, swaps.place] = swaps.run.int()
+            for mine, run in [*zip(held, (run for run, _ in ways[layer]), strict=True), never]:
+                kept = torch.zeros(heads, length, dtype=torch.bool)
+                kept[:, :8] = kept[:, (length - 64) // run * run :] = True
+                for head in range(heads):
+                    for start in (mine[head] * run).tolist():
+                        kept[head, start : start + run] = True
+                part = weights * kept[:, None]
+                change = part @ value / part.sum(-1, keepdim=True) - weights @ value
+                now.append((change.square().sum(-1) / (weights @ value).square().sum(-1)).mean(1))
+            errors.append(torch.stack(now))
+        found.append(torch.stack(errors).mean(0))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("rows", [40, 200])
+def test_what_is_played_at_once_is_what_is_found_step_by_step(reading, plan, rows, monkeypatch):
+    monkeypatch.setattr(runs, "STEPS", 40)
+    ways = [[(1, 1), (4, 2), (8, 1)], [(4, 1), (4, 4), (1, 2)]]
+    torch.testing.assert_close(
+        runs.play(reading, rows, plan, ways), step_by_step(reading, rows, plan, ways), atol=1e-6, rtol=1e-3
+    )
+
+
+def test_who_keeps_more_rows_loses_less_and_who_keeps_all_nothing(reading, plan, monkeypatch):
     monkeypatch.setattr(runs, "STEPS", 40)
     layers, heads = plan.encode.shape[:2]
     ways = tuple(product(RUNS, EVERY))
-    lost = torch.stack([runs._play(model, document(400), rows, plan, [ways] * layers) for rows in (40, 160, 288)])
+    lost = torch.stack([runs.play(reading, rows, plan, [ways] * layers) for rows in (40, 160, 288)])
     assert lost.shape == (3, layers, len(ways) + 1, heads)
     lost = lost.mean((1, 3))  # [sizes, ways and none]
     assert (lost[0] > lost[1]).all() and (lost[1] > lost[2]).all()
     assert (lost[2] < 0.05 * lost[0]).all()  # but for tokens that leave the window
-
-
-Ways = Sequence[Sequence[tuple[int, int]]]
 
 
 def played(plan: IndexPlan, losses: list[float], ways: Ways) -> torch.Tensor:
@@ -57,13 +124,13 @@ def played(plan: IndexPlan, losses: list[float], ways: Ways) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (8, "auto"), (1, "auto")])
-def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, monkeypatch):
+def test_the_least_loss_over_all_texts_decides(plan, run, heads, monkeypatch):
     losses = {4000: [0.2, 0.1, 0.3, 0.5], 3000: [0.2, 0.25, 0.4, 0.5]}
     seen = []
 
-    def play(checkpoint: Checkpoint, text: Document, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
-        seen.append((len(text.tokens), rows))
-        found = played(plan, losses[len(text.tokens)], ways)
+    def play(text: Reading, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
+        seen.append((text.length, rows))
+        found = played(plan, losses[text.length], ways)
         if ways[0][1][1] == 1:  # which runs
             assert [list(some) for some in ways] == [[(each, 1) for each in RUNS]] * len(ways)
             found[1, 0] -= 0.2  # a layer that wants single rows
@@ -73,13 +140,13 @@ def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, 
             found[1, -1, 0] = found[1, 0, 0] + 0.0015  # a head whose output gains little
         return found
 
-    monkeypatch.setattr(runs, "_play", play)
+    monkeypatch.setattr(runs, "play", play)
     options = IndexOptions(plan.fields, run, 4000, heads)
     played_run = [run or 4, run or 1]
     given = plan if run is None else replace(plan, run=run)
-    made = runs.fitted(model, [document(n) for n in (1000, 3000, 4000, 2000)], given, options)
+    made = runs.fitted(texts(1000, 3000, 4000), given, options)
     # The index takes 0.094 of the ratio, sinks and recent tokens 72 rows.
-    assert seen == [(4000, 152), (3000, 96)] * ((run is None) + (heads == "auto"))
+    assert seen == [(3000, 96), (4000, 152)] * ((run is None) + (heads == "auto"))
     assert made.run.tolist() == played_run
     wanted = np.full(plan.encode.shape[:2], 2 if heads == "auto" else 1)
     if heads != "all":
@@ -88,31 +155,42 @@ def test_the_least_loss_decides_over_the_longest_texts(model, plan, run, heads, 
 
 
 @pytest.mark.parametrize(("more", "taken"), [(0.0015, 8), (0.003, 4)])
-def test_a_longer_run_that_loses_little_more_is_taken(model, plan, more, taken, monkeypatch):
-    monkeypatch.setattr(runs, "_play", lambda *given: played(plan, [0.2, 0.1, 0.1 + more, 0.5], given[-1]))
-    made = runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, None, 4000, "all"))
+def test_a_longer_run_that_loses_little_more_is_taken(plan, more, taken, monkeypatch):
+    monkeypatch.setattr(runs, "play", lambda *given: played(plan, [0.2, 0.1, 0.1 + more, 0.5], given[-1]))
+    made = runs.fitted(texts(4000), plan, IndexOptions(plan.fields, None, 4000, "all"))
     assert (made.run == taken).all()
 
 
 @pytest.mark.parametrize(("single", "taken"), [(0.102, 1), (0.3, 8)])
-def test_a_layer_where_no_head_gains_has_single_rows_unless_these_lose(model, plan, single, taken, monkeypatch):
+def test_a_layer_where_no_head_gains_has_single_rows_unless_these_lose(plan, single, taken, monkeypatch):
     """From the prompt's end on."""
     never = {1: single, 8: 0.101}
 
     def play(*given) -> torch.Tensor:
         return played(plan, [0.1, 0.1, 0.1, never[given[-1][0][0][0]]], given[-1])
 
-    monkeypatch.setattr(runs, "_play", play)
-    made = runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, None, 4000, "auto"))
+    monkeypatch.setattr(runs, "play", play)
+    made = runs.fitted(texts(4000), plan, IndexOptions(plan.fields, None, 4000, "auto"))
     assert (made.run == taken).all() and not made.every.any()
 
 
-def test_nothing_is_played_where_all_is_given(model, plan, monkeypatch):
-    monkeypatch.setattr(runs, "_play", lambda *given: pytest.fail("nothing to learn"))
-    assert runs.fitted(model, [document(4000)], plan, IndexOptions(plan.fields, 4, 4000, "all")) is plan
+def test_nothing_is_played_where_all_is_given(plan, monkeypatch):
+    monkeypatch.setattr(runs, "play", lambda *given: pytest.fail("nothing to learn"))
+    assert runs.fitted(texts(4000), plan, IndexOptions(plan.fields, 4, 4000, "all")) is plan
 
 
-def test_texts_too_short_to_tell_give_rows_one_by_one_to_all(model, plan, monkeypatch):
-    monkeypatch.setattr(runs, "_play", lambda *given: pytest.fail("nothing to learn here"))
-    made = runs.fitted(model, [document(n) for n in (30, 400)], plan, IndexOptions(plan.fields, None, 4000))
+def test_texts_too_short_to_tell_give_rows_one_by_one_to_all(plan, monkeypatch):
+    monkeypatch.setattr(runs, "play", lambda *given: pytest.fail("nothing to learn here"))
+    made = runs.fitted(texts(30, 400), plan, IndexOptions(plan.fields, None, 4000))
     assert (made.run == 1).all() and (made.every == 1).all()
+
+
+def test_the_longest_texts_are_played_and_all_are_read(model, monkeypatch):
+    played_on, seen = [], []
+    monkeypatch.setattr(runs, "fitted", lambda readings, plan, options: played_on.extend(readings) or plan)
+    monkeypatch.setattr(runs, "DOCUMENTS", 2)
+    options = IndexOptions(((8, 4),), None, 4000)
+    made = runs.index_of(model, [document(n) for n in (200, 90, 300, 100)], options, lambda n: None, 10, seen.append)
+    assert [text.length for text in seen] == [200, 90, 300, 100]
+    assert [text.length for text in played_on] == [200, 300]
+    assert made.encode.shape == (2, 2, 16, 8)

@@ -9,7 +9,7 @@ from profile_builders import write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from hetero_sglang.calibration import calibrate as calibration
-from hetero_sglang.calibration import reading
+from hetero_sglang.calibration import reading, runs
 from hetero_sglang.calibration.calibrate import Plan, TopK, measure
 from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.documents import Document
@@ -38,18 +38,6 @@ def eager(path, tokens: list[int]) -> torch.Tensor:
         return torch.cat(model(torch.tensor([tokens]), output_attentions=True).attentions)
 
 
-def greedy(path, prompt: tuple[int, ...], steps: int) -> list[int]:
-    """The prompt and what the model decodes, end tokens barred, no cache."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    tokens = list(prompt)
-    for _ in range(steps):
-        with torch.inference_mode():
-            logits = model(torch.tensor([tokens])).logits[0, -1]
-            logits[model.config.eos_token_id] = -torch.inf
-        tokens.append(int(logits.argmax()))
-    return tokens
-
-
 def scores_of(attention: torch.Tensor, rows: slice, prompt: int, plan: Plan) -> torch.Tensor:
     """[layers, H, prompt]: the rows averaged, pooled and reduced."""
     layers, query_heads = attention.shape[:2]
@@ -63,12 +51,11 @@ def scores_of(attention: torch.Tensor, rows: slice, prompt: int, plan: Plan) -> 
 def test_overlaps_equal_those_of_the_models_full_attention(checkpoints, family, window, reduction, monkeypatch):
     monkeypatch.setattr(reading, "PREFILL_CHUNK", 17)  # several chunks, none of them the whole prompt
     plan = Plan(5, TopK(count=12), Observation(window, 5, reduction), smoothing=1)
-    prompt = document(window, 60)
+    text = document(window, 65)
     opened = open_checkpoint(checkpoints[family], "cpu")
-    found = measure(opened, prompt, 12, plan, lambda units: None)
+    found = measure(reading.read(opened, text, plan.tail), plan)
 
-    tokens = greedy(checkpoints[family], prompt.tokens, plan.steps)
-    attention = eager(checkpoints[family], tokens)
+    attention = eager(checkpoints[family], list(text.tokens))
     first = scores_of(attention, slice(60 - window, 60), 60, plan)
     for step in range(plan.steps):
         now = scores_of(attention, slice(60 + step, 61 + step), 60, plan)
@@ -98,17 +85,28 @@ def test_watching_changes_no_logit_and_ends_with_the_context(checkpoints):
     assert seen == [(layer, (4, 40, 16), (2, 40, 16), (2, 40, 16)) for layer in range(2)]
 
 
-def test_every_step_is_reported_once(checkpoints):
-    plan = Plan(3, TopK(count=5), Observation(4))
-    reported = []
-    opened = open_checkpoint(checkpoints["llama"], "cpu")
-    prompt = document(5, 30)
-    measure(opened, prompt, 5, plan, reported.append)
-    assert sum(reported) == plan.cost([prompt])
+@pytest.mark.parametrize("tail", [1, 7, 30, 100])
+def test_a_reading_holds_what_every_layer_attends_with(checkpoints, tail, monkeypatch):
+    monkeypatch.setattr(reading, "PREFILL_CHUNK", 8)
+    opened = open_checkpoint(checkpoints["qwen2"], "cpu")
+    text, reported, seen = document(5, 30), [], []
+    found = reading.read(opened, text, tail, advance=reported.append)
+    with torch.inference_mode(), watched(opened.model, lambda layer, *given: seen.append(given)):
+        opened.model(torch.tensor([text.tokens]))
+    assert sum(reported) == 30
+    for kept, (query, key, value, scaling, o_proj) in zip(found, seen, strict=True):
+        torch.testing.assert_close(kept.query, query[:, -tail:], atol=1e-5, rtol=1e-4)
+        for one, other in ((kept.key, key), (kept.value, value)):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        assert kept.scaling == scaling and kept.o_proj is o_proj
+        if tail == 7:
+            queries, keys = kept.upto(28, 3)
+            torch.testing.assert_close(queries, query[:, 25:28], atol=1e-5, rtol=1e-4)
+            assert keys.shape[1] == 28
 
 
 @pytest.mark.parametrize("length", [16, 17, 1024, 1025, 1030, 1040, 5000])
-def test_chunks_cover_the_prompt_and_the_last_holds_the_window(length):
+def test_chunks_cover_the_prompt_and_the_last_holds_the_tail(length):
     bounds = reading.chunk_bounds(length, 16)
     assert bounds[0] == 0 and bounds[-1] == length and bounds == sorted(set(bounds))
     assert bounds[-1] - bounds[-2] >= 16
@@ -126,8 +124,8 @@ def test_chunks_cover_the_prompt_and_the_last_holds_the_window(length):
         (lambda: Observation(window=0), "--window"),
         (lambda: Observation(pooling=4), "--pooling"),
         (lambda: Observation(reduction="sum"), "--gqa"),
-        (lambda: TopK(count=30).of(document(1, 30)), "has 30 tokens, too few for sets of the top 30"),
-        (lambda: TopK().of(document(1, 4)), "has 4 tokens, too few"),
+        (lambda: Plan(2, TopK(count=58)).sizes(document(1, 60)), "has 60 tokens, too few for sets of the top 58"),
+        (lambda: Plan(1, observation=Observation(2)).sizes(document(1, 4)), "has 4 tokens, too few"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
@@ -135,11 +133,11 @@ def test_settings_out_of_range_are_refused(make, message):
         make()
 
 
-def test_a_text_shorter_than_the_window_is_refused_before_any_is_measured(checkpoints, monkeypatch):
-    monkeypatch.setattr(calibration, "measure", None)
-    texts = [document(1, 40), document(2, 7)]
-    with pytest.raises(HeteroError, match="has 7 tokens, fewer than `--window` 8"):
-        calibration.calibrate(None, texts, Plan(2, TopK(count=5), Observation(8)), print)
+def test_a_text_shorter_than_the_window_is_refused_before_any_is_read(monkeypatch):
+    monkeypatch.setattr(runs, "read", None)
+    texts = [document(1, 40), document(2, 9)]
+    with pytest.raises(HeteroError, match=r"has 9 tokens, fewer than `--window` 8 \+ `--steps` 2"):
+        calibration.calibrate(None, texts, Plan(2, TopK(count=5), Observation(8)), None, print)
 
 
 def test_a_model_that_computes_no_numbers_is_refused(checkpoints):
@@ -147,10 +145,10 @@ def test_a_model_that_computes_no_numbers_is_refused(checkpoints):
     with torch.no_grad():
         opened.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(HeteroError, match="computes no finite numbers on random"):
-        measure(opened, document(5, 30), 5, Plan(2, TopK(count=5), Observation(4)), print)
+        reading.read(opened, document(5, 30), 4)
 
 
 def test_a_share_is_capped():
-    assert TopK(share=0.2).of(document(1, 100)) == 20
-    assert TopK(share=0.5).of(document(1, 5000)) == calibration.TOPK_CAP
-    assert TopK(count=30).of(document(1, 100)) == 30
+    assert TopK(share=0.2).of(100) == 20
+    assert TopK(share=0.5).of(5000) == calibration.TOPK_CAP
+    assert TopK(count=30).of(100) == 30

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from profile_builders import write_checkpoint
-from test_observed_attention import document, greedy
+from test_observed_attention import document
 
 from hetero_sglang.calibration import reading
 from hetero_sglang.calibration.calibrate import Plan, TopK, measure
@@ -233,16 +233,15 @@ def test_a_document_is_measured_as_if_the_whole_sequence_were_seen_at_once(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PREFILL_CHUNK", 17)
-    prompt, topk = document(6, 100), 6
+    text, topk = document(6, 104), 6
     observation = Observation(8)
     opened = open_checkpoint(checkpoints["llama"], "cpu")
     plan = Plan(4, TopK(count=topk), observation, measure="output")
-    found = measure(opened, prompt, topk, plan, lambda units: None)
+    found = measure(reading.read(opened, text, plan.tail), plan)
 
-    tokens = greedy(checkpoints["llama"], prompt.tokens, plan.steps)
     seen: list[tuple[torch.Tensor, ...]] = []
     with torch.inference_mode(), watched(opened.model, lambda *given: seen.append(given[1:])):
-        opened.model(torch.tensor([tokens]))
+        opened.model(torch.tensor([text.tokens]))
     for layer, (query, key, value, scale, o_proj) in enumerate(seen):
         first = observation.score(query[:, 92:100], key[:, :100], scale, 100)
         pairs = []

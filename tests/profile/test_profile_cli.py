@@ -45,7 +45,7 @@ def test_a_profile_records_what_it_was_made_from(made, model):
     about = profile.provenance
     assert about["fingerprint"] == fingerprint(model) and about["tokenizer"].startswith("sha256:")
     assert [text["tokens"] for text in about["texts"]] == [300, 400]
-    assert [text["topk"] for text in about["texts"]] == [60, 80]
+    assert [text["topk"] for text in about["texts"]] == [59, 79]
     assert all(len(text["sha256"]) == 64 for text in about["texts"])
     assert (about["steps"], about["gqa_reduction"], about["tau_stable"], about["tau_sim"]) == (
         4,
@@ -132,7 +132,7 @@ def test_import_and_export_are_inverse_and_import_says_what_is_lacking(tmp_path,
         (["--target-keep-ratio", "1.5"], "`--target-keep-ratio` is 1.5"),
         (["--target-keep-ratio", "0.5", "--tau-sim", "0.4"], "leave `--tau-stable` and `--tau-sim` out"),
         (["--per-rank", "3"], "2 KV heads cannot be divided over 3"),
-        (["--length", "5000"], "`--length` 5000 with 4 decode steps does not fit"),
+        (["--length", "5000"], "`--length` 5000 does not fit"),
         (["--length", "40"], "the built-in text needs more than 40 tokens"),
         (["--topk", "400"], "has 300 tokens, too few for sets of the top 400"),
         (["--documents", "0"], "`--documents` is 0"),
@@ -195,6 +195,20 @@ def test_another_models_profile_is_refused(made, recall_model, tmp_path, capsys)
     assert "compare profiles of the same model" in refused(
         capsys, "profile", "diff", str(made), str(tmp_path / "other.json")
     )
+
+
+def test_the_profiles_that_servers_made_are_listed(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["profile", "list"]) == 0
+    assert "made at a start" not in (said := capsys.readouterr().out) and "shipped" in said
+    folder = tmp_path / "hetero_sglang" / "profiles"
+    folder.mkdir(parents=True)
+    (folder / "one.json").write_bytes(made.read_bytes())
+    (folder / "two.json").write_text("{")
+    assert main(["profile", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{folder / 'one.json'}: tiny, made at a start, " in lines[0] and "4 heads resident" in lines[0]
+    assert lines[1].startswith(f"{folder / 'two.json'}: not to be read: ") and str(folder) in lines[-1]
 
 
 def test_unknown_commands_are_refused_with_the_known_ones(capsys):

@@ -1,0 +1,144 @@
+"""A checkpoint that has no head profile is calibrated when it is first served, once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from profile_builders import profile_of, write_checkpoint
+
+from hetero_sglang.calibration.checkpoint import check_profile
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile import made_profiles
+from hetero_sglang.profile.files import PROFILE_NAME, load_profile, save_profile
+from hetero_sglang.sglang import own_profile
+from hetero_sglang.sglang.args import HeteroServerArgs
+
+
+@pytest.fixture
+def model(tmp_path: Path, recall_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_checkpoint(tmp_path / "tiny", "qwen2", recall_model)
+
+
+def arguments(model: Path | str, **given: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        **{"model_path": str(model), "hetero_profile": "auto", "nnodes": 1, "revision": None, "device": "cpu"} | given
+    )
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, code: str) -> list[Path]:
+    """Python code runs in place of calibration, with the path to write as its argument; those paths."""
+    asked: list[Path] = []
+
+    def command(model: Path, out: Path, device: str) -> list[str]:
+        asked.append(out)
+        return [sys.executable, "-c", code, str(out)]
+
+    monkeypatch.setattr(own_profile, "command", command)
+    return asked
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> str:
+    """Code that puts a profile where it is wanted."""
+    save_profile(profile_of("Ps", "Va"), tmp_path / "whole.json")
+    return f"import sys, time, shutil; time.sleep(0.2); shutil.copy({str(tmp_path / 'whole.json')!r}, sys.argv[1])"
+
+
+def test_a_checkpoint_never_seen_is_calibrated_once_and_then_served_by_the_same(model, monkeypatch):
+    made = HeteroServerArgs(model_path=str(model), kv_policy="heterocache")
+    path = Path(made.hetero_profile)
+    assert path == made_profiles.place(model) and made_profiles.made() == [path]
+    check_profile(load_profile(path), str(path), model)
+    assert load_profile(path).index is not None
+    monkeypatch.setattr(own_profile, "command", lambda *given: pytest.fail("once"))
+    assert HeteroServerArgs(model_path=str(model), kv_policy="heterocache").hetero_profile == str(path)
+    assert HeteroServerArgs(model_path=str(model), kv_policy="snapkv").hetero_profile == "auto"
+
+
+def test_what_is_given_or_found_goes_before_what_was_made(model, tmp_path, whole, monkeypatch):
+    asked = instead(monkeypatch, whole)
+    assert own_profile.profile_of(arguments(model)) == asked[0] == made_profiles.place(model)
+    save_profile(profile_of("Ps"), model / PROFILE_NAME)
+    assert own_profile.profile_of(arguments(model)) == model / PROFILE_NAME
+    given = str(tmp_path / "whole.json")
+    assert own_profile.profile_of(arguments(model, hetero_profile=given)) == Path(given)
+    assert len(asked) == 1
+
+
+def test_servers_that_start_together_calibrate_once(model, whole, monkeypatch):
+    asked = instead(monkeypatch, whole)
+    found: list[Path] = []
+    starts = [threading.Thread(target=lambda: found.append(own_profile.profile_of(arguments(model)))) for _ in range(3)]
+    for each in starts:
+        each.start()
+    for each in starts:
+        each.join()
+    assert found == [made_profiles.place(model)] * 3 and len(asked) == 1
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"format": "hetero-profile"}'])
+def test_a_damaged_one_is_made_anew(model, whole, left, monkeypatch, caplog):
+    place = made_profiles.place(model)
+    place.parent.mkdir(parents=True)
+    place.write_text(left)
+    instead(monkeypatch, whole)
+    load_profile(own_profile.profile_of(arguments(model)))
+    assert "it is made anew" in caplog.text and str(place) in caplog.text
+
+
+def test_one_of_an_earlier_recipe_is_not_read(model, whole, monkeypatch):
+    asked = instead(monkeypatch, whole)
+    first = own_profile.profile_of(arguments(model))
+    monkeypatch.setattr(made_profiles, "RECIPE", made_profiles.RECIPE + 1)
+    second = own_profile.profile_of(arguments(model))
+    assert first != second and asked == [first, second] and made_profiles.made() == sorted([first, second])
+
+
+@pytest.mark.parametrize(
+    ("code", "ending"),
+    [("raise SystemExit(2)", "exit code 2"), ("import os, signal; os.kill(os.getpid(), 9)", f"code {-signal.SIGKILL}")],
+)
+def test_a_calibration_that_fails_is_said_and_leaves_nothing(model, code, ending, monkeypatch):
+    asked = instead(monkeypatch, code)
+    with pytest.raises(HeteroError, match=f"ended with .*{ending}, as said above; give a profile"):
+        own_profile.profile_of(arguments(model))
+    assert not asked[0].exists() and not made_profiles.made()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_calibrated(model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    asked = instead(monkeypatch, "")
+    with pytest.raises(HeteroError, match="cannot be kept in .* set XDG_CACHE_HOME"):
+        own_profile.profile_of(arguments(model))
+    assert not asked
+
+
+def test_several_nodes_are_told_to_share_one(model):
+    with pytest.raises(HeteroError, match="each of 2 nodes would make its own"):
+        own_profile.profile_of(arguments(model, nnodes=2))
+
+
+def test_a_model_that_is_not_here_is_downloaded_or_refused(model, whole, monkeypatch):
+    import huggingface_hub
+
+    def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if name != "some/model":
+            raise OSError("no such repository.\nmore")
+        assert revision == "v2" and "*.safetensors" in allow_patterns
+        return str(model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    asked = instead(monkeypatch, whole)
+    assert own_profile.profile_of(arguments("some/model", revision="v2")) == asked[0]
+    with pytest.raises(
+        HeteroError, match=r"other/model is no folder here .*\(no such repository\); check --model-path"
+    ):
+        own_profile.profile_of(arguments("other/model"))
