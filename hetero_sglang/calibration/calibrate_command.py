@@ -75,7 +75,7 @@ def _parser(verbs: str) -> argparse.ArgumentParser:
         f"Find out what each KV head of a model does. Other verbs in place of MODEL: {verbs}.",
     )
     add = parser.add_argument
-    add("model", help="local Hugging Face checkpoint (Llama, Mistral, Qwen2, Qwen3)")
+    add("model", help="local Hugging Face checkpoint (docs/models.md)")
     add_text_options(parser)
     add("--out", default=PROFILE_NAME, help="profile to write (default %(default)s)")
     add(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "gemma", "granite", "mixtral")
+_WINDOWED = ("mistral", "mixtral", "phi3")  # a window in their configuration is one that is used
 # Above this size a CPU run keeps the checkpoint's own dtype instead of float32.
 _FLOAT32_BYTES = 2 << 30
 
@@ -40,7 +41,7 @@ def read_shape(model_path: str | Path) -> Shape:
     family = config.get("model_type")
     if family not in SUPPORTED:
         raise HeteroError(f"{model_path} is a {family!r} model; profiles can be made of {', '.join(SUPPORTED)} models.")
-    sliding = config.get("use_sliding_window", family == "mistral") and config.get("sliding_window")
+    sliding = config.get("use_sliding_window", family in _WINDOWED) and config.get("sliding_window")
     if sliding or "sliding_attention" in (config.get("layer_types") or ()):
         raise HeteroError(f"{model_path} has sliding-window layers; only models with full attention are supported.")
     try:

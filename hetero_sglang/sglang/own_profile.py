@@ -27,7 +27,8 @@ _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"
 
 
 def profile_of(args: Any) -> Path:
-    """The head profile of the model that SGLang's arguments name: the one given, the one found, else one made now.
+    """The head profile of the model that SGLang's arguments name: the one given, the one found, else one made now, on
+    the first device that will serve.
 
     Raises HeteroError where none can be had."""
     found = find_profile(args.model_path, None if args.hetero_profile == AUTO else args.hetero_profile)
@@ -42,7 +43,7 @@ def profile_of(args: Any) -> Path:
     out = place(model)
     with _alone(out):  # another server of this model may be making it
         if not _whole(out):
-            _make(model, out, "cpu" if args.device == "cpu" else "auto")
+            _make(model, out, f"cuda:{args.base_gpu_id}" if args.attention_backend == "flashinfer" else "cpu")
     return out
 
 

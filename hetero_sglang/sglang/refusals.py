@@ -10,7 +10,11 @@ from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.sglang.asked import options_of, policy_of
 
-MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+MODELS = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM",
+    "Olmo2ForCausalLM", "GemmaForCausalLM", "GraniteForCausalLM", "MixtralForCausalLM",
+)  # fmt: skip
+WINDOWED = ("MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM")  # a window that is configured is used
 
 HEAD_SIZES = (64, 128, 256)  # FlashInfer's
 MAX_GROUP = 16  # query heads of a KV head: rows of the decode kernel's tile
@@ -124,18 +128,18 @@ def check_numbers(args: Any) -> None:
 
 
 def check_model(args: Any) -> HeadProfile:
-    """Raises HeteroError for a model that is not a dense Llama, Mistral, Qwen2 or Qwen3 with full attention, for
-    a profile of another model and for options its budget does not allow; the profile else."""
+    """The model's head profile. Raises HeteroError for a model that is none of MODELS with full attention, for a
+    profile of another model and for options that its budget does not allow."""
     config = args.get_model_config()
     architecture = (config.hf_config.architectures or ["unknown"])[0]
     text = config.hf_text_config
     if architecture not in MODELS:
         raise HeteroError(
-            f"{architecture} is not served by --kv-policy {args.kv_policy}: only dense full-attention models are "
+            f"{architecture} is not served by --kv-policy {args.kv_policy}: only models with full attention are "
             f"({', '.join(MODELS)}); use --kv-policy full."
         )
     window = getattr(text, "sliding_window", None)
-    if config.is_hybrid_swa or (window and getattr(text, "use_sliding_window", architecture.startswith("Mistral"))):
+    if config.is_hybrid_swa or (window and getattr(text, "use_sliding_window", architecture in WINDOWED)):
         raise HeteroError(
             f"{args.model_path} attends over a sliding window of {window} tokens, which --kv-policy "
             f"{args.kv_policy} cannot serve; use --kv-policy full."

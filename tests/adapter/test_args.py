@@ -89,7 +89,7 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM is not served"),
+        ({"architectures": ["DbrxForCausalLM"]}, "DbrxForCausalLM is not served"),
         ({"architectures": ["BertModel"]}, "BertModel is not served"),
         ({"num_hidden_layers": 6}, "layers"),
         ({"num_key_value_heads": 8}, "heads"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,35 +108,6 @@ class PlantedLayer:
         stay = self._rng.permutation(keys)[: round(kept * len(keys))]
         others = self._rng.permutation(np.setdiff1d(np.arange(self.LENGTH), keys))
         return np.concatenate([stay, others[: len(keys) - len(stay)]])
-
-
-def write_checkpoint(folder: Path, family: str, tokenizer_from: Path, **changes: Any) -> Path:
-    """A random two-layer model of a family, 4 query and 2 KV heads, with the recall model's tokenizer."""
-    import transformers
-
-    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    sizes = {
-        "vocab_size": 2944,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 4096,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "initializer_range": 0.2,  # sharp enough that attention is not uniform
-    }
-    if family == "mistral":
-        sizes["sliding_window"] = None
-    config = getattr(transformers, names[family] + "Config")(**sizes | changes)
-    torch.manual_seed(7)
-    model = getattr(transformers, names[family] + "ForCausalLM")(config)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer_from / name, folder / name)
-    return folder
 
 
 def edit_json(path: Path, **changes: Any) -> Path:

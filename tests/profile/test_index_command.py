@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from profile_builders import edit_json, profile_of, write_checkpoint
+from profile_builders import edit_json, profile_of
+from tiny_models import write_checkpoint
 
 from hetero_sglang.cli import main
 from hetero_sglang.profile.files import fingerprint, load_profile, save_profile

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from profile_builders import write_checkpoint
+from tiny_models import write_checkpoint
 
 from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint
 from hetero_sglang.calibration.documents import Document

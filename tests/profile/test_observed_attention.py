@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from profile_builders import write_checkpoint
+from tiny_models import write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from hetero_sglang.calibration import calibrate as calibration

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from profile_builders import write_checkpoint
 from test_observed_attention import document
+from tiny_models import write_checkpoint
 
 from hetero_sglang.calibration import reading
 from hetero_sglang.calibration.calibrate import Plan, TopK, measure

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from profile_builders import profile_of, write_checkpoint
+from profile_builders import profile_of
+from tiny_models import write_checkpoint
 
 from hetero_sglang.calibration.checkpoint import check_profile
 from hetero_sglang.errors import HeteroError
@@ -28,7 +29,9 @@ def model(tmp_path: Path, recall_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def arguments(model: Path | str, **given: Any) -> SimpleNamespace:
     return SimpleNamespace(
-        **{"model_path": str(model), "hetero_profile": "auto", "nnodes": 1, "revision": None, "device": "cpu"} | given
+        **{"model_path": str(model), "hetero_profile": "auto", "nnodes": 1, "revision": None, "base_gpu_id": 0}
+        | {"attention_backend": "torch_native"}
+        | given
     )
 
 
@@ -119,6 +122,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_calibrate
     with pytest.raises(HeteroError, match="cannot be kept in .* set XDG_CACHE_HOME"):
         own_profile.profile_of(arguments(model))
     assert not asked
+
+
+@pytest.mark.parametrize(("backend", "device"), [("torch_native", "cpu"), ("flashinfer", "cuda:4")])
+def test_it_is_made_on_the_first_device_that_serves(model, backend, device, monkeypatch):
+    asked = []
+    monkeypatch.setattr(own_profile, "_make", lambda *given: asked.append(given))
+    out = own_profile.profile_of(arguments(model, attention_backend=backend, base_gpu_id=4))
+    assert asked == [(model, out, device)]
 
 
 def test_several_nodes_are_told_to_share_one(model):

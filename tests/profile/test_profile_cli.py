@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from profile_builders import edit_json, profile_of, write_checkpoint
+from profile_builders import edit_json, profile_of
+from tiny_models import write_checkpoint
 
 from hetero_sglang.calibration import calibrate as calibration
 from hetero_sglang.cli import main
