@@ -139,9 +139,7 @@ def _before(logits: torch.Tensor, first: int) -> torch.Tensor:
     return logits.masked_fill_(torch.arange(length, device=logits.device) >= sees, -torch.inf)
 
 
-def _held(
-    first: torch.Tensor, scores: torch.Tensor, rows: int, begin: int, run: int, every: int
-) -> torch.Tensor:  # fmt: skip
+def _held(first: torch.Tensor, scores: torch.Tensor, rows: int, begin: int, run: int, every: int) -> torch.Tensor:
     """Runs int32 [C, n + 1, places] that C heads hold at the prompt's end, by scores [C, begin], and after each of the
     n steps, by scores [C, n, L]."""
     best = run_scores(first, run)

@@ -8,7 +8,7 @@ from pydoc_data.topics import topics
 
 from hetero_sglang.calibration.text import Text
 
-# None of these is scored by benchmarks.real_text.
+# None of these is scored by benchmarks.real_text (a test holds it).
 TOPICS = ("formatstrings", "string-methods", "typesseq", "attribute-access", "typesmapping", "assignment", "strings")
 MODULES = ("tarfile.py", "datetime.py", "typing.py", "pathlib.py", "ssl.py", "zipfile.py", "shutil.py", "os.py")
 _LANGUAGES = Path(__file__).with_name("languages.txt")

@@ -88,8 +88,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def find_profile(model_path: str | Path, explicit: str | None = None) -> Path | None:
-    """The profile of a model: `explicit`, else the one beside the checkpoint, a shipped one whose fingerprint matches,
-    or one that a server made; None where there is none. Raises HeteroError for an explicit one that is not there."""
+    """The profile of a model: `explicit`, else the one beside the checkpoint, else a shipped one whose fingerprint
+    matches; None where there is none. Raises HeteroError for an explicit one that is not there."""
     if explicit is not None:
         check_file(explicit, "the head profile")
         return Path(explicit)

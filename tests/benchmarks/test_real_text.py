@@ -21,6 +21,7 @@ from benchmarks.real.show import plot, table
 from benchmarks.real.sources import KINDS, Source
 from benchmarks.real.texts import CALIBRATION, HELD_OUT, chosen, compose, distinct, side
 from benchmarks.real_text import kv_heads, main
+from hetero_sglang.calibration.samples import MODULES, TOPICS
 from hetero_sglang.errors import HeteroError
 
 VOCABULARY = 50
@@ -306,3 +307,8 @@ def test_rows_are_shown_as_table_and_plot(tmp_path: Path) -> None:
     assert "| snapkv@0.5 | all | 2 | 2.1000 | +0.1000 ± 0.0000 | 0.10000 | 50.0% | 1.50 |  | 4 |" in table(rows)
     assert plot(pyplot, rows, tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_no_text_that_calibration_brings_along_is_scored() -> None:
+    for kind, names in (("reference", TOPICS), ("code", MODULES)):
+        assert {side(kind, name) for name in names} == {CALIBRATION}
