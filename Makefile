@@ -26,7 +26,7 @@ test-all: lint  # and the same laws in further cases, or at their full size
 lint: $(STAMP)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
-	$(VENV)/bin/python -m mypy hetero_sglang
+	$(VENV)/bin/python -m mypy
 
 lock: $(STAMP)  # after packages in .venv were changed by hand
 	$(VENV)/bin/python tests/packaging/lockfile.py

@@ -10,6 +10,7 @@ import argparse
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ SHAPE = Shape(128, 128, 2)
 
 def passes(profile: Path, ranks: int, waiting: int, rounds: int) -> dict[str, object]:
     """Milliseconds of the first pass and the median of later ones, over `waiting` requests of 200 to 9,700 tokens."""
-    options = {
+    options: dict[str, Any] = {
         "policy": HeteroCache(),
         "window": 64,
         "sink": 4,

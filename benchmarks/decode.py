@@ -112,7 +112,8 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     with dummy_server(model, policy, profile, run.log(policy), env, **flags) as server:
         for case in given.cases:
             run.does(f"{policy}: {case}")
-            size = (*map(int, case.split("x")), given.steps, given.rounds)
+            batch, tokens = map(int, case.split("x"))
+            size = batch, tokens, given.steps, given.rounds
             warm = 1.0 if given.changed_rows else 0.0
             for row in measure(server, *size, rates or [None], told, ours, warm):
                 row = {"policy": policy, **row}

@@ -57,7 +57,7 @@ def collect(server: Server, requests: list[Case]) -> list[list[int]]:
     """Output ids of every request."""
 
     def one(case: Case) -> list[int]:
-        stop = {} if case.alone else {"stop": ["\n"]}
+        stop: dict[str, Any] = {} if case.alone else {"stop": ["\n"]}
         return server.generate(case.ids, case.max_new, **stop)["output_ids"]
 
     outputs: dict[int, list[int]] = {i: one(c) for i, c in enumerate(requests) if c.alone}

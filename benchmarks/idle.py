@@ -61,8 +61,9 @@ class Part:
         made: dict[str, Server] = {}
         for policy, flags in (("full", {}), (self.policy, self.flags)):
             slots, log = self.slots(policy, self.sizes), run.log(self.name, policy)
-            room = {"max_total_tokens": slots, "max_running_requests": 2 * max(size.batch for size in self.sizes)}
-            made[policy] = dummy_server(model, policy, profile, log, **room, **flags)
+            most = 2 * max(size.batch for size in self.sizes)
+            room = dict(flags, max_total_tokens=slots, max_running_requests=most)
+            made[policy] = dummy_server(model, policy, profile, log, **room)
         return made
 
 

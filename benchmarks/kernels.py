@@ -121,7 +121,8 @@ def timed(run: Callable[[], Any], rounds: int = 15) -> float:
     """Seconds of a call, median; a round takes 5 ms at least, so that the clock does not count."""
     run()
     torch.cuda.synchronize()
-    many, times = 1, []
+    many = 1
+    times: list[float] = []
     while len(times) < rounds:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -198,8 +199,8 @@ def sweep(case: Case, bandwidth: float) -> list[dict[str, Any]]:
     rows.sort(key=lambda row: row["layer_seconds"])
     default = asdict(DecodeShape())
     for row in [*rows[:3], *(r for r in rows if default.items() <= r.items())]:
-        shape = ", ".join(f"{name} {row[name]}" for name in default)
-        print(f"  {1e6 * row['layer_seconds']:7.1f} us  {100 * row['share_of_copy']:5.1f}%  {shape}", flush=True)
+        named = ", ".join(f"{name} {row[name]}" for name in default)
+        print(f"  {1e6 * row['layer_seconds']:7.1f} us  {100 * row['share_of_copy']:5.1f}%  {named}", flush=True)
     return rows
 
 

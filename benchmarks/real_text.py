@@ -82,7 +82,8 @@ def run(given: argparse.Namespace) -> None:
 
 def _measure(run: Run, measure: Measure, client: Client, setting: Setting, heads: int) -> None:
     """A row per kind and, of several, one of all."""
-    done, every = len(run.rows), []
+    done = len(run.rows)
+    every: list[dict[str, Any]] = []
     counted: list[dict[str, int | None]] = []
     kinds = list(dict.fromkeys(text.kind for text in measure.texts))
     for kind in kinds:

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.launch import RECALL, Server
+from benchmarks.quality.ratios import parse_ratios
 from benchmarks.recall import Language, evaluate
-from hetero_sglang.profile.files import find_profile, load_profile
 
 
 def measure(language: Language, lengths: list[int], documents: int, seed: int, **flags: Any) -> dict[str, Any]:
@@ -35,12 +35,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recall_quality", description=main.__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--documents", type=int, default=4)
-    parser.add_argument("--ratios", type=float, nargs="+", default=None, help="default: floor + 0.05 and 0.5")
+    parser.add_argument("--ratios", nargs="+", default=["floor+0.05", "0.5"])
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     language = Language.load(RECALL)
-    floor = load_profile(find_profile(str(RECALL), None)).floor
-    ratios = given.ratios or [round(floor + 0.05, 4), 0.5]
+    ratios = parse_ratios(given.ratios, str(RECALL))
     shared = (language, given.lengths, given.documents, given.seed)
     print("full")
     full = measure(*shared, kv_policy="full")
@@ -48,7 +47,11 @@ def main() -> None:
     for ratio in ratios:
         for threshold in (0.9, 0.0):
             print(f"keep ratio {ratio}, retrieval {'on' if threshold else 'off'}")
-            flags = {"hetero_keep_ratio": ratio, "hetero_drift_threshold": threshold, "hetero_index": "none"}
+            flags: dict[str, Any] = {
+                "hetero_keep_ratio": ratio,
+                "hetero_drift_threshold": threshold,
+                "hetero_index": "none",
+            }
             rows.append(measure(*shared, kv_policy="heterocache", **flags))
             for tokens, entry in rows[-1]["lengths"].items():
                 entry["of_full"] = entry["right"] / full["lengths"][tokens]["right"]
@@ -58,7 +61,7 @@ def main() -> None:
         label = f"{flags.get('hetero_keep_ratio', 'full'):<11}"
         label += f"{'' if row is full else 'on' if flags['hetero_drift_threshold'] else 'off':<10}"
         print(label + "".join(f"{e['right']:>6}/{e['total']:<3}" for e in row["lengths"].values()))
-    print("saved", results.save("recall-cpu", {"floor": floor, "rows": rows}))
+    print("saved", results.save("recall-cpu", {"rows": rows}))
 
 
 if __name__ == "__main__":

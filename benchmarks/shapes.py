@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 4096,
@@ -26,26 +27,26 @@ LLAMA_8B = {
 }
 
 
-def write(folder: Path, config: dict[str, object] = LLAMA_8B) -> Path:
+def write(folder: Path, config: dict[str, Any] = LLAMA_8B) -> Path:
     """Make `folder` a checkpoint without weights: for --load-format dummy --skip-tokenizer-init."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
-def kv_bytes_per_token(config: dict[str, object] = LLAMA_8B) -> int:
+def kv_bytes_per_token(config: dict[str, Any] = LLAMA_8B) -> int:
     """Dense K and V of one token over all layers, bf16."""
-    return 2 * 2 * int(config["num_hidden_layers"]) * int(config["num_key_value_heads"]) * int(config["head_dim"])
+    return 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
 
 
-def weight_bytes(config: dict[str, object] = LLAMA_8B) -> int:
+def weight_bytes(config: dict[str, Any] = LLAMA_8B) -> int:
     """What a decode step reads of the weights, bf16: everything but the embedding table."""
-    hidden, inner, layers = (int(config[name]) for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    heads, kv_heads, dim = (int(config[n]) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    hidden, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    heads, kv_heads, dim = (config[n] for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     layer = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
-    return 2 * (layers * layer + hidden * int(config["vocab_size"]))
+    return 2 * (layers * layer + hidden * config["vocab_size"])
 
 
-def parameter_bytes(config: dict[str, object] = LLAMA_8B) -> int:
+def parameter_bytes(config: dict[str, Any] = LLAMA_8B) -> int:
     """The checkpoint's matrices, bf16: `weight_bytes` and the embedding table."""
-    return weight_bytes(config) + 2 * int(config["hidden_size"]) * int(config["vocab_size"])
+    return weight_bytes(config) + 2 * config["hidden_size"] * config["vocab_size"]

@@ -58,7 +58,8 @@ def per_step(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 def device_time(events: list[dict[str, Any]], steps: int, most: int = 30) -> dict[str, list[float]]:
     """The kernels and copies that take longest: microseconds per step and runs per step, by (shortened) name."""
-    spent, runs = Counter(), Counter()
+    spent: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
     for event in events:
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
             spent[event["name"][:90]] += event["dur"]

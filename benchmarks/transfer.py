@@ -43,14 +43,14 @@ def main() -> None:
 
 def layers_within(host_bytes: float, tokens: int, heads: int) -> int:
     """Layers of a store of `tokens` rows that fit, at most the model's; at least one."""
-    layer = tokens * heads * 2 * 2 * int(shapes.LLAMA_8B["head_dim"])
-    return max(1, min(int(shapes.LLAMA_8B["num_hidden_layers"]), int(host_bytes // layer)))
+    layer = tokens * heads * 2 * 2 * shapes.LLAMA_8B["head_dim"]
+    return max(1, min(shapes.LLAMA_8B["num_hidden_layers"], int(host_bytes // layer)))
 
 
 def measure(device: torch.device, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All rates, each printed and given as it is known."""
     torch.manual_seed(0)
-    pin, dim = device.type == "cuda", int(shapes.LLAMA_8B["head_dim"])
+    pin, dim = device.type == "cuda", shapes.LLAMA_8B["head_dim"]
     heads = [given.heads] * layers_within(1e9 * given.host_gb, given.tokens, given.heads)
     up, down = copies.plain(device, given.plain_mb << 20)
     yield from (_row(up, up), _row(down, down))

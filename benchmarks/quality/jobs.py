@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Jobs:
                 work(thing)
             return
         with ThreadPoolExecutor(self.count) as pool:
-            futures = []
+            futures: list[Future[None]] = []
             try:
                 futures += (pool.submit(self._one, work, thing) for thing in things)
                 for future in as_completed(futures):

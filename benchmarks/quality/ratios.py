@@ -28,4 +28,10 @@ def _ratio(word: str, model: str) -> float:
 def _floor(model: str) -> float:
     from hetero_sglang.profile.files import find_profile, load_profile
 
-    return load_profile(find_profile(model, None)).floor
+    found = find_profile(model)
+    if found is None:
+        raise HeteroError(
+            f"{model} has no head profile, so its floor is unknown; make one with `hetero-sglang profile {model}`, or "
+            "write ratios such as 0.5."
+        )
+    return load_profile(found).floor

@@ -40,7 +40,8 @@ class Measure:
     def kind(self, client: Client, setting: Setting, kind: str) -> tuple[list[dict[str, Any]], Counted]:
         """Scores of every text of a kind, and what the server's counters grew by meanwhile."""
         numbers = [number for number, text in enumerate(self.texts) if text.kind == kind]
-        before, scores = client.stats(), []
+        before = client.stats()
+        scores: list[dict[str, Any]] = []
         with ThreadPoolExecutor(self.parallel) as pool:
             for start in range(0, len(numbers), self.parallel):
                 client.flush()

@@ -73,7 +73,8 @@ def compose(kind: str, documents: Sequence[Source], tokenizer: Any, tokens: int,
     made: list[Text] = []
     while len(made) < count:
         names: list[str] = []
-        text, ids = "", []
+        text = ""
+        ids: list[int] = []
         while len(ids) < tokens:
             if not waiting:
                 raise HeteroError(

@@ -95,7 +95,8 @@ def _tally(
     whole = torch.ones_like(kinds, dtype=torch.bool)
     whole[number[(number >= 0) & ~right]] = False
     masks = [mine, mine & (word == 1), mine & (word == 2), mine & (word == 0)]
-    return Accuracy(*(_count(right[mask]) for mask in masks), _count(whole[kinds == at]))
+    tokens, names, numbers, marks = (_count(right[mask]) for mask in masks)
+    return Accuracy(tokens, names, numbers, marks, _count(whole[kinds == at]))
 
 
 def _count(right: torch.Tensor) -> Count:

@@ -82,8 +82,8 @@ class RecallModel(nn.Module):
     def compile_parts(self) -> None:
         """Compile the token by token parts; their shapes depend on tokens per batch alone, not on the length."""
         for layer in self.layers:
-            layer.before = torch.compile(layer.before)  # type: ignore[method-assign]
-            layer.after = torch.compile(layer.after)  # type: ignore[method-assign]
+            layer.before = torch.compile(layer.before)
+            layer.after = torch.compile(layer.after)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [B, L] -> hidden states [B * L, W], normed; `lm_head` makes logits of them."""
