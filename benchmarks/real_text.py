@@ -25,6 +25,7 @@ from benchmarks.real.measure import Measure
 from benchmarks.real.setting import FULL, Setting, parse_settings
 from benchmarks.real.show import plot, table
 from benchmarks.real.sources import KINDS
+from benchmarks.real.tasks import CHAT, TASKS, talk, tasks
 from benchmarks.real.texts import CALIBRATION, HELD_OUT, Text, texts
 from benchmarks.run import Run, add_options
 from hetero_sglang.errors import HeteroError, ending_the_process
@@ -53,21 +54,24 @@ def run(given: argparse.Namespace) -> None:
     if given.scratch and not given.scratch.is_dir():
         raise HeteroError(f"--scratch {given.scratch} is no folder: make it first.")
     heads = kv_heads(given.model)
-    chosen = wanted(given, HELD_OUT)
+    tokenizer = load_tokenizer(given.model)
+    chosen = wanted(given, tokenizer, HELD_OUT)
     told = {"model": given.model.name, "prompt": given.prompt, "steps": given.steps, "parallel": given.parallel}
     told |= {
         "profile": given.profile and Path(given.profile).name,
         "server_flags": given.server_flags,
         "heads": heads,
-        "inputs": [text.told for text in chosen],
     }
     with Run(given, **told) as measured, tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
         servers = Servers(str(given.model), flags, given.log_dir or Path(scratch, "logs"))
-        measure = Measure(chosen, given.prompt, Path(scratch), given.parallel)
+        measure = Measure(chosen, Path(scratch), given.parallel)
         for setting in settings:
             measured.does(f"{setting.label}: the server starts")
             try:
                 with servers.serve(setting) as client:
+                    if setting == FULL:
+                        measure.texts = with_answers(chosen, client, tokenizer)
+                        measured.told["inputs"] = [text.told for text in measure.texts]
                     _measure(measured, measure, client, setting, heads)
             except HeteroError as error:
                 if setting == FULL:  # which all others are compared with
@@ -106,27 +110,44 @@ def row(
         "policy": setting.label,
         "kind": kind,
         **summary,
-        "rows_per_token_and_head": rows_per_head(counted, summary["steps"], heads),
+        "rows_per_token_and_head": rows_per_head(counted, summary["decoded"], heads),
         "measured_ratio": measured_ratio(counted),
         "counters": {name: sum(each[name] or 0 for each in counted) for name in names},
     }
 
 
-def wanted(given: argparse.Namespace, side: str) -> list[Text]:
-    """The texts of one side, one token longer than prompt and steps: a prefill samples the first of them."""
+def load_tokenizer(model: Path) -> Any:
+    """The checkpoint's. Raises HeteroError where it has none."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(given.model))
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
     except (OSError, ValueError) as error:
-        raise HeteroError(f"{given.model} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
+        raise HeteroError(f"{model} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
     tokenizer.model_max_length = int(1e9)  # whole documents are longer than a model's context, and cut afterwards
-    return texts(given.kinds, side, tokenizer, given.prompt + given.steps + 1, given.texts)
+    return tokenizer
+
+
+def wanted(given: argparse.Namespace, tokenizer: Any, side: str) -> list[Text]:
+    """Texts of one side, one token longer than prompt and steps: a prefill samples the first of them. And tasks.
+
+    Raises HeteroError for a kind that is not there, or too few documents."""
+    if unknown := [kind for kind in given.kinds if kind not in (*KINDS, *TASKS)]:
+        raise HeteroError(f"Kind {unknown[0]!r} is not one of {', '.join((*KINDS, *TASKS))}.")
+    continued = [kind for kind in given.kinds if kind in KINDS]
+    made = texts(continued, side, tokenizer, given.prompt + given.steps + 1, given.texts, given.prompt)
+    todo = [kind for kind in dict.fromkeys(given.kinds) if kind in TASKS and side == HELD_OUT]
+    return made + (tasks(todo, tokenizer, given.prompt, given.texts) if todo else [])
+
+
+def with_answers(chosen: list[Text], client: Client, tokenizer: Any) -> list[Text]:
+    """Conversations with what plain SGLang answered, a text for each turn."""
+    return [turn for text in chosen for turn in (talk(client, tokenizer, text) if text.kind == CHAT else [text])]
 
 
 def write_calibration(given: argparse.Namespace) -> int:
     """Texts that are never scored, a file each; how many."""
-    made = wanted(given, CALIBRATION)
+    made = wanted(given, load_tokenizer(given.model), CALIBRATION)
     given.calibration_out.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(made):
         (given.calibration_out / f"{text.kind}-{number:03}.txt").write_text(text.text, encoding="utf-8")
@@ -151,9 +172,15 @@ def _parser() -> argparse.ArgumentParser:
         help="POLICY@RATIO, with further server flags after a colon: 'heterocache@0.3:--hetero-retrieval off'; "
         "full is measured in any case",
     )  # fmt: skip
-    add("--prompt", type=int, default=6144, help="tokens of a prompt (default: 6144)")
+    add("--prompt", type=int, default=6144, help="tokens of a prompt, of a task's about so many (default: 6144)")
     add("--steps", type=int, default=384, help="decode steps after it (default: 384)")
-    add("--kinds", nargs="+", metavar="KIND", default=list(KINDS), help=f"of {', '.join(KINDS)} (default: all)")
+    add(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        default=list(KINDS),
+        help=f"texts to continue, of {', '.join(KINDS)} (default: all), or tasks, of {', '.join(TASKS)}",
+    )
     add("--texts", type=int, default=2, help="of each kind (default: 2)")
     add("--parallel", type=int, default=1, help="texts in flight at once (default: 1)")
     add("--profile", metavar="FILE", help="head profile, for the policies that read one (default: the model's own)")

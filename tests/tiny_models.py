@@ -10,11 +10,12 @@ import torch
 
 NAMES = {
     "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "olmo2": "Olmo2",
-    "gemma": "Gemma", "granite": "Granite", "mixtral": "Mixtral",
+    "gemma": "Gemma", "granite": "Granite", "mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe",
 }  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
     "phi3": {"sliding_window": None, "pad_token_id": 2, "original_max_position_embeddings": 4096},
 }
 

@@ -41,6 +41,12 @@ class Client:
                         raise HeteroError(f"The server at {self.url} gave up on a prompt: {chunk['error']}")
                     yield Reply(chunk["text"], list(chunk["output_ids"]), chunk["meta_info"])
 
+    def continued(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Greedy continuation of token ids."""
+        sampling = {"temperature": 0, "max_new_tokens": max_new_tokens}
+        with self._open("/generate", {"input_ids": list(ids), "sampling_params": sampling}) as response:
+            return json.load(response)["output_ids"]
+
     def complete(self, text: str, max_new_tokens: int, chat: bool = False) -> tuple[str, dict[str, Any]]:
         """Greedy answer to a text, or to it as a chat message, and the tokens of both."""
         if chat:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 ALL = "all"
+SUMS = ("decoded", "steps", "right", "right_full", "whole", "whole_full")
 
 
 def divergence(reference: torch.Tensor, own: torch.Tensor) -> float:
@@ -21,11 +22,11 @@ def divergence(reference: torch.Tensor, own: torch.Tensor) -> float:
 
 
 def summarize(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over texts, each of equally many steps; `scores` as from `measure.score`."""
+    """Means over texts, and sums of right choices; `scores` as from `measure.score`."""
     differences = [each["nll"] - each["nll_full"] for each in scores]
     return {
         "texts": len(scores),
-        "steps": sum(each["steps"] for each in scores),
+        **{name: sum(each[name] for each in scores) for name in SUMS},
         "nll": fmean(each["nll"] for each in scores),
         "nll_difference": fmean(differences),
         "nll_difference_error": stdev(differences) / sqrt(len(scores)) if len(scores) > 1 else None,

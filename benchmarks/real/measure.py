@@ -26,13 +26,12 @@ Counted = dict[str, int | None]
 
 @dataclass
 class Measure:
-    """Texts of `prompt` tokens and their continuation, through one setting's server after another's.
+    """Texts and what is forced after their prompts, through one setting's server after another's.
 
     The first must be FULL's: its distributions stay in `folder` for the others.
     """
 
     texts: Sequence[Text]
-    prompt: int
     folder: Path
     parallel: int = 1
     references: dict[int, np.ndarray] = field(default_factory=dict)
@@ -44,8 +43,9 @@ class Measure:
         scores: list[dict[str, Any]] = []
         with ThreadPoolExecutor(self.parallel) as pool:
             for start in range(0, len(numbers), self.parallel):
-                client.flush()
                 together = numbers[start : start + self.parallel]
+                if not start or self.texts[together[0]].names != self.texts[numbers[start - 1]].names:
+                    client.flush()  # a conversation's turns share their beginning
                 scores += pool.map(lambda number: self.one(client, setting, number), together)
         return scores, deltas(before, client.stats())
 
@@ -53,11 +53,11 @@ class Measure:
         """Scores of one text. Raises HeteroError if the server did not follow it token by token."""
         text, record = self.texts[number], self.folder / f"{number}.npy"
         distribution = str(self.folder / f"{number}.full.npy")
-        forced = list(text.ids[self.prompt :])
+        forced = list(text.ids[text.prompt :])
         params = {"forced": forced, "record": str(record)}
         params["distribution" if setting == FULL else "against"] = distribution
         begun = time.monotonic()
-        output = generate(client, list(text.ids[: self.prompt]), forced, params)
+        output = generate(client, list(text.ids[: text.prompt]), forced, params)
         seconds = time.monotonic() - begun
         if output != forced or not record.exists():
             raise HeteroError(f"The server of {setting.label} left the text ({text.name}): see its log.")
@@ -65,7 +65,7 @@ class Measure:
         record.unlink()
         if setting == FULL:
             self.references[number] = scores
-        return {"text": text.name, **score(scores, self.references[number]), "seconds": seconds}
+        return {"text": text.name, **score(scores, self.references[number], text), "seconds": seconds}
 
 
 def generate(client: Client, prompt: list[int], forced: list[int], params: dict[str, Any]) -> list[int]:
@@ -76,15 +76,22 @@ def generate(client: Client, prompt: list[int], forced: list[int], params: dict[
         return json.load(response)["output_ids"]
 
 
-def score(scores: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
-    """Means over decode steps; what a prefill pass sampled, as every first token, is no decode step."""
+def score(scores: np.ndarray, reference: np.ndarray, text: Text) -> dict[str, Any]:
+    """Means over decode steps that count; what a prefill pass sampled, as every first token, is no decode step."""
     nll, kl, first, decoded = (scores[:, COLUMNS.index(name)] for name in COLUMNS)
-    steps = decoded.astype(bool) & reference[:, COLUMNS.index("decoded")].astype(bool)
+    decoded = decoded.astype(bool) & reference[:, COLUMNS.index("decoded")].astype(bool)
+    steps = decoded if text.counts is None else decoded & np.array(text.counts)
     if not steps.any():
         raise HeteroError("No decode step was scored: ask for more than 0 (--steps).")
-    same = first == reference[:, COLUMNS.index("first")]
+    chosen = reference[:, COLUMNS.index("first")]
+    same, forced = first == chosen, np.array(text.ids[text.prompt :])
     return {
+        "decoded": int(decoded.sum()),
         "steps": int(steps.sum()),
+        "right": int((first == forced)[steps].sum()),
+        "right_full": int((chosen == forced)[steps].sum()),
+        "whole": bool((first == forced)[steps].all()),
+        "whole_full": bool((chosen == forced)[steps].all()),
         "nll": float(nll[steps].mean()),
         "nll_full": float(reference[steps, COLUMNS.index("nll")].mean()),
         "kl": float(kl[steps].mean()),

@@ -9,11 +9,25 @@ from typing import Any
 from .arithmetic import ALL
 
 Row = dict[str, Any]
-_HEADER = ("policy", "kind", "texts", "NLL", "- full", "KL", "same first", "rows fetched", "kept", "seconds")
+_HEADER = (
+    "policy",
+    "kind",
+    "texts",
+    "NLL",
+    "- full",
+    "KL",
+    "same first",
+    "right",
+    "whole",
+    "rows fetched",
+    "kept",
+    "seconds",
+)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown; NLL and KL in nats per token, rows fetched per token and KV head."""
+    """In Markdown; NLL and KL in nats per token, rows fetched per token and KV head; of full's right
+    choices as many were right, and so of its answers that were right throughout."""
     lines = [_HEADER, ["---"] * len(_HEADER), *map(_line, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -60,6 +74,8 @@ def _line(row: Row) -> list[str]:
         f"{row['nll_difference']:+.4f}" + ("" if error is None else f" ± {error:.4f}"),
         f"{row['kl']:.5f}",
         f"{100 * row['same_first']:.1f}%",
+        f"{row['right']} of {row['right_full']}",
+        f"{row['whole']} of {row['whole_full']}",
         "" if row["rows_per_token_and_head"] is None else f"{row['rows_per_token_and_head']:.2f}",
         "" if row["measured_ratio"] is None else f"{row['measured_ratio']:.4f}",
         f"{row['seconds']:.0f}",

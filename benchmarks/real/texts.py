@@ -21,12 +21,17 @@ _CHARACTERS = 5  # of a token, about; so long a document is a text by itself
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids out of one document, or of several where one is too short; `names` say which."""
+    """Token ids out of one document, or of several where one is too short; `names` say which.
+
+    The first `prompt` are prefilled, the others forced; `counts` says which of these are scored, where not all are.
+    """
 
     kind: str
     names: tuple[str, ...]
     text: str
     ids: tuple[int, ...]
+    prompt: int
+    counts: tuple[bool, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -63,7 +68,9 @@ def chosen(kind: str, which: str, sources: Iterable[Source]) -> list[Source]:
     return sorted(ours, key=lambda source: _digest(kind, source.name))
 
 
-def compose(kind: str, documents: Sequence[Source], tokenizer: Any, tokens: int, count: int) -> list[Text]:
+def compose(
+    kind: str, documents: Sequence[Source], tokenizer: Any, tokens: int, count: int, prompt: int = 0
+) -> list[Text]:
     """`count` texts of `tokens` tokens, no document in two; long documents first, alone, from their beginning.
 
     Raises HeteroError if there are not so many.
@@ -85,18 +92,16 @@ def compose(kind: str, documents: Sequence[Source], tokenizer: Any, tokens: int,
             names.append(document.name)
             text += (_GAP if text else "") + document.text[: 8 * tokens]
             ids = tokenizer(text)["input_ids"]
-        made.append(Text(kind, tuple(names), text, tuple(ids[:tokens])))
+        made.append(Text(kind, tuple(names), text, tuple(ids[:tokens]), prompt))
     return made
 
 
-def texts(kinds: Sequence[str], which: str, tokenizer: Any, tokens: int, count: int) -> list[Text]:
-    """`count` texts of each kind. Raises HeteroError as `compose` does, or for a kind that is not there."""
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise HeteroError(f"Kind {unknown[0]!r} is not one of {', '.join(KINDS)}.")
+def texts(kinds: Sequence[str], which: str, tokenizer: Any, tokens: int, count: int, prompt: int = 0) -> list[Text]:
+    """`count` texts of each kind. Raises HeteroError as `compose` does."""
     return [
         text
         for kind in dict.fromkeys(kinds)
-        for text in compose(kind, chosen(kind, which, KINDS[kind]()), tokenizer, tokens, count)
+        for text in compose(kind, chosen(kind, which, KINDS[kind]()), tokenizer, tokens, count, prompt)
     ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "gemma", "granite", "mixtral")
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "gemma", "granite", "mixtral", "qwen3_moe")
 _WINDOWED = ("mistral", "mixtral", "phi3")  # a window in their configuration is one that is used
 # Above this size a CPU run keeps the checkpoint's own dtype instead of float32.
 _FLOAT32_BYTES = 2 << 30

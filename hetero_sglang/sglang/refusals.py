@@ -12,7 +12,7 @@ from hetero_sglang.sglang.asked import options_of, policy_of
 
 MODELS = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM",
-    "Olmo2ForCausalLM", "GemmaForCausalLM", "GraniteForCausalLM", "MixtralForCausalLM",
+    "Olmo2ForCausalLM", "GemmaForCausalLM", "GraniteForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM",
 )  # fmt: skip
 WINDOWED = ("MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM")  # a window that is configured is used
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.real.arithmetic import divergence, rows_per_head, summarize
+from benchmarks.launch import RECALL
+from benchmarks.real.arithmetic import SUMS, divergence, rows_per_head, summarize
 from benchmarks.real.forcing import COLUMNS, Forced, _ends_within_prompt, processor
 from benchmarks.real.measure import score
 from benchmarks.real.setting import FULL, parse_settings
 from benchmarks.real.show import plot, table
 from benchmarks.real.sources import KINDS, Source
-from benchmarks.real.texts import CALIBRATION, HELD_OUT, chosen, compose, distinct, side
+from benchmarks.real.tasks import CHAT, FACTS, MADE, TURNS, talk, tasks
+from benchmarks.real.texts import CALIBRATION, HELD_OUT, Text, chosen, compose, distinct, side
 from benchmarks.real_text import kv_heads, main
 from hetero_sglang.calibration.samples import MODULES, TOPICS
 from hetero_sglang.errors import HeteroError
@@ -30,8 +33,15 @@ VOCABULARY = 50
 class Letters:
     """A tokenizer of one token per character."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return "".join(map(chr, ids))
+
+    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
+        assert add_generation_prompt and not tokenize
+        return "".join(f"<{each['role']}>{each['content']}" for each in messages) + "<assistant>"
 
 
 def words(seed: int, count: int) -> str:
@@ -91,7 +101,7 @@ def test_divergence_is_that_of_torch() -> None:
 
 
 def test_means_are_over_texts_and_the_error_is_that_of_paired_differences() -> None:
-    each = {"steps": 5, "same_first": 0.5, "kl": 0.1, "kl_prefill": 0.0, "seconds": 2.0}
+    each = {**dict.fromkeys(SUMS, 5), "same_first": 0.5, "kl": 0.1, "kl_prefill": 0.0, "seconds": 2.0}
     summary = summarize([{**each, "nll": 2.1, "nll_full": 2.0}, {**each, "nll": 3.3, "nll_full": 3.0}])
     assert summary["nll"] == pytest.approx(2.7)
     assert summary["nll_difference"] == pytest.approx(0.2)
@@ -218,13 +228,17 @@ def test_other_requests_of_a_batch_are_left_alone() -> None:
 def test_only_decode_steps_count() -> None:
     full = np.array([[9.0, 0, 3, 0], [1, 0, 3, 1], [2, 0, 4, 1], [3, 0, 5, 1]])
     own = np.array([[9.5, 0.5, 8, 0], [1.5, 0.1, 3, 1], [9, 9, 9, 0], [3.5, 0.3, 8, 1]])
-    made = score(own, full)
-    assert made["steps"] == 2  # without the first, and one that was prefilled again
+    text = Text("code", ("a",), "", (0, 0, 8, 3, 4, 5), 2)
+    made = score(own, full, text)
+    assert made["decoded"] == made["steps"] == 2  # without the first, and one that was prefilled again
+    assert (made["right"], made["right_full"], made["whole"], made["whole_full"]) == (1, 2, False, True)
     assert (made["nll"], made["nll_full"], made["same_first"]) == (2.5, 2.0, 0.5)
     assert made["kl"] == pytest.approx(0.2)
     assert (made["nll_prefill"], made["kl_prefill"]) == (9.5, 0.5)
+    made = score(own, full, replace(text, counts=(True, True, True, False)))
+    assert (made["decoded"], made["steps"], made["right"], made["whole"]) == (2, 1, 1, True)
     with pytest.raises(HeteroError, match="No decode step"):
-        score(own[:1], full[:1])
+        score(own[:1], full[:1], replace(text, ids=text.ids[:3]))
 
 
 # settings
@@ -266,6 +280,52 @@ def test_what_is_no_setting_is_one_sentence(word: str, said: str) -> None:
         parse_settings([word])
 
 
+# tasks
+
+
+def counted(text: Text) -> str:
+    """Of what is forced, what counts; a space where it does not."""
+    forced = text.ids[text.prompt :]
+    assert text.counts is not None and len(text.counts) == len(forced)
+    return "".join(chr(i) if counts else " " for i, counts in zip(forced, text.counts, strict=True))
+
+
+def test_facts_stand_once_in_the_prompt_and_are_what_counts() -> None:
+    made = tasks(["needle", "needles"], Letters(), 4000, 3)
+    assert [text.kind for text in made] == ["needle"] * 3 + ["needles"] * 3
+    assert [text.names for text in made[:3]] == [text.names for text in made[3:]]  # of the same documents
+    for text in made:
+        prompt = Letters().decode(text.ids[: text.prompt])
+        codes = counted(text).split()
+        assert len(set(codes)) == len(codes) == (1 if text.kind == "needle" else FACTS)
+        assert all(prompt.count(code) == 1 for code in codes)
+        assert 3500 < text.prompt < 4600 and prompt.startswith("<user>") and prompt.endswith("<assistant>")
+    depths = [Letters().decode(text.ids[: text.prompt]).index(counted(text).strip()) / 4000 for text in made[:3]]
+    assert depths == sorted(depths) and depths[2] - depths[0] > 0.25
+    assert made == tasks(["needle", "needles"], Letters(), 4000, 3)
+
+
+def test_a_paragraph_is_copied_with_one_word_changed() -> None:
+    (text,) = tasks(["copy"], Letters(), 8000, 1)
+    prompt, answer = (Letters().decode(part) for part in (text.ids[: text.prompt], text.ids[text.prompt :]))
+    old = prompt.rsplit('wherever it says "', 1)[1].split('"')[0]
+    assert " ".join(prompt.split()).count(answer.replace("lantern", old)) == 1
+    assert "lantern" in answer and len(counted(text).split()) == len(answer.split()) - 8
+
+
+def test_a_conversation_is_made_of_the_servers_own_answers() -> None:
+    class Answering:
+        def continued(self, ids: list[int], most: int) -> list[int]:
+            return [ord(c) for c in f"answer {len(ids)}."]
+
+    (chat,) = tasks([CHAT], Letters(), 2000, 1)
+    turns = talk(Answering(), Letters(), chat)  # type: ignore[arg-type]
+    assert [turn.text for turn in turns] == list(TURNS) and {turn.names for turn in turns} == {chat.names}
+    for before, after in zip(turns, turns[1:], strict=False):
+        assert after.ids[: len(before.ids)] == before.ids and after.counts is None
+    assert set(MADE) | {CHAT} == {"needle", "needles", "copy", "chat"}
+
+
 # the command
 
 
@@ -274,6 +334,7 @@ def test_what_is_no_setting_is_one_sentence(word: str, said: str) -> None:
     [
         (["--steps", "0"], "--steps 0: pass 1 or more."),
         (["--policies", "h2o@1"], "is not one of"),
+        (["--kinds", "poem", "--model", str(RECALL)], "'poem' is not one of book"),
         ([], "no checkpoint folder"),
     ],
 )
@@ -297,14 +358,18 @@ def test_heads_are_counted_from_the_config(tmp_path: Path) -> None:
 
 def test_rows_are_shown_as_table_and_plot(tmp_path: Path) -> None:
     pyplot = pytest.importorskip("benchmarks.quality.plots").load_pyplot()
-    each = {"steps": 5, "same_first": 0.5, "kl": 0.1, "kl_prefill": 0.0, "seconds": 2.0, "nll": 2.1, "nll_full": 2.0}
+    each = {**dict.fromkeys(SUMS, 5), "same_first": 0.5, "kl": 0.1, "kl_prefill": 0.0, "seconds": 2.0}
+    each |= {"nll": 2.1, "nll_full": 2.0, "right": 4, "whole": False}
     more = {"rows_per_token_and_head": 1.5, "measured_ratio": None}
     rows = [
         {"policy": policy, "kind": kind, **summarize([each] * count), **more}
         for policy in ("full", "snapkv@0.5")
         for kind, count in (("code", 1), ("all", 2))
     ]
-    assert "| snapkv@0.5 | all | 2 | 2.1000 | +0.1000 ± 0.0000 | 0.10000 | 50.0% | 1.50 |  | 4 |" in table(rows)
+    assert (
+        "| snapkv@0.5 | all | 2 | 2.1000 | +0.1000 ± 0.0000 | 0.10000 | 50.0% | 8 of 10 | 0 of 10 | 1.50 |  | 4 |"
+        in table(rows)
+    )
     assert plot(pyplot, rows, tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
 

@@ -12,9 +12,31 @@ from tiny_models import write_checkpoint
 from benchmarks.launch import RECALL, Server
 from hetero_sglang.sglang.refusals import MODELS
 
+
+def scaled(kind: str, original: int = 4096) -> dict[str, Any]:
+    """RoPE of a longer context."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": original}
+    bounds = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    return {"rope_parameters": rope | bounds}
+
+
 # What is served -> its architecture in SGLang, family and changes of its configuration. docs/models.md has this table.
 SERVED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Phi-3": ("Phi3ForCausalLM", "phi3", {}),
+    "Llama 3.1 and later (RoPE `llama3`)": ("LlamaForCausalLM", "llama", scaled("llama3", 1024)),
+    "Llama, RoPE `linear`": ("LlamaForCausalLM", "llama", scaled("linear")),
+    "Llama, RoPE `dynamic`": ("LlamaForCausalLM", "llama", scaled("dynamic")),
+    "Qwen 2 and 2.5, RoPE `yarn`": ("Qwen2ForCausalLM", "qwen2", scaled("yarn", 1024)),
+    "Qwen 3": ("Qwen3ForCausalLM", "qwen3", {}),
+    "Qwen 3 (experts)": ("Qwen3MoeForCausalLM", "qwen3_moe", {}),
+    "Mistral without a window": ("MistralForCausalLM", "mistral", {}),
+    "a KV head for each query head": ("LlamaForCausalLM", "llama", {"num_key_value_heads": 4}),
+    "a KV head for 16 query heads": ("LlamaForCausalLM", "llama", {"num_attention_heads": 32}),
+    "heads of 64 dimensions": ("LlamaForCausalLM", "llama", {"head_dim": 64}),
+    "heads of 128 dimensions": ("LlamaForCausalLM", "llama", {"head_dim": 128}),
+    "heads of 256 dimensions": ("LlamaForCausalLM", "llama", {"head_dim": 256}),
+    "heads of 80 dimensions, on a CPU alone": ("LlamaForCausalLM", "llama", {"head_dim": 80}),
+    "heads of 96 dimensions, on a CPU alone": ("LlamaForCausalLM", "llama", {"head_dim": 96}),
     "Gemma 1": ("GemmaForCausalLM", "gemma", {}),
     "Mixtral (experts)": ("MixtralForCausalLM", "mixtral", {}),
     "OLMo 2": ("Olmo2ForCausalLM", "olmo2", {}),
