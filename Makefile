@@ -10,10 +10,20 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 # an environment that forbids writing it would compile them anew at every server start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all lint lock clean
+.PHONY: demo smollm2 chat test test-all lint lock clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.demo
+
+SMOLLM2 := models/SmolLM2-135M-Instruct
+
+smollm2: $(SMOLLM2)  # a real checkpoint with its head profile, in 3 minutes
+
+chat: $(SMOLLM2)
+	$(VENV)/bin/python -m benchmarks.chat $(SMOLLM2)
+
+$(SMOLLM2): | $(STAMP)
+	$(VENV)/bin/python -m benchmarks.real.smollm2 $@
 
 # The tests' processes outnumber a small machine's cores: threads that wait must not spin.
 test test-all: export OMP_WAIT_POLICY := PASSIVE

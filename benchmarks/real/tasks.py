@@ -98,7 +98,7 @@ def tasks(kinds: Sequence[str], tokenizer: Any, tokens: int, count: int) -> list
                 made.append(Text(kind, document.names, body, (), 0))
                 continue
             asked, answer = MADE[kind](body, number)
-            made.append(_text(kind, document.names, asked, _prompt(tokenizer, _said(asked)), answer, tokenizer))
+            made.append(_text(kind, document.names, asked, _prompt(tokenizer, said(asked)), answer, tokenizer))
     return made
 
 
@@ -107,7 +107,7 @@ def talk(client: Client, tokenizer: Any, chat: Text) -> list[Text]:
     messages: list[dict[str, str]] = []
     made = []
     for question in TURNS:
-        messages += _said(question if messages else f"{chat.text}\n\n{question}")
+        messages += said(question if messages else f"{chat.text}\n\n{question}")
         prompt = _prompt(tokenizer, messages)
         answer = client.continued(prompt, _ANSWER)
         made.append(Text(chat.kind, chat.names, question, (*prompt, *answer), len(prompt)))
@@ -138,7 +138,8 @@ def _prompt(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return tokenizer(words, add_special_tokens=False)["input_ids"]
 
 
-def _said(words: str) -> list[dict[str, str]]:
+def said(words: str) -> list[dict[str, str]]:
+    """By the user."""
     return [{"role": "user", "content": words}]
 
 

@@ -5,14 +5,12 @@ import numpy as np
 from hetero_sglang.errors import HeteroError
 
 
-def star_clusters(
-    similarity: np.ndarray, stability: np.ndarray, threshold: float, per_rank: int | None = None
-) -> dict[int, list[int]]:
+def star_clusters(similarity: np.ndarray, threshold: float, per_rank: int | None = None) -> dict[int, list[int]]:
     """Pivot -> its satellites (ascending), over similarity [H, H] at or above `threshold`.
 
     The free head with most free neighbours becomes a pivot and takes them, until no two free heads are
-    neighbours. Of several, the one of least stability [H] does: it gains most from staying whole. With
-    `per_rank` heads per rank, only heads of one rank are neighbours."""
+    neighbours. Of several the first does: what else tells them apart differs more between texts than between heads.
+    With `per_rank` heads per rank, only heads of one rank are neighbours."""
     heads = len(similarity)
     rank = np.arange(heads) // (per_rank or heads)
     near = (similarity >= threshold) & (rank[:, None] == rank[None, :]) & ~np.eye(heads, dtype=bool)
@@ -23,7 +21,7 @@ def star_clusters(
         degree = open_pairs.sum(1)
         if not degree.any():
             return clusters
-        pivot = max(range(heads), key=lambda h: (degree[h], -stability[h], -h))
+        pivot = int(degree.argmax())
         satellites = np.flatnonzero(open_pairs[pivot]).tolist()
         clusters[pivot] = satellites
         free[[pivot, *satellites]] = False

@@ -47,7 +47,7 @@ def choices(measured: Measurements, least_base: float, per_rank: int | None = No
         alone = np.ones(stability.shape, dtype=bool)  # [layers, heads]
         pivots, satellite_loss = 0, 0.0
         for layer, similarity in enumerate(measured.similarity):
-            for pivot, satellites in star_clusters(similarity, stability[layer], similar, per_rank).items():
+            for pivot, satellites in star_clusters(similarity, similar, per_rank).items():
                 alone[layer, [pivot, *satellites]] = False
                 pivots += 1
                 satellite_loss += float((1.0 - similarity[pivot, satellites]).sum())

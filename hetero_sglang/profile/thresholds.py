@@ -36,7 +36,7 @@ def classify(measured: Measurements, thresholds: Thresholds, per_rank: int | Non
     for stability, similarity in zip(measured.stability, measured.similarity, strict=True):
         of_layer = [Role.ANCHOR if s >= thresholds.stable else Role.VOLATILE for s in stability]
         pivot_of = [NO_PIVOT] * len(stability)
-        for pivot, satellites in star_clusters(similarity, stability, thresholds.similar, per_rank).items():
+        for pivot, satellites in star_clusters(similarity, thresholds.similar, per_rank).items():
             of_layer[pivot], pivot_of[pivot] = Role.PIVOT, pivot
             for head in satellites:
                 of_layer[head], pivot_of[head] = Role.SATELLITE, pivot

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.real import smollm2
-from benchmarks.real.smollm2 import MADE, WEIGHTS, build, main
+from benchmarks.real.smollm2 import MADE, WEIGHTS, build, calibrate, main
 from hetero_sglang.errors import HeteroError
 
 
 @pytest.fixture(autouse=True)
 def nothing_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "NEEDED", ())
+    monkeypatch.setattr(smollm2, "calibrate", lambda folder: None)
 
 
 @pytest.fixture
@@ -84,6 +85,16 @@ def test_a_conversion_that_fails_or_leaves_out_a_file_leaves_nothing(
         with pytest.raises(HeteroError, match=said):
             build(tmp_path / "folder", wheel)
         assert leaves(tmp_path) == ["w.whl"]
+
+
+def test_a_calibration_that_fails_leaves_nothing(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(smollm2, "convert", converted)
+    monkeypatch.setattr(smollm2, "calibrate", calibrate)
+    with pytest.raises(HeteroError, match="calibration ended with exit code 2, as said above"):
+        build(tmp_path / "folder", wheel)
+    assert leaves(tmp_path) == ["w.whl"] and "config.json" in capfd.readouterr().err
 
 
 def test_missing_packages_and_files_are_one_sentence(
