@@ -46,7 +46,7 @@ def loss_of(measured: Measurements, layers: tuple[LayerRoles, ...]) -> float:
 def test_clusters_decide_first_and_stability_decides_the_rest(seed, stable, similar):
     measured = random_measurements(seed)
     for index, layer in enumerate(classify(measured, Thresholds(stable, similar))):
-        clusters = star_clusters(measured.similarity[index], measured.stability[index], similar)
+        clusters = star_clusters(measured.similarity[index], similar)
         for head, role in enumerate(layer.roles):
             if head in clusters:
                 assert role is Role.PIVOT

@@ -33,7 +33,8 @@ def test_it_continues_real_text_and_does_as_it_is_told(
     smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    words = ["--prompt", "3000", "--steps", "64", "--kinds", "reference", "needle", "--texts", "2", "--no-plot"]
+    words = ["--prompt", "3000", "--steps", "64", "--kinds", "reference", "needle", "--texts", "2"]
+    words += ["--server-flags", "--dtype float32", "--no-plot"]
     real_text.main(["--model", str(smollm2), "--policies", "heterocache@0.2", *words, "--name", "t"])
     rows = json.loads(next(tmp_path.glob("t*.json")).read_text())["rows"]
     full, ours = (
@@ -43,6 +44,6 @@ def test_it_continues_real_text_and_does_as_it_is_told(
     assert abs(ours["reference"]["nll_difference"]) < 0.05 and ours["reference"]["same_first"] > 0.9
     assert full["needle"]["whole"] == ours["needle"]["whole"] == 2
     assert ours["reference"]["counters"]["fetched_rows"] > 0
-    with Server(smollm2, kv_policy="heterocache") as server:
+    with Server(smollm2, kv_policy="heterocache", dtype="float32") as server:
         said, _ = Client(server.url).complete("What is the capital of France? Answer with one word.", 16, chat=True)
     assert "Paris" in said
