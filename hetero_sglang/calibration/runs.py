@@ -1,4 +1,5 @@
-"""Whether rows come to a layer one by one or in runs, and to which heads: what outputs lose by the lazy rule.
+"""Whether rows come to a layer one by one or in runs, to which heads, and how many they keep: what outputs lose by the
+lazy rule.
 
 It is played on the last tokens of texts as they stand: a model's own continuation of a long text soon repeats itself,
 and then no head needs anything new."""
@@ -26,6 +27,8 @@ SINK, WINDOW, OBSERVED, MOST = 8, 64, 32, 2048  # as the server has them; sinks 
 DOCUMENTS, STEPS = 4, 96
 LEAST = 64  # rows to choose; of a text with fewer nothing is learned
 GAIN = 0.002  # of outputs' squares: what a head may lose without an index, a layer on the mean by runs, or by resting
+SIZES = (0.5, 2.0)  # of a head's rows, between which its loss is taken for a power of their number
+FEWEST, MOST_ROWS = 0.6, 2.0  # of the mean head's
 Way = tuple[int, int]  # tokens that come together, and steps between two in which a head finds rows
 
 
@@ -59,17 +62,16 @@ def fitted(readings: Sequence[Reading], plan: IndexPlan, options: IndexOptions) 
     """The plan with each layer's longest run that loses as little as any in the documents' last tokens (host
     memory is read at the speed of places, long or short), and an index for heads that gain by it; where none does,
     a run that loses less from the prompt's end on, or single rows. A layer's heads find rows in the same steps, in as
-    few as EVERY allows: one that does costs a small batch as much as all. Unchanged where all are too short to tell."""
-    if options.run is not None and options.heads == "all":
-        return plan
+    few as EVERY allows: one that does costs a small batch as much as all. And rows for each head, by what it loses
+    with more or fewer. Unchanged where all are too short to tell."""
     share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
     played = [(reading, rows) for reading in readings if (rows := _rows(reading, share)) >= LEAST]
     if not played:
         return plan
 
-    def lost(ways: Sequence[Sequence[Way]]) -> torch.Tensor:
+    def lost(ways: Sequence[Sequence[Way]], size: float = 1.0) -> torch.Tensor:
         """[layers, ways + 1, H]"""
-        return torch.stack([play(*each, plan, ways) for each in played]).mean(0).cpu()
+        return torch.stack([play(reading, int(size * rows), plan, ways) for reading, rows in played]).mean(0).cpu()
 
     single = torch.full((len(plan.encode),), torch.inf)
     if options.run is None:
@@ -77,15 +79,35 @@ def fitted(readings: Sequence[Reading], plan: IndexPlan, options: IndexOptions) 
         losses = torch.stack(by_run, 1)  # [layers, runs]
         best = (losses <= losses.amin(1, keepdim=True) + GAIN).int().cumsum(1).argmax(1)  # [layers], the longest
         plan = replace(plan, run=np.array(RUNS)[best])
-    if options.heads == "all":
-        return plan
-    always, *seldom, never = lost([[(run, every) for every in EVERY] for run in plan.run.tolist()]).unbind(1)
-    found = never - always > GAIN  # [layers, H]
-    worse = (torch.stack(seldom, 1) - always[:, None]).clamp(min=0) * found[:, None]  # [layers, intervals, H]
-    allowed = worse.sum(2) <= GAIN * found.sum(1, keepdim=True)  # [layers, intervals]
-    most = torch.where(allowed, torch.tensor(EVERY[1:], dtype=torch.int32), 1).amax(1, keepdim=True)
-    needless = ~found.any(1) & (single <= never.mean(1) + GAIN)
-    return replace(plan, run=np.where(needless, 1, plan.run), every=(most * found).numpy())
+    if options.heads != "all":
+        always, *seldom, never = lost([[(run, every) for every in EVERY] for run in plan.run.tolist()]).unbind(1)
+        found = never - always > GAIN  # [layers, H]
+        worse = (torch.stack(seldom, 1) - always[:, None]).clamp(min=0) * found[:, None]  # [layers, intervals, H]
+        allowed = worse.sum(2) <= GAIN * found.sum(1, keepdim=True)  # [layers, intervals]
+        most = torch.where(allowed, torch.tensor(EVERY[1:], dtype=torch.int32), 1).amax(1, keepdim=True)
+        needless = ~found.any(1) & (single <= never.mean(1) + GAIN)
+        plan = replace(plan, run=np.where(needless, 1, plan.run), every=(most * found).numpy())
+    turns = [[(run, max(1, every))] for run, every in zip(plan.run.tolist(), plan.every.max(1).tolist(), strict=True)]
+    few, many = (torch.where(torch.from_numpy(plan.probed), *lost(turns, size).unbind(1)).numpy() for size in SIZES)
+    return replace(plan, weight=weights(few, many))
+
+
+def weights(few: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Each head's share of the rows, of mean 1 and between FEWEST and MOST_ROWS, by which all together lose least; few,
+    many: what heads [layers, H] lose with so many times the mean as SIZES says."""
+    few, many = np.maximum(few, 1e-9), np.maximum(many, 1e-9)
+    power = np.log(few / many).clip(0.01) / np.log(SIZES[1] / SIZES[0])  # loss = at_mean / rows ** power
+    at_mean = np.sqrt(few * many)  # SIZES lie on both sides of 1
+
+    def shares(level: float) -> np.ndarray:
+        """Where one more row gains as much for every head."""
+        return (at_mean * power * np.exp(level)).clip(1e-30) ** (1 / (1 + power))
+
+    low, high = -60.0, 60.0
+    for _ in range(60):
+        level = (low + high) / 2
+        low, high = (level, high) if shares(level).clip(FEWEST, MOST_ROWS).mean() < 1 else (low, level)
+    return shares(low).clip(FEWEST, MOST_ROWS)
 
 
 def _rows(reading: Reading, share: float) -> int:

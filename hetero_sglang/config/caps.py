@@ -120,10 +120,9 @@ class CapRule:
         return max(1, min(cap - self.sink, self.ring))
 
 
-def default_dense_below(fractions: tuple[float, ...], sink: int, ring: int) -> int:
-    """Smallest power of two (at least 512) at which every head is roomy."""
+def default_dense_below(fraction: float, sink: int, ring: int) -> int:
+    """Smallest power of two (at least 512) at which a head that keeps this share of the tokens is roomy."""
     length = 512
-    poorest = min(fractions, default=1.0)
-    while poorest * length < ROOMY * (sink + ring) and length < 1 << 20:
+    while fraction * length < ROOMY * (sink + ring) and length < 1 << 20:
         length *= 2
     return length

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from statistics import fmean
 
 from hetero_sglang.config.caps import CapRule, default_dense_below
 from hetero_sglang.config.description import Description, Refresh
@@ -112,7 +113,9 @@ def resolve(
     fractions = [f for layer in cap_fractions(profile, rows_ratio) for f in layer]
     rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
     if dense_below is None:
-        dense_below = default_dense_below(rows, sink, window + run - 1)
+        # A pivot's heads must be roomy to be refilled; of heads with an index the poorest need little.
+        roomy = fmean(rows) if plan and rows else min(rows, default=1.0)
+        dense_below = default_dense_below(roomy, sink, window + run - 1)
     ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
     layout = ranks[rank]
     rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve, run)

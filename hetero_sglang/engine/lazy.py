@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from hetero_sglang.cache.lanes import Lane, Mark, mark
+from hetero_sglang.cache.lanes import Lane, Mark, mark, upload
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
@@ -37,10 +37,13 @@ class Lazy(Finder):
         self.seated: Mark | None = None  # what came has its places
 
     def first(self, layer: int, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
-        """The best whole runs; all heads are alike."""
+        """The best whole runs."""
         run = self.index[layer].run
         first, last = low // run, (scores.shape[1] - self.settings.rule.window_of(run)) // run
-        best = run_scores(scores, run)[:, first:last].topk(counts[0] // run).indices.sort(1).values + first
+        places = upload(torch.tensor(counts), scores.device) // run  # [C]
+        best = run_scores(scores, run)[:, first:last].topk(max(counts) // run).indices + first
+        mine = torch.arange(best.shape[1], device=best.device) < places[:, None]
+        best = torch.where(mine, best, last).sort(1).values  # what is not a head's own comes last
         return (best[..., None] * run + torch.arange(run, device=scores.device)).flatten(1)
 
     def worth(self, layer: int, scores: torch.Tensor) -> torch.Tensor:

@@ -3,14 +3,20 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from hetero_sglang.profile.head_profile import NO_PIVOT, HeadProfile, LayerRoles, scale_weights
+from hetero_sglang.profile.index_plan import IndexPlan
 from hetero_sglang.profile.roles import Role
 
 
-def alike(layers: int, kv_heads: int, query_heads: int, head_dim: int) -> HeadProfile:
-    """Every head compressed, with the same budget and no pivot: what policies without roles start from."""
-    layer = LayerRoles((Role.ANCHOR,) * kv_heads, (1.0,) * kv_heads, (NO_PIVOT,) * kv_heads)
-    return HeadProfile(layers, kv_heads, query_heads, head_dim, (layer,) * layers)
+def alike(layers: int, kv_heads: int, query_heads: int, head_dim: int, index: IndexPlan | None = None) -> HeadProfile:
+    """Every head compressed and no pivot: what policies without roles start from; with the same budget, or that of
+    an index."""
+    weights = np.ones((layers, kv_heads)) if index is None else index.weight
+    roles, pivots = (Role.ANCHOR,) * kv_heads, (NO_PIVOT,) * kv_heads
+    made = tuple(LayerRoles(roles, tuple(row), pivots) for row in weights.tolist())
+    return HeadProfile(layers, kv_heads, query_heads, head_dim, scale_weights(made), index=index)
 
 
 def uniform(profile: HeadProfile) -> HeadProfile:

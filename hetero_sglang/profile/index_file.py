@@ -1,7 +1,7 @@
 """A key index as it stands in a head profile's file: small numbers as text, tables as base64 of float16."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from reprlib import repr as shown
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.index_plan import Fields, IndexPlan, check_fields, directions_of, half
-from hetero_sglang.profile.json_file import is_whole, naming
+from hetero_sglang.profile.json_file import is_number, is_whole, naming
 
 _NUMBER = np.dtype("<f2")
 _TABLES = ("encode", "offset", "decode")
@@ -21,7 +21,8 @@ def encode(plan: IndexPlan) -> dict[str, Any]:
     tables = {name: half(getattr(plan, name), f"the index's {name}").astype(_NUMBER) for name in _TABLES}
     texts = {name: base64.b64encode(table.tobytes()).decode("ascii") for name, table in tables.items()}
     fields = [list(field) for field in plan.fields]
-    return {"fields": fields, "run": plan.run.tolist(), "every": plan.every.tolist(), **texts}
+    weight = np.round(plan.weight, 3).tolist()
+    return {"fields": fields, "run": plan.run.tolist(), "every": plan.every.tolist(), "weight": weight, **texts}
 
 
 def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) -> IndexPlan:
@@ -35,9 +36,10 @@ def decode(data: Any, num_layers: int, num_kv_heads: int, head_dim: int | None) 
     heads, directions = (num_layers, num_kv_heads), directions_of(fields)
     shapes = {name: (*heads, directions) if name == "offset" else (*heads, head_dim, directions) for name in _TABLES}
     tables = {name: _table(data.get(name), name, shape) for name, shape in shapes.items()}
-    every = _every(data.get("every", [[1] * num_kv_heads] * num_layers), num_layers, num_kv_heads)
+    every = _heads(data, "every", *heads, is_whole, "a number of steps")
+    weight = _heads(data, "weight", *heads, is_number, "a weight")
     with naming("`index`"):
-        return IndexPlan(fields, run=run, every=every, **tables)
+        return IndexPlan(fields, run=run, every=every, weight=weight, **tables)
 
 
 def text_bytes(num_layers: int, num_kv_heads: int, head_dim: int, fields: Fields) -> int:
@@ -55,18 +57,20 @@ def _run(value: Any, num_layers: int) -> np.ndarray:
     return np.array([max(-1, min(run, 99)) for run in runs], np.int32)
 
 
-def _every(value: Any, num_layers: int, num_kv_heads: int) -> np.ndarray:
-    """[layers, H]; in a profile that does not say, every head finds rows in every step."""
+def _heads(
+    data: Mapping[str, Any], name: str, num_layers: int, num_kv_heads: int, is_one: Callable[[Any], bool], noun: str
+) -> np.ndarray:
+    """[layers, H] numbers; in a profile that does not say, 1 for every head."""
+    value = data.get(name, [[1] * num_kv_heads] * num_layers)
     if not isinstance(value, list) or len(value) != num_layers:
-        raise HeteroError(f"`index.every` is {shown(value)}; it must list heads for each of {num_layers} layers.")
+        raise HeteroError(f"`index.{name}` is {shown(value)}; it must list heads for each of {num_layers} layers.")
     for layer, heads in enumerate(value):
-        if not isinstance(heads, list) or len(heads) != num_kv_heads or not all(map(is_whole, heads)):
+        if not isinstance(heads, list) or len(heads) != num_kv_heads or not all(map(is_one, heads)):
             raise HeteroError(
-                f"layer {layer}: `index.every` is {shown(heads)}; it must list a number of steps for each of the "
-                f"layer's {num_kv_heads} KV heads."
+                f"layer {layer}: `index.{name}` is {shown(heads)}; it must list {noun} for each of the layer's "
+                f"{num_kv_heads} KV heads."
             )
-    with naming("`index.every`"):
-        return np.array([[max(-1, min(number, 99)) for number in heads] for heads in value], np.int32)
+    return np.array([[max(-1, min(number, 99)) for number in heads] for heads in value])
 
 
 def _fields(value: Any, head_dim: int) -> Fields:

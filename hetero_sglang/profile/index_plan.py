@@ -58,7 +58,8 @@ class IndexPlan:
     `fields`: (directions, bits) in turn, R directions in all. encode, decode [layers, H, D, R] float32; offset
     [layers, H, R] float32. `run` [layers] whole numbers, or one for all: neighbouring tokens that come and go together.
     `every` [layers, H] whole numbers (None: all 1): a head finds rows in one of so many steps; 0: it has no index, and
-    keeps what the prompt's end chose. Raises HeteroError naming what is wrong."""
+    keeps what the prompt's end chose. `weight` [layers, H] float64 above 0 (None: all 1): its rows, of the mean head's.
+    Raises HeteroError naming what is wrong."""
 
     fields: Fields
     encode: np.ndarray
@@ -66,6 +67,7 @@ class IndexPlan:
     decode: np.ndarray
     run: np.ndarray = 1
     every: np.ndarray = None
+    weight: np.ndarray = None
 
     def __post_init__(self) -> None:
         check_fields(self.fields)
@@ -81,14 +83,18 @@ class IndexPlan:
                 f"the encoding, decoding and offset of an index of {count} directions have shapes {shape}, "
                 f"{self.decode.shape} and {self.offset.shape}, which do not agree."
             )
-        every = np.ones(shape[:2]) if self.every is None else self.every
-        object.__setattr__(self, "every", every.astype(np.int32))
-        if every.shape != shape[:2]:
-            raise HeteroError(f"an index of {shape[0]} layers of {shape[1]} heads names others ({every.shape}).")
+        for name, kind in (("every", np.int32), ("weight", np.float64)):
+            given = getattr(self, name)
+            table = np.ones(shape[:2], kind) if given is None else given.astype(kind)
+            object.__setattr__(self, name, table)
+            if table.shape != shape[:2]:
+                raise HeteroError(f"an index of {shape[0]} layers of {shape[1]} heads names others ({table.shape}).")
         if (odd := self.every[~np.isin(self.every, (0, *EVERY))]).size:
             raise HeteroError(
                 f"a head cannot find rows in every {odd[0]} steps; it must be one of 0, {', '.join(map(str, EVERY))}."
             )
+        if (odd := self.weight[~(self.weight > 0)]).size:
+            raise HeteroError(f"a head's weight is {odd[0]:g}; it must be above 0.")
         if not all(np.isfinite(values).all() for values in (self.encode, self.offset, self.decode)):
             raise HeteroError("an index's numbers are not all finite; calibrate again.")
 
@@ -120,4 +126,5 @@ class IndexPlan:
     def heads(self, start: int, stop: int) -> IndexPlan:
         """The plan of heads [start, stop) of every layer."""
         cut = np.s_[:, start:stop]
-        return IndexPlan(self.fields, self.encode[cut], self.offset[cut], self.decode[cut], self.run, self.every[cut])
+        tables = (self.encode[cut], self.offset[cut], self.decode[cut])
+        return IndexPlan(self.fields, *tables, self.run, self.every[cut], self.weight[cut])

@@ -100,7 +100,7 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
         profile = load_profile(path)
         profile.check_model(*shape, name=path)
         if not policy.roles:
-            return replace(alike(layers, kv_heads, query_heads, head_dim), index=profile.index)
+            return alike(layers, kv_heads, query_heads, head_dim, profile.index)
         if args.hetero_roles == "ratio" and 0 < args.hetero_keep_ratio < 1:
             try:
                 profile = decide_for(profile, args.hetero_keep_ratio, args.tp_size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -39,19 +37,20 @@ Run = int | tuple[int, ...]  # of all layers, or of each
 
 
 def indexed_profile(seed: int, run: Run, probed: np.ndarray | None = None) -> HeadProfile:
-    """All heads alike, with an index of 48 bits in random directions."""
+    """An index of 48 bits in random directions, heads of different weight."""
     rng = np.random.default_rng(seed)
     basis = np.stack([np.linalg.qr(rng.normal(size=(DIM, DIM)))[0] for _ in range(LAYERS * HEADS)])
     basis = basis.reshape(LAYERS, HEADS, DIM, DIM).astype(np.float32)
     levels = np.concatenate([np.full(count, 2**bits - 1) for count, bits in FIELDS])
     step = np.where(levels == 15, 0.34, 1.0)
     offset = np.broadcast_to(-levels / 2, (LAYERS, HEADS, DIM)).astype(np.float32)
-    plan = IndexPlan(FIELDS, (basis / step).astype(np.float32), offset, (basis * step).astype(np.float32), run, probed)
-    return replace(alike(LAYERS, HEADS, HEADS * GROUP, DIM), index=plan)
+    tables = (basis / step).astype(np.float32), offset, (basis * step).astype(np.float32)
+    weight = rng.permutation([0.8, 0.9, 0.9, 1.0, 1.1, 1.3]).reshape(LAYERS, HEADS)
+    return alike(LAYERS, HEADS, HEADS * GROUP, DIM, IndexPlan(FIELDS, *tables, run, probed, weight))
 
 
 def lazy_settings(seed: int, run: Run, keep_ratio: float = 0.55, probed: np.ndarray | None = None) -> Settings:
-    options = {"policy": IndexedHeads(), "window": 6, "sink": 2, "dense_below": 64}
+    options = {"policy": IndexedHeads(), "window": 6, "sink": 2, "dense_below": 80}
     return make_settings(indexed_profile(seed, run, probed), keep_ratio, **options)
 
 
@@ -99,11 +98,9 @@ def test_a_step_attends_over_exactly_what_its_heads_held_and_what_came(
 @pytest.mark.parametrize(("run", "probed"), [(1, SOME), ((1, 4), SOME), (1, np.zeros_like(SOME))])
 def test_a_head_without_an_index_keeps_what_the_prompt_chose(run: Run, probed: np.ndarray) -> None:
     """And takes no room for one: those bytes are rows of all."""
-    settings = lazy_settings(4, run, probed=probed)
-    assert (
-        settings.index_bytes == (6 * probed.sum(),)
-        and settings.layout.fractions[0] > lazy_settings(4, run).layout.fractions[0]
-    )
+    settings, all_have = lazy_settings(4, run, 0.47, probed), lazy_settings(4, run, 0.47)
+    assert settings.index_bytes == (6 * probed.sum(),)
+    assert settings.layout.fractions[0] > all_have.layout.fractions[0]
     cache = make_cache(settings)
     assert [layer.rows.shape[0] for layer in cache.index.layers] == probed.sum(1).tolist()
     request = Request(cache, 1, 150, 220, slots_of(220, 8), 2)
@@ -208,5 +205,6 @@ def test_budget_counts_the_index() -> None:
     settings = lazy_settings(0, 1, 0.55)
     row, index = 4 * DIM, settings.index_bytes[0] / settings.layout.num_compressed
     assert settings.layout.num_resident == 0
-    for fraction in settings.layout.fractions:
-        assert fraction * row + index == pytest.approx(0.55 * row)
+    fractions = settings.layout.fractions
+    assert len(set(fractions)) > 3  # heads of different weight
+    assert sum(fractions) / len(fractions) * row + index == pytest.approx(0.55 * row)

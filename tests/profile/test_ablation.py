@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from profile_builders import profile_of, profiles
+from profile_builders import index_of, profile_of, profiles
 
 from hetero_sglang.config.choices import ABLATIONS as NAMES
 from hetero_sglang.errors import HeteroError
@@ -44,6 +44,13 @@ def test_alike_compresses_every_head_alike() -> None:
     assert made.floor == 0 and made.num_heads == 12
     for layer in made.layers:
         assert layer.roles == (Role.ANCHOR,) * 4 and layer.weights == (1.0,) * 4 and layer.pivots == (NO_PIVOT,) * 4
+
+
+def test_alike_has_the_budgets_of_an_index() -> None:
+    weight = np.array([[1.0, 3.0], [2.0, 2.0]])
+    made = alike(2, 2, 4, 16, replace(index_of(2, 2, 16, ((8, 2),)), weight=weight))
+    assert weights_of(made) == pytest.approx([0.5, 1.5, 1.0, 1.0])
+    check_mean_of_one(made)
 
 
 @given(profiles())

@@ -30,7 +30,9 @@ def indexed(heads: int = 4, **changes: int) -> HeadProfile:
 
 
 def same(one: IndexPlan, other: IndexPlan) -> bool:
-    tables = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in (*TABLES, "run", "every"))
+    tables = all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in (*TABLES, "run", "every", "weight")
+    )
     return tables and one.fields == other.fields
 
 
@@ -38,7 +40,8 @@ def same(one: IndexPlan, other: IndexPlan) -> bool:
 def test_what_is_written_is_read_again(tmp_path, run):
     profile = indexed(run=run)
     every = np.array([[1, 2, 4, 0], [1, 1, 0, 4]])
-    profile = replace(profile, index=replace(profile.index, every=every))
+    weight = np.array([[0.6, 2.0, 0.625, 0.775], [1, 1, 1, 1]])
+    profile = replace(profile, index=replace(profile.index, every=every, weight=weight))
     save_profile(profile, tmp_path / "p.json")
     again = load_profile(tmp_path / "p.json")
     assert again == profile and same(again.index, profile.index)
@@ -143,6 +146,9 @@ BAD = [
     ({"every": [[1, 2, 4, 0], [-1, 1, 1, 1]]}, "a head cannot find rows in every -1 steps"),
     ({"every": [[1, 2, 4, 0], [10**30, 1, 1, 1]]}, "a head cannot find rows in every 99 steps"),
     ({"every": [[1, 2, 4, 0], [-(10**30), 1, 1, 1]]}, "a head cannot find rows"),
+    ({"weight": [[1, 1, 1, 1], [1, 1, 1, "1"]]}, "layer 1: `index.weight` is .* a weight for each of the layer's 4"),
+    ({"weight": [[1, 1, 1, 1], [1, 0, 1, 1]]}, "`index`: a head's weight is 0; it must be above 0"),
+    ({"weight": [[1, 1, 1, 1], [1, -5, 1, 1]]}, "`index`: a head's weight is -1; it must be above 0"),
     ({"encode": None}, "`index.encode` is missing"),
     ({"encode": [1.0]}, "`index.encode` is missing"),
     ({"decode": "AA"}, "`index.decode` is not base64"),

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import write_checkpoint
 
 from hetero_sglang.calibration import runs
@@ -131,6 +133,8 @@ def test_the_least_loss_over_all_texts_decides(plan, run, heads, monkeypatch):
     def play(text: Reading, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
         seen.append((text.length, rows))
         found = played(plan, losses[text.length], ways)
+        if len(ways[0]) == 1:  # how many rows
+            return found * text.length / rows
         if ways[0][1][1] == 1:  # which runs
             assert [list(some) for some in ways] == [[(each, 1) for each in RUNS]] * len(ways)
             found[1, 0] -= 0.2  # a layer that wants single rows
@@ -146,12 +150,16 @@ def test_the_least_loss_over_all_texts_decides(plan, run, heads, monkeypatch):
     given = plan if run is None else replace(plan, run=run)
     made = runs.fitted(texts(1000, 3000, 4000), given, options)
     # The index takes 0.094 of the ratio, sinks and recent tokens 72 rows.
-    assert seen == [(3000, 96), (4000, 152)] * ((run is None) + (heads == "auto"))
+    by_size = [(3000, 48), (4000, 76), (3000, 192), (4000, 304)]
+    assert seen == [(3000, 96), (4000, 152)] * ((run is None) + (heads == "auto")) + by_size
     assert made.run.tolist() == played_run
     wanted = np.full(plan.encode.shape[:2], 2 if heads == "auto" else 1)
     if heads != "all":
         wanted[0], wanted[1, 0] = 1, 0
     assert np.array_equal(made.every, wanted)
+    assert made.weight.mean() == pytest.approx(1)
+    if heads == "auto":  # the head without an index loses most
+        assert made.weight[1, 0] == made.weight.max() > made.weight[0, 0]
 
 
 @pytest.mark.parametrize(("more", "taken"), [(0.0015, 8), (0.003, 4)])
@@ -174,9 +182,40 @@ def test_a_layer_where_no_head_gains_has_single_rows_unless_these_lose(plan, sin
     assert (made.run == taken).all() and not made.every.any()
 
 
-def test_nothing_is_played_where_all_is_given(plan, monkeypatch):
-    monkeypatch.setattr(runs, "play", lambda *given: pytest.fail("nothing to learn"))
-    assert runs.fitted(texts(4000), plan, IndexOptions(plan.fields, 4, 4000, "all")) is plan
+def test_where_runs_and_turns_are_given_rows_alone_are_found(plan, monkeypatch):
+    plan, asked = replace(plan, run=4), []
+
+    def play(text: Reading, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
+        asked.append(ways)
+        return torch.rand(2, 2, 2) / rows
+
+    monkeypatch.setattr(runs, "play", play)
+    made = runs.fitted(texts(4000), plan, IndexOptions(plan.fields, 4, 4000, "all"))
+    assert asked == [[[(4, 1)]] * 2] * len(runs.SIZES)
+    assert (made.run == 4).all() and (made.every == 1).all() and len(set(made.weight.ravel())) > 1
+
+
+@given(st.integers(0, 2**31), st.integers(2, 40))
+def test_no_other_sharing_of_rows_loses_less(seed, heads):
+    rng = np.random.default_rng(seed)
+    at_mean, power = 10 ** rng.uniform(-6, 0, (1, heads)), rng.uniform(0.05, 3, (1, heads))
+    few, many = (at_mean / size**power for size in runs.SIZES)
+    found = runs.weights(few, many)
+    assert found.mean() == pytest.approx(1) and (found >= runs.FEWEST - 1e-9).all()
+    assert (found <= runs.MOST_ROWS + 1e-9).all()
+    least = (at_mean / found**power).sum()
+    for _ in range(20):  # some rows from one head to another
+        giver, taker = rng.choice(heads, 2, replace=False)
+        other, amount = found.copy(), rng.uniform(0, 0.2)
+        amount = min(amount, other[0, giver] - runs.FEWEST, runs.MOST_ROWS - other[0, taker])
+        other[0, giver], other[0, taker] = other[0, giver] - amount, other[0, taker] + amount
+        assert (at_mean / other**power).sum() >= least * (1 - 1e-9)
+
+
+def test_heads_that_lose_nothing_share_alike():
+    assert runs.weights(np.zeros((2, 3)), np.zeros((2, 3))) == pytest.approx(np.ones((2, 3)))
+    more = runs.weights(np.full((1, 2), 0.1), np.full((1, 2), 0.2))  # noise: fewer rows lose less
+    assert more == pytest.approx(np.ones((1, 2)))
 
 
 def test_texts_too_short_to_tell_give_rows_one_by_one_to_all(plan, monkeypatch):
