@@ -30,6 +30,10 @@ SERVED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Qwen 3": ("Qwen3ForCausalLM", "qwen3", {}),
     "Qwen 3 (experts)": ("Qwen3MoeForCausalLM", "qwen3_moe", {}),
     "Mistral without a window": ("MistralForCausalLM", "mistral", {}),
+    "Gemma 1": ("GemmaForCausalLM", "gemma", {}),
+    "Mixtral (experts)": ("MixtralForCausalLM", "mixtral", {}),
+    "OLMo 2": ("Olmo2ForCausalLM", "olmo2", {}),
+    "Granite": ("GraniteForCausalLM", "granite", {"attention_multiplier": 0.2}),
     "a KV head for each query head": ("LlamaForCausalLM", "llama", {"num_key_value_heads": 4}),
     "a KV head for 16 query heads": ("LlamaForCausalLM", "llama", {"num_attention_heads": 32}),
     "heads of 64 dimensions": ("LlamaForCausalLM", "llama", {"head_dim": 64}),
@@ -37,10 +41,6 @@ SERVED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "heads of 256 dimensions": ("LlamaForCausalLM", "llama", {"head_dim": 256}),
     "heads of 80 dimensions, on a CPU alone": ("LlamaForCausalLM", "llama", {"head_dim": 80}),
     "heads of 96 dimensions, on a CPU alone": ("LlamaForCausalLM", "llama", {"head_dim": 96}),
-    "Gemma 1": ("GemmaForCausalLM", "gemma", {}),
-    "Mixtral (experts)": ("MixtralForCausalLM", "mixtral", {}),
-    "OLMo 2": ("Olmo2ForCausalLM", "olmo2", {}),
-    "Granite": ("GraniteForCausalLM", "granite", {"attention_multiplier": 0.2}),
 }
 ALWAYS = 1  # of them in every run; each starts two servers
 
