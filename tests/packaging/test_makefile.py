@@ -63,7 +63,7 @@ def installs(calls: list[str]) -> list[str]:
     return [call for call in calls if " install " in call]
 
 
-LINT = ["-m ruff check .", "-m ruff format --check .", "-m mypy hetero_sglang"]
+LINT = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
 FAST = "-m pytest tests -m not slow"
 
 
