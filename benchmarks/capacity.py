@@ -112,12 +112,13 @@ def main() -> None:
             "changed_rows": given.changed_rows,
             "index_turns": given.index_turns,
             "index_runs": given.index_runs,
+            "index_weights": given.index_weights,
         }
     policies = chosen_policies(given) if given.changed_rows is None else given.policies
     with Run(given, **told) as run, tempfile.TemporaryDirectory() as scratch:
         model = shapes.write(Path(scratch) / "llama-8b")
         if given.changed_rows is not None:
-            given.profile = str(index_profile(Path(scratch), given.index_turns, given.index_runs))
+            given.profile = str(index_profile(Path(scratch), given.index_turns, given.index_runs, given.index_weights))
         for policy in policies:
             _measure(policy, model, given, run)
     print("\n".join(table(run.rows)))

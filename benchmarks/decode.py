@@ -60,6 +60,7 @@ def main() -> None:
         steps=given.steps,
         index_turns=given.index_turns,
         index_runs=given.index_runs,
+        index_weights=given.index_weights,
     ) as run:
         run.does("the copy bandwidth")
         run.told["copy_bytes_per_second"] = copied()
@@ -102,7 +103,9 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     rates, file = given.changed_rows or given.fetch_rate if ours else [], scratch / "rate"
     file.write_text("0")
     env = (changed_rows if given.changed_rows else forced_rate)(file) if rates else None
-    profile = str(index_profile(scratch, given.index_turns, given.index_runs)) if given.changed_rows else given.profile
+    profile = given.profile
+    if given.changed_rows:
+        profile = str(index_profile(scratch, given.index_turns, given.index_runs, given.index_weights))
 
     def told(rate: float | None) -> None:
         file.write_text(str(rows_at_once(profile, rate) if given.changed_rows and rate else rate))

@@ -22,9 +22,10 @@ from hetero_sglang.profile.files import load_profile, save_profile
 from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 
 VOCABULARY = 120000  # ids below the special ones
-# Of SmolLM2-135M-Instruct's 30 layers, by calibration; see index_profile.
-TURNS = (0.01, 0.3, 0.17, 0.53)
-RUNS_SHARES = (0.73, 0.07, 0.2)
+# Of SmolLM2-135M-Instruct's 30 layers, as a first start calibrates them; see index_profile.
+TURNS = (0.04, 0.53, 0.24, 0.23)
+RUNS_SHARES = (0.8, 0.07, 0.13)
+WEIGHTS = (0.6, 0.63, 0.77, 0.98, 1.27, 2.0)
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -47,7 +48,7 @@ def add_policies_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_index_options(parser: argparse.ArgumentParser) -> None:
-    """--index-turns and --index-runs."""
+    """--index-turns, --index-runs and --index-weights."""
     parser.add_argument(
         "--index-turns", nargs=4, type=float, default=TURNS, metavar=("NONE", "ONE", "TWO", "FOUR"),
         help="share of the heads that have no key index, and of the layers whose heads find rows in every step, every "
@@ -56,6 +57,10 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--index-runs", nargs=3, type=float, default=RUNS_SHARES, metavar=("ONE", "FOUR", "EIGHT"),
         help="share of the layers whose rows come one by one, in runs of 4, of 8: the longer, the more seldom",
+    )  # fmt: skip
+    parser.add_argument(
+        "--index-weights", nargs="+", type=float, default=WEIGHTS, metavar="W",
+        help="quantiles of the heads' shares of the rows, least to most; 1: all alike",
     )  # fmt: skip
 
 
@@ -98,11 +103,13 @@ def dummy_server(
 
 
 def index_profile(
-    folder: Path, turns: Sequence[float] = (0, 1, 0, 0), runs: Sequence[float] = (1, 0, 0)
+    folder: Path, turns: Sequence[float] = (0, 1, 0, 0), runs: Sequence[float] = (1, 0, 0),
+    weights: Sequence[float] = (1,),
 ) -> Path:  # fmt: skip
     """A head profile of the shape, with key indexes of random directions, 80 bits a token; `turns`: the share of heads
     that have none, and of layers whose heads find rows in every step, every second, every fourth; `runs`: of layers
-    whose rows come one by one, by 4, by 8, the longest in layers that find some most seldom."""
+    whose rows come one by one, by 4, by 8, the longest in layers that find some most seldom; `weights`: quantiles of
+    heads' shares of the rows."""
     names = ("num_hidden_layers", "num_key_value_heads", "head_dim", "num_attention_heads")
     layers, kv_heads, dim, query_heads = (int(str(shapes.LLAMA_8B[name])) for name in names)
     profile, rng = alike(layers, kv_heads, query_heads, dim), np.random.default_rng(0)
@@ -118,7 +125,9 @@ def index_profile(
     every = np.array(EVERY)[np.searchsorted(upto, number, side="right")]
     run = np.array(RUNS)[np.searchsorted(np.cumsum(runs)[:-1] * layers, number[:, 0], side="right")]
     every = every * (rng.permutation(layers * kv_heads).reshape(layers, kv_heads) >= none * layers * kv_heads)
-    index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode, run, every)
+    shares = np.quantile(weights, np.linspace(0, 1, layers * kv_heads))
+    weight = rng.permutation(shares).reshape(layers, kv_heads)
+    index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode, run, every, weight)
     save_profile(replace(profile, index=index), path)
     return path
 
