@@ -5,7 +5,7 @@ It is played on the last tokens of texts as they stand: a model's own continuati
 and then no head needs anything new."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ LEAST = 64  # rows to choose; of a text with fewer nothing is learned
 GAIN = 0.002  # of outputs' squares: what a head may lose without an index, a layer on the mean by runs, or by resting
 SIZES = (0.5, 2.0)  # of a head's rows, between which its loss is taken for a power of their number
 FEWEST, MOST_ROWS = 0.6, 2.0  # of the mean head's
-Way = tuple[int, int]  # tokens that come together, and steps between two in which a head finds rows
+# Tokens that come together, steps between two in which a head finds rows (0: in none), and rows, of the mean head's.
+Way = tuple[int, int, float]
 
 
 def index_of(
@@ -64,31 +65,36 @@ def fitted(readings: Sequence[Reading], plan: IndexPlan, options: IndexOptions) 
     a run that loses less from the prompt's end on, or single rows. A layer's heads find rows in the same steps, in as
     few as EVERY allows: one that does costs a small batch as much as all. And rows for each head, by what it loses
     with more or fewer. Unchanged where all are too short to tell."""
-    share = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2])
-    played = [(reading, rows) for reading in readings if (rows := _rows(reading, share)) >= LEAST]
+    share, layers = KEEP_RATIO - plan.row_bytes / (4 * plan.encode.shape[2]), len(plan.encode)
+    played = [(ask(reading, plan), rows) for reading in readings if (rows := _rows(reading, share)) >= LEAST]
     if not played:
         return plan
 
-    def lost(ways: Sequence[Sequence[Way]], size: float = 1.0) -> torch.Tensor:
-        """[layers, ways + 1, H]"""
-        return torch.stack([play(reading, int(size * rows), plan, ways) for reading, rows in played]).mean(0).cpu()
+    def lost(ways: Sequence[Sequence[Way]]) -> torch.Tensor:
+        """[layers, ways, H]"""
+        return torch.stack([play(asked, rows, ways) for asked, rows in played]).mean(0).cpu()
 
-    single = torch.full((len(plan.encode),), torch.inf)
+    single = torch.full((layers,), torch.inf)
     if options.run is None:
-        *by_run, single = lost([[(run, 1) for run in RUNS]] * len(plan.encode)).mean(2).unbind(1)  # [layers]
+        *by_run, single = lost([[*((run, 1, 1.0) for run in RUNS), (1, 0, 1.0)]] * layers).mean(2).unbind(1)
         losses = torch.stack(by_run, 1)  # [layers, runs]
         best = (losses <= losses.amin(1, keepdim=True) + GAIN).int().cumsum(1).argmax(1)  # [layers], the longest
         plan = replace(plan, run=np.array(RUNS)[best])
     if options.heads != "all":
-        always, *seldom, never = lost([[(run, every) for every in EVERY] for run in plan.run.tolist()]).unbind(1)
+        ways = [[(run, every, 1.0) for every in (*EVERY, 0)] for run in plan.run.tolist()]
+        always, *seldom, never = lost(ways).unbind(1)
         found = never - always > GAIN  # [layers, H]
         worse = (torch.stack(seldom, 1) - always[:, None]).clamp(min=0) * found[:, None]  # [layers, intervals, H]
         allowed = worse.sum(2) <= GAIN * found.sum(1, keepdim=True)  # [layers, intervals]
         most = torch.where(allowed, torch.tensor(EVERY[1:], dtype=torch.int32), 1).amax(1, keepdim=True)
         needless = ~found.any(1) & (single <= never.mean(1) + GAIN)
         plan = replace(plan, run=np.where(needless, 1, plan.run), every=(most * found).numpy())
-    turns = [[(run, max(1, every))] for run, every in zip(plan.run.tolist(), plan.every.max(1).tolist(), strict=True)]
-    few, many = (torch.where(torch.from_numpy(plan.probed), *lost(turns, size).unbind(1)).numpy() for size in SIZES)
+    ways = [  # of heads without an index, where there are any, and with one
+        [(run, every, size) for every in (min(heads), max(heads)) for size in SIZES]
+        for run, heads in zip(plan.run.tolist(), plan.every.tolist(), strict=True)
+    ]
+    without, found = lost(ways).unflatten(1, (2, len(SIZES))).unbind(1)  # [layers, sizes, H]
+    few, many = torch.where(torch.from_numpy(plan.probed)[:, None], found, without).numpy().swapaxes(0, 1)
     return replace(plan, weight=weights(few, many))
 
 
@@ -114,33 +120,48 @@ def _rows(reading: Reading, share: float) -> int:
     return int(share * reading.length) - SINK - WINDOW
 
 
-def play(reading: Reading, rows: int, plan: IndexPlan, ways: Sequence[Sequence[Way]]) -> torch.Tensor:
-    """Mean errors [layers, W + 1, H] of heads' outputs at the document's last tokens, one after the other, that keep
-    `rows` rows to choose, in each of their layer's W `ways`; the last holds what the first began with.
+@dataclass(frozen=True)
+class Asked:
+    """How heads look at a document: at its tokens before `begin` as a prompt, [layers, H, begin]; by their indexes in
+    each of the n steps after it, [layers, H, n, L], zero from the step's own token on."""
+
+    reading: Reading
+    begin: int
+    first: torch.Tensor
+    scores: torch.Tensor
+
+
+def ask(reading: Reading, plan: IndexPlan) -> Asked:
+    """The document's last tokens stand for decode steps."""
+    begin = reading.length - min(STEPS, reading.length // 4)
+    asked = [_asked(attention, layer, begin, plan) for layer, attention in enumerate(reading)]
+    return Asked(reading, begin, *(torch.stack(each) for each in zip(*asked, strict=True)))
+
+
+def play(asked: Asked, rows: int, ways: Sequence[Sequence[Way]]) -> torch.Tensor:
+    """Mean errors [layers, W, H] of heads' outputs in the document's steps, that keep `rows` rows to choose, in each of
+    their layer's W `ways`.
 
     An error is the square of what a head's output loses, as a share of its own. Heads count alike: whole layers'
     outputs are moved by heads that look at everything, and tell less of whether what was asked for is there."""
-    begin = reading.length - min(STEPS, reading.length // 4)
-    asked = [_asked(attention, layer, begin, plan) for layer, attention in enumerate(reading)]
-    first, scores = (torch.stack(each) for each in zip(*asked, strict=True))  # [layers, H, begin], [layers, H, n, L]
-    held: list[list[torch.Tensor]] = [[] for _ in ways]  # of each layer, of each way: [H, n + 1, places]
-    for way in range(len(ways[0])):
-        for alike in sorted({each[way] for each in ways}):
-            layers = [layer for layer, each in enumerate(ways) if each[way] == alike]
-            found = _held(first[layers].flatten(0, 1), scores[layers].flatten(0, 1), rows, begin, *alike)
-            for layer, each in zip(layers, found.unflatten(0, (len(layers), -1)), strict=True):
-                held[layer].append(each)
+    held: list[dict[Way, torch.Tensor]] = [{} for _ in ways]  # of each layer: [H, n + 1, places]
+    for way in sorted({way for each in ways for way in each}):
+        layers = [layer for layer, each in enumerate(ways) if way in each]
+        first, scores = (each[layers].flatten(0, 1) for each in (asked.first, asked.scores))
+        run, every, size = way
+        found = _held(first, scores, int(size * rows), asked.begin, run, every)
+        for layer, each in zip(layers, found.unflatten(0, (len(layers), -1)), strict=True):
+            held[layer][way] = each
     errors = []
-    for attention, kept, way_of in zip(reading, held, ways, strict=True):
-        never = kept[0][:, :1].expand_as(kept[0])
-        pairs = zip([*kept, never], [*(run for run, _ in way_of), way_of[0][0]], strict=True)
-        errors.append(_errors(attention, begin, [(each[:, 1:], run) for each, run in pairs]))
+    for attention, kept, each in zip(asked.reading, held, ways, strict=True):
+        found = _errors(attention, asked.begin, [(places[:, 1:], way[0]) for way, places in kept.items()])
+        lost = dict(zip(kept, found, strict=True))
+        errors.append(torch.stack([lost[way] for way in each]))
     return torch.stack(errors)
 
 
 def _asked(attention: Attention, layer: int, begin: int, plan: IndexPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """How a layer's heads look at tokens: at a prompt of `begin`, [H, begin]; by their index in each of the n steps
-    after it, [H, n, L], zero from the step's own token on."""
+    """Of one layer: [H, begin] and [H, n, L]."""
     key, device = attention.key, attention.key.device
     heads, length, dim = key.shape
     encode, offset, decode = (torch.from_numpy(t[layer]).to(device) for t in (plan.encode, plan.offset, plan.decode))
@@ -172,7 +193,7 @@ def _held(first: torch.Tensor, scores: torch.Tensor, rows: int, begin: int, run:
     seen = [held.clone()]
     for step in range(scores.shape[1]):
         length = begin + 1 + step
-        if length % every == 0:
+        if every and length % every == 0:
             now = run_scores(scores[:, step], run)
             swaps = lazy(now, held, used, length, low, (length - WINDOW) // run, want, MOST)
             held[swaps.head, swaps.place] = swaps.run.int()

@@ -30,13 +30,19 @@ def index_line(profile: HeadProfile) -> str:
     which = "all heads" if count == profile.num_heads else f"{count} of {profile.num_heads} heads"
     return (
         f"key index of {fields}: {8 * row} bits, {row} bytes a token and head, {row * count} bytes a "
-        f"token for {which}, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}{_turns(index)}"
+        f"token for {which}, {row / (4 * dim):.1%} of its K and V in 16 bits{runs}{_turns(index)}{_shares(index)}"
     )
 
 
 def _turns(index: IndexPlan) -> str:
     """How many heads find rows in a step, if not all that have an index."""
     return f", {index.in_a_step:.0f} heads find rows in a step" if index.in_a_step < index.probed.sum() else ""
+
+
+def _shares(index: IndexPlan) -> str:
+    """How unequal heads' rows are, if they are."""
+    least, most = index.weight.min(), index.weight.max()
+    return f", a head's rows {least:.2g} to {most:.2g} times the mean" if least < most else ""
 
 
 def _origin(profile: HeadProfile) -> str:

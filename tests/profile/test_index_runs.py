@@ -26,7 +26,7 @@ from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_
 from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 from hetero_sglang.selection.scores import attention_scores
 
-Ways = Sequence[Sequence[tuple[int, int]]]
+Ways = Sequence[Sequence[runs.Way]]
 
 
 def document(length: int) -> Document:
@@ -67,11 +67,11 @@ def step_by_step(reading: Reading, rows: int, plan: IndexPlan, ways: Ways) -> to
             query.unflatten(0, (heads, groups)).permute(2, 0, 1, 3), key.transpose(0, 1), a.scaling
         )
         held, used = [], []
-        for run, _ in ways[layer]:
+        for run, _, size in ways[layer]:
             best, low, high = run_scores(first, run), 8 // run, (begin - 64) // run
-            held.append(best[:, low:high].topk(min(rows // run, high - low)).indices.int() + low)
+            held.append(best[:, low:high].topk(min(int(size * rows) // run, high - low)).indices.int() + low)
             used.append(used_at_first(best).gather(1, held[-1].long()))
-        never, errors = (held[0].clone(), ways[layer][0][0]), []
+        errors = []
         for length in range(begin + 1, reading.length + 1):
             query, key = a.upto(length, 1)
             query = query.unflatten(0, (heads, groups))[:, :, 0]  # [H, G, D]
@@ -79,12 +79,12 @@ def step_by_step(reading: Reading, rows: int, plan: IndexPlan, ways: Ways) -> to
             weights = (query @ key.transpose(1, 2) * a.scaling).softmax(-1)  # [H, G, L]
             value = a.value[:, :length]
             now = []
-            for (run, every), mine, times in zip(ways[layer], held, used, strict=True):
-                if length % every == 0:
+            for (run, every, _), mine, times in zip(ways[layer], held, used, strict=True):
+                if every and length % every == 0:
                     want, high = max(1, mine.shape[1] // 4), (length - 64) // run
                     swaps = lazy(run_scores(guess, run), mine, times, length, 8 // run, high, want, 2048)
                     mine[swaps.head, swaps.place] = swaps.run.int()
-            for mine, run in [*zip(held, (run for run, _ in ways[layer]), strict=True), never]:
+            for mine, (run, *_) in zip(held, ways[layer], strict=True):
                 kept = torch.zeros(heads, length, dtype=torch.bool)
                 kept[:, :8] = kept[:, (length - 64) // run * run :] = True
                 for head in range(heads):
@@ -101,28 +101,30 @@ def step_by_step(reading: Reading, rows: int, plan: IndexPlan, ways: Ways) -> to
 @pytest.mark.parametrize("rows", [40, 200])
 def test_what_is_played_at_once_is_what_is_found_step_by_step(reading, plan, rows, monkeypatch):
     monkeypatch.setattr(runs, "STEPS", 40)
-    ways = [[(1, 1), (4, 2), (8, 1)], [(4, 1), (4, 4), (1, 2)]]
-    torch.testing.assert_close(
-        runs.play(reading, rows, plan, ways), step_by_step(reading, rows, plan, ways), atol=1e-6, rtol=1e-3
-    )
+    ways = [[(1, 1, 1.0), (4, 2, 1.0), (8, 1, 2.0), (1, 0, 0.5)], [(4, 1, 0.5), (4, 4, 1.0), (1, 2, 1.0), (4, 1, 0.5)]]
+    found = runs.play(runs.ask(reading, plan), rows, ways)
+    torch.testing.assert_close(found, step_by_step(reading, rows, plan, ways), atol=1e-6, rtol=1e-3)
 
 
 def test_who_keeps_more_rows_loses_less_and_who_keeps_all_nothing(reading, plan, monkeypatch):
     monkeypatch.setattr(runs, "STEPS", 40)
     layers, heads = plan.encode.shape[:2]
-    ways = tuple(product(RUNS, EVERY))
-    lost = torch.stack([runs.play(reading, rows, plan, [ways] * layers) for rows in (40, 160, 288)])
-    assert lost.shape == (3, layers, len(ways) + 1, heads)
-    lost = lost.mean((1, 3))  # [sizes, ways and none]
+    ways = tuple(product(RUNS, (*EVERY, 0), (1.0, 4.0, 7.2)))
+    lost = runs.play(runs.ask(reading, plan), 40, [ways] * layers)
+    assert lost.shape == (layers, len(ways), heads)
+    lost = lost.mean((0, 2)).view(-1, 3).T  # [sizes, ways]
     assert (lost[0] > lost[1]).all() and (lost[1] > lost[2]).all()
     assert (lost[2] < 0.05 * lost[0]).all()  # but for tokens that leave the window
 
 
 def played(plan: IndexPlan, losses: list[float], ways: Ways) -> torch.Tensor:
-    """The same for every head: by runs, in every second step little worse, and without finding rows."""
+    """The same for every head: by runs, in every second step little worse, and without finding rows; less the more."""
     *by_run, never = losses
-    each = [[by_run[RUNS.index(run)] + {1: 0, 2: 0.001, 4: 0.05}[every] for run, every in some] for some in ways]
-    return torch.tensor([[*some, never] for some in each])[..., None].repeat(1, 1, plan.encode.shape[1])
+
+    def lost(run: int, every: int, size: float) -> float:
+        return (by_run[RUNS.index(run)] + {1: 0, 2: 0.001, 4: 0.05}[every] if every else never) / size
+
+    return torch.tensor([[lost(*way) for way in some] for some in ways])[..., None].repeat(1, 1, plan.encode.shape[1])
 
 
 @pytest.mark.parametrize(("run", "heads"), [(None, "all"), (None, "auto"), (8, "auto"), (1, "auto")])
@@ -130,28 +132,28 @@ def test_the_least_loss_over_all_texts_decides(plan, run, heads, monkeypatch):
     losses = {4000: [0.2, 0.1, 0.3, 0.5], 3000: [0.2, 0.25, 0.4, 0.5]}
     seen = []
 
-    def play(text: Reading, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
+    def play(text: Reading, rows: int, ways: Ways) -> torch.Tensor:
         seen.append((text.length, rows))
         found = played(plan, losses[text.length], ways)
-        if len(ways[0]) == 1:  # how many rows
-            return found * text.length / rows
+        if ways[0][0][2] != 1:  # how many rows
+            return found
         if ways[0][1][1] == 1:  # which runs
-            assert [list(some) for some in ways] == [[(each, 1) for each in RUNS]] * len(ways)
+            assert [list(some) for some in ways] == [[*((each, 1, 1.0) for each in RUNS), (1, 0, 1.0)]] * len(ways)
             found[1, 0] -= 0.2  # a layer that wants single rows
         else:
-            assert [list(some) for some in ways] == [[(each, every) for every in EVERY] for each in played_run]
+            assert [list(some) for some in ways] == [[(each, n, 1.0) for n in (*EVERY, 0)] for each in played_run]
             found[0, 1:-1, 1] += 0.1  # a head for whose sake its layer does in every step
             found[1, -1, 0] = found[1, 0, 0] + 0.0015  # a head whose output gains little
         return found
 
     monkeypatch.setattr(runs, "play", play)
+    monkeypatch.setattr(runs, "ask", lambda reading, plan: reading)
     options = IndexOptions(plan.fields, run, 4000, heads)
     played_run = [run or 4, run or 1]
     given = plan if run is None else replace(plan, run=run)
     made = runs.fitted(texts(1000, 3000, 4000), given, options)
     # The index takes 0.094 of the ratio, sinks and recent tokens 72 rows.
-    by_size = [(3000, 48), (4000, 76), (3000, 192), (4000, 304)]
-    assert seen == [(3000, 96), (4000, 152)] * ((run is None) + (heads == "auto")) + by_size
+    assert seen == [(3000, 96), (4000, 152)] * ((run is None) + (heads == "auto") + 1)
     assert made.run.tolist() == played_run
     wanted = np.full(plan.encode.shape[:2], 2 if heads == "auto" else 1)
     if heads != "all":
@@ -164,6 +166,7 @@ def test_the_least_loss_over_all_texts_decides(plan, run, heads, monkeypatch):
 
 @pytest.mark.parametrize(("more", "taken"), [(0.0015, 8), (0.003, 4)])
 def test_a_longer_run_that_loses_little_more_is_taken(plan, more, taken, monkeypatch):
+    monkeypatch.setattr(runs, "ask", lambda reading, plan: reading)
     monkeypatch.setattr(runs, "play", lambda *given: played(plan, [0.2, 0.1, 0.1 + more, 0.5], given[-1]))
     made = runs.fitted(texts(4000), plan, IndexOptions(plan.fields, None, 4000, "all"))
     assert (made.run == taken).all()
@@ -172,11 +175,12 @@ def test_a_longer_run_that_loses_little_more_is_taken(plan, more, taken, monkeyp
 @pytest.mark.parametrize(("single", "taken"), [(0.102, 1), (0.3, 8)])
 def test_a_layer_where_no_head_gains_has_single_rows_unless_these_lose(plan, single, taken, monkeypatch):
     """From the prompt's end on."""
-    never = {1: single, 8: 0.101}
 
-    def play(*given) -> torch.Tensor:
-        return played(plan, [0.1, 0.1, 0.1, never[given[-1][0][0][0]]], given[-1])
+    def play(asked: Reading, rows: int, ways: Ways) -> torch.Tensor:
+        first_stage = len({run for run, *_ in ways[0]}) > 1
+        return played(plan, [0.1, 0.1, 0.1, single if first_stage else 0.101], ways)
 
+    monkeypatch.setattr(runs, "ask", lambda reading, plan: reading)
     monkeypatch.setattr(runs, "play", play)
     made = runs.fitted(texts(4000), plan, IndexOptions(plan.fields, None, 4000, "auto"))
     assert (made.run == taken).all() and not made.every.any()
@@ -185,13 +189,14 @@ def test_a_layer_where_no_head_gains_has_single_rows_unless_these_lose(plan, sin
 def test_where_runs_and_turns_are_given_rows_alone_are_found(plan, monkeypatch):
     plan, asked = replace(plan, run=4), []
 
-    def play(text: Reading, rows: int, made: IndexPlan, ways: Ways) -> torch.Tensor:
+    def play(text: Reading, rows: int, ways: Ways) -> torch.Tensor:
         asked.append(ways)
-        return torch.rand(2, 2, 2) / rows
+        return torch.rand(2, 4, 2)
 
+    monkeypatch.setattr(runs, "ask", lambda reading, plan: reading)
     monkeypatch.setattr(runs, "play", play)
     made = runs.fitted(texts(4000), plan, IndexOptions(plan.fields, 4, 4000, "all"))
-    assert asked == [[[(4, 1)]] * 2] * len(runs.SIZES)
+    assert asked == [[[(4, 1, size) for size in runs.SIZES] * 2] * 2]
     assert (made.run == 4).all() and (made.every == 1).all() and len(set(made.weight.ravel())) > 1
 
 
@@ -219,7 +224,7 @@ def test_heads_that_lose_nothing_share_alike():
 
 
 def test_texts_too_short_to_tell_give_rows_one_by_one_to_all(plan, monkeypatch):
-    monkeypatch.setattr(runs, "play", lambda *given: pytest.fail("nothing to learn here"))
+    monkeypatch.setattr(runs, "ask", lambda *given: pytest.fail("nothing to learn here"))
     made = runs.fitted(texts(30, 400), plan, IndexOptions(plan.fields, None, 4000))
     assert (made.run == 1).all() and (made.every == 1).all()
 
