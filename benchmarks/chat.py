@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.demo import tiers
 from benchmarks.launch import Server
 from benchmarks.real.tasks import said
 from benchmarks.real.texts import HELD_OUT, texts
@@ -81,13 +82,10 @@ def streamed(server: Server, messages: list[dict[str, str]], most: int) -> Itera
 
 def summary(stats: dict[str, Any], same: list[int]) -> None:
     """What stayed on the device, what was fetched, and how far answers agree."""
-    device = (stats["resident_bytes"] + stats["hot_bytes"] + stats["index_bytes"]) / stats["token_slots"]
-    dense = (stats["resident_bytes"] + stats["host_bytes"]) / stats["token_slots"]
-    print(f"\ndevice KV       {device:.0f} bytes a token, dense {dense:.0f} ({device / dense:.2f})")
-    print(f"cached now      {stats['token_slots_written']} tokens in both tiers")
-    print(f"rows fetched    {stats['fetched_rows']}, {stats['late_rows']} late")
-    print(f"same words      {', '.join(map(str, same))} from the beginning of each answer on")
-    print(f"integrity       {stats['integrity']}")
+    print(f"\n{tiers(stats)}")
+    print(f"rows fetched         {stats['fetched_rows']}, {stats['late_rows']} late")
+    print(f"same words           {', '.join(map(str, same))} from the beginning of each answer on")
+    print(f"integrity            {stats['integrity']}")
 
 
 if __name__ == "__main__":

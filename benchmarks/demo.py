@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language, Session, ask, score
@@ -42,17 +43,23 @@ def converse(server: Server, language: Language, document, turns: int, names: in
         print(f"  truth: {language.answer(document, question.names).rstrip()}")
         print(f"  {result} entries exact; {reply.meta['cached_tokens']} of {reply.meta['prompt_tokens']} tokens cached")
     stats = server.stats()
-    tokens = stats["token_slots_written"]
-    device = (stats["resident_bytes"] + stats["hot_bytes"] + stats["index_bytes"]) / stats["token_slots"]
-    dense = (stats["resident_bytes"] + stats["host_bytes"]) / stats["token_slots"]
     print(f"\nexact entries        {right}/{total} ({100 * right / total:.1f}%)")
-    print(f"device KV            {device:.0f} bytes a token, dense {dense:.0f} ({device / dense:.2f})")
-    print(f"cached now           {tokens} tokens in both tiers")
+    print(tiers(stats))
     print(f"drift triggers       {stats['drift_triggers']} in {stats['drift_checks']} looks")
     print(f"rows fetched         {stats['fetched_rows']}, {stats['late_rows']} late")
     lost = stats["failed_rankings"] + stats["refused_rankings"]
     print(f"anchors ranked       {stats['anchor_refreshes']}, rankings lost: {lost}")
     print(f"integrity            {stats['integrity']}")
+
+
+def tiers(stats: dict[str, Any]) -> str:
+    """What lies where."""
+    device = (stats["resident_bytes"] + stats["hot_bytes"] + stats["index_bytes"]) / stats["token_slots"]
+    dense = (stats["resident_bytes"] + stats["host_bytes"]) / stats["token_slots"]
+    return (
+        f"device KV            {device:.0f} bytes a token, dense {dense:.0f} ({device / dense:.2f})\n"
+        f"cached now           {stats['token_slots_written']} tokens in both tiers"
+    )
 
 
 if __name__ == "__main__":

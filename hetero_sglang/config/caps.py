@@ -120,9 +120,9 @@ class CapRule:
         return max(1, min(cap - self.sink, self.ring))
 
 
-def default_dense_below(fraction: float, sink: int, ring: int) -> int:
-    """Smallest power of two (at least 512) at which a head that keeps this share of the tokens is roomy."""
+def length_for(rows: int, fraction: float) -> int:
+    """Smallest power of two (at least 512) of which this share is so many rows."""
     length = 512
-    while fraction * length < ROOMY * (sink + ring) and length < 1 << 20:
+    while fraction * length < rows and length < 1 << 20:
         length *= 2
     return length

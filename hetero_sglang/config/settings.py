@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from statistics import fmean
 
-from hetero_sglang.config.caps import CapRule, default_dense_below
+from hetero_sglang.config.caps import ROOMY, CapRule, length_for
 from hetero_sglang.config.description import Description, Refresh
 from hetero_sglang.config.layout import HeadLayout, build_layout
 from hetero_sglang.errors import HeteroError
@@ -112,14 +112,14 @@ def resolve(
     rows_ratio = keep_ratio - share
     fractions = [f for layer in cap_fractions(profile, rows_ratio) for f in layer]
     rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
+    always, poorest = sink + window + run - 1, min(rows, default=1.0)  # rows that a head holds whatever it chooses
     if dense_below is None:
         # A pivot's heads must be roomy to be refilled; of heads with an index the poorest need little.
-        roomy = fmean(rows) if plan and rows else min(rows, default=1.0)
-        dense_below = default_dense_below(roomy, sink, window + run - 1)
+        roomy = fmean(rows) if plan and rows else poorest
+        dense_below = max(length_for(ROOMY * always, roomy), length_for(always + run, poorest))
     ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
     layout = ranks[rank]
     rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve, run)
-    poorest = min(rows, default=1.0)
     least_rows = sink + rule.ring_rows + run
     if poorest * dense_below < least_rows and poorest < 1:
         needed, runs = int(least_rows / poorest) + 1, f", {least_rows} rows with runs of {run}," if run > 1 else ""

@@ -18,6 +18,8 @@ from core_helpers import (
     selected_rows,
     selected_tokens,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops.reference.choose import lazy, used_at_first, used_bin
@@ -208,3 +210,13 @@ def test_budget_counts_the_index() -> None:
     fractions = settings.layout.fractions
     assert len(set(fractions)) > 3  # heads of different weight
     assert sum(fractions) / len(fractions) * row + index == pytest.approx(0.55 * row)
+
+
+@given(st.integers(0, 50), st.sampled_from([1, 4, 8]), st.floats(0.35, 0.95), st.integers(2, 200), st.integers(1, 80))
+@settings(max_examples=60, deadline=None)
+def test_the_default_length_from_which_requests_are_compressed_has_room_for_the_poorest_head(
+    seed: int, run: int, keep_ratio: float, window: int, sink: int
+) -> None:
+    options = {"policy": IndexedHeads(), "window": window, "sink": sink, "dense_below": None}
+    made = make_settings(indexed_profile(seed, run), keep_ratio, **options)  # is refused where it has not
+    assert made.rule.dense_below >= 512
