@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.demo import tiers
 from benchmarks.launch import Server
+from benchmarks.real.sources import KINDS
 from benchmarks.real.tasks import said
 from benchmarks.real.texts import HELD_OUT, texts
 from benchmarks.real_text import load_tokenizer
@@ -29,14 +30,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chat", description=main.__doc__)
     add = parser.add_argument
     add("model", type=Path, help="checkpoint folder with a chat template")
-    add("--kind", default="book", help="of text, as in benchmarks.real_text (default: book)")
+    add("--kind", default="book", choices=list(KINDS), help="of text, as in benchmarks.real_text (default: book)")
     add("--tokens", type=int, default=5000, help="of the text (default: 5000)")
     add("--answer", type=int, default=80, help="tokens of an answer, at most (default: 80)")
     add("--keep-ratio", type=float, default=0.2, help="device KV per token (default: 0.2)")
     given = parser.parse_args()
     with ending_the_process():
-        (text,) = texts([given.kind], HELD_OUT, load_tokenizer(given.model), given.tokens, 1)
-        document = load_tokenizer(given.model).decode(text.ids, skip_special_tokens=True)
+        tokenizer = load_tokenizer(given.model)
+        (text,) = texts([given.kind], HELD_OUT, tokenizer, given.tokens, 1)
+        document = tokenizer.decode(text.ids, skip_special_tokens=True)
         flags: dict[str, Any] = {"kv_policy": "heterocache", "hetero_keep_ratio": given.keep_ratio}
         print(
             f"starting plain SGLang, and --kv-policy heterocache --hetero-keep-ratio {given.keep_ratio} ...", flush=True

