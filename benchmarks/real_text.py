@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from benchmarks import results
 from benchmarks.quality.client import Client
 from benchmarks.quality.counters import measured_ratio
 from benchmarks.quality.host import parse_flags
+from benchmarks.quality.jobs import Jobs
 from benchmarks.quality.plots import load_pyplot
 from benchmarks.quality.servers import Servers
 from benchmarks.real.arithmetic import ALL, rows_per_head, summarize
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """A table, JSON and a plot in results/, or calibration texts."""
     given = _parser().parse_args(arguments)
     with ending_the_process():
-        for name in ("prompt", "steps", "texts", "parallel"):
+        for name in ("prompt", "steps", "texts", "parallel", "jobs"):
             if getattr(given, name) < 1:
                 raise HeteroError(f"--{name} {getattr(given, name)}: pass 1 or more.")
         if given.calibration_out:
@@ -63,41 +65,53 @@ def run(given: argparse.Namespace) -> None:
         "heads": heads,
     }
     with Run(given, **told) as measured, tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
-        servers = Servers(str(given.model), flags, given.log_dir or Path(scratch, "logs"))
+        servers = Servers(str(given.model), flags, given.log_dir or Path(scratch, "logs"), given.jobs)
         measure = Measure(chosen, Path(scratch), given.parallel)
-        for setting in settings:
-            measured.does(f"{setting.label}: the server starts")
+        saving = threading.Lock()
+
+        def one(setting: Setting) -> None:
+            with saving:
+                measured.does(f"{setting.label}: the server starts")
             try:
                 with servers.serve(setting) as client:
                     if setting == FULL:
                         measure.texts = with_answers(chosen, client, tokenizer)
                         measured.told["inputs"] = [text.told for text in measure.texts]
-                    _measure(measured, measure, client, setting, heads)
+                    _measure(measured, measure, client, setting, heads, saving)
             except HeteroError as error:
                 if setting == FULL:  # which all others are compared with
                     raise
-                measured.told.setdefault("failures", {})[setting.label] = str(error)
-                print(f"{setting.label} is left out: {error}", flush=True)
+                with saving:
+                    measured.told.setdefault("failures", {})[setting.label] = str(error)
+                    print(f"{setting.label} is left out: {error}", flush=True)
+
+        one(settings[0])
+        Jobs(given.jobs, servers.halt).run(one, settings[1:])
     print(table(measured.rows))
     print("saved", measured.save())
     if pyplot and any(row["policy"] != "full" for row in measured.rows):
         print("saved", plot(pyplot, measured.rows, results.FOLDER / f"{given.name}.png"))
 
 
-def _measure(run: Run, measure: Measure, client: Client, setting: Setting, heads: int) -> None:
+def _measure(run: Run, measure: Measure, client: Client, setting: Setting, heads: int, saving: threading.Lock) -> None:
     """A row per kind and, of several, one of all."""
-    done = len(run.rows)
+    rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
     counted: list[dict[str, int | None]] = []
     kinds = list(dict.fromkeys(text.kind for text in measure.texts))
     for kind in kinds:
-        run.does(f"{setting.label}: {kind}")
+        with saving:
+            run.does(f"{setting.label}: {kind}")
         scores, counters = measure.kind(client, setting, kind)
         every, counted = every + scores, [*counted, counters]
-        run.keep({**row(setting, kind, scores, [counters], heads), "by_text": scores})
+        rows.append({**row(setting, kind, scores, [counters], heads), "by_text": scores})
+        with saving:
+            run.keep(rows[-1])
     if len(kinds) > 1:
-        run.keep(row(setting, ALL, every, counted, heads))
-    print(table(run.rows[done:]), flush=True)
+        rows.append(row(setting, ALL, every, counted, heads))
+        with saving:
+            run.keep(rows[-1])
+    print(table(rows), flush=True)
 
 
 def row(
@@ -183,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--texts", type=int, default=2, help="of each kind (default: 2)")
     add("--parallel", type=int, default=1, help="texts in flight at once (default: 1)")
+    add("--jobs", type=int, default=1, help="settings at once, after full, each on a server of its own (default: 1)")
     add("--profile", metavar="FILE", help="head profile, for the policies that read one (default: the model's own)")
     add(
         "--server-flags", default="", metavar="WORDS", help="for every server, as '--hetero-window 128 --dtype float32'"

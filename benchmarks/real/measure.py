@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Measure:
 
     def one(self, client: Client, setting: Setting, number: int) -> dict[str, Any]:
         """Scores of one text. Raises HeteroError if the server did not follow it token by token."""
-        text, record = self.texts[number], self.folder / f"{number}.npy"
+        text, record = self.texts[number], self.folder / f"{uuid4().hex}.npy"  # settings may be measured at once
         distribution = str(self.folder / f"{number}.full.npy")
         forced = list(text.ids[text.prompt :])
         params = {"forced": forced, "record": str(record)}
