@@ -41,9 +41,9 @@ def add_profile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", help="head profile of Llama-3.1-8B (required for heterocache)")
 
 
-def add_policies_option(parser: argparse.ArgumentParser) -> None:
+def add_policies_option(parser: argparse.ArgumentParser, ratio: str = "0.25") -> None:
     """--policies and --profile."""
-    parser.add_argument("--policies", nargs="+", default=["full", "0.25"], help="full, or a keep ratio of heterocache")
+    parser.add_argument("--policies", nargs="+", default=["full", ratio], help="full, or a keep ratio of heterocache")
     add_profile_option(parser)
 
 

@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> None:
     with Run(given, **told) as measured, tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
         servers = Servers(str(given.model), flags, given.log_dir or Path(scratch, "logs"), given.jobs)
         measure = Measure(chosen, Path(scratch), given.parallel)
-        saving = threading.Lock()
+        saving, compared = threading.Lock(), threading.Event()
 
         def one(setting: Setting) -> None:
             with saving:
@@ -77,16 +77,22 @@ def run(given: argparse.Namespace) -> None:
                     if setting == FULL:
                         measure.texts = with_answers(chosen, client, tokenizer)
                         measured.told["inputs"] = [text.told for text in measure.texts]
+                    else:
+                        compared.wait()
+                        if not measure.references:  # full came to nothing, which ends the run
+                            return
                     _measure(measured, measure, client, setting, heads, saving)
             except HeteroError as error:
-                if setting == FULL:  # which all others are compared with
+                if setting == FULL:
                     raise
                 with saving:
                     measured.told.setdefault("failures", {})[setting.label] = str(error)
                     print(f"{setting.label} is left out: {error}", flush=True)
+            finally:
+                if setting == FULL:  # which all others are compared with
+                    compared.set()
 
-        one(settings[0])
-        Jobs(given.jobs, servers.halt).run(one, settings[1:])
+        Jobs(given.jobs, servers.halt).run(one, settings)
     print(table(measured.rows))
     print("saved", measured.save())
     if pyplot and any(row["policy"] != "full" for row in measured.rows):
@@ -197,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--texts", type=int, default=2, help="of each kind (default: 2)")
     add("--parallel", type=int, default=1, help="texts in flight at once (default: 1)")
-    add("--jobs", type=int, default=1, help="settings at once, after full, each on a server of its own (default: 1)")
+    add("--jobs", type=int, default=1, help="settings at once, each on a server of its own (default: 1)")
     add("--profile", metavar="FILE", help="head profile, for the policies that read one (default: the model's own)")
     add(
         "--server-flags", default="", metavar="WORDS", help="for every server, as '--hetero-window 128 --dtype float32'"

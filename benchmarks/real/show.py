@@ -9,6 +9,7 @@ from typing import Any
 from .arithmetic import ALL
 
 Row = dict[str, Any]
+_SMALL = 0.01  # nats; below it a plot's scale is linear, above logarithmic
 _HEADER = (
     "policy",
     "kind",
@@ -36,7 +37,7 @@ def plot(pyplot: Any, rows: Sequence[Row], path: Path) -> Path:
     """Difference in NLL and KL by setting, a mark per kind."""
     labels = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != "full"))
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 1.8 + 0.55 * len(labels)), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 1.8 + 0.55 * len(labels)), sharey=True, layout="constrained")
     for at, kind in enumerate(kinds):
         ours = [row for row in rows if row["kind"] == kind and row["policy"] in labels]
         # side by side, so that marks of one setting do not hide each other
@@ -48,9 +49,11 @@ def plot(pyplot: Any, rows: Sequence[Row], path: Path) -> Path:
         )
         panels[1].errorbar([row["kl"] for row in ours], y, **look)
     panels[0].axvline(0, color="black", linewidth=1, linestyle="--")
-    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_yticks(range(len(labels)), [label.replace(":", ":\n", 1).replace(" --", "\n--") for label in labels])
     panels[0].invert_yaxis()
-    panels[0].set_xlabel("negative log likelihood - full (nats per token)")
+    panels[0].set_xscale("symlog", linthresh=_SMALL)
+    panels[0].set_xlabel("NLL - full (nats per token)")
+    panels[1].set_xscale("symlog", linthresh=_SMALL)
     panels[1].set_xlabel("KL(full || policy) (nats per token)")
     panels[1].set_xlim(left=0)
     for axes in panels:

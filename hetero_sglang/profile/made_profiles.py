@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hetero_sglang.profile.fingerprint import fingerprint
 
-RECIPE = 2  # counts up when calibration finds others in the same model, so that what earlier ones made is not read
+RECIPE = 3  # counts up when calibration finds others in the same model, so that what earlier ones made is not read
 
 
 def folder() -> Path:

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetero_sglang.config.settings import Settings
-from hetero_sglang.ops.reference.choose import lazy, used_at_first, used_bin
+from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first, used_bin
 from hetero_sglang.ops.reference.index import unpack
 from hetero_sglang.policy.heterocache import IndexedHeads
 from hetero_sglang.profile.ablation import alike
@@ -168,7 +168,7 @@ def test_what_is_wanted_most_is_held_in_the_same_step(runs: Run) -> None:
                 scores = naive(request, layer, head, length, run)
                 sink, high = rule.sink // run, (length - rule.window_of(run)) // run
                 places = (request.ws.caps[number] - rule.sink - rule.ring_rows) // run
-                want = max(1, places // 4)
+                want = max(1, places // PART)
                 last = float(scores[sink:high].topk(want).values[-1])
                 runs = torch.arange(sink, high)
                 here = torch.isin(runs * run, held)  # a bin ends at 8/7 to 5/4 of its begin

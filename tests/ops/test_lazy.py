@@ -14,7 +14,7 @@ from test_index import random_index
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerIndex, StepTables
-from hetero_sglang.ops.reference.choose import lazy, used_at_first
+from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import attention_guess, run_scores, unpack
 from hetero_sglang.ops.reference.swap_in import swap_in as bring_swaps
 from hetero_sglang.ops.reference.workspace import Coming
@@ -217,7 +217,7 @@ def test_a_step_is_the_reference_s(
             held = hot.position.view(-1)[rows[..., 0]] // run
             used = hot.used.view(-1)[rows[..., 0]].contiguous()
             low, high = SINK // run, (length - WINDOW) // run
-            swaps = lazy(given[c : c + 1], held, used, length, low, high, max(1, places // 4), most)
+            swaps = lazy(given[c : c + 1], held, used, length, low, high, max(1, places // PART), most)
             hot.used.view(-1)[rows] = used[..., None]
             came, late = came + swaps.run.numel(), late + swaps.late
             handed = Handed(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, "cpu")

@@ -21,7 +21,7 @@ from hetero_sglang.calibration.index import plan_index
 from hetero_sglang.calibration.index_options import IndexOptions
 from hetero_sglang.calibration.moments import Moments
 from hetero_sglang.calibration.reading import Reading, read
-from hetero_sglang.ops.reference.choose import lazy, used_at_first
+from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import attention_guess, encode_keys, run_scores, unpack
 from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
 from hetero_sglang.selection.scores import attention_scores
@@ -81,7 +81,7 @@ def step_by_step(reading: Reading, rows: int, plan: IndexPlan, ways: Ways) -> to
             now = []
             for (run, every, _), mine, times in zip(ways[layer], held, used, strict=True):
                 if every and length % every == 0:
-                    want, high = max(1, mine.shape[1] // 4), (length - 64) // run
+                    want, high = max(1, mine.shape[1] // PART), (length - 64) // run
                     swaps = lazy(run_scores(guess, run), mine, times, length, 8 // run, high, want, 2048)
                     mine[swaps.head, swaps.place] = swaps.run.int()
             for mine, (run, *_) in zip(held, ways[layer], strict=True):

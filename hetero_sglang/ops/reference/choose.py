@@ -9,7 +9,7 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
-PART = 4  # a quarter of a head's places is what a step can want
+PART = 3  # a third of a head's places is what a step can want
 BINS = 128  # of scores, and of times since a run was wanted
 FINE = 21  # low bits of a float32 that a score's bin leaves out: four bins to an octave
 LEAST = 384  # bins of float32 below the scores that are told apart, 2 ** -31 and above

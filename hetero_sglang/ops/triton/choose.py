@@ -18,7 +18,7 @@ from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, WARPS, Workspace
 
 @triton.jit
 def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexpr):
-    """The bin of the best quarter's last run, not the lowest; how many are wanted, and how many runs the bins above it
+    """The bin of the best third's last run, not the lowest; how many are wanted, and how many runs the bins above it
     have, and itself."""
     bins = tl.arange(0, BINS)
     count = tl.load(wanted + unit * BINS + bins)
