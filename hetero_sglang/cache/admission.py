@@ -32,6 +32,8 @@ class Admission:
         self.pages = np.array(pages, dtype=np.int64)
         self.free = self.pages.copy()  # [ranks]
         self.accounts: dict[int, Account] = {}  # by request slot
+        self.parked: dict[int, Account] = {}  # of requests that have ended: whoever needs these pages gets them
+        self.idle = np.zeros_like(self.pages)  # [ranks], theirs
         counts = [len(fractions) for fractions in ranks]
         self._owner = np.repeat(np.arange(len(counts)), counts)  # [heads of all ranks]
         self._begin = lru_cache(maxsize=4096)(self._account)  # a queue is asked about at every step
@@ -50,9 +52,17 @@ class Admission:
         """Hot pages [ranks] of a request that begins."""
         return self._begin(grant).pages
 
-    def fits(self, grant: Grant, promised: np.ndarray | int = 0, freed: np.ndarray | int = 0) -> bool:
-        """Whether every rank has the pages, beside `promised` [ranks] and with `freed` [ranks] given back."""
-        return bool((self.demand(grant) + promised <= self.free + freed).all())
+    def fits(self, pages: np.ndarray, promised: np.ndarray | int = 0, freed: np.ndarray | int = 0) -> bool:
+        """Whether every rank has `pages` [ranks], beside `promised` [ranks] and with `freed` [ranks] given back."""
+        return bool((pages + promised <= self.free + self.idle + freed).all())
+
+    def resumed(self, key: int, grant: Grant, reached: int) -> Account | None:
+        """What a request holds that goes on with the parked set of this key, which has rows of `reached` tokens; None
+        where that would keep too little of it on any rank."""
+        held = self.parked[key].rows
+        if not self.rule.suits(held, grant, reached):
+            return None
+        return self._account(grant, self.rule.resumed(held, grant, reached))
 
     def exact(self, grant: Grant, length: int) -> bool:
         """Whether every head of every rank would keep all of `length` tokens."""
@@ -63,19 +73,41 @@ class Admission:
         demand = self.demand(self.grant(length - 1, 1))
         return int((self.pages[demand > 0] // demand[demand > 0]).min(initial=np.iinfo(np.int64).max))
 
-    def open(self, slot: int, grant: Grant) -> None:
-        """A request with this request slot begins. RuntimeError when it does not fit: it was not asked first."""
+    def open(self, slot: int, grant: Grant, resumed: Account | None = None) -> None:
+        """A request with this request slot begins, or goes on as `resumed` once that set is no longer parked.
+
+        RuntimeError when it does not fit: it was not asked first, or parked sets were not given up for it."""
+        account = resumed or self._begin(grant)
         if slot in self.accounts:
             raise RuntimeError(f"request slot {slot} already holds hot pages")
-        if not self.fits(grant):
-            raise RuntimeError(f"{self.demand(grant).tolist()} hot pages were promised, {self.free.tolist()} are free")
-        self.accounts[slot] = self._begin(grant)
-        self.free -= self.demand(grant)
+        if bool((account.pages > self.free).any()):
+            raise RuntimeError(f"{account.pages.tolist()} hot pages were promised, {self.free.tolist()} are free")
+        self.accounts[slot] = account
+        self.free -= account.pages
+
+    def park(self, slot: int, key: int) -> None:
+        """The request of this slot ended; its pages stay with its rows until they are needed."""
+        self.parked[key] = self.accounts.pop(slot)
+        self.idle += self.parked[key].pages
+
+    def unpark(self, key: int) -> None:
+        """The pages of a parked set are free."""
+        pages = self.parked.pop(key).pages
+        self.idle -= pages
+        self.free += pages
+
+    def growth(self, slot: int) -> np.ndarray | None:
+        """Pages [ranks] that a live request wants which outgrows its rows; None where they cannot be had."""
+        wanted = self._grown(slot).pages - self.accounts[slot].pages
+        return wanted if self.fits(wanted) else None
+
+    def _grown(self, slot: int) -> Account:
+        account = self.accounts[slot]
+        return self._account(*self.rule.grown(account.grant, account.rows))
 
     def grow(self, slot: int) -> bool:
-        """A live request outgrows its rows: whether every rank has pages for twice its length, then its own."""
-        account = self.accounts[slot]
-        grown = self._account(*self.rule.grown(account.grant, account.rows))
+        """A live request outgrows its rows: whether every rank has free pages for twice its length, then its own."""
+        account, grown = self.accounts[slot], self._grown(slot)
         if bool((grown.pages - account.pages > self.free).any()):
             return False
         self.free -= grown.pages - account.pages
@@ -117,7 +149,8 @@ class Admission:
 
     def check_integrity(self, rank: int, available: int) -> None:
         """The books are balanced and `rank`'s pool has as many free pages as they say. RuntimeError else."""
-        held = sum((account.pages for account in self.accounts.values()), np.zeros_like(self.pages))
+        every = (*self.accounts.values(), *self.parked.values())
+        held = sum((account.pages for account in every), np.zeros_like(self.pages))
         if bool((self.free + held != self.pages).any()) or int(self.free[rank]) != available:
             raise RuntimeError(
                 f"hot pages of all ranks: {self.free.tolist()} free + {held.tolist()} held of {self.pages.tolist()}, "

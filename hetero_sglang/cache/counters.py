@@ -8,6 +8,8 @@ class Counters:
     """Totals since start."""
 
     requests: int = 0  # working sets begun
+    resumed_requests: int = 0  # of these, those that went on with the rows of one that had ended
+    appended_tokens: int = 0  # new tokens of prompts that attended to working sets, not to the whole prefix
     compressed_requests: int = 0  # of these, longer than a working set at prefill end
     kept_bytes: int = 0  # device bytes these hold, indexes included, and
     dense_bytes: int = 0  # what plain SGLang would hold for them

@@ -40,7 +40,7 @@ class DeviceTables:
         return True
 
     def _repack(self) -> None:
-        self._known = {slot: held for slot, held in self._known.items() if held[0].alive}
+        self._known = {slot: held for slot, held in self._known.items() if held[0].alive and held[0].slot == slot}
         self._end = 0
         for slot, (ws, _) in self._known.items():
             self._append(slot, ws)

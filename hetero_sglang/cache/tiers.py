@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.admission import Account, Admission
 from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.index_store import IndexStore
+from hetero_sglang.cache.parking import Parked, Parking
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.caps import Grant
@@ -39,21 +41,64 @@ class TieredCache:
         ranks = [layout.fractions for layout in settings.ranks]
         self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks))
         self.requests: dict[int, WorkingSet] = {}  # by request slot
+        self.parking = Parking(settings.rule.window // 2)
         # token slots [rows] that hold a token, in both tiers; where SGLang's slots are, so that nothing waits for them
         self.written = torch.zeros(host.rows, dtype=torch.bool, device=hot.k.device)
 
     def start(self, slot: int, grant: Grant) -> WorkingSet:
         """A request got request slot `slot`: it gets the working set it was granted."""
+        self._clear(self.admission.demand(grant))
         self.admission.open(slot, grant)
         ws = self.requests[slot] = WorkingSet(self.hot, self.settings.rule, grant)
         ws.slot = slot
         self.counters.requests += 1
         return ws
 
+    def resumable(self, parked: Parked, grant: Grant, prefix: int, length: int) -> Account | None:
+        """What a request of `length` tokens holds if it goes on with a parked set, of whose tokens it shares the first
+        `prefix`; None where it had better not.
+
+        Where every token is held, the rest is exact; else it may be as long as an append may be."""
+        reached, key = parked.ws.length, parked.key
+        if not 0 <= reached - prefix <= self.parking.slack or prefix < 1 or length < reached:
+            return None
+        account = self.admission.resumed(key, grant, reached)
+        if account is None or not bool((self.admission.parked[key].rows.caps < reached).any()):
+            return account if account and length <= int(account.rows.caps.min(initial=length)) else None
+        return account if self.index is not None and length - prefix <= self.settings.append else None
+
+    def resume(self, slot: int, parked: Parked, account: Account) -> WorkingSet:
+        """A request got request slot `slot`, and goes on with a parked set as `resumable` had said."""
+        ws = self.parking.take(parked)
+        self.admission.unpark(parked.key)
+        self._clear(account.pages)
+        self.admission.open(slot, account.grant, account)
+        ws.resume(account.grant)
+        self.requests[slot], ws.slot = ws, slot
+        self.counters.requests += 1
+        self.counters.resumed_requests += 1
+        return ws
+
+    def park(self, slot: int, tokens: np.ndarray, salt: str | None) -> None:
+        """The request of this slot has ended with these tokens [n] in the radix tree: its working set waits for the
+        next turn, if its pages are not needed before."""
+        ws = self.requests.pop(slot)
+        ws.slot = -1
+        self.admission.park(slot, self.parking.add(ws, tokens, salt).key)
+
+    def _clear(self, pages: np.ndarray) -> None:
+        """Give up parked sets, the oldest first, until every rank has `pages` [ranks] or there are none."""
+        while self.parking.sets and bool((pages > self.admission.free).any()):
+            parked = self.parking.oldest
+            self.parking.take(parked).release()
+            self.admission.unpark(parked.key)
+
     def make_room(self, ws: WorkingSet, length: int) -> None:
         """Before a decode step: let a request that outgrows its reserve keep what its budget allows."""
         if ws.outgrown or not ws.final < length <= ws.grant.limit:
             return
+        if (growth := self.admission.growth(ws.slot)) is not None:
+            self._clear(growth)
         if self.admission.grow(ws.slot):
             ws.grow()
         else:
@@ -90,6 +135,7 @@ class TieredCache:
         """Cache flush: every request, page and row is forgotten."""
         for slot in list(self.requests):
             self.finish(slot)
+        self._clear(self.admission.pages)
         self.release_slots(torch.arange(self.host.rows))
 
     def check_integrity(self, free_slots: torch.Tensor | None = None) -> None:
@@ -98,7 +144,8 @@ class TieredCache:
         Waits for the device. Raises RuntimeError with the counts when a page or row is lost, owned twice, or kept for a
         free slot."""
         empty = torch.empty(0, dtype=torch.int64)
-        self.hot.check_integrity(torch.cat([empty, *(w.pages for w in self.requests.values())]))
+        parked = [each.ws for each in self.parking.sets.values()]
+        self.hot.check_integrity(torch.cat([empty, *(w.pages for w in (*self.requests.values(), *parked))]))
         self.admission.check_integrity(self.settings.rank, self.hot.available)
         if free_slots is not None and bool(self.written[free_slots].any()):
             kept = int(self.written[free_slots].sum())
@@ -106,7 +153,14 @@ class TieredCache:
 
     def levels(self) -> dict[str, int]:
         """What is in use, told in microseconds."""
-        return {"live_requests": len(self.requests), "hot_pages": self.hot.pages, "hot_pages_free": self.hot.available}
+        parked = int(self.admission.idle[self.settings.rank])  # whoever needs them gets them
+        return {
+            "live_requests": len(self.requests),
+            "parked_requests": len(self.parking.sets),
+            "hot_pages": self.hot.pages,
+            "hot_pages_free": self.hot.available + parked,
+            "hot_pages_parked": parked,
+        }
 
     def stats(self) -> dict[str, float | int | str | bool]:
         """Counters, levels and sizes, for /hetero/stats and /server_info; waits for nothing."""

@@ -32,6 +32,7 @@ class WorkingSet:
         self.alive = True
         self.slot = -1  # request slot, once it has one
         self.busy: set[int] = set()  # heads that the worker ranks tokens for
+        self.length = 0  # tokens that its rows stand for, once it has any
         self.units = 0  # of the policy's index, beyond those that the request's length gives
         self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
         self.rows = rule.rows(grant)
@@ -92,6 +93,12 @@ class WorkingSet:
     def grow(self) -> None:
         """Become what the rule makes of twice the length. RuntimeError when the pool has not so many pages."""
         self.grant, self.rows = self.rule.grown(self.grant, self.rows)
+        self._take(self.tables, self.index)
+
+    def resume(self, grant: Grant) -> None:
+        """Go on for another request. RuntimeError as for one that begins."""
+        self.rows = self.rule.resumed(self.rows, grant, self.length)
+        self.grant, self.outgrown = grant, False
         self._take(self.tables, self.index)
 
     def release(self) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from hetero_sglang.config.description import Description
 
+STRETCH = 1.125  # times the rows of a full head: a request that asks for more does not go on with it
 ROOMY = 2  # times its sinks and ring: a head of as many rows has as many to choose as it always holds
 
 
@@ -86,6 +87,17 @@ class CapRule:
         caps = np.where(held.caps >= old.final, np.maximum(held.caps, self.rows(grant).caps), held.caps)
         listed = np.where((caps < grant.final) & (held.index > 0), self._listed(grant), held.index)
         return grant, Rows(caps, np.maximum(listed, held.index))
+
+    def resumed(self, held: Rows, new: Grant, reached: int) -> Rows:
+        """For a request that goes on with the rows of one that ended at `reached` tokens: heads that still hold every
+        token get what is theirs by `new`, at least; full ones stay as they are."""
+        caps = np.where(held.caps < reached, held.caps, np.maximum(held.caps, self.rows(new).caps))
+        return Rows(caps, held.index)
+
+    def suits(self, held: Rows, new: Grant, reached: int) -> bool:
+        """Whether `resumed` leaves no head with much less than is its by `new`, and none with an index of its own."""
+        full = held.caps < reached
+        return not held.index.any() and bool((self.rows(new).caps <= STRETCH * held.caps)[full].all())
 
     def _listed(self, grant: Grant) -> np.ndarray:
         """Rows [heads] of each head's index over the request's tokens."""

@@ -6,6 +6,7 @@ ROLES = ["profile", "ratio"]
 ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
 INDEXES = ["auto", "directions", "none"]
 DECODE_KERNELS = ["auto", "flashinfer", "triton"]
+APPENDS = ["auto", "sparse", "exact"]
 CHOICES = {
     "kv_policy": POLICIES,
     "hetero_retrieval": RETRIEVAL,
@@ -13,4 +14,5 @@ CHOICES = {
     "hetero_ablation": ABLATIONS,
     "hetero_index": INDEXES,
     "hetero_decode_kernel": DECODE_KERNELS,
+    "hetero_append": APPENDS,
 }

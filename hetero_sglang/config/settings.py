@@ -13,6 +13,7 @@ from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.index_plan import IndexPlan
 
 HOT_PAGE = 16  # rows of a hot page
+APPEND = {"exact": 0, "auto": 512, "sparse": 1 << 31}  # new tokens that may attend to a working set
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Settings:
     decode_kernel: str  # auto | flashinfer | triton
     index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
     index_bytes: tuple[int, ...]  # of a token on each rank's device
+    append: int = 0  # new tokens of a turn that may attend to the working set of the one before, at most
     decay: float = 0.9  # of a row's score, per look
     refill_rows: int = 1024  # tokens that come to a head at one refill, at most: the best
     most_swaps: int = 2048  # runs that come to a head in one step, at most
@@ -71,6 +73,7 @@ def resolve(
     reassign: bool = False,
     reserve: int = 4096,
     decode_kernel: str = "auto",
+    append: str = "auto",
     rank: int = 0,
     size: int = 1,
 ) -> Settings:
@@ -145,6 +148,7 @@ def resolve(
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,
+        append=APPEND[append],
         index_bytes=tuple(bytes_of_index(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )
 

@@ -9,13 +9,14 @@ from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.lanes import mark, upload
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
+from hetero_sglang.engine.append import Append
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.pivots import Pivots
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.engine.prefill import RaggedPrefill
 from hetero_sglang.engine.stepwise import Stepwise
-from hetero_sglang.ops.base import LayerBuffers, StepTables
+from hetero_sglang.ops.base import LayerBuffers, StepTables, flat_rows
 from hetero_sglang.ops.chosen import decode_kernel, operations
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.policy.base import Policy
@@ -47,6 +48,10 @@ class Engine:
         self.write_back = WriteBack(self.ops, host, hot, layout.layers)
         self.group = query_heads // (len(layout.layers[0].resident) + len(layout.layers[0].compressed))
         self.finder = self._finder()
+        self.append: Append | None = None
+        if isinstance(self.finder, Lazy):
+            parts = self.cache, self.tables, self.layers, self.finder, self.prefill, self.write_back, self.group
+            self.append = Append(*parts)
 
     def _layer(self, index: int) -> LayerBuffers:
         cache, spec = self.cache, self.settings.layout.layers[index]
@@ -80,11 +85,18 @@ class Engine:
             self.finder.poll()
         self.write_back.send()
         self.write_back.hold()
-        prefixes = [s.slots[: s.prefix] for s in prompts if s.prefix]
+        for seq in prompts:
+            if seq.held or seq.appends:
+                self.tables.put(seq.ws.slot, seq.ws)
+            if seq.appends:
+                seq.tokens = upload(seq.slots.int(), self.device)
+        if self.append and any(s.appends for s in prompts):
+            self.append.begin(self.step_for(max(s.length for s in prompts)))
+        prefixes = [s.slots[: s.prefix] for s in prompts if s.from_host]
         slots = torch.cat(prefixes) if prefixes and self.cache.host.nbytes else torch.empty(0, dtype=torch.int64)
         self.prefixes.begin(slots, mark(self.device))
         for seq in prompts:
-            if seq.prefix:  # before more rows move: small copies queue behind large ones
+            if seq.prefix and not seq.appends:  # before more rows move: small copies queue behind large ones
                 seq.device_slots = upload(seq.slots[: seq.prefix], self.device)
 
     def extend(
@@ -97,17 +109,26 @@ class Engine:
         if prompts is None:
             self.prefill.plan(self.unknown, self.unknown, *shape, scale, q.dtype, [False] * len(self.unknown))
             return self.prefill.run(q, k, v)
+        whole = [seq for seq in prompts if not seq.appends]
         if layer == 0:  # before `_whole`: the plan's copy too would queue behind the next layer's rows
-            counts, lengths = [s.count for s in prompts], [s.length for s in prompts]
-            self.prefill.plan(counts, lengths, *shape, scale, q.dtype, [s.exact for s in prompts])
+            counts, lengths = [s.count for s in whole], [s.length for s in whole]
+            self.prefill.plan(counts, lengths, *shape, scale, q.dtype, [s.exact for s in whole])
         self._write(layer, slots, k, v)
-        keys, values = self._whole(layer, prompts, k, v)
-        out = self.prefill.run(q, keys, values)
-        start = 0
+        out = q.new_empty(*q.shape[:2], v.shape[2])
+        if whole:
+            keys, values = self._whole(layer, whole, k, v)
+            queries = q if len(whole) == len(prompts) else torch.cat([q[seq.fresh] for seq in whole])
+            parts = self.prefill.run(queries, keys, values).split([seq.count for seq in whole])
+            start = 0
+            for seq, part in zip(whole, parts, strict=True):
+                rows = slice(start, start + seq.length)
+                out[seq.fresh] = part
+                self._settle(layer, seq, q[seq.fresh], keys[rows], values[rows], scale)
+                start += seq.length
         for seq in prompts:
-            rows = slice(start, start + seq.length)
-            self._settle(layer, seq, q[seq.start : seq.start + seq.count], keys[rows], values[rows], scale)
-            start += seq.length
+            if seq.appends:
+                assert self.append is not None  # else no set goes on that lacks a token
+                out[seq.fresh] = self.append.attend(layer, seq, q[seq.fresh], k[seq.fresh], v[seq.fresh], scale)
         if layer == len(self.layers) - 1:
             self.prefixes.end()
         return out
@@ -130,23 +151,29 @@ class Engine:
         keys, values = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
         buffers = self.layers[layer]
         resident, compressed = buffers.resident, buffers.compressed
-        if compressed.numel():
+        if compressed.numel() and any(s.from_host for s in prompts):
             host_k, host_v = self.prefixes.take(layer).split((k.shape[2], v.shape[2]), 2)
         start = taken = 0
         for seq in prompts:
             prefix, rows = seq.prefix, slice(start, start + seq.prefix)
-            fresh = slice(seq.start, seq.start + seq.count)
-            keys[start + prefix : start + seq.length] = k[fresh]
-            values[start + prefix : start + seq.length] = v[fresh]
+            keys[start + prefix : start + seq.length] = k[seq.fresh]
+            values[start + prefix : start + seq.length] = v[seq.fresh]
             if prefix and resident.numel():
                 picked = seq.device_slots
                 keys[rows].index_copy_(1, resident, buffers.resident_k.index_select(0, picked))
                 values[rows].index_copy_(1, resident, buffers.resident_v.index_select(0, picked))
-            if prefix and compressed.numel():
+            if seq.held and compressed.numel():
+                row, page_start = torch.arange(prefix, device=self.device), self.tables.page_start[seq.ws.slot]
+                at = page_start[buffers.numbers, None]
+                flat = flat_rows(self.tables.page_list, at, row, self.cache.hot.page_size).t()  # [prefix, C]
+                keys[rows].index_copy_(1, compressed, buffers.hot_k.view(-1, k.shape[2])[flat])
+                values[rows].index_copy_(1, compressed, buffers.hot_v.view(-1, v.shape[2])[flat])
+            elif prefix and compressed.numel():
                 keys[rows].index_copy_(1, compressed, host_k[taken : taken + prefix])
                 values[rows].index_copy_(1, compressed, host_v[taken : taken + prefix])
-            start, taken = start + seq.length, taken + prefix
-        if compressed.numel():
+                taken += prefix
+            start += seq.length
+        if compressed.numel() and any(s.from_host for s in prompts):
             self.prefixes.done(layer)
         return keys, values
 
@@ -180,6 +207,7 @@ class Engine:
             pick = partial(self.finder.first, layer) if self.finder else self.policy.pick
             selected = pick(scores, counts, rule.sink, seq.length - turning).int()  # [C, n]
             worth = self.finder.worth(layer, scores) if self.finder else scores
+        ws.length = seq.length
         self.tables.put(ws.slot, ws)
         cap, start = self.tables.cap[ws.slot, buffers.numbers], self.tables.page_start[ws.slot, buffers.numbers]
         self.ops.fill(
@@ -206,6 +234,10 @@ class Engine:
             self.eager_step = step = self.make_step(batch, context)
         return step
 
+    def step_for(self, longest: int) -> DecodeStep:
+        """Buffers of a step that a prefill may use."""
+        return self.graph_step or self.eager(1, longest)
+
     def begin_decode(
         self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor
     ) -> None:
@@ -214,6 +246,7 @@ class Engine:
         known = [self.cache.requests[request] for request in requests]
         for ws, length in zip(known, lengths, strict=True):
             self.cache.make_room(ws, length)
+            ws.length = length
         if any([self.tables.put(ws.slot, ws) for ws in known]):  # their pages may have been another's
             self.write_back.hold()
         # A lone request's answer follows from itself alone; with several no layer waits for one's length.

@@ -17,6 +17,7 @@ from hetero_sglang.ops.base import Arrivals, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.profile.index_plan import EVERY
 
 
 class Lazy(Finder):
@@ -69,6 +70,27 @@ class Lazy(Finder):
         with self.beside:
             self.written(layer, slots, k)
         self.known = self.beside.mark()
+
+    def seek(
+        self, layer: int, ws: WorkingSet, q: torch.Tensor, slots: torch.Tensor, length: int, scale: float, work: Any
+    ) -> None:
+        """Before a prefill's queries q [n, Hq, D] attend: heads take in what these want of the request's first `length`
+        tokens, at `slots`; `work` is a step's."""
+        mine, hot, tables = self.index[layer], self.cache.hot, self.tables
+        if not mine.heads.numel():
+            return
+        sink, window = self.settings.rule.sink, self.settings.rule.window_of(mine.run)
+
+        def number(value: int) -> torch.Tensor:
+            return torch.full((1,), value, dtype=torch.int32, device=self.device)
+
+        lone = slice(ws.slot, ws.slot + 1)
+        turn = number(-mine.turn % EVERY[-1])  # every head's
+        step = StepTables(number(length), tables.cap[lone], tables.page_start[lone], tables.page_list, turn)
+        self.ops.ask(q, mine, slots, step, length, scale, sink, window, work)
+        self.ops.choose(mine, step, hot, sink, window, work)
+        self.ops.swap_in(mine, self.layers[layer].host, slots, number(0), step, hot, sink, work)
+        self.ops.seat(mine, step, hot, work)
 
     def find(
         self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float

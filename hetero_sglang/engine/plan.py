@@ -19,12 +19,25 @@ class Prompt:
     slots: torch.Tensor  # [length] int64, token slots on the host
     exact: bool  # every head will hold every token that the request is made for
     last: bool  # the prompt ends with these queries
+    held: bool = False  # its working set has every token of the prefix
+    appends: bool = False  # its working set goes on: what new tokens attend to is that
     device_slots: torch.Tensor | None = None  # the prefix's token slots on the device
+    tokens: torch.Tensor | None = None  # all token slots int32 on the device, where it appends
 
     @property
     def prefix(self) -> int:
         """Tokens before these queries."""
         return self.length - self.count
+
+    @property
+    def fresh(self) -> slice:
+        """The request's new tokens among the pass's."""
+        return slice(self.start, self.start + self.count)
+
+    @property
+    def from_host(self) -> bool:
+        """Whether rows of its prefix come from the host store."""
+        return self.prefix > 0 and not self.held and not self.appends
 
 
 def plan_extend(
@@ -35,7 +48,9 @@ def plan_extend(
     for request, length, count in zip(requests, lengths, counts, strict=True):
         ws = cache.requests[request]
         slots, last = req_to_token[request, :length].to("cpu", torch.int64), length >= ws.prompt
-        prompts.append(Prompt(ws, length, start, count, slots, ws.exact(ws.final), last))
+        goes_on = 0 < length - count <= ws.length
+        held = goes_on and ws.exact(max(length, ws.length))
+        prompts.append(Prompt(ws, length, start, count, slots, ws.exact(ws.final), last, held, goes_on and not held))
         if last and not ws.exact(length):
             cache.compressed(ws)
         start += count

@@ -20,6 +20,7 @@ from hetero_sglang.config.layout import LayerLayout
 NAMES = (
     "AttendStep",  # a DecodeKernel: attention of one decode step
     "Workspace",  # what probes and choices of a step write and read
+    "ask",  # what many queries of a request look at, by its heads' key indexes
     "bring",  # rows of a prefix from the host store
     "choose",  # which rows come to a head, and which go
     "copy_slots",  # token slots of a step's requests

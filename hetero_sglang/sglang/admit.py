@@ -8,7 +8,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.schedule_policy import AddReqResult
 
 from hetero_sglang.config.caps import Grant
-from hetero_sglang.sglang.runtime import runtime
+from hetero_sglang.sglang.runtime import Turn, runtime
 
 
 def grant_of(req: Any) -> Grant:
@@ -18,10 +18,40 @@ def grant_of(req: Any) -> Grant:
     return runtime().cache.admission.grant(len(req.origin_input_ids), most, len(req.output_ids))
 
 
+def first_look(req: Any) -> bool:
+    """Before the radix tree is asked: whether a set is parked that the request may go on with; nobody else may then."""
+    state, tokens = runtime(), np.asarray(req.full_untruncated_fill_ids, dtype=np.int64)
+    state.turns.pop(req.rid, None)
+    parked = state.cache.parking.find(tokens, req.extra_key)
+    if parked is None or any(turn.parked is parked for turn in state.turns.values()):
+        return False
+    state.turns[req.rid] = Turn(parked)
+    return True
+
+
+def turn_of(req: Any) -> Turn | None:
+    """How the request goes on with a parked set, now that it knows its prefix; None: it begins."""
+    state = runtime()
+    turn = state.turns.get(req.rid)
+    if turn is not None and turn.account is None:
+        prefix, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
+        turn.account = state.cache.resumable(turn.parked, grant_of(req), prefix, length)
+        if turn.account is None:
+            del state.turns[req.rid]
+            return None
+    return turn
+
+
+def demand_of(req: Any) -> np.ndarray:
+    """Hot pages [ranks] that the request holds once it runs; a parked set's are given up for it."""
+    turn = turn_of(req)
+    return turn.account.pages if turn and turn.account else runtime().cache.admission.demand(grant_of(req))
+
+
 def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND PrefillAdder.add_one_req: a request waits until every rank's hot pool can hold its working set."""
     state = runtime()
-    if not state.cache.admission.fits(grant_of(req), promised(adder)) and not (
+    if not state.cache.admission.fits(demand_of(req), promised(adder)) and not (
         state.scheduler.enable_priority_preemption and adder.preempt_to_schedule(req, state.scheduler.server_args)
     ):
         state.counters.waiting_for_hot_pages += 1
@@ -35,7 +65,7 @@ def promised(adder: Any) -> np.ndarray:
     seen, pages = getattr(adder, "hetero_promised", (0, np.zeros_like(admission.free)))
     for req in adder.can_run_list[seen:]:
         if req.req_pool_idx is None:  # else a chunk of a request that has begun
-            pages = pages + admission.demand(grant_of(req))
+            pages = pages + demand_of(req)
     adder.hetero_promised = len(adder.can_run_list), pages
     return pages
 
@@ -45,12 +75,12 @@ def preempt(original: Callable[..., bool], adder: Any, req: Any, server_args: An
 
     Nothing is released unless those who may be preempted hold enough pages together."""
     state = runtime()
-    admission, grant = state.cache.admission, grant_of(req)
-    if not admission.fits(grant, promised(adder), freed=_preemptible_pages(adder, req, server_args)):
+    admission, demand = state.cache.admission, demand_of(req)
+    if not admission.fits(demand, promised(adder), freed=_preemptible_pages(adder, req, server_args)):
         return False
     state.preempted = adder.preempt_list
     preempted = original(adder, req, server_args)
-    while preempted and not admission.fits(grant, promised(adder)):
+    while preempted and not admission.fits(demand, promised(adder)):
         preempted = original(adder, req, server_args)
     return preempted
 
@@ -74,6 +104,7 @@ def choose_batch(original: Callable[..., Any], scheduler: Any, *args: Any, **kwa
     SGLang puts preempted requests back only where somebody came in, and keeps a batch marked full that is empty."""
     state = runtime()
     state.preempted = []
+    state.turns.clear()
     batch, running = original(scheduler, *args, **kwargs)
     if batch is None:
         for req in state.preempted:

@@ -81,6 +81,15 @@ class HeteroServerArgs(ServerArgs):
         str, Arg(f"What a decode step attends with on a GPU: {named('hetero_decode_kernel')}; auto is the faster one.")
     ] = "auto"
 
+    hetero_append: A[
+        str,
+        Arg(
+            "What the new tokens of a next turn attend to: the working set that the one before has left, if it is "
+            "still there (auto: up to 512 of them; sparse: any number), or the whole prefix. One of "
+            f"{named('hetero_append')}."
+        ),
+    ] = "auto"
+
     def __post_init__(self) -> None:
         tokens = self.max_total_tokens  # the user's; the default for CPUs is none of theirs
         apply_cpu_defaults(self)

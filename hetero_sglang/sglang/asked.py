@@ -19,6 +19,7 @@ from hetero_sglang.profile.thresholds import classify
 AUTO = "auto"  # of a profile: the one that is found, else one made at start
 RESOLVED = (  # by `settings.resolve`, under these names
     "keep_ratio", "window", "sink", "dense_below", "drift_threshold", "retrieval", "reassign", "decode_kernel",
+    "append",
 )  # fmt: skip
 
 

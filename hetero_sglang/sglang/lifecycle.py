@@ -3,18 +3,25 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-from hetero_sglang.sglang.admit import grant_of
+from hetero_sglang.sglang.admit import first_look, grant_of, turn_of
 from hetero_sglang.sglang.runtime import runtime
 
 
 def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) -> None:
     """AFTER ReqToTokenPool.alloc: new requests get their working sets; later chunks already have one."""
-    cache = runtime().cache
-    for slot, req in zip(result or (), reqs, strict=True) if result else ():
-        if slot not in cache.requests:
-            cache.start(slot, grant_of(req))
+    state = runtime()
+    given = zip(result, reqs, strict=True) if result else ()
+    begun = [(slot, req) for slot, req in given if slot not in state.cache.requests]
+    for slot, req in begun:  # before the others, who may need pages of parked sets
+        if (turn := turn_of(req)) and turn.account:
+            state.cache.resume(slot, turn.parked, turn.account)
+    for slot, req in begun:
+        if slot not in state.cache.requests:
+            state.cache.start(slot, grant_of(req))
 
 
 def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -38,7 +45,12 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
     state = runtime()
     state.current = False
     if slot in state.cache.requests:
-        state.cache.finish(slot)
+        done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT)
+        if done and state.settings.append and state.cache.requests[slot].length:  # a next turn may come
+            tokens = (req.origin_input_ids + req.output_ids)[: req.effective_kv_committed_len()]
+            state.cache.park(slot, np.asarray(tokens, dtype=np.int64), req.extra_key)
+        else:
+            state.cache.finish(slot)
     if state.scheduler is not None:
         state.scheduler.running_batch.batch_is_full = False  # hot pages are free again: try the queue
 
@@ -80,6 +92,8 @@ def leave_observed_queries(result: int, req: Any, input_len: int) -> int:
 
     They choose the rows its heads keep; a full prefix hit would leave one query to choose by."""
     state = runtime()
+    if req.req_pool_idx is None and first_look(req):
+        return result  # rows were chosen already
     if state.cache.admission.exact(grant_of(req), input_len):
         return result
     return max(0, min(result, input_len - state.settings.observe))

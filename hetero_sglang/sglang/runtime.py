@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.admission import Account, Admission
 from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.limits import free_host_bytes
+from hetero_sglang.cache.parking import Parked
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within, table
 from hetero_sglang.cache.tiers import TieredCache
@@ -33,6 +34,14 @@ class Check:
 
 
 @dataclass
+class Turn:
+    """A request that goes on with a parked set: as `account` says, once the radix tree has said how much they share."""
+
+    parked: Parked
+    account: Account | None = None
+
+
+@dataclass
 class Runtime:
     """Built once per scheduler process, before SGLang sizes its pools."""
 
@@ -48,6 +57,7 @@ class Runtime:
     told: dict[str, int] = field(default_factory=dict)  # counters when metrics were last exported
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
+    turns: dict[str, Turn] = field(default_factory=dict)  # by request: of those that this pass looks at, the next turns
     check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))  # the latest
     current: bool = False  # no request or token slot has come or gone since it
     waiting_since: float | None = None  # when requests were first seen to wait while nothing runs

@@ -94,10 +94,11 @@ def test_every_prompt_that_plain_sglang_admits_is_admitted(name: str, ratio: str
             for new in (1, 128, context):
                 new = min(new, context - prompt - 3)  # SGLang's own bound
                 grant = books.grant(prompt, new)
-                assert books.fits(grant), (prompt, new, grant)
+                assert books.fits(books.demand(grant)), (prompt, new, grant)
                 if grant.whole != books.rule.grant(prompt, new).whole:
                     whole = replace(grant, whole=True)
-                    assert not books.fits(whole) and empty.fits(whole), "compressed although its whole rows fit"
+                    wanted = books.demand(whole)
+                    assert not books.fits(wanted) and empty.fits(wanted), "compressed although its whole rows fit"
 
 
 @given(
@@ -124,7 +125,7 @@ def test_where_start_up_allows_the_longest_request_every_request_fits(
         prompt = data.draw(st.integers(1, slots - 4))
         new = data.draw(st.integers(0, slots - prompt - 3))
         done = data.draw(st.integers(0, max(0, new - 1)))
-        assert books.fits(books.grant(prompt, new, done))
+        assert books.fits(books.demand(books.grant(prompt, new, done)))
 
 
 def test_a_window_that_leaves_no_room_is_refused_at_start_with_one_that_does() -> None:
@@ -165,7 +166,7 @@ def test_every_ranks_pool_holds_what_the_common_ledger_promised(seed: int, size:
     for slot in range(data.draw(st.integers(1, 25))):
         prompt, new = data.draw(st.integers(1, 2000)), data.draw(st.integers(0, 3000))
         grants = [book.grant(prompt, new) for book in books]
-        allowed = [book.fits(grant) for book, grant in zip(books, grants, strict=True)]
+        allowed = [book.fits(book.demand(grant)) for book, grant in zip(books, grants, strict=True)]
         assert len(set(grants)) == 1 and len(set(allowed)) == 1
         if allowed[0]:
             for book in books:
@@ -193,6 +194,6 @@ def test_a_queue_is_asked_about_at_every_pass_and_computed_once() -> None:
     books = ledger(resolve(PROFILES["llama-3.1-8b"](), keep_ratio=0.25, **PLAIN), 400_000)
     for _ in range(3):
         for index in range(256):
-            books.fits(books.grant(200 + 37 * index, 128))
+            books.fits(books.demand(books.grant(200 + 37 * index, 128)))
     asked = books._begin.cache_info()
     assert asked.misses <= 2 * 256 and asked.hits >= 2 * 256

@@ -186,7 +186,7 @@ def test_a_request_of_high_priority_preempts_for_hot_pages_and_nobody_is_lost() 
     running = [req for req in low if req.req_pool_idx is not None]
     assert running and len(world.waiting_queue) + len(running) == len(low)
     high = send(world, 99, 1500, 8, priority=100)
-    assert not world.cache.admission.fits(world.cache.admission.grant(1500, 8))
+    assert not world.cache.admission.fits(world.cache.admission.demand(world.cache.admission.grant(1500, 8)))
     for _ in range(2):
         world.step()
     assert high.req_pool_idx is not None, "it had to wait for requests of lower priority"

@@ -5,7 +5,7 @@ from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.fill import fill
 from hetero_sglang.ops.triton.index import index
 from hetero_sglang.ops.triton.look import look
-from hetero_sglang.ops.triton.probe import probe
+from hetero_sglang.ops.triton.probe import ask, probe
 from hetero_sglang.ops.triton.slots import copy_slots
 from hetero_sglang.ops.triton.store import store
 from hetero_sglang.ops.triton.swap_in import bring, seat, swap_in
@@ -13,6 +13,6 @@ from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.ops.triton.write_back import locate, write_back
 
 __all__ = [
-    "AttendStep", "Workspace", "bring", "choose", "copy_slots", "fill", "index", "locate", "look", "probe", "seat",
-    "store", "swap_in", "write_back",
+    "AttendStep", "Workspace", "ask", "bring", "choose", "copy_slots", "fill", "index", "locate", "look", "probe",
+    "seat", "store", "swap_in", "write_back",
 ]  # fmt: skip

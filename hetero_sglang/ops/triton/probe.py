@@ -16,6 +16,7 @@ from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
 from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, WARPS, Workspace
+from hetero_sglang.profile.index_plan import EVERY
 
 _SHARED = 2  # programs that make scores of a part's exponents: they wait for memory, not for room
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
@@ -446,3 +447,28 @@ def probe(
         COUNT=32 * WARPS * (1 if layer.run > 1 else 4), RUN=layer.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
         **early(overlaps(q.device)), **sizes,
     )  # fmt: skip
+
+
+def ask(
+    q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, step: StepTables, length: int, scale: float, sink: int,
+    window: int, work: Workspace,
+) -> None:  # fmt: skip
+    """As a step of many requests that are the same one: what each query scores is left to the best of all."""
+    heads, runs = layer.heads.numel(), (length - 1) // layer.run
+    clock = torch.full_like(step.clock, -layer.turn % EVERY[-1])  # everybody's turn
+    best = work.scores.new_zeros(heads, runs)
+    for some in q.split(max(1, min(work.place.numel(), work.tokens // length))):
+        batch = len(some)
+        same = StepTables(
+            step.length.repeat(batch),
+            step.cap.repeat(batch, 1),
+            step.page_start.repeat(batch, 1),
+            step.page_list,
+            clock,
+        )
+        work.plan(same)
+        probe(some, layer, slots, torch.zeros_like(same.length), same, scale, sink, window, work)
+        scores = work.scores[: batch * heads * length].view(batch, heads, length)[..., :runs]
+        best = torch.maximum(best, scores.amax(0))
+    work.plan(step)
+    work.put(best, length, layer.run, sink, window)

@@ -1,0 +1,61 @@
+"""Working sets of requests that have ended, kept while nobody needs their pages: a next turn goes on with one."""
+
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from hetero_sglang.cache.working_set import WorkingSet
+
+_SAMPLE = 64  # tokens compared before all are
+
+
+@dataclass(frozen=True, eq=False)
+class Parked:
+    """A working set, and the tokens [n] int64 that it was made of: all that it has rows of, but perhaps a last one.
+
+    `salt`: what else SGLang's radix tree tells prefixes apart by."""
+
+    key: int
+    ws: WorkingSet
+    tokens: np.ndarray
+    salt: str | None
+
+
+class Parking:
+    """In order of their ends; the first goes first."""
+
+    def __init__(self, slack: int) -> None:
+        """`slack`: tokens at a set's end that a request need not share with it."""
+        self.slack = slack
+        self.sets: dict[int, Parked] = {}
+        self._keys = count()
+
+    def add(self, ws: WorkingSet, tokens: np.ndarray, salt: str | None) -> Parked:
+        """`ws` belongs to nobody from now on."""
+        parked = Parked(next(self._keys), ws, tokens, salt)
+        self.sets[parked.key] = parked
+        return parked
+
+    def take(self, parked: Parked) -> WorkingSet:
+        """Somebody goes on with it, or its pages are needed."""
+        return self.sets.pop(parked.key).ws
+
+    @property
+    def oldest(self) -> Parked:
+        """The one to give up first."""
+        return next(iter(self.sets.values()))
+
+    def find(self, tokens: np.ndarray, salt: str | None) -> Parked | None:
+        """The set that most of `tokens` [n] int64 goes on from: they share all of its tokens but the last `slack`."""
+        best = None
+        for parked in self.sets.values():
+            least = parked.ws.length - self.slack
+            if parked.salt != salt or not 0 < least < len(tokens) or (best and parked.ws.length < best.ws.length):
+                continue
+            some = slice(max(0, least - _SAMPLE), least)
+            if (parked.tokens[some] == tokens[some]).all() and (
+                parked.tokens[: some.start] == tokens[: some.start]
+            ).all():
+                best = parked
+        return best

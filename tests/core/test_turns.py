@@ -1,0 +1,261 @@
+"""A next turn goes on with the set that the one before has left: what it attends to, and whose its pages are."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from core_helpers import DIM, GROUP, Request, decode, dense, engine_of, held_positions, make_cache, prefill
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_lazy_heads import FIELDS, HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
+
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.engine.append import Append
+from hetero_sglang.ops.reference.choose import PART
+from hetero_sglang.ops.reference.index import unpack
+
+TOKENS = np.arange(1000)
+
+
+def turn(cache: TieredCache, before: Request, slot: int, prefix: int, length: int, most: int = 20) -> Request | None:
+    """Park `before` with its first `prefix` tokens, and go on in another slot; None where that may not be."""
+    cache.park(before.slot, TOKENS[:prefix], None)
+    parked = cache.parking.find(TOKENS[:length], None)
+    assert parked is not None
+    account = cache.resumable(parked, cache.admission.grant(length, most), prefix, length)
+    if account is None:
+        return None
+    cache.resume(slot, parked, account)
+    cache.check_integrity()
+    return copied(before, slot=slot, prompt=length)
+
+
+def copied(request: Request, **changes: object) -> Request:
+    """The same tokens, elsewhere."""
+    made = copy(request)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def begun(seed: int, run: Run, probed: np.ndarray | None, prompt: int = 150, steps: int = 5) -> Request:
+    cache = make_cache(lazy_settings(seed, run, probed=probed))
+    request = Request(cache, 1, prompt, 300, slots_of(300, seed), seed)
+    request.start()
+    prefill([request], [(0, prompt)])
+    for length in range(prompt + 1, prompt + steps + 1):
+        decode([request], [length])
+    return request
+
+
+@pytest.mark.parametrize("run", [1, 4, (8, 1)])
+@pytest.mark.parametrize("probed", [None, SOME])
+@pytest.mark.parametrize(("cut", "count"), [(0, 1), (0, 4), (1, 9), (3, 12)])
+def test_new_tokens_attend_over_exactly_what_the_set_holds_and_those_before_them(
+    run: Run, probed: np.ndarray | None, cut: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cut`: tokens of the set that the turn does not share. Buffers are poisoned; what no row has cannot be read."""
+    seed = 3
+    before = begun(seed, run, probed)
+    cache, prefix = before.cache, 155 - cut
+    length = prefix + count
+    request = turn(cache, before, 2, prefix, length)
+    assert request is not None and cache.counters.resumed_requests == 1
+    held: dict[int, torch.Tensor] = {}
+    keep = Append._keep
+
+    def recorded(self: Append, layer: int, *rest: object) -> None:
+        for head in range(HEADS):
+            number = layer * HEADS + head
+            there = held_positions(request, number, 155)
+            held[number] = there[there < prefix]
+        keep(self, layer, *rest)
+
+    monkeypatch.setattr(Append, "_keep", recorded)
+    out = prefill([request], [(prefix, length)])
+    for layer in range(LAYERS):
+        window = cache.settings.rule.window_of(cache.settings.runs[layer])
+        for head in range(HEADS):
+            number = layer * HEADS + head
+            there = held[number]
+            assert there.unique().numel() == there.numel() and there[:2].tolist() == [0, 1]
+            recent = torch.arange(155 - window, prefix)  # of which the set's last steps may have overwritten some
+            assert torch.isin(recent, there).all()
+            for at in range(count):
+                seen = torch.cat((there, torch.arange(prefix, prefix + at + 1)))
+                q = request.q[layer][prefix + at].view(HEADS, GROUP, -1)[head]
+                wanted = dense(q, request.k[layer][seen, head], request.v[layer][seen, head])
+                got = out[layer][0][at].view(HEADS, GROUP, -1)[head]
+                torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    check_rows(request, length)
+    for step in range(length + 1, length + 9):  # and it decodes as any other
+        decode([request], [step])
+        check_rows(request, step)
+    cache.finish(2)
+    cache.check_integrity()
+
+
+def check_rows(request: Request, length: int) -> None:
+    """Each token once, sinks and recent tokens among them, and every row its token's."""
+    cache = request.cache
+    for number in range(LAYERS * HEADS):
+        layer, head = divmod(number, HEADS)
+        held = held_positions(request, number, length)
+        window = cache.settings.rule.window_of(cache.settings.runs[layer])
+        assert held.unique().numel() == held.numel() and held.max() < length
+        assert torch.isin(torch.cat((torch.arange(2), torch.arange(length - window, length))), held).all()
+        rows = torch.arange(min(request.ws.caps[number], length))
+        flat = request.ws.tables[number][rows // 16] * 16 + rows % 16
+        token = cache.hot.position.view(-1)[flat].long()
+        torch.testing.assert_close(cache.hot.k.view(-1, DIM)[flat], request.k[layer][token, head], rtol=0, atol=0)
+        torch.testing.assert_close(cache.hot.v.view(-1, DIM)[flat], request.v[layer][token, head], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("run", [1, 4])
+def test_what_any_new_token_wants_most_is_held_when_it_attends(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = begun(7, run, None)
+    cache, prefix, count = before.cache, 155, 6
+    rule = cache.settings.rule
+    request = turn(cache, before, 2, prefix, prefix + count)
+    assert request is not None
+    held: dict[int, torch.Tensor] = {}
+    keep = Append._keep
+
+    def recorded(self: Append, layer: int, *rest: object) -> None:
+        held.update({n: held_positions(request, n, prefix) for n in range(layer * HEADS, (layer + 1) * HEADS)})
+        keep(self, layer, *rest)
+
+    monkeypatch.setattr(Append, "_keep", recorded)
+    prefill([request], [(prefix, prefix + count)])
+    for number, there in held.items():
+        layer, head = divmod(number, HEADS)
+        index = cache.index.layers[layer]
+        codes = unpack(index.rows[head][request.token_slots[: prefix - 1]], FIELDS).double()
+        q = request.q[layer][prefix : prefix + count].view(count, HEADS, GROUP, -1)[:, head].double()
+        logits = (q @ index.decode[head].double()) @ codes.T * DIM**-0.5  # [n, G, L - 1]
+        scores = logits.softmax(-1).mean(1).amax(0)
+        scores = scores[: (prefix - 1) // run * run].view(-1, run).amax(1)
+        sink, high = rule.sink // run, (prefix - rule.window_of(run)) // run
+        places = (request.ws.caps[number] - rule.sink - rule.ring_rows) // run
+        last = float(scores[sink:high].topk(max(1, places // PART)).values[-1])
+        here = torch.isin(torch.arange(sink, high) * run, there)  # a bin ends at 8/7 to 5/4 of its begin
+        assert here[scores[sink:high] > 1.25 * last].all()
+    assert cache.counters.fetched_rows or cache.counters.resumed_requests
+
+
+def test_a_turn_whose_tokens_are_all_held_gets_the_bits_of_a_whole_prefill() -> None:
+    before = begun(2, 1, None, prompt=30, steps=4)
+    cache = before.cache
+    request = turn(cache, before, 2, 34, 50)
+    assert request is not None and cache.counters.resumed_requests == 1
+    out = prefill([request], [(34, 50)])
+    other = copied(request, slot=3, token_slots=torch.arange(300) + 300)
+    other.start()
+    prefill([other], [(0, 34)])
+    again = prefill([other], [(34, 50)])
+    for layer in range(LAYERS):
+        assert torch.equal(out[layer][0], again[layer][0])
+    assert cache.counters.prefix_rows_read == 34 * LAYERS, "rows of the held prefix came from the host"
+    check_rows(request, 50)
+
+
+def test_an_append_in_chunks_is_one_that_goes_on_twice() -> None:
+    before = begun(5, 1, None)
+    cache = before.cache
+    request = turn(cache, before, 2, 155, 170)
+    assert request is not None
+    prefill([request], [(155, 162)])
+    check_rows(request, 162)
+    prefill([request], [(162, 170)])
+    check_rows(request, 170)
+    assert cache.counters.appended_tokens == 15
+
+
+def test_a_prompt_that_goes_on_beside_others_changes_nothing_for_them() -> None:
+    """In one pass: a set that goes on, a new prompt and a prefix from the host tier."""
+    before = begun(4, 1, None)
+    cache = before.cache
+    request = turn(cache, before, 2, 155, 161)
+    assert request is not None
+    fresh = [copied(request, slot=slot) for slot in (3, 4)]
+    for number, each in enumerate(fresh):
+        each.token_slots, each.total, each.prompt = slots_of(580, 4)[300 + 140 * number :][:140], 140, 140
+        each.start()
+    prefill([fresh[1]], [(0, 100)])
+    together = prefill([fresh[0], request, fresh[1]], [(0, 140), (155, 161), (100, 140)])
+    alone = [copied(each, slot=each.slot + 2) for each in fresh]
+    for each in alone:
+        each.start()
+    first, second = prefill([alone[0]], [(0, 140)]), prefill([alone[1]], [(100, 140)])
+    for layer in range(LAYERS):
+        assert torch.equal(together[layer][0], first[layer][0]) and torch.equal(together[layer][2], second[layer][0])
+    check_rows(request, 161)
+
+
+def test_a_set_that_has_become_too_small_or_does_not_fit_the_prefix_is_left() -> None:
+    before = begun(6, 1, None)
+    cache = before.cache
+    cache.park(1, TOKENS[:155], None)
+    grant = cache.admission.grant
+    assert cache.parking.find(TOKENS[:155][::-1].copy(), None) is None
+    assert cache.parking.find(TOKENS[:160], "another") is None
+    parked = cache.parking.find(TOKENS[:160], None)
+    assert parked is not None
+    assert cache.resumable(parked, grant(160, 20), 155, 160) is not None
+    assert cache.resumable(parked, grant(160, 20), 151, 160) is None, "more than half a window is not shared"
+    assert cache.resumable(parked, grant(160, 20), 156, 160) is None, "the prefix has tokens that it has not"
+    assert cache.resumable(parked, grant(154, 20), 153, 154) is None, "it has rows of later tokens"
+    assert cache.resumable(parked, grant(400, 20), 155, 400) is None, "it keeps far less than such a request may"
+    cache.settings = replace(cache.settings, append=4)
+    assert cache.resumable(parked, grant(160, 20), 155, 160) is None, "more new tokens than an append may have"
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_page_is_free_parked_or_somebody_s(data: st.DataObject) -> None:
+    """Whatever comes, ends, goes on and grows: nothing is lost, nothing twice, and nobody waits for parked sets."""
+    cache = make_cache(lazy_settings(1, 1), pages=data.draw(st.integers(150, 400)))
+    books, free_slots = cache.admission, list(range(1, 8))
+    lengths: dict[int, int] = {}
+    for _ in range(data.draw(st.integers(5, 40))):
+        what = data.draw(st.sampled_from(["start", "park", "finish", "turn", "grow", "flush"]))
+        if what in ("start", "turn") and free_slots:
+            prompt, most = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300))
+            grant, account = books.grant(prompt, most), None
+            parked = cache.parking.find(TOKENS[:prompt], None) if what == "turn" else None
+            if parked:
+                account = cache.resumable(parked, grant, min(prompt - 1, parked.ws.length), prompt)
+            pages = account.pages if account else books.demand(grant)
+            if not books.fits(pages):
+                assert (pages > books.free + books.idle).any()
+                continue
+            slot = free_slots.pop()
+            if parked and account:
+                cache.resume(slot, parked, account)
+            else:
+                cache.start(slot, grant)
+            lengths[slot] = cache.requests[slot].length = prompt
+        elif what == "flush":
+            cache.reset()
+            free_slots, lengths = list(range(1, 8)), {}
+            assert cache.hot.available == cache.hot.pages
+        elif lengths and what in ("park", "finish", "grow"):
+            slot = data.draw(st.sampled_from(sorted(lengths)))
+            if what == "grow":
+                ws = cache.requests[slot]
+                lengths[slot] = min(ws.grant.limit, lengths[slot] + data.draw(st.integers(1, 200)))
+                cache.make_room(ws, lengths[slot])
+                ws.length = lengths[slot]
+            else:
+                cache.park(slot, TOKENS[: lengths[slot]], None) if what == "park" else cache.finish(slot)
+                free_slots.append(slot)
+                del lengths[slot]
+        cache.check_integrity()
+        assert engine_of(cache).tables is not None
+        assert cache.levels()["hot_pages_free"] == cache.hot.available + sum(
+            each.ws.pages.numel() for each in cache.parking.sets.values()
+        )
