@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -42,8 +43,13 @@ def copied(request: Request, **changes: object) -> Request:
     return made
 
 
-def begun(seed: int, run: Run, probed: np.ndarray | None, prompt: int = 150, steps: int = 5) -> Request:
-    cache = make_cache(lazy_settings(seed, run, probed=probed))
+def begun(
+    seed: int, run: Run, probed: np.ndarray | None, prompt: int = 150, steps: int = 5, ops: ModuleType | None = None,
+    device: torch.device | str = "cpu",
+) -> Request:  # fmt: skip
+    """A request that has decoded some tokens; `ops`: by other operations than its device's."""
+    cache = make_cache(lazy_settings(seed, run, probed=probed), device=device)
+    engine_of(cache, ops)
     request = Request(cache, 1, prompt, 300, slots_of(300, seed), seed)
     request.start()
     prefill([request], [(0, prompt)])
@@ -58,9 +64,11 @@ def begun(seed: int, run: Run, probed: np.ndarray | None, prompt: int = 150, ste
 def test_new_tokens_attend_over_exactly_what_the_set_holds_and_those_before_them(
     run: Run, probed: np.ndarray | None, cut: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check_turn(begun(3, run, probed), cut, count, monkeypatch)
+
+
+def check_turn(before: Request, cut: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`cut`: tokens of the set that the turn does not share. Buffers are poisoned; what no row has cannot be read."""
-    seed = 3
-    before = begun(seed, run, probed)
     cache, prefix = before.cache, 155 - cut
     length = prefix + count
     request = turn(cache, before, 2, prefix, length)
@@ -110,9 +118,9 @@ def check_rows(request: Request, length: int) -> None:
         assert torch.isin(torch.cat((torch.arange(2), torch.arange(length - window, length))), held).all()
         rows = torch.arange(min(request.ws.caps[number], length))
         flat = request.ws.tables[number][rows // 16] * 16 + rows % 16
-        token = cache.hot.position.view(-1)[flat].long()
-        torch.testing.assert_close(cache.hot.k.view(-1, DIM)[flat], request.k[layer][token, head], rtol=0, atol=0)
-        torch.testing.assert_close(cache.hot.v.view(-1, DIM)[flat], request.v[layer][token, head], rtol=0, atol=0)
+        token = cache.hot.position.view(-1)[flat].long().cpu()
+        assert torch.equal(cache.hot.k.view(-1, DIM)[flat].cpu(), request.k[layer][token, head])
+        assert torch.equal(cache.hot.v.view(-1, DIM)[flat].cpu(), request.v[layer][token, head])
 
 
 @pytest.mark.parametrize("run", [1, 4])

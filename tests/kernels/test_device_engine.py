@@ -29,6 +29,7 @@ from core_helpers import (
 )
 from test_lazy_heads import SOME, Run, lazy_settings
 from test_registry import examples
+from test_turns import begun, check_turn
 
 from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
@@ -175,6 +176,13 @@ def test_heads_with_an_index_find_their_rows(run: Run, probed: np.ndarray | None
         check_held(mine, lengths, decode(mine, lengths, 4), gone)
     engine_of(pairs[0][1].cache).poll()
     assert pairs[0][1].cache.counters.fetched_rows > 0 and pairs[0][1].cache.counters.late_rows == 0
+
+
+@pytest.mark.parametrize(("run", "probed", "cut", "count"), [(1, None, 1, 9), (4, SOME, 3, 12), ((8, 1), None, 0, 1)])
+def test_a_next_turn_attends_over_what_its_set_holds(
+    run: Run, probed: np.ndarray | None, cut: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_turn(begun(3, run, probed, ops=triton, device=DEVICE), cut, count, monkeypatch)
 
 
 def check_held(requests: list[Request], lengths: list[int], out: torch.Tensor, gone: list[list[torch.Tensor]]) -> None:

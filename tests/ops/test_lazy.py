@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,12 +15,14 @@ from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
+from hetero_sglang.ops.reference.index import ask as reference_ask
 from hetero_sglang.ops.reference.index import attention_guess, run_scores, unpack
+from hetero_sglang.ops.reference.index import probe as reference_probe
 from hetero_sglang.ops.reference.swap_in import swap_in as bring_swaps
 from hetero_sglang.ops.reference.workspace import Coming
 from hetero_sglang.ops.reference.workspace import Workspace as Handed
 from hetero_sglang.ops.triton.choose import choose
-from hetero_sglang.ops.triton.probe import probe
+from hetero_sglang.ops.triton.probe import ask, probe
 from hetero_sglang.ops.triton.swap_in import seat, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import EVERY, Fields, words
@@ -319,3 +321,55 @@ def test_whatever_comes_has_room(batch: int, heads: int, run: int, most: int, wi
     units = width.draw(st.integers(1, batch)) * heads
     for one in (1, 4, 8)[: (1, 4, 8).index(run) + 1]:
         assert 1 <= work.limit(units, one) <= most and units * work.limit(units, one) * one <= len(work.arrived)
+
+
+@pytest.mark.parametrize(("run", "length", "cap", "count", "together"), [(1, 700, 200, 5, 2), (4, 613, 126, 3, 8)])
+def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
+    run: int, length: int, cap: int, count: int, together: int
+) -> None:
+    """The best score that any of them gives counts; `together`: requests that the workspace has room for. Every head
+    looks, whoever's turn it is, and one that keeps all tokens does not."""
+    world = make(7 * run, run, [length], [cap], turns=(2, 4))
+    if run == 4:  # the second keeps all
+        world.step.cap[0, FIRST + WHICH[1]] = length
+    q = torch.randn(count, TOTAL * GROUP, DIM, generator=torch.Generator().manual_seed(run))
+    device, scale = on_device(world), DIM**-0.5
+    work = Workspace(together, HEADS, GROUP, CONTEXT, together * length, run, 300, DEVICE, 0, device.hot)
+    for name in ("factors", "top", "total", "scores"):
+        getattr(work, name).fill_(float("nan"))
+    step = replace(device.step, clock=torch.full_like(device.step.clock, -device.layer.turn % 4))
+    ask(q.to(DEVICE), device.layer, device.slots, step, length, scale, SINK, WINDOW, work)
+    scores = work.scores[: HEADS * length].view(HEADS, length)[:, : (length - 1) // run].cpu().clone()
+    heads = [c for c in range(HEADS) if world.places(0, c)]
+    each = []
+    for one in q:
+        alone = replace(world, q=one[None], step=replace(world.step, clock=step.clock.cpu()))
+        plain = Handed(1, HEADS, GROUP, CONTEXT, length, run, 300, "cpu")
+        reference_probe(alone.q, alone.layer, alone.slots, alone.starts, alone.step, scale, SINK, WINDOW, plain)
+        each.append(plain.found[0].scores)
+    best = torch.stack(each).amax(0)
+    plain = Handed(1, HEADS, GROUP, CONTEXT, length, run, 300, "cpu")
+    reference_ask(q, world.layer, world.slots, world.step, length, scale, SINK, WINDOW, plain)
+    torch.testing.assert_close(plain.found[0].scores, best)
+    assert plain.found[0].heads.tolist() == [WHICH[c] for c in heads]
+    assert ((scores[heads] / best).log().abs() < 0.2).all(), "8-bit weights move a score by so much at most here"
+    choose(device.layer, step, device.hot, SINK, WINDOW, work)
+    swap_in(device.layer, device.host, device.slots, device.starts, step, device.hot, SINK, work, programs=6)
+    seat(device.layer, step, device.hot, work)
+    came = 0
+    for c in heads:
+        rows = world.rows(0, c, torch.arange(world.places(0, c)))
+        held, used = (t.view(-1)[rows[:, 0]][None].clone() for t in (world.hot.position // run, world.hot.used))
+        low, high = SINK // run, (length - WINDOW) // run
+        swaps = lazy(scores[c : c + 1], held, used, length, low, high, max(1, rows.shape[0] // PART), 300)
+        held[0, swaps.place] = swaps.run.int()
+        came += swaps.run.numel()
+        now = device.hot.position.view(-1).cpu()[rows[:, 0]] // run
+        assert sorted(now.tolist()) == sorted(held[0].tolist())
+        moved = rows[swaps.place].flatten()
+        token = device.hot.position.view(-1).cpu()[moved].long()
+        slot = world.tokens[0][token]
+        wanted = world.host[slot // BLOCK, WHICH[c], slot % BLOCK]
+        got = [store.view(-1, DIM).cpu()[moved] for store in (device.hot.k, device.hot.v)]
+        assert torch.equal(torch.cat(got, 1), wanted)
+    assert came and work.counted[0] == came * run

@@ -1,0 +1,104 @@
+"""Turns of a conversation go on with the working set of the one before, while its pages are not needed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from servers import Servers
+
+from benchmarks.launch import Server
+from benchmarks.recall import Language
+from benchmarks.recall.scoring import score
+
+READ = ("prefix_rows_read", "prefix_rows_copied")
+
+
+def grown(server: Server, before: dict[str, Any], *names: str) -> list[int]:
+    stats = server.stats()
+    return [stats[name] - before[name] for name in names]
+
+
+def converse(
+    server: Server, language: Language, seed: int, length: int, turns: int
+) -> list[tuple[list[int], Any, Any]]:
+    """Prompt, reply and score of each turn."""
+    document = language.document(seed, length, length // 100)
+    ids, told = list(document.ids), []
+    for turn in range(turns):
+        question = language.ask(document, turn, 3)
+        ids = ids + question.ids
+        reply = server.generate(ids, question.max_answer_tokens)
+        told.append((ids, reply, score(language.decode(reply["output_ids"]), document, question.names)))
+        ids = ids + reply["output_ids"]
+    return told
+
+
+@pytest.mark.server("short-whole", "plain")
+def test_turns_that_are_held_whole_give_plain_sglang_s_tokens_and_bring_nothing(
+    server: Server, servers: Servers, language: Language
+) -> None:
+    server.flush()
+    before = server.stats()
+    ours = converse(server, language, 3, 1500, 4)
+    theirs = converse(servers.get("plain"), language, 3, 1500, 4)
+    assert [reply["output_ids"] for _, reply, _ in ours] == [reply["output_ids"] for _, reply, _ in theirs]
+    cached = [
+        (ours[n][1]["meta_info"]["cached_tokens"], theirs[n][1]["meta_info"]["cached_tokens"]) for n in range(1, 4)
+    ]
+    assert all(own == other for own, other in cached), "a full hit is one here too"
+    assert grown(server, before, "resumed_requests", *READ) == [3, 0, 0]
+
+
+@pytest.mark.server("indexed")
+def test_long_turns_read_their_prefix_as_decode_steps_do(server: Server, language: Language) -> None:
+    server.flush()
+    before = server.stats()
+    told = converse(server, language, 5, 5000, 4)
+    assert sum(each.right for *_, each in told) == sum(each.total for *_, each in told)
+    first = len(told[0][0]) // 4096 * 4096  # prefilled in chunks, of which the second read the first
+    layers = server.stats()["prefix_rows_read"] and 6
+    new = [len(ids) - reply["meta_info"]["cached_tokens"] for ids, reply, _ in told[1:]]
+    assert grown(server, before, "resumed_requests", "appended_tokens") == [3, sum(new)]
+    assert sum(grown(server, before, *READ)) <= first * layers
+    assert server.stats()["late_rows"] == before["late_rows"]
+
+
+@pytest.mark.server("indexed")
+def test_who_shares_a_beginning_alone_gets_nothing_of_another_s(server: Server, language: Language) -> None:
+    """Two users of a document, turn by turn: each goes on with its own set."""
+    server.flush()
+    document = language.document(6, 4000, 40)
+    talks = [list(document.ids), list(document.ids)]
+    for turn in range(3):
+        for user, ids in enumerate(talks):
+            question = language.ask(document, 10 * user + turn, 3)
+            reply = server.generate(ids + question.ids, question.max_answer_tokens)
+            right = score(language.decode(reply["output_ids"]), document, question.names)
+            assert right.right == right.total, (turn, user)
+            talks[user] = ids + question.ids + reply["output_ids"]
+
+
+@pytest.mark.server("indexed")
+def test_whoever_needs_the_pages_of_a_parked_set_gets_them(server: Server, language: Language) -> None:
+    server.flush()
+    told = converse(server, language, 7, 3000, 1)
+    assert server.stats()["parked_requests"] == 1
+    others = [language.document(100 + n, 6000, 20).ids for n in range(12)]  # more than all pages hold
+    for ids in others:
+        server.generate(ids, 4)
+    stats = server.stats()
+    assert stats["waiting_for_hot_pages"] == 0 and 0 < stats["parked_requests"] < len(others)
+    ids, reply, _ = told[0]
+    document = language.document(7, 3000, 30)
+    question = language.ask(document, 9, 3)
+    again = server.generate(ids + reply["output_ids"] + question.ids, question.max_answer_tokens)
+    right = score(language.decode(again["output_ids"]), document, question.names)
+    assert right.right == right.total, "its set was gone: it began anew"
+    server.flush()
+    deadline = time.monotonic() + 10
+    while (stats := server.stats())["integrity_current"] is False and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert stats["integrity"] == "ok" and stats["parked_requests"] == 0 and stats["hot_pages_parked"] == 0
+    assert stats["hot_pages_free"] == stats["hot_pages"]
