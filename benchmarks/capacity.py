@@ -37,11 +37,13 @@ from hetero_sglang.config.settings import HOT_PAGE, bytes_of_index, profile_shar
 from hetero_sglang.profile.files import load_profile
 
 
-def token_slots(policy: str, profile: str | None, kv_bytes: int, index: bool) -> tuple[int, int]:
+def token_slots(
+    policy: str, profile: str | None, kv_bytes: int, index: bool, config: dict[str, Any] = shapes.LLAMA_8B
+) -> tuple[int, int]:
     """Token slots that `kv_bytes` of device memory hold, and the host bytes that they need beside them."""
     if policy == "full":
-        return kv_bytes // shapes.kv_bytes_per_token(), 0
-    dim = int(str(shapes.LLAMA_8B["head_dim"]))
+        return kv_bytes // shapes.kv_bytes_per_token(config), 0
+    dim = int(str(config["head_dim"]))
     loaded = load_profile(profile_path(profile))
     shape = Shape(dim, dim, 2)
     layout = build_layout(loaded, float(policy) - (profile_share(loaded) if index else 0))

@@ -30,14 +30,19 @@ from .watch import first_word, watch
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Load a server and write what came of it, or compare two runs."""
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     with ending_the_process():
         if given.compare:
             _compare(*given.compare)
-            return
-        load = Load(**{field.name: getattr(given, field.name) for field in fields(Load)})
-        check(load, given.max_parallel)
-        uvloop.run(run(given, load))
+        else:
+            uvloop.run(run(given, load_of(given)))
+
+
+def load_of(given: argparse.Namespace) -> Load:
+    """The load that is asked for. Raises HeteroError for one that cannot be."""
+    load = Load(**{field.name: getattr(given, field.name) for field in fields(Load)})
+    check(load, given.max_parallel)
+    return load
 
 
 def check(load: Load, most: int | None) -> None:
@@ -56,8 +61,8 @@ def check(load: Load, most: int | None) -> None:
         raise HeteroError(f"--think-time {load.think_time[0]} {load.think_time[1]}: pass the shorter one first.")
 
 
-async def run(given: argparse.Namespace, load: Load) -> None:
-    """Hold the conversations; a run that is interrupted keeps what it has."""
+async def run(given: argparse.Namespace, load: Load) -> dict[str, Any]:
+    """Hold the conversations; what came of them. A run that is interrupted keeps what it has."""
     content: Content = RandomTokens(load) if given.recall is None else Recall(load, given.recall, given.names)
     if given.recall is not None and given.backend != "sglang":
         raise HeteroError("--recall asks by token ids: use --backend sglang.")
@@ -107,6 +112,7 @@ async def run(given: argparse.Namespace, load: Load) -> None:
         given.output_details.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not turns or all(turn.error for turn in turns):
         raise HeteroError(f"No turn was answered by {given.base_url}.")
+    return made
 
 
 def _compare(one: Path, other: Path) -> None:
@@ -116,7 +122,8 @@ def _compare(one: Path, other: Path) -> None:
         print("saved", compare.plot(pyplot, first, second, other.with_suffix(".png")))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """All options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.multiturn", description=__doc__)
     add, usual = parser.add_argument, Load()
     add("--backend", choices=sorted(BACKENDS), default="sglang", help="sglang: /generate by token ids; openai: chat")

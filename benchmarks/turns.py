@@ -1,0 +1,108 @@
+"""Conversations on plain SGLang, on SGLang with its own host cache, and on heterocache, one server after the other.
+
+In equal device KV bytes, with the load of `benchmarks.multiturn`, whose options follow. Random weights of the
+Llama-3.1-8B shape with key indexes of random directions; or a recall model, whose answers are checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks import shapes
+from benchmarks.capacity import token_slots
+from benchmarks.dummy import FLAGS, RUNS_SHARES, TURNS, WEIGHTS, index_profile
+from benchmarks.launch import Server
+from benchmarks.multiturn.command import load_of, make_parser, run
+from benchmarks.run import Run, add_log_option, add_options, named
+from hetero_sglang.errors import HeteroError, ending_the_process
+
+SHOWN = (
+    "output_token_throughput", "duration", "median_first_turn_ttft", "median_later_turn_ttft", "p90_later_turn_ttft",
+    "median_itl", "cache_hit_rate", "right", "right_of", "failed",
+)  # fmt: skip
+
+
+def main() -> None:
+    """A table, and JSON in results/turns.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.turns", description=__doc__)
+    add = parser.add_argument
+    add(
+        "--policies",
+        nargs="+",
+        default=["full", "hicache", "0.25"],
+        help="full, hicache, or a keep ratio of heterocache",
+    )
+    add("--kv-gb", type=float, default=24, help="device KV bytes of every policy (24)")
+    add("--host-gb", type=int, default=72, help="SGLang's host cache (72)")
+    add("--flags", nargs="*", default=[], help="NAME=VALUE server flags for every policy")
+    add("--hetero-flags", nargs="*", default=[], help="NAME=VALUE server flags for heterocache")
+    add_options(parser, "turns")
+    add_log_option(parser)
+    given, rest = parser.parse_known_args()
+    asked = make_parser().parse_args(rest)
+    with ending_the_process(), tempfile.TemporaryDirectory() as scratch:
+        load = load_of(asked)  # before any server starts
+        folder = Path(scratch)
+        model = asked.recall or shapes.write(folder / "llama-8b")
+        config = json.loads((model / "config.json").read_text())
+        profile = model / "hetero_profile.json" if asked.recall else index_profile(folder, TURNS, RUNS_SHARES, WEIGHTS)
+        with Run(given, kv_gb=given.kv_gb, host_gb=given.host_gb, load=vars(load)) as measured:
+            for policy in given.policies:
+                measured.does(f"{policy}: the server's start")
+                slots, host = token_slots(_ratio(policy), str(profile), int(given.kv_gb * 1e9), True, config)
+                flags = {**_flags(policy, profile, given), **named(given.flags), "max_total_tokens": slots}
+                flags = flags if asked.recall else FLAGS | flags
+                with Server(model=model, log=measured.log(policy), **flags) as server:
+                    measured.does(f"{policy}: {load.num_clients} clients, {slots} token slots")
+                    asked.base_url, asked.tag, asked.name = server.url, policy, f"{given.name}-{policy}"
+                    made = uvloop.run(run(asked, load))
+                    row = {"policy": policy, "token_slots": slots, "host_bytes": host, "summary": made["summary"]}
+                    stats = {} if policy in ("full", "hicache") else server.stats()
+                    measured.keep({**row, "counters": {k: v for k, v in stats.items() if isinstance(v, int)}})
+        print(table(measured.rows))
+        print("saved", measured.save())
+
+
+def _ratio(policy: str) -> str:
+    return "full" if policy == "hicache" else policy
+
+
+def _flags(policy: str, profile: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Server flags of a policy. Raises HeteroError for one that is none."""
+    if policy == "full":
+        return {"kv_policy": "full"}
+    if policy == "hicache":
+        return {"kv_policy": "full", "enable_hierarchical_cache": True, "hicache_size": given.host_gb}
+    try:
+        ratio = float(policy)
+    except ValueError:
+        raise HeteroError(f"--policies {policy}: write full, hicache or a keep ratio.") from None
+    flags = {"kv_policy": "heterocache", "hetero_keep_ratio": ratio, "hetero_profile": profile}
+    return {**flags, **named(given.hetero_flags)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a column for each policy; beside a number, how many times the first one's it is."""
+    lines = ["| | " + " | ".join(row["policy"] for row in rows) + " |", "|---|" + "---|" * len(rows)]
+    for name in SHOWN:
+        values = [row["summary"][name] for row in rows]
+        if any(value is not None for value in values):
+            lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(_cell(v, values[0]) for v in values) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, first: float | None) -> str:
+    if value is None:
+        return "-"
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return shown if not first or value is first else f"{shown} ({value / first:.2f})"
+
+
+if __name__ == "__main__":
+    main()
