@@ -12,7 +12,7 @@ from hetero_sglang.errors import HeteroError
 
 _EVERY = 2.0
 _LEVELS = (
-    "token_slots", "token_slots_free", "token_slots_cached", "hot_pages", "hot_pages_free", "hot_pages_parked",
+    "token_slots", "token_slots_free", "token_slots_cached", "hot_pages", "hot_pages_free", "hot_pages_cached",
     "live_requests", "hot_bytes", "resident_bytes", "index_bytes", "host_bytes",
 )  # fmt: skip
 

@@ -33,8 +33,10 @@ class Admission:
         self.free = self.pages.copy()  # [ranks]
         self.accounts: dict[int, Account] = {}  # by request slot
         self.parked: dict[int, Account] = {}  # of requests that have ended: whoever needs these pages gets them
-        self.idle = np.zeros_like(self.pages)  # [ranks], theirs
+        self.idle = np.zeros_like(self.pages)  # [ranks], theirs, and of cached prefixes
         counts = [len(fractions) for fractions in ranks]
+        self.group = np.array(counts, dtype=np.int64)  # [ranks], pages of a group of a cached prefix
+        self.groups = 0  # of these
         self._owner = np.repeat(np.arange(len(counts)), counts)  # [heads of all ranks]
         self._begin = lru_cache(maxsize=4096)(self._account)  # a queue is asked about at every step
 
@@ -89,6 +91,18 @@ class Admission:
         """The request of this slot ended; its pages stay with its rows until they are needed."""
         self.parked[key] = self.accounts.pop(slot)
         self.idle += self.parked[key].pages
+
+    @property
+    def room(self) -> int:
+        """Groups of a prefix for which every rank has free pages; none where no head is compressed."""
+        some = self.group > 0
+        return int((self.free[some] // self.group[some]).min()) if some.any() else 0
+
+    def keep(self, groups: int) -> None:
+        """So many groups of a prefix more, or fewer, are cached."""
+        self.groups += groups
+        self.idle += groups * self.group
+        self.free -= groups * self.group
 
     def unpark(self, key: int) -> None:
         """The pages of a parked set are free."""
@@ -150,7 +164,7 @@ class Admission:
     def check_integrity(self, rank: int, available: int) -> None:
         """The books are balanced and `rank`'s pool has as many free pages as they say. RuntimeError else."""
         every = (*self.accounts.values(), *self.parked.values())
-        held = sum((account.pages for account in every), np.zeros_like(self.pages))
+        held = sum((account.pages for account in every), self.groups * self.group)
         if bool((self.free + held != self.pages).any()) or int(self.free[rank]) != available:
             raise RuntimeError(
                 f"hot pages of all ranks: {self.free.tolist()} free + {held.tolist()} held of {self.pages.tolist()}, "

@@ -25,6 +25,7 @@ class Counters:
     late_rows: int = 0  # rows a step wanted that did not come in it: beyond the bound, or no row was free
     prefix_rows_copied: int = 0  # of cached prefixes, a token and layer each: in whole blocks
     prefix_rows_read: int = 0  # and one by one, where slots lie scattered
+    prefix_rows_held: int = 0  # and those that the device still had
     refused_growth: int = 0  # a long generation found the hot pool full and began to compress
     waiting_for_hot_pages: int = 0  # admission attempts put off because the hot pool was full
     worker_restarts: int = 0

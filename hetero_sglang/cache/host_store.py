@@ -52,11 +52,14 @@ class HostStore:
         """Host bytes of one token over all layers."""
         return sum(self.heads) * (self.head_dim + self.v_head_dim) * self.dtype.itemsize
 
-    def release(self, slots: torch.Tensor) -> None:
-        """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing."""
-        self._released.append((download(slots), mark(slots.device)))
+    def release(self, slots: torch.Tensor) -> tuple[torch.Tensor, Mark]:
+        """`slots` [n] were freed: what was stamped before is stale from now on. Waits for nothing; returns the slots on
+        their way to the host, and when they are there."""
+        freed = download(slots), mark(slots.device)
+        self._released.append(freed)
         while self._released and self._released[0][1].passed:
             self._age()
+        return freed
 
     def stamp(self, slots: torch.Tensor) -> torch.Tensor:
         """Generations [n] int32 of `slots` [n] now; waits for slots that are still on their way from the device."""

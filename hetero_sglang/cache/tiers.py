@@ -10,7 +10,9 @@ from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.index_store import IndexStore
+from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.cache.parking import Parked, Parking
+from hetero_sglang.cache.prefix_cache import PrefixCache
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.caps import Grant
@@ -42,6 +44,10 @@ class TieredCache:
         self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks))
         self.requests: dict[int, WorkingSet] = {}  # by request slot
         self.parking = Parking(settings.rule.window // 2)
+        self.prefixes = PrefixCache(hot, host.rows, settings.layout.num_compressed, self.admission.room)
+        self._freed: list[
+            tuple[torch.Tensor, Mark]
+        ] = []  # token slots on their way, which `prefixes` has not forgotten
         # token slots [rows] that hold a token, in both tiers; where SGLang's slots are, so that nothing waits for them
         self.written = torch.zeros(host.rows, dtype=torch.bool, device=hot.k.device)
 
@@ -86,8 +92,29 @@ class TieredCache:
         ws.slot = -1
         self.admission.park(slot, self.parking.add(ws, tokens, salt).key)
 
+    def find_prefix(self, slots: np.ndarray) -> np.ndarray:
+        """Where rows of tokens at `slots` [n] are on the device: places [n] in `prefixes`. Waits for slots that are on
+        their way."""
+        for freed, arrived in self._freed:  # all ranks forget at the same point
+            arrived.wait()
+            self.admission.keep(-self.prefixes.forget(freed.numpy()))
+        self._freed.clear()
+        return self.prefixes.find(slots)
+
+    def keep_prefix(self, slots: np.ndarray, needed: set[int]) -> np.ndarray:
+        """Take in as many of `slots` [n], of which none is known, as free pages and groups that are not `needed` have
+        room for: places [m]; the caller writes their rows."""
+        wanted = -(-len(slots) // self.hot.page_size)
+        while self.admission.room < wanted and self.prefixes.give_up(needed):
+            self.admission.keep(-1)
+        places = self.prefixes.add(slots, min(wanted, self.admission.room))
+        self.admission.keep(-(-len(places) // self.hot.page_size))
+        return places
+
     def _clear(self, pages: np.ndarray) -> None:
-        """Give up parked sets, the oldest first, until every rank has `pages` [ranks] or there are none."""
+        """Give up prefixes, then parked sets, the oldest first, until every rank has `pages` [ranks], or all."""
+        while bool((pages > self.admission.free).any()) and self.prefixes.give_up():
+            self.admission.keep(-1)
         while self.parking.sets and bool((pages > self.admission.free).any()):
             parked = self.parking.oldest
             self.parking.take(parked).release()
@@ -128,7 +155,9 @@ class TieredCache:
 
         Any integer type, on the device or the host; nothing waits for them."""
         slots = slots.long()
-        self.host.release(slots)
+        freed = self.host.release(slots)
+        if self.prefixes.groups:
+            self._freed.append(freed)
         self.written.index_fill_(0, slots.to(self.written.device), False)
 
     def reset(self) -> None:
@@ -136,6 +165,7 @@ class TieredCache:
         for slot in list(self.requests):
             self.finish(slot)
         self._clear(self.admission.pages)
+        self._freed.clear()
         self.release_slots(torch.arange(self.host.rows))
 
     def check_integrity(self, free_slots: torch.Tensor | None = None) -> None:
@@ -145,7 +175,8 @@ class TieredCache:
         free slot."""
         empty = torch.empty(0, dtype=torch.int64)
         parked = [each.ws for each in self.parking.sets.values()]
-        self.hot.check_integrity(torch.cat([empty, *(w.pages for w in (*self.requests.values(), *parked))]))
+        owned = [empty, *(ws.pages for ws in (*self.requests.values(), *parked)), self.prefixes.owned]
+        self.hot.check_integrity(torch.cat(owned))
         self.admission.check_integrity(self.settings.rank, self.hot.available)
         if free_slots is not None and bool(self.written[free_slots].any()):
             kept = int(self.written[free_slots].sum())
@@ -159,7 +190,8 @@ class TieredCache:
             "parked_requests": len(self.parking.sets),
             "hot_pages": self.hot.pages,
             "hot_pages_free": self.hot.available + parked,
-            "hot_pages_parked": parked,
+            "hot_pages_cached": parked,
+            "prefix_tokens_held": self.admission.groups * self.hot.page_size,
         }
 
     def stats(self) -> dict[str, float | int | str | bool]:

@@ -23,6 +23,12 @@ class Prompt:
     appends: bool = False  # its working set goes on: what new tokens attend to is that
     device_slots: torch.Tensor | None = None  # the prefix's token slots on the device
     tokens: torch.Tensor | None = None  # all token slots int32 on the device, where it appends
+    known: int = 0  # tokens of the prefix whose rows the device has: at `places` of the prefix cache, which are tokens
+    places: torch.Tensor | None = None  # [known] int64
+    which: torch.Tensor | None = None  # [known] int64; and those that come from the host
+    others: torch.Tensor | None = None  # [prefix - known] int64
+    kept: torch.Tensor | None = None  # [m] int64, tokens that the prefix cache takes in, and where
+    kept_at: torch.Tensor | None = None  # [m] int64
 
     @property
     def prefix(self) -> int:
@@ -37,6 +43,11 @@ class Prompt:
     @property
     def from_host(self) -> bool:
         """Whether rows of its prefix come from the host store."""
+        return self.behind and self.known < self.prefix
+
+    @property
+    def behind(self) -> bool:
+        """Whether rows of its prefix are anywhere but in its working set."""
         return self.prefix > 0 and not self.held and not self.appends
 
 

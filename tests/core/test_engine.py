@@ -193,7 +193,7 @@ def test_growth_keeps_a_long_generation_exact_while_pages_last() -> None:
     assert cache.counters.refused_growth == 0
     cache.finish(1)
     cache.check_integrity()
-    assert cache.hot.available == cache.hot.pages
+    assert cache.levels()["hot_pages_free"] == cache.hot.pages
 
 
 def test_growth_refused_wraps_instead_and_says_so() -> None:

@@ -94,7 +94,7 @@ def test_heads_hold_what_the_policy_picks_and_attend_to_it(name: str, prompt: in
     assert cache.counters.dense_bytes == request.ws.final * LAYERS * HEADS * 2 * DIM * 4
     cache.finish(1)
     cache.check_integrity()
-    assert cache.hot.available == cache.hot.pages
+    assert cache.levels()["hot_pages_free"] == cache.hot.pages
 
 
 @pytest.mark.parametrize("name", OTHERS)

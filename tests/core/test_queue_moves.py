@@ -122,7 +122,7 @@ class Play:
             self.step()
         assert not self.worlds[0].live, f"{len(self.worlds[0].live)} requests were never answered"
         for world in self.worlds:
-            assert world.available == world.total and world.cache.hot.available == world.cache.hot.pages
+            assert world.available == world.total and world.cache.levels()["hot_pages_free"] == world.cache.hot.pages
 
 
 @settings(max_examples=60)

@@ -100,5 +100,5 @@ def test_whoever_needs_the_pages_of_a_parked_set_gets_them(server: Server, langu
     deadline = time.monotonic() + 10
     while (stats := server.stats())["integrity_current"] is False and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert stats["integrity"] == "ok" and stats["parked_requests"] == 0 and stats["hot_pages_parked"] == 0
+    assert stats["integrity"] == "ok" and stats["parked_requests"] == 0 and stats["hot_pages_cached"] == 0
     assert stats["hot_pages_free"] == stats["hot_pages"]
