@@ -43,7 +43,6 @@ class Append:
         count = min(_ASKED, seq.count)
         asked = torch.linspace(0, seq.count - 1, count).long().tolist()
         slots = seq.tokens
-        assert slots is not None  # uploaded as the pass began
         self.finder.seek(layer, ws, q[asked], slots, ws.length, scale, self.work)
         out = self._over(layer, seq, q, k, v, scale)
         self._keep(layer, ws, prefix, k, v)

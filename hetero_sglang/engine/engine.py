@@ -3,12 +3,10 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
-from hetero_sglang.cache.lanes import mark, upload
-from hetero_sglang.cache.prefix_cache import NOWHERE
+from hetero_sglang.cache.lanes import upload
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.engine.append import Append
@@ -17,12 +15,12 @@ from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.pivots import Pivots
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.engine.prefill import RaggedPrefill
+from hetero_sglang.engine.prefix import Prefixes
 from hetero_sglang.engine.stepwise import Stepwise
-from hetero_sglang.ops.base import LayerBuffers, StepTables, flat_rows
+from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.chosen import decode_kernel, operations
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.policy.base import Policy
-from hetero_sglang.transfer.prefix_loader import PrefixLoader
 from hetero_sglang.transfer.write_back import WriteBack
 
 
@@ -46,7 +44,7 @@ class Engine:
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
         self.prefill = RaggedPrefill(self.device)
-        self.prefixes = PrefixLoader(self.ops, host, self.device, cache.counters)
+        self.prefixes = Prefixes(cache, self.ops, self.layers, self.tables)
         self.write_back = WriteBack(self.ops, host, hot, layout.layers)
         self.group = query_heads // (len(layout.layers[0].resident) + len(layout.layers[0].compressed))
         self.finder = self._finder()
@@ -94,41 +92,7 @@ class Engine:
                 seq.tokens = upload(seq.slots.int(), self.device)
         if self.append and any(s.appends for s in prompts):
             self.append.begin(self.step_for(max(s.length for s in prompts)))
-        self._cached(prompts)
-        prefixes = [s.slots[: s.prefix] if s.others is None else s.slots[s.others] for s in prompts if s.from_host]
-        slots = torch.cat(prefixes) if prefixes and self.cache.host.nbytes else torch.empty(0, dtype=torch.int64)
-        self.prefixes.begin(slots, mark(self.device))
-        for seq in prompts:
-            if seq.known:
-                for name in ("places", "which", "others"):
-                    setattr(seq, name, upload(getattr(seq, name), self.device))
-            if seq.kept is not None and seq.kept_at is not None:
-                seq.kept, seq.kept_at = upload(seq.kept, self.device), upload(seq.kept_at, self.device)
-            if seq.prefix and not seq.appends:  # before more rows move: small copies queue behind large ones
-                seq.device_slots = upload(seq.slots[: seq.prefix], self.device)
-
-    def _cached(self, prompts: list[Prompt]) -> None:
-        """What the device has of the prompts' prefixes, and what it takes in for others to find."""
-        cache = self.cache
-        found = [cache.find_prefix(seq.slots[: seq.prefix].numpy()) for seq in prompts if seq.behind]
-        needed: set[int] = set()
-        for seq, places in zip([seq for seq in prompts if seq.behind], found, strict=True):
-            here = places != NOWHERE
-            seq.known = int(here.sum())
-            if seq.known:
-                seq.places, seq.which = torch.from_numpy(places[here]).long(), torch.from_numpy(here.nonzero()[0])
-                seq.others = torch.from_numpy((~here).nonzero()[0])
-                needed.update(np.unique(places[here] // cache.hot.page_size).tolist())
-                cache.counters.prefix_rows_held += seq.known * len(self.layers)
-        for seq in prompts:
-            if seq.exact or seq.held or seq.appends:
-                continue
-            slots = seq.slots.numpy()
-            lacking = (cache.prefixes.place[slots] == NOWHERE).nonzero()[0]
-            taken = cache.keep_prefix(slots[lacking], needed)
-            needed.update(np.unique(taken // cache.hot.page_size).tolist())
-            if len(taken):
-                seq.kept, seq.kept_at = torch.from_numpy(lacking[: len(taken)]), torch.from_numpy(taken).long()
+        self.prefixes.begin([seq for seq in prompts if not seq.appends])
 
     def extend(
         self, layer: int, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -141,20 +105,20 @@ class Engine:
             self.prefill.plan(self.unknown, self.unknown, *shape, scale, q.dtype, [False] * len(self.unknown))
             return self.prefill.run(q, k, v)
         whole = [seq for seq in prompts if not seq.appends]
-        if layer == 0:  # before `_whole`: the plan's copy too would queue behind the next layer's rows
+        if layer == 0:  # before `whole`: the plan's copy too would queue behind the next layer's rows
             counts, lengths = [s.count for s in whole], [s.length for s in whole]
             self.prefill.plan(counts, lengths, *shape, scale, q.dtype, [s.exact for s in whole])
         self._write(layer, slots, k, v)
         out = q.new_empty(*q.shape[:2], v.shape[2])
         if whole:
-            keys, values = self._whole(layer, whole, k, v)
+            keys, values = self.prefixes.whole(layer, whole, k, v)
             queries = q if len(whole) == len(prompts) else torch.cat([q[seq.fresh] for seq in whole])
             parts = self.prefill.run(queries, keys, values).split([seq.count for seq in whole])
             start = 0
             for seq, part in zip(whole, parts, strict=True):
                 rows = slice(start, start + seq.length)
                 out[seq.fresh] = part
-                self._keep(layer, seq, keys[rows], values[rows])
+                self.prefixes.keep(layer, seq, keys[rows], values[rows])
                 self._settle(layer, seq, q[seq.fresh], keys[rows], values[rows], scale)
                 start += seq.length
         for seq in prompts:
@@ -172,74 +136,6 @@ class Engine:
             self.finder.written(layer, slots, k)
         if self.layers[layer].heads.numel():
             self.write_back.chunk(self.layers[layer], slots, k, v)
-
-    def _whole(
-        self, layer: int, prompts: list[Prompt], k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """K [sum L, H, D] and V [sum L, H, Dv] of all requests in turn: prefix from both tiers, then the new tokens."""
-        if not any(s.prefix for s in prompts):
-            return k, v
-        total = sum(s.length for s in prompts)
-        keys, values = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
-        buffers = self.layers[layer]
-        resident, compressed = buffers.resident, buffers.compressed
-        host_k = host_v = torch.empty(0)
-        if compressed.numel() and any(s.from_host for s in prompts):
-            host_k, host_v = self.prefixes.take(layer).split((k.shape[2], v.shape[2]), 2)
-        start = taken = 0
-        for seq in prompts:
-            prefix, rows = seq.prefix, slice(start, start + seq.prefix)
-            keys[start + prefix : start + seq.length] = k[seq.fresh]
-            values[start + prefix : start + seq.length] = v[seq.fresh]
-            if prefix and resident.numel():
-                picked = seq.device_slots
-                keys[rows].index_copy_(1, resident, buffers.resident_k.index_select(0, picked))
-                values[rows].index_copy_(1, resident, buffers.resident_v.index_select(0, picked))
-            if seq.held and compressed.numel():
-                row, page_start = torch.arange(prefix, device=self.device), self.tables.page_start[seq.ws.slot]
-                at = page_start[buffers.numbers, None]
-                flat = flat_rows(self.tables.page_list, at, row, self.cache.hot.page_size).t()  # [prefix, C]
-                keys[rows].index_copy_(1, compressed, buffers.hot_k.view(-1, k.shape[2])[flat])
-                values[rows].index_copy_(1, compressed, buffers.hot_v.view(-1, v.shape[2])[flat])
-            elif prefix and compressed.numel():
-                count = prefix - seq.known
-                theirs = (x[taken : taken + count] if count else None for x in (host_k, host_v))
-                prefix_k, prefix_v = self._prefix(layer, seq, *theirs)
-                keys[rows].index_copy_(1, compressed, prefix_k)
-                values[rows].index_copy_(1, compressed, prefix_v)
-                taken += count
-            start += seq.length
-        if compressed.numel() and any(s.from_host for s in prompts):
-            self.prefixes.done(layer)
-        return keys, values
-
-    def _keep(self, layer: int, seq: Prompt, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """What the prefix cache takes in of K [L, H, D] and V [L, H, Dv]."""
-        buffers = self.layers[layer]
-        if seq.kept is None or seq.kept_at is None or not buffers.heads.numel():
-            return
-        rows = self.cache.prefixes.rows(seq.kept_at, buffers.numbers)  # [m, C]
-        k, v = (each[seq.kept][:, buffers.compressed].flatten(0, 1) for each in (keys, values))
-        self.cache.hot.write(rows.flatten(), k, v)
-
-    def _prefix(
-        self, layer: int, seq: Prompt, host_k: torch.Tensor | None, host_v: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """K [prefix, C, D] and V [prefix, C, Dv] of its compressed heads, of which the host has those that the device
-        has not."""
-        if seq.places is None or seq.which is None:
-            assert host_k is not None and host_v is not None  # all come from there
-            return host_k, host_v
-        rows, hot = self.cache.prefixes.rows(seq.places, self.layers[layer].numbers), self.cache.hot
-        k, v = (store.view(-1, store.shape[-1])[rows] for store in (hot.k, hot.v))  # [known, C, D]
-        if host_k is None or host_v is None:
-            return k, v
-        parts = []
-        for mine, theirs in ((k, host_k), (v, host_v)):
-            whole = mine.new_empty(seq.prefix, *mine.shape[1:])
-            whole[seq.which], whole[seq.others] = mine, theirs
-            parts.append(whole)
-        return parts[0], parts[1]
 
     def _settle(
         self, layer: int, seq: Prompt, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float

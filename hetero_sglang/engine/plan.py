@@ -8,6 +8,22 @@ from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.cache.working_set import WorkingSet
 
 
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Where rows of a prompt's tokens lie; all int64 on the device."""
+
+    slots: torch.Tensor  # [prefix], token slots
+    known: torch.Tensor  # [n], tokens of the prefix that the device has
+    places: torch.Tensor  # [n], in the cache of prefixes
+    brought: torch.Tensor  # [prefix - n], tokens that come from the host
+    kept: torch.Tensor  # [m], tokens that the device is to keep
+    kept_places: torch.Tensor  # [m]
+
+
+NONE = torch.empty(0, dtype=torch.int64)
+NOTHING = Sources(*[NONE] * 6)
+
+
 @dataclass
 class Prompt:
     """One request in this pass: queries [start, start + count) of the batch, `length` tokens in all."""
@@ -21,14 +37,8 @@ class Prompt:
     last: bool  # the prompt ends with these queries
     held: bool = False  # its working set has every token of the prefix
     appends: bool = False  # its working set goes on: what new tokens attend to is that
-    device_slots: torch.Tensor | None = None  # the prefix's token slots on the device
-    tokens: torch.Tensor | None = None  # all token slots int32 on the device, where it appends
-    known: int = 0  # tokens of the prefix whose rows the device has: at `places` of the prefix cache, which are tokens
-    places: torch.Tensor | None = None  # [known] int64
-    which: torch.Tensor | None = None  # [known] int64; and those that come from the host
-    others: torch.Tensor | None = None  # [prefix - known] int64
-    kept: torch.Tensor | None = None  # [m] int64, tokens that the prefix cache takes in, and where
-    kept_at: torch.Tensor | None = None  # [m] int64
+    tokens: torch.Tensor = NONE  # all token slots int32 on the device, where it appends
+    sources: Sources = NOTHING  # where it does not
 
     @property
     def prefix(self) -> int:
@@ -39,16 +49,6 @@ class Prompt:
     def fresh(self) -> slice:
         """The request's new tokens among the pass's."""
         return slice(self.start, self.start + self.count)
-
-    @property
-    def from_host(self) -> bool:
-        """Whether rows of its prefix come from the host store."""
-        return self.behind and self.known < self.prefix
-
-    @property
-    def behind(self) -> bool:
-        """Whether rows of its prefix are anywhere but in its working set."""
-        return self.prefix > 0 and not self.held and not self.appends
 
 
 def plan_extend(

@@ -1,0 +1,110 @@
+"""Rows of prompts' prefixes for a prefill: from the resident store, a working set, the device's cached prefixes, or the
+host; and what the device keeps of a pass for others to find."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.lanes import mark, upload
+from hetero_sglang.cache.prefix_cache import NOWHERE
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.engine.plan import Prompt, Sources
+from hetero_sglang.ops.base import LayerBuffers, flat_rows
+from hetero_sglang.transfer.prefix_loader import PrefixLoader
+
+
+class Prefixes:
+    """Owned by the engine of a device; lives from pass to pass."""
+
+    def __init__(self, cache: TieredCache, ops: Any, layers: list[LayerBuffers], tables: DeviceTables) -> None:
+        self.cache, self.layers, self.tables, self.device = cache, layers, tables, cache.hot.k.device
+        self.loader = PrefixLoader(ops, cache.host, self.device, cache.counters)
+
+    def begin(self, prompts: list[Prompt]) -> None:
+        """Once per prefill pass, of prompts that read whole prefixes: rows start to move."""
+        cache, size = self.cache, self.cache.hot.page_size
+        found = []
+        needed: set[int] = set()  # groups that this pass reads or fills
+        for seq in prompts:
+            slots = seq.slots[: 0 if seq.held else seq.prefix].numpy()
+            found.append(places := cache.find_prefix(slots))
+            needed.update(np.unique(places[places != NOWHERE] // size).tolist())
+        brought = []
+        for seq, places in zip(prompts, found, strict=True):
+            slots, here = seq.slots.numpy(), places != NOWHERE
+            lacking = np.empty(0, dtype=np.int64)
+            if not seq.exact and not seq.held:  # else its working set has every row
+                lacking = (cache.prefixes.place[slots] == NOWHERE).nonzero()[0]
+            kept = cache.keep_prefix(slots[lacking], needed)
+            needed.update(np.unique(kept // size).tolist())
+            brought.append(seq.slots[: len(here)][torch.from_numpy(~here)])
+            cache.counters.prefix_rows_held += int(here.sum()) * len(self.layers)
+            index = (here.nonzero()[0], places[here], (~here).nonzero()[0], lacking[: len(kept)], kept)
+            on_device = (upload(torch.from_numpy(each).long(), self.device) for each in index)
+            seq.sources = Sources(upload(seq.slots[: seq.prefix], self.device), *on_device)
+        rows = torch.cat(brought) if brought and cache.host.nbytes else torch.empty(0, dtype=torch.int64)
+        self.loader.begin(rows, mark(self.device))  # last: small copies queue behind large ones
+
+    def whole(
+        self, layer: int, prompts: list[Prompt], k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K [sum L, H, D] and V [sum L, H, Dv] of all prompts in turn, whose new tokens' are k, v [n, H, D or Dv]."""
+        if not any(seq.prefix for seq in prompts):
+            return k, v
+        total, buffers = sum(seq.length for seq in prompts), self.layers[layer]
+        made = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
+        comes = buffers.compressed.numel() > 0 and self.loader.slots.numel() > 0
+        host = self.loader.take(layer).split((k.shape[2], v.shape[2]), 2) if comes else (k[:0], v[:0])
+        start = taken = 0
+        for seq in prompts:
+            count = seq.sources.brought.numel()
+            theirs = tuple(each[taken : taken + count] for each in host)
+            resident = (buffers.resident_k, buffers.resident_v)
+            compressed = self._compressed(layer, seq, theirs) if seq.prefix and buffers.heads.numel() else theirs
+            for out, new, store, rows in zip(made, (k, v), resident, compressed, strict=True):
+                mine = out[start : start + seq.length]
+                mine[seq.prefix :] = new[seq.fresh]
+                if seq.prefix and buffers.resident.numel():
+                    mine[: seq.prefix].index_copy_(1, buffers.resident, store[seq.sources.slots])
+                if seq.prefix and buffers.heads.numel():
+                    mine[: seq.prefix].index_copy_(1, buffers.compressed, rows)
+            start, taken = start + seq.length, taken + count
+        if comes:
+            self.loader.done(layer)
+        return made
+
+    def _compressed(
+        self, layer: int, seq: Prompt, host: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        """K [prefix, C, D] and V [prefix, C, Dv] of a prefix's compressed heads; `host`: what comes from there."""
+        buffers, sources = self.layers[layer], seq.sources
+        if seq.held:
+            start = self.tables.page_start[seq.ws.slot, buffers.numbers, None]
+            row = torch.arange(seq.prefix, device=self.device)
+            flat = flat_rows(self.tables.page_list, start, row, self.cache.hot.page_size).t()  # [prefix, C]
+        elif sources.known.numel():
+            flat = self.cache.prefixes.rows(sources.places, buffers.numbers)
+        else:
+            return host
+        found = tuple(store.view(-1, store.shape[-1])[flat] for store in (buffers.hot_k, buffers.hot_v))
+        if not sources.brought.numel():
+            return found
+        for number, (mine, theirs) in enumerate(zip(found, host, strict=True)):
+            both = mine.new_empty(seq.prefix, *mine.shape[1:])
+            both[sources.known], both[sources.brought] = mine, theirs
+            found = (*found[:number], both, *found[number + 1 :])
+        return found
+
+    def keep(self, layer: int, seq: Prompt, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """What the device keeps of a prompt's K [L, H, D] and V [L, H, Dv]."""
+        buffers, sources = self.layers[layer], seq.sources
+        if sources.kept.numel() and buffers.heads.numel():
+            rows = self.cache.prefixes.rows(sources.kept_places, buffers.numbers)  # [m, C]
+            k, v = (each[sources.kept][:, buffers.compressed].flatten(0, 1) for each in (keys, values))
+            self.cache.hot.write(rows.flatten(), k, v)
+
+    def end(self) -> None:
+        """The last layer is through."""
+        self.loader.end()
