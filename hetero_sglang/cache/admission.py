@@ -98,6 +98,11 @@ class Admission:
         some = self.group > 0
         return int((self.free[some] // self.group[some]).min()) if some.any() else 0
 
+    def groups_short(self, pages: np.ndarray) -> int:
+        """Groups of cached prefixes to give up so that every rank has `pages` [ranks], if there are so many."""
+        some = self.group > 0
+        return max(0, int((-(-(pages - self.free)[some] // self.group[some])).max(initial=0)))
+
     def keep(self, groups: int) -> None:
         """So many groups of a prefix more, or fewer, are cached."""
         self.groups += groups

@@ -5,6 +5,7 @@ Sixteen tokens that follow each other share a group: a hot page for every compre
 the host store holds at its tokens' slots; a slot that is freed is forgotten."""
 
 from collections import OrderedDict
+from itertools import islice
 
 import numpy as np
 import torch
@@ -73,25 +74,24 @@ class PrefixCache:
         self.slots.reshape(-1)[rows] = NOWHERE
         touched = np.unique(rows // self.hot.page_size)
         empty = touched[(self.slots[touched] == NOWHERE).all(1)] if touched.size else touched
-        for group in empty.tolist():
-            self._release(group)
+        self._release(empty.tolist())
         return len(empty)
 
-    def give_up(self, keep: set[int] | None = None) -> bool:
-        """Free the least recently used group that is none of `keep`; False where there is none."""
-        group = next((group for group in self._used if not keep or group not in keep), None)
-        if group is None:
-            return False
-        held = self.slots[group]
+    def give_up(self, count: int, keep: set[int] | None = None) -> int:
+        """Free the `count` least recently used groups that are none of `keep`, or as many as there are: how many."""
+        gone = list(islice((group for group in self._used if not keep or group not in keep), max(0, count)))
+        held = self.slots[gone]
         self.place[held[held != NOWHERE]] = NOWHERE
-        self._release(group)
-        return True
+        self._release(gone)
+        return len(gone)
 
-    def _release(self, group: int) -> None:
-        del self._used[group]
-        self.slots[group] = NOWHERE
-        self._unused.append(group)
-        self.hot.free(self.pages[group])
+    def _release(self, groups: list[int]) -> None:
+        for group in groups:
+            del self._used[group]
+        self.slots[groups] = NOWHERE
+        self._unused += groups
+        if groups:
+            self.hot.free(self.pages[groups].flatten())
 
     def rows(self, places: torch.Tensor, numbers: slice) -> torch.Tensor:
         """Flat hot rows [n, C] int64 of tokens at `places` [n] int64, of a layer's compressed heads."""

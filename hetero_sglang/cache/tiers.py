@@ -105,16 +105,14 @@ class TieredCache:
         """Take in as many of `slots` [n], of which none is known, as free pages and groups that are not `needed` have
         room for: places [m]; the caller writes their rows."""
         wanted = -(-len(slots) // self.hot.page_size)
-        while self.admission.room < wanted and self.prefixes.give_up(needed):
-            self.admission.keep(-1)
+        self.admission.keep(-self.prefixes.give_up(wanted - self.admission.room, needed))
         places = self.prefixes.add(slots, min(wanted, self.admission.room))
         self.admission.keep(-(-len(places) // self.hot.page_size))
         return places
 
     def _clear(self, pages: np.ndarray) -> None:
         """Give up prefixes, then parked sets, the oldest first, until every rank has `pages` [ranks], or all."""
-        while bool((pages > self.admission.free).any()) and self.prefixes.give_up():
-            self.admission.keep(-1)
+        self.admission.keep(-self.prefixes.give_up(self.admission.groups_short(pages)))
         while self.parking.sets and bool((pages > self.admission.free).any()):
             parked = self.parking.oldest
             self.parking.take(parked).release()
