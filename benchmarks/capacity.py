@@ -34,6 +34,7 @@ from benchmarks.streams import gaps, peak, step_seconds
 from hetero_sglang.cache.sizes import Shape, Sizes, slots_within
 from hetero_sglang.config.layout import build_layout
 from hetero_sglang.config.settings import HOT_PAGE, bytes_of_index, profile_share
+from hetero_sglang.profile.ablation import alike
 from hetero_sglang.profile.files import load_profile
 
 
@@ -45,6 +46,9 @@ def token_slots(
         return kv_bytes // shapes.kv_bytes_per_token(config), 0
     dim = int(str(config["head_dim"]))
     loaded = load_profile(profile_path(profile))
+    if index:  # heads that look by it are alike, whatever their roles
+        heads = loaded.num_kv_heads, config["num_attention_heads"]
+        loaded = alike(config["num_hidden_layers"], *heads, dim, loaded.index)
     shape = Shape(dim, dim, 2)
     layout = build_layout(loaded, float(policy) - (profile_share(loaded) if index else 0))
     index_bytes = [bytes_of_index(loaded) if index else 0]
