@@ -82,8 +82,8 @@ class Append:
         begins = (ws.length - rule.window_of(run)) // run * run  # of the tokens that no selected run holds
         stale = [*range(max(0, ws.length - rule.ring), begins), *range(prefix, ws.length)]
         found = []
-        for number in range(*self.layers[layer].numbers.indices(len(ws.caps))):
-            cap, pages = ws.caps[number], ws.tables[number]
+        numbers = self.layers[layer].numbers
+        for cap, pages in zip(ws.caps[numbers], ws.tables[numbers], strict=True):
             there = torch.ones(min(cap, prefix), dtype=torch.bool)
             if stale and cap < ws.length:
                 rows = ring_row(torch.tensor(stale), cap, rule.sink, rule.ring)
@@ -101,7 +101,7 @@ class Append:
         stays = (token < cap - turning) | (token >= prefix + len(k) - turning)  # [C, n]
         row = ring_row(token, cap, rule.sink, rule.ring)
         head, new = stays.nonzero().unbind(1)
-        pages = [ws.tables[number] for number in range(*buffers.numbers.indices(len(ws.caps)))]
+        pages = ws.tables[buffers.numbers]
         starts = torch.tensor([0, *(page.numel() for page in pages[:-1])]).cumsum(0)
         flat = flat_rows(torch.cat(pages), starts[head], row[head, new], hot.page_size)
         flat, head, new = (upload(each, self.device) for each in (flat, head, new))

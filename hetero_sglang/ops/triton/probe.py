@@ -16,7 +16,6 @@ from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields
 from hetero_sglang.ops.triton.workspace import MOST_DIRECTIONS, MOST_PARTS, READ, WARPS, Workspace
-from hetero_sglang.profile.index_plan import EVERY
 
 _SHARED = 2  # programs that make scores of a part's exponents: they wait for memory, not for room
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
@@ -453,9 +452,9 @@ def ask(
     q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, step: StepTables, length: int, scale: float, sink: int,
     window: int, work: Workspace,
 ) -> None:  # fmt: skip
-    """As a step of many requests that are the same one: what each query scores is left to the best of all."""
+    """As a step of many requests that are the same one: what each query scores is left to the best of all. It is every
+    head's turn by the step's clock."""
     heads, runs = layer.heads.numel(), (length - 1) // layer.run
-    clock = torch.full_like(step.clock, -layer.turn % EVERY[-1])  # everybody's turn
     best = work.scores.new_zeros(heads, runs)
     for some in q.split(max(1, min(work.place.numel(), work.tokens // length))):
         batch = len(some)
@@ -464,7 +463,7 @@ def ask(
             step.cap.repeat(batch, 1),
             step.page_start.repeat(batch, 1),
             step.page_list,
-            clock,
+            step.clock,
         )
         work.plan(same)
         probe(some, layer, slots, torch.zeros_like(same.length), same, scale, sink, window, work)
