@@ -29,7 +29,7 @@ from core_helpers import (
 )
 from test_lazy_heads import SOME, Run, lazy_settings
 from test_registry import examples
-from test_turns import begun, check_turn
+from test_resumed_turns import begun, check_turn
 
 from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
