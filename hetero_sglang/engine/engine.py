@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
-from hetero_sglang.cache.lanes import upload
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.engine.append import Append
@@ -50,7 +49,7 @@ class Engine:
         self.finder = self._finder()
         self.append: Append | None = None
         if isinstance(self.finder, Lazy):
-            parts = self.cache, self.tables, self.layers, self.finder, self.prefill, self.write_back, self.group
+            parts = self.cache, self.ops, self.tables, self.layers, self.finder, self.write_back
             self.append = Append(*parts)
 
     def _layer(self, index: int) -> LayerBuffers:
@@ -88,10 +87,9 @@ class Engine:
         for seq in prompts:
             if seq.held or seq.appends:
                 self.tables.put(seq.ws.slot, seq.ws)
-            if seq.appends:
-                seq.tokens = upload(seq.slots.int(), self.device)
-        if self.append and any(s.appends for s in prompts):
-            self.append.begin(self.step_for(max(s.length for s in prompts)))
+        going_on = [seq for seq in prompts if seq.appends]
+        if going_on and self.append:
+            self.append.begin(going_on, self.step_for(max(s.length for s in going_on)))
         self.prefixes.begin([seq for seq in prompts if not seq.appends])
 
     def extend(

@@ -4,6 +4,7 @@ Three things go on at once in a layer: attention to the rows that heads hold, th
 and the new keys' index rows (`beside`). What was found is attended to last, and takes its places after that."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,7 @@ class Lazy(Finder):
         self.widest = max(1, *(each.heads.numel() for each in self.index))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
         self.lane, self.beside = Lane(self.device), Lane(self.device)
+        self.turns = torch.arange(EVERY[-1], dtype=torch.int32, device=self.device)
         self.known: Mark | None = None  # the layer's new keys have their index rows
         self.seated: Mark | None = None  # what came has its places
 
@@ -72,24 +74,19 @@ class Lazy(Finder):
         self.known = self.beside.mark()
 
     def seek(
-        self, layer: int, ws: WorkingSet, q: torch.Tensor, slots: torch.Tensor, length: int, scale: float, work: Any
+        self, layer: int, q: torch.Tensor, slots: torch.Tensor, step: StepTables, length: int, scale: float, work: Any
     ) -> None:
         """Before a prefill's queries q [n, Hq, D] attend: heads take in what these want of the request's first `length`
-        tokens, at `slots`; `work` is a step's."""
-        mine, hot, tables = self.index[layer], self.cache.hot, self.tables
+        tokens, at `slots`; `step` is of the request alone, `work` a step's."""
+        mine, hot = self.index[layer], self.cache.hot
         if not mine.heads.numel():
             return
         sink, window = self.settings.rule.sink, self.settings.rule.window_of(mine.run)
-
-        def number(value: int) -> torch.Tensor:
-            return torch.full((1,), value, dtype=torch.int32, device=self.device)
-
-        lone = slice(ws.slot, ws.slot + 1)
-        turn = number(-mine.turn % EVERY[-1])  # every head's
-        step = StepTables(number(length), tables.cap[lone], tables.page_start[lone], tables.page_list, turn)
+        turn = -mine.turn % EVERY[-1]  # every head's
+        step = replace(step, clock=self.turns[turn : turn + 1])
         self.ops.ask(q, mine, slots, step, length, scale, sink, window, work)
         self.ops.choose(mine, step, hot, sink, window, work)
-        self.ops.swap_in(mine, self.layers[layer].host, slots, number(0), step, hot, sink, work)
+        self.ops.swap_in(mine, self.layers[layer].host, slots, self.turns[:1], step, hot, sink, work)
         self.ops.seat(mine, step, hot, work)
 
     def find(

@@ -37,7 +37,6 @@ class Prompt:
     last: bool  # the prompt ends with these queries
     held: bool = False  # its working set has every token of the prefix
     appends: bool = False  # its working set goes on: what new tokens attend to is that
-    tokens: torch.Tensor = NONE  # all token slots int32 on the device, where it appends
     sources: Sources = NOTHING  # where it does not
 
     @property

@@ -11,18 +11,14 @@ from hetero_sglang.ops.reference.attention import prefill_attention, prefill_exa
 class RaggedPrefill:
     """One plan per forward pass, used by every layer."""
 
-    def __init__(self, device: torch.device, other: "RaggedPrefill | None" = None) -> None:
-        """`other`: one that runs at other times, and so may lend its workspace."""
+    def __init__(self, device: torch.device) -> None:
         self.wrapper: Any = None
-        self.workspace: torch.Tensor | None = None
         self.fast = False
         if device.type == "cuda":
             from flashinfer import BatchPrefillWithRaggedKVCacheWrapper
 
-            self.workspace = (
-                other.workspace if other else torch.empty(PREFILL_WORKSPACE, dtype=torch.uint8, device=device)
-            )
-            self.wrapper = BatchPrefillWithRaggedKVCacheWrapper(self.workspace, "NHD", backend="auto")
+            workspace = torch.empty(PREFILL_WORKSPACE, dtype=torch.uint8, device=device)
+            self.wrapper = BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD", backend="auto")
 
     def plan(
         self, counts: list[int], lengths: list[int], query_heads: int, kv_heads: int, dim: int, v_dim: int,

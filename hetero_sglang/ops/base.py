@@ -20,12 +20,14 @@ from hetero_sglang.config.layout import LayerLayout
 NAMES = (
     "AttendStep",  # a DecodeKernel: attention of one decode step
     "Workspace",  # what probes and choices of a step write and read
+    "append",  # attention of a prompt's new tokens over what a working set holds
     "ask",  # what many queries of a request look at, by its heads' key indexes
     "bring",  # rows of a prefix from the host store
     "choose",  # which rows come to a head, and which go
     "copy_slots",  # token slots of a step's requests
     "fill",  # a working set when its prompt ends
     "index",  # key index rows of new keys
+    "keep",  # a prompt's new tokens, to a working set
     "locate",  # where a step has written its newest rows
     "look",  # what pivots look at, and whether their satellites hold it
     "probe",  # what heads look at, by their key indexes
@@ -118,6 +120,18 @@ class Watch:
     threshold: float  # the share of its pivot's attention that a satellite must hold
     decay: float  # of what a row is worth, per look; 0: the newest look alone counts
     least: int  # rows of a head that is refilled at all
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What a prompt's new tokens find in a layer: a working set that stands for `reached` tokens, of which it shares
+    the first `prefix`; of full heads' recent tokens, no selected run holds those from `begins` on."""
+
+    prefix: int
+    reached: int
+    begins: int
+    sink: int
+    ring: int
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_lazy_heads import FIELDS, HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
 
 from hetero_sglang.cache.tiers import TieredCache
-from hetero_sglang.engine.append import Append
+from hetero_sglang.ops.base import LayerBuffers
 from hetero_sglang.ops.reference.choose import PART
 from hetero_sglang.ops.reference.index import unpack
 
@@ -74,16 +74,16 @@ def check_turn(before: Request, cut: int, count: int, monkeypatch: pytest.Monkey
     request = turn(cache, before, 2, prefix, length)
     assert request is not None and cache.counters.resumed_requests == 1
     held: dict[int, torch.Tensor] = {}
-    keep = Append._keep
+    ops = engine_of(cache).ops
+    keep = ops.keep
 
-    def recorded(self: Append, layer: int, *rest: object) -> None:
-        for head in range(HEADS):
-            number = layer * HEADS + head
+    def recorded(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, *rest: object) -> None:
+        for number in range(layer.first, layer.first + HEADS):
             there = held_positions(request, number, 155)
             held[number] = there[there < prefix]
-        keep(self, layer, *rest)
+        keep(k, v, layer, *rest)
 
-    monkeypatch.setattr(Append, "_keep", recorded)
+    monkeypatch.setattr(ops, "keep", recorded)
     out = prefill([request], [(prefix, length)])
     for layer in range(LAYERS):
         window = cache.settings.rule.window_of(cache.settings.runs[layer])
@@ -131,13 +131,14 @@ def test_what_any_new_token_wants_most_is_held_when_it_attends(run: int, monkeyp
     request = turn(cache, before, 2, prefix, prefix + count)
     assert request is not None
     held: dict[int, torch.Tensor] = {}
-    keep = Append._keep
+    ops = engine_of(cache).ops
+    keep = ops.keep
 
-    def recorded(self: Append, layer: int, *rest: object) -> None:
-        held.update({n: held_positions(request, n, prefix) for n in range(layer * HEADS, (layer + 1) * HEADS)})
-        keep(self, layer, *rest)
+    def recorded(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, *rest: object) -> None:
+        held.update({n: held_positions(request, n, prefix) for n in range(layer.first, layer.first + HEADS)})
+        keep(k, v, layer, *rest)
 
-    monkeypatch.setattr(Append, "_keep", recorded)
+    monkeypatch.setattr(ops, "keep", recorded)
     prefill([request], [(prefix, prefix + count)])
     for number, there in held.items():
         layer, head = divmod(number, HEADS)

@@ -21,8 +21,9 @@ from hetero_sglang.ops.reference.index import probe as reference_probe
 from hetero_sglang.ops.reference.swap_in import swap_in as bring_swaps
 from hetero_sglang.ops.reference.workspace import Coming
 from hetero_sglang.ops.reference.workspace import Workspace as Handed
+from hetero_sglang.ops.triton.ask import ask
 from hetero_sglang.ops.triton.choose import choose
-from hetero_sglang.ops.triton.probe import ask, probe
+from hetero_sglang.ops.triton.probe import probe
 from hetero_sglang.ops.triton.swap_in import seat, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import EVERY, Fields, words
@@ -323,20 +324,26 @@ def test_whatever_comes_has_room(batch: int, heads: int, run: int, most: int, wi
         assert 1 <= work.limit(units, one) <= most and units * work.limit(units, one) * one <= len(work.arrived)
 
 
-@pytest.mark.parametrize(("run", "length", "cap", "count", "together"), [(1, 700, 200, 5, 2), (4, 613, 126, 3, 8)])
+@pytest.mark.parametrize(
+    ("run", "length", "cap", "count", "group", "fields"),
+    [(1, 700, 200, 5, GROUP, FIELDS), (4, 613, 126, 33, GROUP, ((8, 4), (24, 2))), (8, 900, 200, 2, 1, ((16, 1),)),
+     (2, 300, 90, 17, 8, ((16, 2), (16, 1)))],
+)  # fmt: skip
 def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
-    run: int, length: int, cap: int, count: int, together: int
+    run: int, length: int, cap: int, count: int, group: int, fields: Fields
 ) -> None:
-    """The best score that any of them gives counts; `together`: requests that the workspace has room for. Every head
-    looks, whoever's turn it is, and one that keeps all tokens does not."""
-    world = make(7 * run, run, [length], [cap], turns=(2, 4))
+    """The best score that any of them gives counts. Every head looks, whoever's turn it is, and one that keeps all
+    tokens does not."""
+    world = make(7 * run, run, [length], [cap], fields=fields, group=group, turns=(2, 4))
     if run == 4:  # the second keeps all
         world.step.cap[0, FIRST + WHICH[1]] = length
-    q = torch.randn(count, TOTAL * GROUP, DIM, generator=torch.Generator().manual_seed(run))
+    q = torch.randn(count, TOTAL * group, DIM, generator=torch.Generator().manual_seed(run))
     device, scale = on_device(world), DIM**-0.5
-    work = Workspace(together, HEADS, GROUP, CONTEXT, together * length, run, 300, DEVICE, 0, device.hot)
+    work = Workspace(2, HEADS, group, CONTEXT, 2 * length, run, 300, DEVICE, 0, device.hot)
     for name in ("factors", "top", "total", "scores"):
         getattr(work, name).fill_(float("nan"))
+    for name in ("wanted", "idle", "hits"):
+        getattr(work, name).fill_(12345)
     step = replace(device.step, clock=torch.full_like(device.step.clock, -device.layer.turn % 4))
     ask(q.to(DEVICE), device.layer, device.slots, step, length, scale, SINK, WINDOW, work)
     scores = work.scores[: HEADS * length].view(HEADS, length)[:, : (length - 1) // run].cpu().clone()
@@ -344,15 +351,16 @@ def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
     each = []
     for one in q:
         alone = replace(world, q=one[None], step=replace(world.step, clock=step.clock.cpu()))
-        plain = Handed(1, HEADS, GROUP, CONTEXT, length, run, 300, "cpu")
+        plain = Handed(1, HEADS, group, CONTEXT, length, run, 300, "cpu")
         reference_probe(alone.q, alone.layer, alone.slots, alone.starts, alone.step, scale, SINK, WINDOW, plain)
         each.append(plain.found[0].scores)
     best = torch.stack(each).amax(0)
-    plain = Handed(1, HEADS, GROUP, CONTEXT, length, run, 300, "cpu")
+    plain = Handed(1, HEADS, group, CONTEXT, length, run, 300, "cpu")
     reference_ask(q, world.layer, world.slots, world.step, length, scale, SINK, WINDOW, plain)
     torch.testing.assert_close(plain.found[0].scores, best)
     assert plain.found[0].heads.tolist() == [WHICH[c] for c in heads]
-    assert ((scores[heads] / best).log().abs() < 0.2).all(), "8-bit weights move a score by so much at most here"
+    close = 1e-3 if DEVICE.type == "cpu" else 0.05  # tensor cores round weights
+    assert ((scores[heads] / best).log().abs() < close).all()
     choose(device.layer, step, device.hot, SINK, WINDOW, work)
     swap_in(device.layer, device.host, device.slots, device.starts, step, device.hot, SINK, work, programs=6)
     seat(device.layer, step, device.hot, work)

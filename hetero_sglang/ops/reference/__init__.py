@@ -1,5 +1,6 @@
 """The operations in torch, on any device; they may wait for it."""
 
+from hetero_sglang.ops.reference.append import append, keep
 from hetero_sglang.ops.reference.attend import AttendStep
 from hetero_sglang.ops.reference.choose import choose
 from hetero_sglang.ops.reference.index import ask, index, probe
@@ -9,6 +10,6 @@ from hetero_sglang.ops.reference.swap_in import bring, seat, swap_in
 from hetero_sglang.ops.reference.workspace import Workspace
 
 __all__ = [
-    "AttendStep", "Workspace", "ask", "bring", "choose", "copy_slots", "fill", "index", "locate", "look", "probe",
-    "seat", "store", "swap_in", "write_back",
+    "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "index", "keep", "locate",
+    "look", "probe", "seat", "store", "swap_in", "write_back",
 ]  # fmt: skip

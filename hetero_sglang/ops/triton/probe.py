@@ -446,28 +446,3 @@ def probe(
         COUNT=32 * WARPS * (1 if layer.run > 1 else 4), RUN=layer.run, FINE=FINE, LEAST=LEAST, SHARED=_SHARED,
         **early(overlaps(q.device)), **sizes,
     )  # fmt: skip
-
-
-def ask(
-    q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, step: StepTables, length: int, scale: float, sink: int,
-    window: int, work: Workspace,
-) -> None:  # fmt: skip
-    """As a step of many requests that are the same one: what each query scores is left to the best of all. It is every
-    head's turn by the step's clock."""
-    heads, runs = layer.heads.numel(), (length - 1) // layer.run
-    best = work.scores.new_zeros(heads, runs)
-    for some in q.split(max(1, min(work.place.numel(), work.tokens // length))):
-        batch = len(some)
-        same = StepTables(
-            step.length.repeat(batch),
-            step.cap.repeat(batch, 1),
-            step.page_start.repeat(batch, 1),
-            step.page_list,
-            step.clock,
-        )
-        work.plan(same)
-        probe(some, layer, slots, torch.zeros_like(same.length), same, scale, sink, window, work)
-        scores = work.scores[: batch * heads * length].view(batch, heads, length)[..., :runs]
-        best = torch.maximum(best, scores.amax(0))
-    work.plan(step)
-    work.put(best, length, layer.run, sink, window)

@@ -113,14 +113,6 @@ class Workspace:
         self.wanted[head].scatter_add_(0, inside, torch.ones_like(inside, dtype=torch.int32))
         self.flag[head], self.fading[head] = 1, fading
 
-    def put(self, scores: torch.Tensor, length: int, run: int, sink: int, window: int) -> None:
-        """Scores [I, U] of a lone request's runs, of `length` tokens, found elsewhere for all of a layer's heads."""
-        heads, runs = scores.shape
-        self.scores[: heads * length].view(heads, length)[:, :runs] = scores
-        inside = score_bin(scores[:, sink // run : (length - window) // run].contiguous()).long()
-        self.wanted[:heads] = self.idle[:heads] = self.hits[:heads] = 0
-        self.wanted[:heads].scatter_add_(1, inside, torch.ones_like(inside, dtype=torch.int32))
-
     def give(
         self, tokens: torch.Tensor, places: torch.Tensor, rows: torch.Tensor, count: torch.Tensor, heads: int
     ) -> None:

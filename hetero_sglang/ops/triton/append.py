@@ -1,0 +1,201 @@
+"""New tokens of a prompt that goes on with a working set: twin of ops/reference/append.py.
+
+A library's kernels would need a list of rows for every head and a plan for every layer; here a head's rows follow from
+its cap and the request's lengths alone."""
+
+import torch
+import triton
+import triton.language as tl
+
+from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
+from hetero_sglang.ops.triton.probe import span
+from hetero_sglang.ops.triton.store import ring_row
+
+_QUERIES = 64  # rows of a tile: new tokens by query heads of a group
+_TOKENS = 64  # that a program reads at a time
+_SPLITS = 16  # of what a head holds, at most
+_NOTHING = -1e30  # below all logits: finite, so that differences are numbers
+
+
+@triton.jit
+def _attended(logit, top, total, result, values, here):
+    """Take in tokens with base-2 logits [M, N] and values [N, Dv], of which `here` [M, N] count."""
+    logit = tl.where(here, logit, -1e30)
+    higher = tl.maximum(top, tl.max(logit, 1))
+    share = tl.where(here, tl.exp2(logit - higher[:, None]), 0.0)
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(share, 1)
+    result = result * shrink[:, None] + tl.dot(share.to(values.dtype), values, input_precision="ieee")
+    return higher, total, result
+
+
+@triton.jit(
+    do_not_specialize=[
+        "count",
+        "prefix",
+        "reached",
+        "begins",
+        "first",
+        "sink",
+        "ring",
+        "splits",
+        "scale",
+        "all_heads",
+    ]
+)
+def _append(
+    q, k, v, hot_k, hot_v, heads, cap, page_start, page_list, out, partial, weight, q_stride, k_stride, v_stride,
+    count, prefix, reached, begins, first, sink, ring, splits, scale, all_heads,
+    GROUP: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr,
+    PAD_V: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ALONE: tl.constexpr,
+):  # fmt: skip
+    tile, which, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head = tl.load(heads + which)
+    row, within, at, at_v = tl.arange(0, M), tl.arange(0, N), tl.arange(0, PAD), tl.arange(0, PAD_V)
+    token, member = tile * (M // PADDED) + row // PADDED, row % PADDED
+    real = (token < count) & (member < GROUP)
+    asked = head * GROUP + member
+    mine = q + token.to(tl.int64) * q_stride + asked * D
+    query = tl.load(mine[:, None] + at[None, :], mask=real[:, None] & (at < D)[None, :], other=0.0)
+    kept, start = tl.load(cap + first + which), tl.load(page_start + first + which)
+    turning = tl.maximum(tl.minimum(kept - sink, ring), 1)
+    full = kept < reached
+    fixed = tl.where(full, kept - turning, prefix)  # rows before the ring's
+    held = tl.where(full, fixed + prefix - begins, prefix)
+    top = tl.full([M], -1e30, tl.float32)
+    total = tl.zeros([M], tl.float32)
+    result = tl.zeros([M, PAD_V], tl.float32)
+    begin, end = span(held, split, splits, N)
+    for each in range(begin, end, N):
+        place = each + within
+        here = place < end
+        later = begins + place - fixed - kept  # the ring's tokens turn over; before `kept` they lie as they come
+        turned = kept - turning + ((later % turning) + turning) % turning
+        place = tl.where(place < fixed, place, turned)
+        page = tl.load(page_list + start + place // P, mask=here, other=0).to(tl.int64)
+        flat = (page * P + place % P)[:, None]
+        keys = tl.load(hot_k + flat * D + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
+        values = tl.load(hot_v + flat * DV + at_v[None, :], mask=here[:, None] & (at_v < DV)[None, :], other=0.0)
+        logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        top, total, result = _attended(logit, top, total, result, values, real[:, None] & here[None, :])
+    if split == splits - 1:
+        last = tl.minimum((tile + 1) * (M // PADDED), count)
+        own_k, own_v = k + head * D, v + head * DV
+        for each in range(0, last, N):
+            new = each + within
+            here, where = new < last, new.to(tl.int64)[:, None]
+            keys = tl.load(own_k + where * k_stride + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
+            there = here[:, None] & (at_v < DV)[None, :]
+            values = tl.load(own_v + where * v_stride + at_v[None, :], mask=there, other=0.0)
+            logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+            seen = real[:, None] & here[None, :] & (new[None, :] <= token[:, None])
+            top, total, result = _attended(logit, top, total, result, values, seen)
+    some = total > 0
+    result = result / tl.where(some, total, 1.0)[:, None]
+    number = token.to(tl.int64) * all_heads + asked
+    inside = real[:, None] & (at_v < DV)[None, :]
+    if ALONE:
+        tl.store(out + number[:, None] * DV + at_v[None, :], result.to(out.dtype.element_ty), mask=inside)
+    else:
+        number += split.to(tl.int64) * count * all_heads
+        tl.store(partial + number[:, None] * DV + at_v[None, :], result, mask=inside)
+        tl.store(weight + number, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), -1e30), mask=real)
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def _merge(
+    out, partial, weight, rows, splits, DV: tl.constexpr, PAD_V: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    row, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PAD_V)
+    here = row < rows
+    inside = here[:, None] & (at < DV)[None, :]
+    top = tl.full([ROWS], -1e30, tl.float32)
+    for split in range(splits):
+        top = tl.maximum(top, tl.load(weight + split * rows + row, mask=here, other=-1e30))
+    total = tl.zeros([ROWS], tl.float32)
+    result = tl.zeros([ROWS, PAD_V], tl.float32)
+    for split in range(splits):
+        share = tl.exp2(tl.load(weight + split * rows + row, mask=here, other=-1e30) - top)
+        place = (split * rows + row).to(tl.int64)
+        result += tl.load(partial + place[:, None] * DV + at[None, :], mask=inside, other=0.0) * share[:, None]
+        total += share
+    result = result / total[:, None]
+    tl.store(out + row.to(tl.int64)[:, None] * DV + at[None, :], result.to(out.dtype.element_ty), mask=inside)
+
+
+def append(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind,
+    scale: float,
+) -> torch.Tensor:  # fmt: skip
+    """Attention of new tokens q [n, Hq, D] over what their request's heads hold and causally over k [n, H, D] and
+    v [n, H, Dv]: [n, Hq, Dv]. All heads are compressed; rows may lie apart."""
+    count, all_heads, dim = q.shape
+    heads, v_dim = layer.heads.numel(), v.shape[2]
+    group = all_heads // k.shape[1]
+    padded = triton.next_power_of_2(group)
+    rows = max(_QUERIES, padded)
+    tiles = triton.cdiv(count, rows // padded)
+    splits = max(1, min(_SPLITS, _programs(q.device) // (tiles * heads), behind.prefix // (4 * _TOKENS)))
+    out = q.new_empty(count, all_heads, v_dim)
+    partial = weight = out
+    if splits > 1:
+        partial = q.new_empty(splits, count, all_heads, v_dim, dtype=torch.float32)
+        weight = q.new_empty(splits, count, all_heads, dtype=torch.float32)
+    _append[(tiles, heads, splits)](
+        q, k, v, layer.hot_k, layer.hot_v, layer.heads, step.cap, step.page_start, step.page_list, out, partial, weight,
+        q.stride(0), k.stride(0), v.stride(0), count, behind.prefix, behind.reached, behind.begins, layer.first,
+        behind.sink, behind.ring, splits, scale * 1.4426950408889634, all_heads, GROUP=group, PADDED=padded, D=dim,
+        DV=v_dim, PAD=max(16, triton.next_power_of_2(dim)), PAD_V=max(16, triton.next_power_of_2(v_dim)),
+        P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2, ALONE=splits == 1,
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
+    if splits > 1:
+        every, each = count * all_heads, 16
+        _merge[(triton.cdiv(every, each),)](
+            out, partial, weight, every, splits, DV=v_dim, PAD_V=max(16, triton.next_power_of_2(v_dim)),
+            ROWS=each,
+        )  # fmt: skip
+    return out
+
+
+def _programs(device: torch.device) -> int:
+    """That run at once."""
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 64
+
+
+@triton.jit(do_not_specialize=["count", "prefix", "first", "sink", "ring"])
+def _keep(
+    k, v, hot_k, hot_v, position, score, heads, cap, page_start, page_list, k_stride, v_stride, count, prefix, first,
+    sink, ring, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr, P: tl.constexpr,
+    TOKENS: tl.constexpr,
+):  # fmt: skip
+    which = tl.program_id(1)
+    head = tl.load(heads + which)
+    new, at, at_v = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, PAD), tl.arange(0, PAD_V)
+    token = prefix + new
+    kept, start = tl.load(cap + first + which), tl.load(page_start + first + which)
+    turning = tl.maximum(tl.minimum(kept - sink, ring), 1)
+    stays = (new < count) & ((token < kept - turning) | (token >= prefix + count - turning))
+    place = ring_row(token, kept, sink, ring)
+    page = tl.load(page_list + start + place // P, mask=stays, other=0).to(tl.int64)
+    flat, new = page * P + place % P, new.to(tl.int64)
+    here, here_v = stays[:, None] & (at < D)[None, :], stays[:, None] & (at_v < DV)[None, :]
+    keys = tl.load(k + new[:, None] * k_stride + head * D + at[None, :], mask=here)
+    values = tl.load(v + new[:, None] * v_stride + head * DV + at_v[None, :], mask=here_v)
+    tl.store(hot_k + flat[:, None] * D + at[None, :], keys, mask=here)
+    tl.store(hot_v + flat[:, None] * DV + at_v[None, :], values, mask=here_v)
+    tl.store(position + flat, token, mask=stays)
+    tl.store(score + flat, tl.zeros([TOKENS], tl.float32), mask=stays)
+
+
+def keep(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind) -> None:
+    """After `append`: new tokens k [n, H, D], v [n, H, Dv] take the rows of those that leave their request's heads; of
+    two that have the same row, the later."""
+    count, _, dim = k.shape
+    v_dim, each = v.shape[2], 16
+    _keep[(triton.cdiv(count, each), layer.heads.numel())](
+        k, v, layer.hot_k, layer.hot_v, layer.position, layer.score, layer.heads, step.cap, step.page_start,
+        step.page_list, k.stride(0), v.stride(0), count, behind.prefix, layer.first, behind.sink, behind.ring, D=dim,
+        DV=v_dim, PAD=triton.next_power_of_2(dim), PAD_V=triton.next_power_of_2(v_dim), P=layer.hot_k.shape[1],
+        TOKENS=each, num_warps=4,
+    )  # fmt: skip
