@@ -12,7 +12,7 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.index_store import IndexStore
 from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.cache.parking import Parked, Parking
-from hetero_sglang.cache.prefix_cache import PrefixCache
+from hetero_sglang.cache.prefix_cache import NOWHERE, PrefixCache
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.caps import Grant
@@ -100,6 +100,15 @@ class TieredCache:
             self.admission.keep(-self.prefixes.forget(freed.numpy()))
         self._freed.clear()
         return self.prefixes.find(slots)
+
+    def restorable(self, ws: WorkingSet, slots: torch.Tensor, count: int) -> bool:
+        """Whether a request whose prompt is `count` tokens behind a cached prefix at `slots` [n] makes its working set
+        of the prefix's index: where that takes half of the rows that the device lacks of the whole, or less."""
+        if self.index is None or not 0 < count <= self.settings.append or not slots.numel():
+            return False
+        caps = self.admission.accounts[ws.slot].rows.caps  # of all ranks, which decide alike
+        lacking = int((self.find_prefix(slots.numpy()) == NOWHERE).sum())
+        return 2 * int(caps.clip(max=slots.numel()).sum()) <= lacking * len(caps)
 
     def keep_prefix(self, slots: np.ndarray, needed: set[int]) -> np.ndarray:
         """Take in as many of `slots` [n], of which none is known, as free pages and groups that are not `needed` have

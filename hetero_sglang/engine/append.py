@@ -1,7 +1,8 @@
-"""A next turn's new tokens over the working set that the turn before has left: they read like decode steps.
+"""A prompt's new tokens over a working set: the one that the turn before has left, or one made of their prefix's index.
 
-Heads that have a key index look for what these tokens want, as in a step with many queries; rows that come are seated
-before the heads attend, to what they hold and to the new tokens before each. Then the ring goes on to the newest."""
+They read like decode steps. Heads that have a key index look for what these tokens want, as in a step with many
+queries; rows that come are seated before the heads attend, to what they hold and to the new tokens before each. Then
+the ring goes on to the newest."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,9 @@ class Append:
     def begin(self, prompts: list[Prompt], step: DecodeStep) -> None:
         """Once per prefill pass; `step`: whose buffers nothing else uses meanwhile."""
         self.work = step.work
+        for seq in prompts:
+            if seq.restores:
+                seq.ws.length = seq.prefix
         self.going = {seq.ws.slot: self._going(seq) for seq in prompts}
 
     def _going(self, seq: Prompt) -> Going:
@@ -63,7 +67,10 @@ class Append:
         run = self.finder.index[layer].run
         begins = (ws.length - rule.window_of(run)) // run * run
         behind = Behind(seq.prefix, ws.length, begins, rule.sink, rule.ring)
-        self.finder.seek(layer, q[going.asked], going.slots, going.before, ws.length, scale, self.work)
+        if seq.restores:
+            self._restore(layer, seq, q[going.asked], scale)
+        else:
+            self.finder.seek(layer, q[going.asked], going.slots, going.before, ws.length, scale, self.work)
         out = self.ops.append(q, k, v, buffers, going.before, behind, scale)
         self.ops.keep(k, v, buffers, going.before, behind)
         if seq.count > rule.window:
@@ -72,4 +79,32 @@ class Append:
         if layer == len(self.layers) - 1:
             ws.length = max(ws.length, seq.length)
             self.cache.counters.appended_tokens += seq.count
+            self.cache.counters.restored_requests += seq.restores
         return out
+
+    def _restore(self, layer: int, seq: Prompt, q: torch.Tensor, scale: float) -> None:
+        """Heads hold what queries q [n, Hq, D] want of the prefix: rows come from the host, as many as they keep."""
+        buffers, going, length, rule = self.layers[layer], self.going[seq.ws.slot], seq.prefix, self.rule
+        caps, step = seq.ws.caps[buffers.numbers], going.before
+        runs = self._wanted(layer, caps, q, going, length, scale)
+        turning = rule.turning(min(caps))
+        counts = [cap - rule.sink - turning if cap < length else 0 for cap in caps]
+        selected, used = self.finder.best(layer, runs, length, counts, rule.sink), self.finder.used(layer, runs, length)
+        tables = step.cap[0, buffers.numbers], step.page_start[0, buffers.numbers], step.page_list
+        self.ops.restore(buffers, going.slots, length, selected.int(), used, *tables, max(caps), rule.sink, rule.ring)
+
+    def _wanted(
+        self, layer: int, caps: list[int], q: torch.Tensor, going: Going, length: int, scale: float
+    ) -> torch.Tensor:
+        """Scores [C, U] of runs. Heads without an index go by the others of their layer, or by what is recent."""
+        mine = self.finder.index[layer]
+        count = (length - 1) // mine.run
+        which = self.finder.which[layer]
+        runs = torch.arange(count, dtype=torch.float32, device=self.device).div(count).repeat(len(caps), 1)
+        if which:
+            found = self.finder.ask(layer, q, going.slots, going.before, length, scale, self.work)  # [I, U]
+            full = [number for number, c in enumerate(which) if caps[c] < length]
+            if full:
+                runs[:] = found[full].mean(0)
+                runs[[which[number] for number in full]] = found[full]
+        return runs

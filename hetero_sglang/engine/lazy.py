@@ -14,7 +14,7 @@ from hetero_sglang.cache.lanes import Lane, Mark, mark, upload
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
-from hetero_sglang.ops.base import Arrivals, StepTables
+from hetero_sglang.ops.base import Arrivals, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep
@@ -32,7 +32,8 @@ class Lazy(Finder):
         assert store is not None
         self.run, self.room = self.settings.rule.run, self.settings.most_swaps
         self.index = store.layers
-        self.widest = max(1, *(each.heads.numel() for each in self.index))
+        self.which = [each.which.tolist() for each in self.index]  # compressed heads that have one, by layer
+        self.widest = max(1, *map(len, self.which))
         self.most: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by workspace
         self.lane, self.beside = Lane(self.device), Lane(self.device)
         self.turns = torch.arange(EVERY[-1], dtype=torch.int32, device=self.device)
@@ -41,19 +42,26 @@ class Lazy(Finder):
 
     def first(self, layer: int, scores: torch.Tensor, counts: list[int], low: int, high: int) -> torch.Tensor:
         """The best whole runs."""
+        return self.best(layer, run_scores(scores, self.index[layer].run), scores.shape[1], counts, low)
+
+    def best(self, layer: int, runs: torch.Tensor, length: int, counts: list[int], low: int) -> torch.Tensor:
+        """As `first`, by scores [C, U] of the runs of `length` tokens."""
         run = self.index[layer].run
-        first, last = low // run, (scores.shape[1] - self.settings.rule.window_of(run)) // run
-        places = upload(torch.tensor(counts), scores.device) // run  # [C]
-        best = run_scores(scores, run)[:, first:last].topk(max(counts) // run).indices + first
+        first, last = low // run, (length - self.settings.rule.window_of(run)) // run
+        places = upload(torch.tensor(counts), runs.device) // run  # [C]
+        best = runs[:, first:last].topk(max(counts) // run).indices + first
         mine = torch.arange(best.shape[1], device=best.device) < places[:, None]
         best = torch.where(mine, best, last).sort(1).values  # what is not a head's own comes last
-        return (best[..., None] * run + torch.arange(run, device=scores.device)).flatten(1)
+        return (best[..., None] * run + torch.arange(run, device=runs.device)).flatten(1)
 
     def worth(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         """When a token's run was last used, by its scores; 0 where it is incomplete."""
-        run = self.index[layer].run
-        best = used_at_first(run_scores(scores, run)).repeat_interleave(run, 1)
-        return torch.nn.functional.pad(best, (0, scores.shape[1] - best.shape[1])).view(torch.float32)
+        return self.used(layer, run_scores(scores, self.index[layer].run), scores.shape[1])
+
+    def used(self, layer: int, runs: torch.Tensor, length: int) -> torch.Tensor:
+        """As `worth`, by scores [C, U] of the runs of `length` tokens."""
+        each = used_at_first(runs).repeat_interleave(self.index[layer].run, 1)
+        return torch.nn.functional.pad(each, (0, length - each.shape[1])).view(torch.float32)
 
     def written(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
         mine = self.index[layer]
@@ -73,21 +81,33 @@ class Lazy(Finder):
             self.written(layer, slots, k)
         self.known = self.beside.mark()
 
+    def ask(
+        self, layer: int, q: torch.Tensor, slots: torch.Tensor, step: StepTables, length: int, scale: float, work: Any
+    ) -> torch.Tensor:
+        """What queries q [n, Hq, D] of a prefill want of their request's first `length` tokens, at `slots`: scores
+        [I, U] of runs, of full heads alone. `step` is of the request alone, `work` a step's."""
+        mine, rule = self.index[layer], self.settings.rule
+        return self.ops.ask(
+            q, mine, slots, self._every(mine, step), length, scale, rule.sink, rule.window_of(mine.run), work
+        )
+
     def seek(
         self, layer: int, q: torch.Tensor, slots: torch.Tensor, step: StepTables, length: int, scale: float, work: Any
     ) -> None:
-        """Before a prefill's queries q [n, Hq, D] attend: heads take in what these want of the request's first `length`
-        tokens, at `slots`; `step` is of the request alone, `work` a step's."""
+        """Before they attend: heads take in what they want, as in a step; arguments as of `ask`."""
         mine, hot = self.index[layer], self.cache.hot
         if not mine.heads.numel():
             return
-        sink, window = self.settings.rule.sink, self.settings.rule.window_of(mine.run)
-        turn = -mine.turn % EVERY[-1]  # every head's
-        step = replace(step, clock=self.turns[turn : turn + 1])
-        self.ops.ask(q, mine, slots, step, length, scale, sink, window, work)
-        self.ops.choose(mine, step, hot, sink, window, work)
+        self.ask(layer, q, slots, step, length, scale, work)
+        sink, step = self.settings.rule.sink, self._every(mine, step)
+        self.ops.choose(mine, step, hot, sink, self.settings.rule.window_of(mine.run), work)
         self.ops.swap_in(mine, self.layers[layer].host, slots, self.turns[:1], step, hot, sink, work)
         self.ops.seat(mine, step, hot, work)
+
+    def _every(self, mine: LayerIndex, step: StepTables) -> StepTables:
+        """The step, as one in which it is every head's turn."""
+        turn = -mine.turn % EVERY[-1]
+        return replace(step, clock=self.turns[turn : turn + 1])
 
     def find(
         self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float

@@ -37,6 +37,7 @@ class Prompt:
     last: bool  # the prompt ends with these queries
     held: bool = False  # its working set has every token of the prefix
     appends: bool = False  # its working set goes on: what new tokens attend to is that
+    restores: bool = False  # once its new tokens have said what it is to hold of their prefix
     sources: Sources = NOTHING  # where it does not
 
     @property
@@ -58,9 +59,12 @@ def plan_extend(
     for request, length, count in zip(requests, lengths, counts, strict=True):
         ws = cache.requests[request]
         slots, last = req_to_token[request, :length].to("cpu", torch.int64), length >= ws.prompt
-        goes_on = 0 < length - count <= ws.length
+        prefix = length - count
+        goes_on = 0 < prefix <= ws.length
         held = goes_on and ws.exact(max(length, ws.length))
-        prompts.append(Prompt(ws, length, start, count, slots, ws.exact(ws.final), last, held, goes_on and not held))
+        restores = last and not ws.length and not ws.tail and cache.restorable(ws, slots[:prefix], count)
+        appends = restores or (goes_on and not held)
+        prompts.append(Prompt(ws, length, start, count, slots, ws.exact(ws.final), last, held, appends, restores))
         if last and not ws.exact(length):
             cache.compressed(ws)
         start += count

@@ -31,6 +31,7 @@ NAMES = (
     "locate",  # where a step has written its newest rows
     "look",  # what pivots look at, and whether their satellites hold it
     "probe",  # what heads look at, by their key indexes
+    "restore",  # a working set from the host store
     "seat",  # rows that came while heads attended, to their places
     "store",  # new tokens' rows
     "swap_in",  # rows that were chosen, from the host store

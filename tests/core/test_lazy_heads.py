@@ -51,8 +51,10 @@ def indexed_profile(seed: int, run: Run, probed: np.ndarray | None = None) -> He
     return alike(LAYERS, HEADS, HEADS * GROUP, DIM, IndexPlan(FIELDS, *tables, run, probed, weight))
 
 
-def lazy_settings(seed: int, run: Run, keep_ratio: float = 0.55, probed: np.ndarray | None = None) -> Settings:
-    options = {"policy": IndexedHeads(), "window": 6, "sink": 2, "dense_below": 80}
+def lazy_settings(
+    seed: int, run: Run, keep_ratio: float = 0.55, probed: np.ndarray | None = None, dense_below: int = 80
+) -> Settings:
+    options = {"policy": IndexedHeads(), "window": 6, "sink": 2, "dense_below": dense_below}
     return make_settings(indexed_profile(seed, run, probed), keep_ratio, **options)
 
 

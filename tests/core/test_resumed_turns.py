@@ -173,6 +173,94 @@ def test_a_turn_whose_tokens_are_all_held_gets_the_bits_of_a_whole_prefill() -> 
     check_rows(request, 50)
 
 
+def restored(
+    seed: int, run: Run, count: int, ops: ModuleType | None = None, device: torch.device | str = "cpu",
+    probed: np.ndarray | None = None,
+) -> tuple[Request, Request]:  # fmt: skip
+    """A prompt whose first 150 tokens another request has left in the host store, and that one."""
+    cache = make_cache(lazy_settings(seed, run, 0.33, probed, dense_below=140), device=device)
+    engine_of(cache, ops)
+    before = Request(cache, 1, 150, 200, slots_of(200, seed), seed)
+    before.start()
+    prefill([before], [(0, 150)])
+    cache.finish(1)
+    cache._clear(cache.admission.pages)  # nothing of the prefix is on the device
+    for store in (cache.hot.k, cache.hot.v):
+        store.fill_(float("nan"))
+    request = copied(before, slot=2, prompt=150 + count)
+    request.start()
+    return request, before
+
+
+@pytest.mark.parametrize("run", [1, 4, (4, 1)])
+@pytest.mark.parametrize(("count", "probed"), [(3, None), (20, SOME)])
+def test_a_set_made_of_a_prefix_s_index_holds_what_new_tokens_want(
+    run: Run, count: int, probed: np.ndarray | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_restored(*restored(11, run, count, probed=probed), count, monkeypatch)
+
+
+def check_restored(request: Request, before: Request, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the whole prefix comes; new tokens attend to what came and to each other, and decoding goes on."""
+    cache, prefix = request.cache, 150
+    rule = cache.settings.rule
+    held: dict[int, torch.Tensor] = {}
+    ops = engine_of(cache).ops
+    keep = ops.keep
+
+    def recorded(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, *rest: object) -> None:
+        held.update({n: held_positions(request, n, prefix) for n in range(layer.first, layer.first + HEADS)})
+        keep(k, v, layer, *rest)
+
+    monkeypatch.setattr(ops, "keep", recorded)
+    out = prefill([request], [(prefix, prefix + count)])
+    counters = cache.counters
+    assert counters.restored_requests == 1 and counters.prefix_rows_read + counters.prefix_rows_copied == 0
+    for number, there in held.items():
+        layer, head = divmod(number, HEADS)
+        cap, run = request.ws.caps[number], cache.settings.runs[layer]
+        assert there.unique().numel() == there.numel() and cap < prefix
+        assert torch.isin(torch.cat((torch.arange(2), torch.arange(prefix - rule.window_of(run), prefix))), there).all()
+        index = cache.index.layers[layer]
+        scores = torch.zeros(HEADS, prefix - 1, dtype=torch.float64)
+        for which, (rows, decode_head) in enumerate(zip(index.rows.cpu(), index.decode.cpu().double(), strict=True)):
+            codes = unpack(rows[request.token_slots[: prefix - 1]], FIELDS).double()
+            q = request.q[layer][prefix : prefix + count].view(count, HEADS, GROUP, -1)[:, index.heads[which]].double()
+            scores[index.which[which]] = ((q @ decode_head) @ codes.T * DIM**-0.5).softmax(-1).mean(1).amax(0)
+        runs = scores[:, : (prefix - 1) // run * run].view(HEADS, -1, run).amax(2)
+        mine = runs[head]
+        if head not in index.which.tolist():  # it goes by the others, or by what is recent
+            mine = runs[index.which.long()].mean(0) if index.which.numel() else torch.arange(1.0, runs.shape[1] + 1)
+        first, last = rule.sink // run, (prefix - rule.window_of(run)) // run
+        best = mine[first:last].topk((cap - rule.sink - rule.ring_rows) // run)
+        here = torch.isin((best.indices + first) * run, there)
+        assert here[best.values > 1.02 * best.values[-1]].all(), "tensor cores round"
+        for at in range(count):
+            seen = torch.cat((there, torch.arange(prefix, prefix + at + 1)))
+            query = request.q[layer][prefix + at].view(HEADS, GROUP, -1)[head]
+            wanted = dense(query, request.k[layer][seen, head], request.v[layer][seen, head])
+            torch.testing.assert_close(out[layer][0][at].view(HEADS, GROUP, -1)[head], wanted, atol=1e-5, rtol=1e-4)
+    for length in range(prefix + count, prefix + count + 8):
+        check_rows(request, length)
+        decode([request], [length + 1])
+    cache.finish(2)
+    cache.check_integrity()
+
+
+def test_a_whole_prefix_comes_where_little_is_lacking_or_much_is_new() -> None:
+    request, _ = restored(5, 1, 9)
+    request.cache.settings = replace(request.cache.settings, append=8)
+    prefill([request], [(150, 159)])
+    assert request.cache.counters.restored_requests == 0 and request.cache.counters.prefix_rows_read > 0
+    request, before = restored(5, 1, 9)
+    cache, slots = request.cache, request.token_slots[:150]
+    assert cache.restorable(request.ws, slots, 9)
+    cache.keep_prefix(slots[:100].numpy(), set())
+    assert not cache.restorable(request.ws, slots, 9), "most of the prefix is on the device"
+    cache.finish(2)
+    cache.check_integrity()
+
+
 def test_an_append_in_chunks_is_one_that_goes_on_twice() -> None:
     before = begun(5, 1, None)
     cache = before.cache

@@ -128,12 +128,14 @@ def test_a_chunk_s_rows(count: int) -> None:
 
 @pytest.mark.parametrize("length", [5, 30, 90])
 @pytest.mark.parametrize("ring", [6, 1 << 30])
-def test_filling_a_prompt_s_working_sets(length: int, ring: int) -> None:
-    """Heads that hold all, heads that choose, and one that is sinks and ring alone."""
+@pytest.mark.parametrize("restored", [False, True])
+def test_filling_a_prompt_s_working_sets(length: int, ring: int, restored: bool) -> None:
+    """Heads that hold all, heads that choose, and one that is sinks and ring alone; from the host store, the same."""
     one, other = worlds(2)
     generator = torch.Generator().manual_seed(length)
     k, v = (torch.randn(length, HEADS, dim, generator=generator) for dim in (DIM, V_DIM))
     scores = torch.rand(4, length, generator=generator)
+    slots = torch.randperm(SLOTS, generator=generator)[:length].int()
     cap = torch.tensor([40, 8, 11, 24], dtype=torch.int32)
     turning = (cap - SINK).clamp(1, ring)
     selected = torch.full((4, 40), length, dtype=torch.int32)
@@ -143,10 +145,22 @@ def test_filling_a_prompt_s_working_sets(length: int, ring: int) -> None:
             selected[c, :count] = (torch.randperm(room, generator=generator)[:count] + SINK).sort().values
     for ops, world in ((reference, one), (triton, other)):
         layer = world.layers[1]
-        given = (t.to(world.device) for t in (k, v, selected, scores, cap))
+        keys, values, chosen, worth, caps, where = (t.to(world.device) for t in (k, v, selected, scores, cap, slots))
         start = world.step.page_start[0, layer.numbers].contiguous()
-        keys, values, chosen, worth, caps = given
-        ops.fill(layer, layer.heads, keys, values, chosen, worth, caps, start, world.step.page_list, 40, SINK, ring)
+        tables = caps, start, world.step.page_list, 40, SINK, ring
+        if restored and world is other:
+            ops.store(layer, where, keys, values, resident=False)
+            reference.store(one.layers[1], slots, k, v, resident=False)
+            ops.restore(layer, where, length, chosen, worth, *tables)
+        else:
+            ops.fill(layer, layer.heads, keys, values, chosen, worth, *tables)
+    if restored:
+        again, _ = worlds(2)
+        layer = again.layers[1]
+        reference.store(layer, slots, k, v, resident=False)
+        start = again.step.page_start[0, layer.numbers].contiguous()
+        reference.restore(layer, slots, length, selected, scores, cap, start, again.step.page_list, 40, SINK, ring)
+        same(one, again)
     same(one, other)
     held = one.hot.position.view(-1)
     for c, rows in enumerate(cap.tolist()):

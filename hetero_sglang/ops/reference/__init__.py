@@ -5,11 +5,11 @@ from hetero_sglang.ops.reference.attend import AttendStep
 from hetero_sglang.ops.reference.choose import choose
 from hetero_sglang.ops.reference.index import ask, index, probe
 from hetero_sglang.ops.reference.look import look
-from hetero_sglang.ops.reference.store import copy_slots, fill, locate, store, write_back
+from hetero_sglang.ops.reference.store import copy_slots, fill, locate, restore, store, write_back
 from hetero_sglang.ops.reference.swap_in import bring, seat, swap_in
 from hetero_sglang.ops.reference.workspace import Workspace
 
 __all__ = [
     "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "index", "keep", "locate",
-    "look", "probe", "seat", "store", "swap_in", "write_back",
+    "look", "probe", "restore", "seat", "store", "swap_in", "write_back",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import torch
 
-from hetero_sglang.cache.host_store import put_rows
+from hetero_sglang.cache.host_store import put_rows, take_rows
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.working_set import ring_row
 from hetero_sglang.ops.base import HostPlaces, LayerBuffers, NewRows, StepTables, flat_rows
@@ -79,19 +79,43 @@ def fill(
     keys [L, H, D], values [L, H, Dv] of all its tokens; selected [C, n] int32: each head's chosen positions,
     ascending, as many as its cap leaves (the rest is not read); scores [C, L] float32, kept with every row of a full
     head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token."""
-    length, page = keys.shape[0], layer.hot_k.shape[1]
+    length = keys.shape[0]
     for c, (head, rows, start) in enumerate(zip(heads.tolist(), cap.tolist(), page_start.tolist(), strict=True)):
-        row = torch.arange(min(rows, length), device=keys.device)
-        token = row
-        if rows < length:
-            turning = max(1, min(rows - sink, ring))
-            recent = torch.arange(length - turning, length, device=keys.device)
-            token = torch.empty_like(row)
-            token[:sink] = row[:sink]
-            token[sink : rows - turning] = selected[c, : rows - turning - sink]
-            token[ring_row(recent, rows, sink, ring)] = recent
-        flat = flat_rows(page_list, start, row, page)
-        layer.hot_k.view(-1, keys.shape[-1])[flat] = keys[token, head]
-        layer.hot_v.view(-1, values.shape[-1])[flat] = values[token, head]
-        layer.position.view(-1)[flat] = token.int()
-        layer.score.view(-1)[flat] = scores[c, token] if rows < length else 0.0
+        token = _tokens(rows, length, selected[c], sink, ring)
+        _place(layer, token, rows < length, scores[c], start, page_list, keys[token, head], values[token, head])
+
+
+def restore(
+    layer: LayerBuffers, slots: torch.Tensor, length: int, selected: torch.Tensor, scores: torch.Tensor,
+    cap: torch.Tensor, page_start: torch.Tensor, page_list: torch.Tensor, most: int, sink: int, ring: int,
+) -> None:  # fmt: skip
+    """As `fill`, for all of the layer's compressed heads, from the host store: `slots` [>= L] of a request's tokens, of
+    which `length` are there."""
+    for c, (rows, start) in enumerate(zip(cap.tolist(), page_start.tolist(), strict=True)):
+        token = _tokens(rows, length, selected[c], sink, ring)
+        slot = slots[token].long().to(layer.host.device)
+        values = take_rows(layer.host, slot, torch.full_like(slot, c)).to(layer.hot_k.device)
+        k, v = values.split((layer.hot_k.shape[-1], layer.hot_v.shape[-1]), -1)
+        _place(layer, token, rows < length, scores[c], start, page_list, k, v)
+
+
+def _tokens(rows: int, length: int, selected: torch.Tensor, sink: int, ring: int) -> torch.Tensor:
+    """Of a head, the token in each row."""
+    token = torch.arange(min(rows, length), device=selected.device)
+    if rows < length:
+        turning = max(1, min(rows - sink, ring))
+        recent = torch.arange(length - turning, length, device=selected.device)
+        token[sink : rows - turning] = selected[: rows - turning - sink]
+        token[ring_row(recent, rows, sink, ring)] = recent
+    return token
+
+
+def _place(
+    layer: LayerBuffers, token: torch.Tensor, full: bool, scores: torch.Tensor, start: int, page_list: torch.Tensor,
+    k: torch.Tensor, v: torch.Tensor,
+) -> None:  # fmt: skip
+    """A head's first rows are these tokens'."""
+    flat = flat_rows(page_list, start, torch.arange(token.numel(), device=token.device), layer.hot_k.shape[1])
+    layer.hot_k.view(-1, k.shape[-1])[flat], layer.hot_v.view(-1, v.shape[-1])[flat] = k, v
+    layer.position.view(-1)[flat] = token.int()
+    layer.score.view(-1)[flat] = scores[token] if full else 0.0

@@ -4,7 +4,7 @@ from hetero_sglang.ops.triton.append import append, keep
 from hetero_sglang.ops.triton.ask import ask
 from hetero_sglang.ops.triton.attend import AttendStep
 from hetero_sglang.ops.triton.choose import choose
-from hetero_sglang.ops.triton.fill import fill
+from hetero_sglang.ops.triton.fill import fill, restore
 from hetero_sglang.ops.triton.index import index
 from hetero_sglang.ops.triton.look import look
 from hetero_sglang.ops.triton.probe import probe
@@ -16,5 +16,5 @@ from hetero_sglang.ops.triton.write_back import locate, write_back
 
 __all__ = [
     "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "index", "keep", "locate",
-    "look", "probe", "seat", "store", "swap_in", "write_back",
+    "look", "probe", "restore", "seat", "store", "swap_in", "write_back",
 ]  # fmt: skip

@@ -137,9 +137,9 @@ def _best(
 def ask(
     q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, step: StepTables, length: int, scale: float, sink: int,
     window: int, work: Workspace,
-) -> None:  # fmt: skip
+) -> torch.Tensor:  # fmt: skip
     """As a step of many requests that are the same one: what each query q [n, Hq, D] scores is left to the best of all.
-    It is every head's turn by the step's clock."""
+    It is every head's turn by the step's clock. Returns the scores [I, U] of the tokens' runs, of full heads alone."""
     heads, _, directions = layer.decode.shape
     group = work.group
     padded = triton.next_power_of_2(group)
@@ -171,3 +171,4 @@ def ask(
         layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, PADDED=padded, RUN=layer.run, BINS=BINS,
         FINE=FINE, LEAST=LEAST, **sizes,
     )  # fmt: skip
+    return work.scores[: heads * length].view(heads, length)[:, : (length - 1) // layer.run]

@@ -1,19 +1,21 @@
-"""Filling a layer's working sets when a prompt ends: sinks, selected tokens and the ring, in one launch."""
+"""Filling a layer's working sets: sinks, selected tokens and the ring, in one launch."""
 
 import torch
 import triton
 import triton.language as tl
 
+from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.ops.base import LayerBuffers
 
 
-@triton.jit(do_not_specialize=["length", "sink", "ring", "widest", "k_stride", "v_stride"])
+@triton.jit(do_not_specialize=["length", "sink", "ring", "widest", "k_stride", "v_stride", "stored"])
 def _fill(
-    keys, values, heads, selected, scores, cap, page_start, page_list, hot_k, hot_v, position, score,
-    length, sink, ring, widest, k_stride, v_stride,
-    D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
+    keys, values, heads, slots, selected, scores, cap, page_start, page_list, hot_k, hot_v, position, score,
+    length, sink, ring, widest, k_stride, v_stride, stored,
+    D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, HOST: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
+    """K and V lie in `keys` and `values`, or all heads' in the host store, which is `keys`, at `slots`."""
     compressed = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     rows = tl.minimum(tl.load(cap + compressed), length)
@@ -32,13 +34,19 @@ def _fill(
     tl.store(position + flat, token.to(tl.int32), mask=here)
     tl.store(score + flat, weight, mask=here)
     head = tl.load(heads + compressed).to(tl.int64)
+    if HOST:
+        slot = tl.load(slots + token, mask=here, other=0).to(tl.int64)
+        their_k = ((slot // BLOCK * stored + compressed) * BLOCK + slot % BLOCK) * (D + DV)
+        their_v = their_k + D
+    else:
+        their_k, their_v = token * k_stride + head * D, token * v_stride + head * DV
     at = tl.arange(0, BLOCK_D)
     both = here[:, None] & (at < D)[None, :]
-    key = tl.load(keys + token[:, None] * k_stride + head * D + at[None, :], mask=both)
+    key = tl.load(keys + their_k[:, None] + at[None, :], mask=both)
     tl.store(hot_k + flat[:, None] * D + at[None, :], key, mask=both)
     at = tl.arange(0, BLOCK_DV)
     both = here[:, None] & (at < DV)[None, :]
-    value = tl.load(values + token[:, None] * v_stride + head * DV + at[None, :], mask=both)
+    value = tl.load(values + their_v[:, None] + at[None, :], mask=both)
     tl.store(hot_v + flat[:, None] * DV + at[None, :], value, mask=both)
 
 
@@ -61,15 +69,36 @@ def fill(
     keys [L, H, D], values [L, H, Dv] of all its tokens; selected [C, n] int32: each head's chosen positions,
     ascending, as many as its cap leaves (the rest is not read); scores [C, L] float32, kept with every row of a full
     head; cap, page_start [C] int32; `most`: the largest cap. A head whose cap reaches L gets every token."""
-    rows = 32
     length, _, dim = keys.shape
-    v_dim = values.shape[-1]
+    strides = keys.stride(0), values.stride(0), 0
+    tables = cap, page_start, page_list
+    _launch(layer, heads, keys, values, heads, selected, scores, *tables, length, most, sink, ring, strides, dim, False)
+
+
+def restore(
+    layer: LayerBuffers, slots: torch.Tensor, length: int, selected: torch.Tensor, scores: torch.Tensor,
+    cap: torch.Tensor, page_start: torch.Tensor, page_list: torch.Tensor, most: int, sink: int, ring: int,
+) -> None:  # fmt: skip
+    """As `fill`, for all of the layer's compressed heads, from the host store: `slots` [>= L] of a request's tokens, of
+    which `length` are there."""
+    host, dim = layer.host, layer.hot_k.shape[2]
+    strides, tables = (0, 0, host.shape[1]), (cap, page_start, page_list)
+    _launch(
+        layer, layer.heads, host, host, slots, selected, scores, *tables, length, most, sink, ring, strides, dim, True
+    )
+
+
+def _launch(
+    layer: LayerBuffers, heads: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor,
+    selected: torch.Tensor, scores: torch.Tensor, cap: torch.Tensor, page_start: torch.Tensor, page_list: torch.Tensor,
+    length: int, most: int, sink: int, ring: int, strides: tuple[int, int, int], dim: int, from_host: bool,
+) -> None:  # fmt: skip
+    rows, v_dim = 32, layer.hot_v.shape[2]
     if length == 0:
         return
-    grid = (heads.numel(), triton.cdiv(min(most, length), rows))
-    _fill[grid](
-        keys, values, heads, selected, scores, cap, page_start, page_list, layer.hot_k, layer.hot_v, layer.position,
-        layer.score, length, sink, ring, selected.shape[1], keys.stride(0), values.stride(0),
-        D=dim, DV=v_dim, P=layer.hot_k.shape[1], ROWS=rows,
+    _fill[(heads.numel(), triton.cdiv(min(most, length), rows))](
+        keys, values, heads, slots, selected, scores, cap, page_start, page_list, layer.hot_k, layer.hot_v,
+        layer.position, layer.score, length, sink, ring, selected.shape[1], *strides,
+        D=dim, DV=v_dim, P=layer.hot_k.shape[1], ROWS=rows, HOST=from_host, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
     )  # fmt: skip
