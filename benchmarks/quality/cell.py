@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hetero_sglang.config.choices import ABLATIONS, DECODE_KERNELS, INDEXES, POLICIES, RETRIEVAL, ROLES
+from hetero_sglang.config.choices import ABLATIONS, APPENDS, DECODE_KERNELS, INDEXES, POLICIES, RETRIEVAL, ROLES
 from hetero_sglang.errors import HeteroError
 
 OPTIONS: dict[str, list[str]] = {  # of heterocache; no values: a switch
@@ -14,6 +14,7 @@ OPTIONS: dict[str, list[str]] = {  # of heterocache; no values: a switch
     "roles": ROLES,
     "ablation": [name for name in ABLATIONS if name != "none"],
     "index": INDEXES,
+    "append": APPENDS,
     "decode_kernel": DECODE_KERNELS,
     "reassign": [],
 }

@@ -5,6 +5,8 @@ read back, checked and ranked without a second table."""
 
 import torch
 
+from hetero_sglang.cache.lanes import upload
+
 EMPTY = -1  # position of a row that holds no token
 
 
@@ -59,6 +61,14 @@ class HotPool:
         """Store K/V at flat rows [m]: k [m, D], v [m, Dv]."""
         self.k.view(-1, self.k.shape[-1])[rows] = k
         self.v.view(-1, self.v.shape[-1])[rows] = v
+
+    def copy(self, pages: torch.Tensor, to: torch.Tensor) -> None:
+        """All rows of `pages` [n] to the pages `to` [n], on the device; nothing waits for it."""
+        device, at_once = self.k.device, 4096  # bounds what lies between
+        for source, target in zip(pages.split(at_once), to.split(at_once), strict=True):
+            source, target = upload(source, device), upload(target, device)
+            for store in (self.k, self.v, self.position, self.score):
+                store[target] = store[source]
 
     def check_integrity(self, owned: torch.Tensor) -> None:
         """Every page is free or owned by exactly one request: `owned` lists the owners' pages.

@@ -41,11 +41,6 @@ class Parking:
         """Somebody goes on with it, or its pages are needed."""
         return self.sets.pop(parked.key).ws
 
-    @property
-    def oldest(self) -> Parked:
-        """The one to give up first."""
-        return next(iter(self.sets.values()))
-
     def find(self, tokens: np.ndarray, salt: str | None) -> Parked | None:
         """The set that most of `tokens` [n] int64 goes on from: they share all of its tokens but the last `slack`."""
         best = None

@@ -73,11 +73,16 @@ class TieredCache:
             return account if account and length <= int(account.rows.caps.min(initial=length)) else None
         return account if self.index is not None and length - prefix <= self.settings.append else None
 
-    def resume(self, slot: int, parked: Parked, account: Account) -> WorkingSet:
-        """A request got request slot `slot`, and goes on with a parked set as `resumable` had said."""
-        ws = self.parking.take(parked)
-        self.admission.unpark(parked.key)
-        self._clear(account.pages)
+    def resume(self, slot: int, parked: Parked, account: Account, copied: bool = False) -> WorkingSet:
+        """A request got request slot `slot`, and goes on with a parked set as `resumable` had said; `copied`: with a
+        copy, as others do so too."""
+        if copied:
+            self._clear(account.pages, parked)
+            ws = parked.ws.copy()
+        else:
+            ws = self.parking.take(parked)
+            self.admission.unpark(parked.key)
+            self._clear(account.pages)
         self.admission.open(slot, account.grant, account)
         ws.resume(account.grant)
         self.requests[slot], ws.slot = ws, slot
@@ -119,11 +124,13 @@ class TieredCache:
         self.admission.keep(-(-len(places) // self.hot.page_size))
         return places
 
-    def _clear(self, pages: np.ndarray) -> None:
-        """Give up prefixes, then parked sets, the oldest first, until every rank has `pages` [ranks], or all."""
+    def _clear(self, pages: np.ndarray, kept: Parked | None = None) -> None:
+        """Give up prefixes, then parked sets but `kept`, the oldest first, until every rank has `pages` [ranks], or all
+        are gone."""
         self.admission.keep(-self.prefixes.give_up(self.admission.groups_short(pages)))
-        while self.parking.sets and bool((pages > self.admission.free).any()):
-            parked = self.parking.oldest
+        for parked in [each for each in self.parking.sets.values() if each is not kept]:
+            if not bool((pages > self.admission.free).any()):
+                return
             self.parking.take(parked).release()
             self.admission.unpark(parked.key)
 

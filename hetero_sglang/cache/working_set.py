@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.config.caps import ROOMY, CapRule, Grant
+from hetero_sglang.config.caps import ROOMY, CapRule, Grant, Rows
 
 
 def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, sink: int, ring: int) -> torch.Tensor:
@@ -23,8 +23,8 @@ def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, sink: int, ring
 class WorkingSet:
     """Pages and caps of one request; owns its pages until `release`."""
 
-    def __init__(self, pool: HotPool, rule: CapRule, grant: Grant) -> None:
-        """RuntimeError when the pool has fewer pages than `grant` promises: whoever promised it has miscounted."""
+    def __init__(self, pool: HotPool, rule: CapRule, grant: Grant, rows: Rows | None = None) -> None:
+        """`rows`: others than the rule's. RuntimeError when the pool has fewer pages: too much was promised."""
         self.pool = pool
         self.rule = rule
         self.grant = grant
@@ -35,7 +35,7 @@ class WorkingSet:
         self.length = 0  # tokens that its rows stand for, once it has any
         self.units = 0  # of the policy's index, beyond those that the request's length gives
         self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
-        self.rows = rule.rows(grant)
+        self.rows = rows or rule.rows(grant)
         nothing = torch.empty(0, dtype=torch.int64)
         self._take([nothing] * len(self.rows.caps), [nothing] * len(self.rows.caps))
 
@@ -100,6 +100,13 @@ class WorkingSet:
         self.rows = self.rule.resumed(self.rows, grant, self.length)
         self.grant, self.outgrown = grant, False
         self._take(self.tables, self.index)
+
+    def copy(self) -> "WorkingSet":
+        """Another that holds the same rows. RuntimeError as for one that begins."""
+        twin = WorkingSet(self.pool, self.rule, self.grant, self.rows)
+        twin.length, twin.units = self.length, self.units
+        self.pool.copy(self.pages, twin.pages)
+        return twin
 
     def release(self) -> None:
         """Give every page back; what the worker still ranks for this request is dropped when it arrives."""

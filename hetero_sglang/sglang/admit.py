@@ -19,11 +19,11 @@ def grant_of(req: Any) -> Grant:
 
 
 def first_look(req: Any) -> bool:
-    """Before the radix tree is asked: whether a set is parked that the request may go on with; nobody else may then."""
+    """Before the radix tree is asked: whether a set is parked that the request may go on with, or with a copy of it."""
     state, tokens = runtime(), np.asarray(req.full_untruncated_fill_ids, dtype=np.int64)
     state.turns.pop(req.rid, None)
     parked = state.cache.parking.find(tokens, req.extra_key)
-    if parked is None or any(turn.parked is parked for turn in state.turns.values()):
+    if parked is None:
         return False
     state.turns[req.rid] = Turn(parked)
     return True

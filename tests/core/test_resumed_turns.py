@@ -173,6 +173,34 @@ def test_a_turn_whose_tokens_are_all_held_gets_the_bits_of_a_whole_prefill() -> 
     check_rows(request, 50)
 
 
+def test_several_go_on_from_one_set_each_with_its_own_rows() -> None:
+    """Copies, and the last has the set itself; what one does changes nothing for another."""
+    before = begun(6, 1, None)
+    cache = before.cache
+    cache.park(1, TOKENS[:155], None)
+    parked = cache.parking.find(TOKENS[:160], None)
+    assert parked is not None
+    turns, whole = [], cache.admission.idle.copy()
+    for slot, copied_set in ((2, True), (3, True), (4, False)):
+        account = cache.resumable(parked, cache.admission.grant(160, 20), 155, 160)
+        assert account is not None
+        cache.resume(slot, parked, account, copied_set)
+        cache.check_integrity()
+        turns.append(copied(before, slot=slot, prompt=160))
+    assert not cache.parking.sets and cache.counters.resumed_requests == 3 and whole.any()
+    first = prefill([turns[0]], [(155, 160)])
+    check_rows(turns[0], 160)
+    for length in range(161, 170):
+        decode([turns[0]], [length])
+    second, third = prefill([turns[1]], [(155, 160)]), prefill([turns[2]], [(155, 160)])
+    for layer in range(LAYERS):
+        assert torch.equal(first[layer][0], second[layer][0]) and torch.equal(first[layer][0], third[layer][0])
+    for turn in turns[1:]:
+        check_rows(turn, 160)
+        cache.finish(turn.slot)
+    cache.check_integrity()
+
+
 def restored(
     seed: int, run: Run, count: int, ops: ModuleType | None = None, device: torch.device | str = "cpu",
     probed: np.ndarray | None = None,
@@ -328,13 +356,14 @@ def test_a_page_is_free_parked_or_somebody_s(data: st.DataObject) -> None:
             parked = cache.parking.find(TOKENS[:prompt], None) if what == "turn" else None
             if parked:
                 account = cache.resumable(parked, grant, min(prompt - 1, parked.ws.length), prompt)
-            pages = account.pages if account else books.demand(grant)
-            if not books.fits(pages):
-                assert (pages > books.free + books.idle).any()
+            pages, twice = account.pages if account else books.demand(grant), data.draw(st.booleans())
+            others = books.parked[parked.key].pages if parked and account and twice else 0
+            if not books.fits(pages, others):
+                assert (pages + others > books.free + books.idle).any()
                 continue
             slot = free_slots.pop()
             if parked and account:
-                cache.resume(slot, parked, account)
+                cache.resume(slot, parked, account, copied=twice)
             else:
                 cache.start(slot, grant)
             lengths[slot] = cache.requests[slot].length = prompt

@@ -103,3 +103,20 @@ def test_whoever_needs_the_pages_of_a_parked_set_gets_them(server: Server, langu
         time.sleep(0.05)
     assert stats["integrity"] == "ok" and stats["parked_requests"] == 0 and stats["hot_pages_cached"] == 0
     assert stats["hot_pages_free"] == stats["hot_pages"]
+
+
+@pytest.mark.server("indexed")
+def test_samples_of_a_prompt_go_on_from_one_set(server: Server, language: Language) -> None:
+    """SGLang computes the prompt once, then each sample asks: they get copies of what that has left."""
+    server.flush()
+    document = language.document(8, 3000, 30)
+    question = language.ask(document, 1, 3)
+    before = server.stats()
+    params = {"max_new_tokens": question.max_answer_tokens, "temperature": 0.0, "n": 4}
+    replies = server.post("/generate", {"input_ids": document.ids + question.ids, "sampling_params": params})
+    assert len(replies) == 4
+    for reply in replies:
+        right = score(language.decode(reply["output_ids"]), document, question.names)
+        assert right.right == right.total
+    requests, resumed, *read = grown(server, before, "requests", "resumed_requests", *READ)
+    assert resumed >= requests - 2 and sum(read) == 0
