@@ -36,7 +36,7 @@ def main() -> None:
         "--policies",
         nargs="+",
         default=["full", "hicache", "0.25"],
-        help="full, hicache, or a keep ratio of heterocache",
+        help="full, hicache, or a keep ratio of heterocache, with options if wanted: 0.25:append=exact",
     )
     add("--kv-gb", type=float, default=24, help="device KV bytes of every policy (24)")
     add("--host-gb", type=int, default=72, help="SGLang's host cache (72)")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _ratio(policy: str) -> str:
-    return "full" if policy == "hicache" else policy
+    return "full" if policy == "hicache" else policy.split(":")[0]
 
 
 def _flags(policy: str, profile: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -79,12 +79,12 @@ def _flags(policy: str, profile: Path, given: argparse.Namespace) -> dict[str, A
         return {"kv_policy": "full"}
     if policy == "hicache":
         return {"kv_policy": "full", "enable_hierarchical_cache": True, "hicache_size": given.host_gb}
+    ratio, *options = policy.split(":")
     try:
-        ratio = float(policy)
+        flags = {"kv_policy": "heterocache", "hetero_keep_ratio": float(ratio), "hetero_profile": profile}
     except ValueError:
         raise HeteroError(f"--policies {policy}: write full, hicache or a keep ratio.") from None
-    flags = {"kv_policy": "heterocache", "hetero_keep_ratio": ratio, "hetero_profile": profile}
-    return {**flags, **named(given.hetero_flags)}
+    return {**flags, **named(given.hetero_flags), **{f"hetero_{k}": v for k, v in named(options).items()}}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
