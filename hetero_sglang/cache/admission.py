@@ -4,6 +4,7 @@ Tensor-parallel ranks own different heads, so the same request takes other numbe
 makes every rank choose its batches by itself (managers/scheduler.py). Each rank therefore keeps the books of all of
 them, and what the poorest rank cannot hold none admits."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,11 +17,13 @@ from hetero_sglang.errors import HeteroError
 
 @dataclass(frozen=True)
 class Account:
-    """A live request: what it was granted, the rows of all ranks' heads, and the pages [ranks] they take."""
+    """A live request: what it was granted, the rows of all ranks' heads, and the pages [ranks] they take, beside those
+    [ranks] that are a parked set's."""
 
     grant: Grant
     rows: Rows
     pages: np.ndarray
+    shared: np.ndarray
 
 
 class Admission:
@@ -33,7 +36,8 @@ class Admission:
         self.free = self.pages.copy()  # [ranks]
         self.accounts: dict[int, Account] = {}  # by request slot
         self.parked: dict[int, Account] = {}  # of requests that have ended: whoever needs these pages gets them
-        self.idle = np.zeros_like(self.pages)  # [ranks], theirs, and of cached prefixes
+        self.idle = np.zeros_like(self.pages)  # [ranks], theirs if nobody shares them, and of cached prefixes
+        self.users: Counter[int] = Counter()  # by key of a parked set, live requests that share its pages
         counts = [len(fractions) for fractions in ranks]
         self.group = np.array(counts, dtype=np.int64)  # [ranks], pages of a group of a cached prefix
         self.groups = 0  # of these
@@ -65,6 +69,40 @@ class Admission:
         if not self.rule.suits(held, grant, reached):
             return None
         return self._account(grant, self.rule.resumed(held, grant, reached))
+
+    def sharing(self, key: int, whole: Account, reached: int) -> Account:
+        """What `resumed` has said, if the parked set stays and others share its pages too."""
+        shared = self._by_rank(self.rule.shared_pages(self.parked[key].rows, reached))
+        return replace(whole, pages=whole.pages - shared, shared=shared)
+
+    def lists(self, shared: np.ndarray) -> bool:
+        """Whether there is room to list `shared` [ranks] pages again that are listed for another."""
+        return bool((sum((x.shared for x in self.accounts.values()), shared) <= self.pages).all())
+
+    def share(self, key: int) -> None:
+        """A live request more shares the pages of a parked set: it stays."""
+        if not self.users[key]:
+            self.idle -= self.parked[key].pages
+        self.users[key] += 1
+
+    def leave(self, key: int) -> None:
+        """One fewer does."""
+        self.users[key] -= 1
+        if not self.users[key]:
+            del self.users[key]
+            self.idle += self.parked[key].pages
+
+    def part(self, slot: int) -> None:
+        """A live request that shares pages has its own. Whoever calls has seen that so many are free."""
+        account = self.accounts[slot]
+        self.free -= account.shared
+        self.accounts[slot] = replace(account, pages=account.pages + account.shared, shared=account.shared * 0)
+
+    def absorb(self, slot: int, key: int) -> None:
+        """A live request is alone with what it shares: the set is parked no longer."""
+        self.free += self.parked.pop(key).pages
+        del self.users[key]
+        self.part(slot)
 
     def exact(self, grant: Grant, length: int) -> bool:
         """Whether every head of every rank would keep all of `length` tokens."""
@@ -122,7 +160,8 @@ class Admission:
 
     def _grown(self, slot: int) -> Account:
         account = self.accounts[slot]
-        return self._account(*self.rule.grown(account.grant, account.rows))
+        grown = self._account(*self.rule.grown(account.grant, account.rows))
+        return replace(grown, pages=grown.pages - account.shared, shared=account.shared)
 
     def grow(self, slot: int) -> bool:
         """A live request outgrows its rows: whether every rank has free pages for twice its length, then its own."""
@@ -140,7 +179,12 @@ class Admission:
     def _account(self, grant: Grant, rows: Rows | None = None, rule: CapRule | None = None) -> Account:
         rule = rule or self.rule
         rows = rows or rule.rows(grant)
-        return Account(grant, rows, np.bincount(self._owner, rule.pages(rows).sum(0), len(self.pages)).astype(np.int64))
+        pages = self._by_rank(rule.pages(rows).sum(0))
+        return Account(grant, rows, pages, np.zeros_like(pages))
+
+    def _by_rank(self, pages: np.ndarray) -> np.ndarray:
+        """Sums [ranks] of pages [heads of all ranks]."""
+        return np.bincount(self._owner, pages, len(self.pages)).astype(np.int64)
 
     def check_longest(self, longest: int) -> None:
         """Raises HeteroError unless a request that reaches `longest` tokens fits an empty pool on every rank."""
@@ -175,3 +219,6 @@ class Admission:
                 f"hot pages of all ranks: {self.free.tolist()} free + {held.tolist()} held of {self.pages.tolist()}, "
                 f"while rank {rank} has {available} free"
             )
+        nobody = (account.pages for key, account in self.parked.items() if not self.users[key])
+        if bool((sum(nobody, self.groups * self.group) != self.idle).any()):
+            raise RuntimeError(f"hot pages of all ranks: {self.idle.tolist()} count as idle, which are others")

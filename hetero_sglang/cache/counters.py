@@ -9,6 +9,7 @@ class Counters:
 
     requests: int = 0  # working sets begun
     resumed_requests: int = 0  # of these, those that went on with the rows of one that had ended
+    shared_requests: int = 0  # of these, those that others went on with too: pages are shared until there are free ones
     restored_requests: int = (
         0  # those whose rows were chosen by the key index of a cached prefix, by their first new tokens
     )

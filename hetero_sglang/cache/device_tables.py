@@ -7,7 +7,7 @@ from hetero_sglang.cache.working_set import WorkingSet
 
 
 class DeviceTables:
-    """`cap`, `page_start` and `index_start` [requests, Hc] int32, `page_list` [2 * pages] int32.
+    """`cap`, `page_start` and `index_start` [requests, Hc] int32, `page_list` [3 * pages] int32.
 
     Head h of the request in slot s owns the hot pages page_list[page_start[s, h] :], as many as its cap needs, and
     those from index_start[s, h] on for its index, where the policy has one.
@@ -22,14 +22,14 @@ class DeviceTables:
         self.cap = torch.zeros(requests, heads, dtype=torch.int32, device=device)
         self.page_start = torch.zeros(requests, heads, dtype=torch.int32, device=device)
         self.index_start = torch.zeros_like(self.cap)
-        # Twice the pool: every page is in one list, so after a repack at least half is free again.
-        self.page_list = torch.zeros(max(1, 2 * pages), dtype=torch.int32, device=device)
+        # Every page is in one list, and as many in others' too (Admission.lists): after a repack a third is free.
+        self.page_list = torch.zeros(max(1, 3 * pages), dtype=torch.int32, device=device)
         self._end = 0
-        self._known: dict[int, tuple[WorkingSet, int]] = {}  # by slot: whose lists, and of which size
+        self._known: dict[int, tuple[WorkingSet, int, int]] = {}  # by slot: whose lists, of which size, how often moved
 
     def put(self, slot: int, ws: WorkingSet) -> bool:
         """Make slot's rows those of `ws`; False where they already are: nothing is copied."""
-        stamp = (ws, ws.final)
+        stamp = (ws, ws.final, ws.moved)
         if self._known.get(slot) == stamp:
             return False
         self._known[slot] = stamp
@@ -42,7 +42,7 @@ class DeviceTables:
     def _repack(self) -> None:
         self._known = {slot: held for slot, held in self._known.items() if held[0].alive and held[0].slot == slot}
         self._end = 0
-        for slot, (ws, _) in self._known.items():
+        for slot, (ws, *_) in self._known.items():
             self._append(slot, ws)
 
     def _append(self, slot: int, ws: WorkingSet) -> None:

@@ -8,6 +8,7 @@ import torch
 from hetero_sglang.cache.lanes import upload
 
 EMPTY = -1  # position of a row that holds no token
+PINNED = (1 << 31) - 1  # `used` of a row that others have too: it stays
 
 
 class HotPool:
@@ -69,6 +70,10 @@ class HotPool:
             source, target = upload(source, device), upload(target, device)
             for store in (self.k, self.v, self.position, self.score):
                 store[target] = store[source]
+
+    def use(self, pages: torch.Tensor, length: int) -> None:
+        """All rows of `pages` [n] were last wanted at `length`, or are PINNED."""
+        self.used.index_fill_(0, upload(pages, self.k.device), length)
 
     def check_integrity(self, owned: torch.Tensor) -> None:
         """Every page is free or owned by exactly one request: `owned` lists the owners' pages.

@@ -10,16 +10,17 @@ from hetero_sglang.cache.working_set import WorkingSet
 _SAMPLE = 64  # tokens compared before all are
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Parked:
     """A working set, and the tokens [n] int64 that it was made of: all that it has rows of, but perhaps a last one.
 
-    `salt`: what else SGLang's radix tree tells prefixes apart by."""
+    `salt`: what else SGLang's radix tree tells prefixes apart by; `pinned`: rows stay, which others have shared."""
 
     key: int
     ws: WorkingSet
     tokens: np.ndarray
     salt: str | None
+    pinned: bool = False
 
 
 class Parking:

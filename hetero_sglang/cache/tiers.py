@@ -43,7 +43,7 @@ class TieredCache:
         ranks = [layout.fractions for layout in settings.ranks]
         self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks))
         self.requests: dict[int, WorkingSet] = {}  # by request slot
-        self.parking = Parking(settings.rule.window // 2)
+        self.parking = Parking(settings.rule.slack)
         self.prefixes = PrefixCache(hot, host.rows, settings.layout.num_compressed, self.admission.room)
         self._freed: list[
             tuple[torch.Tensor, Mark]
@@ -73,29 +73,67 @@ class TieredCache:
             return account if account and length <= int(account.rows.caps.min(initial=length)) else None
         return account if self.index is not None and length - prefix <= self.settings.append else None
 
-    def resume(self, slot: int, parked: Parked, account: Account, copied: bool = False) -> WorkingSet:
-        """A request got request slot `slot`, and goes on with a parked set as `resumable` had said; `copied`: with a
-        copy, as others do so too."""
-        if copied:
-            self._clear(account.pages, parked)
-            ws = parked.ws.copy()
-        else:
-            ws = self.parking.take(parked)
+    def claim(self, parked: Parked, alone: bool = False) -> None:
+        """A request is about to go on with a parked set; before any of a pass gets its pages. `alone`: it is parked no
+        longer; else others may join until the request decodes."""
+        if alone:
+            self.parking.take(parked)
             self.admission.unpark(parked.key)
-            self._clear(account.pages)
+        else:
+            self.admission.share(parked.key)
+        self._pin(parked, self.admission.users[parked.key] > 1)
+
+    def _pin(self, parked: Parked, stay: bool) -> None:
+        if parked.pinned != stay:
+            parked.ws.pin(stay)
+            parked.pinned = stay
+
+    def resume(self, slot: int, parked: Parked, account: Account) -> None:
+        """A request got request slot `slot`, and goes on with a parked set that it has claimed."""
+        self._clear(account.pages)
+        ws, users = parked.ws, self.admission.users[parked.key]
+        if users:
+            ws = ws.share()
+            ws.base = parked.key
+            self.counters.shared_requests += users > 1
         self.admission.open(slot, account.grant, account)
         ws.resume(account.grant)
         self.requests[slot], ws.slot = ws, slot
         self.counters.requests += 1
         self.counters.resumed_requests += 1
-        return ws
 
     def park(self, slot: int, tokens: np.ndarray, salt: str | None) -> None:
         """The request of this slot has ended with these tokens [n] in the radix tree: its working set waits for the
         next turn, if its pages are not needed before."""
-        ws = self.requests.pop(slot)
+        ws = self.requests[slot]
+        if not self._own(ws):
+            self.finish(slot)  # what it shares is still parked
+            return
+        del self.requests[slot]
         ws.slot = -1
         self.admission.park(slot, self.parking.add(ws, tokens, salt).key)
+
+    def _own(self, ws: WorkingSet) -> bool:
+        """Whether a request may write to all of its pages: those that it shares become its own if nobody else does,
+        else it gets others if there are any that nobody needs."""
+        books, base = self.admission, ws.base
+        if base is None:
+            return True
+        if books.users[base] == 1:
+            parked = self.parking.sets[base]
+            self._pin(parked, False)
+            self.parking.take(parked)
+            books.absorb(ws.slot, base)
+            ws.absorb(parked.ws)
+            return True
+        shared = books.accounts[ws.slot].shared
+        if not books.fits(shared):
+            return False
+        self._clear(shared)
+        books.part(ws.slot)
+        ws.part()
+        books.leave(base)
+        return True
 
     def find_prefix(self, slots: np.ndarray) -> np.ndarray:
         """Where rows of tokens at `slots` [n] are on the device: places [n] in `prefixes`. Waits for slots that are on
@@ -124,18 +162,20 @@ class TieredCache:
         self.admission.keep(-(-len(places) // self.hot.page_size))
         return places
 
-    def _clear(self, pages: np.ndarray, kept: Parked | None = None) -> None:
-        """Give up prefixes, then parked sets but `kept`, the oldest first, until every rank has `pages` [ranks], or all
-        are gone."""
+    def _clear(self, pages: np.ndarray) -> None:
+        """Give up prefixes, then parked sets that nobody shares, the oldest first, until every rank has `pages` [ranks]
+        or all are gone."""
         self.admission.keep(-self.prefixes.give_up(self.admission.groups_short(pages)))
-        for parked in [each for each in self.parking.sets.values() if each is not kept]:
+        for parked in [each for each in self.parking.sets.values() if not self.admission.users[each.key]]:
             if not bool((pages > self.admission.free).any()):
                 return
             self.parking.take(parked).release()
             self.admission.unpark(parked.key)
 
     def make_room(self, ws: WorkingSet, length: int) -> None:
-        """Before a decode step: let a request that outgrows its reserve keep what its budget allows."""
+        """Before a decode step: let a request that outgrows its reserve keep what its budget allows, and one that
+        shares rows change them."""
+        self._own(ws)
         if ws.outgrown or not ws.final < length <= ws.grant.limit:
             return
         if (growth := self.admission.growth(ws.slot)) is not None:
@@ -152,13 +192,16 @@ class TieredCache:
         resident = (self.resident.nbytes + index) // self.host.rows  # bytes of a token
         page = self.hot.nbytes // (self.hot.pages + 1)
         self.counters.compressed_requests += 1
-        self.counters.kept_bytes += ws.pages.numel() * page + ws.final * resident
+        self.counters.kept_bytes += ws.owned.numel() * page + ws.final * resident
         self.counters.dense_bytes += ws.final * (self.resident.nbytes // self.host.rows + self.host.bytes_per_row)
 
     def finish(self, slot: int) -> None:
         """The request of this slot ended, was aborted or retracted: its pages are free at once."""
-        self.requests.pop(slot).release()
+        ws = self.requests.pop(slot)
+        ws.release()
         self.admission.close(slot)
+        if ws.base is not None:
+            self.admission.leave(ws.base)
 
     def slots_taken(self, slots: torch.Tensor) -> None:
         """A step is about to write tokens at `slots` [n], on the device; nothing waits for it."""
@@ -189,7 +232,7 @@ class TieredCache:
         free slot."""
         empty = torch.empty(0, dtype=torch.int64)
         parked = [each.ws for each in self.parking.sets.values()]
-        owned = [empty, *(ws.pages for ws in (*self.requests.values(), *parked)), self.prefixes.owned]
+        owned = [empty, *(ws.owned for ws in (*self.requests.values(), *parked)), self.prefixes.owned]
         self.hot.check_integrity(torch.cat(owned))
         self.admission.check_integrity(self.settings.rank, self.hot.available)
         if free_slots is not None and bool(self.written[free_slots].any()):
@@ -205,6 +248,7 @@ class TieredCache:
             "hot_pages": self.hot.pages,
             "hot_pages_free": self.hot.available + parked,
             "hot_pages_cached": parked,
+            "hot_pages_shared": sum(int(each.shared[self.settings.rank]) for each in self.admission.accounts.values()),
             "prefix_tokens_held": self.admission.groups * self.hot.page_size,
         }
 

@@ -9,7 +9,7 @@ cap is never reached is therefore exact, and a full head keeps its length for th
 import numpy as np
 import torch
 
-from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.hot_pool import PINNED, HotPool
 from hetero_sglang.config.caps import ROOMY, CapRule, Grant, Rows
 
 
@@ -21,23 +21,30 @@ def ring_row(token: torch.Tensor | int, cap: torch.Tensor | int, sink: int, ring
 
 
 class WorkingSet:
-    """Pages and caps of one request; owns its pages until `release`."""
+    """Pages and caps of one request; owns its pages until `release`, but for those that it shares."""
 
-    def __init__(self, pool: HotPool, rule: CapRule, grant: Grant, rows: Rows | None = None) -> None:
-        """`rows`: others than the rule's. RuntimeError when the pool has fewer pages: too much was promised."""
+    def __init__(
+        self, pool: HotPool, rule: CapRule, grant: Grant, rows: Rows | None = None,
+        tables: list[torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """`rows`: others than the rule's; `tables`: each head's first pages, another set's. RuntimeError when the pool
+        has fewer pages: too much was promised."""
         self.pool = pool
         self.rule = rule
         self.grant = grant
         self.outgrown = False  # it wanted to grow and could not: full heads have begun to turn over
         self.alive = True
+        self.base: int | None = None  # key of the parked set whose pages it shares
+        self.moved = 0  # how often its rows have gone to other pages
         self.slot = -1  # request slot, once it has one
         self.busy: set[int] = set()  # heads that the worker ranks tokens for
         self.length = 0  # tokens that its rows stand for, once it has any
         self.units = 0  # of the policy's index, beyond those that the request's length gives
         self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
         self.rows = rows or rule.rows(grant)
+        self.shared = [0] * len(self.rows.caps)  # by head, how many of its first pages are another set's
         nothing = torch.empty(0, dtype=torch.int64)
-        self._take([nothing] * len(self.rows.caps), [nothing] * len(self.rows.caps))
+        self._take(tables or [nothing] * len(self.rows.caps), [nothing] * len(self.rows.caps))
 
     @property
     def prompt(self) -> int:
@@ -71,6 +78,12 @@ class WorkingSet:
         return torch.cat([*self.tables, *self.index]) if self.tables else torch.empty(0, dtype=torch.int64)
 
     @property
+    def owned(self) -> torch.Tensor:
+        """Those that it shares with nobody, or that others share with it."""
+        own = [pages[count:] for pages, count in zip(self.tables, self.shared, strict=True)]
+        return torch.cat([*own, *self.index]) if own else torch.empty(0, dtype=torch.int64)
+
+    @property
     def index_rows(self) -> int:
         """Rows of each head's index; heads that have one are alike."""
         return int(self.rows.index.max(initial=0))
@@ -101,17 +114,46 @@ class WorkingSet:
         self.grant, self.outgrown = grant, False
         self._take(self.tables, self.index)
 
-    def copy(self) -> "WorkingSet":
-        """Another that holds the same rows. RuntimeError as for one that begins."""
-        twin = WorkingSet(self.pool, self.rule, self.grant, self.rows)
-        twin.length, twin.units = self.length, self.units
-        self.pool.copy(self.pages, twin.pages)
+    def share(self) -> "WorkingSet":
+        """Another that has the same rows: in the same pages, which are pinned, where neither writes, else in copies.
+        RuntimeError as for one that begins."""
+        shared = self._sharable()
+        tables = [pages[:count] for pages, count in zip(self.tables, shared, strict=True)]
+        twin = WorkingSet(self.pool, self.rule, self.grant, self.rows, tables)
+        twin.length, twin.shared = self.length, shared
+        rest = (torch.cat([t[n:] for t, n in zip(ws.tables, shared, strict=True)]) for ws in (self, twin))
+        self.pool.copy(*rest)
         return twin
+
+    def pin(self, stay: bool) -> None:
+        """Rows of pages that others may share stay, or may go again."""
+        pages = [table[:count] for table, count in zip(self.tables, self._sharable(), strict=True)]
+        self.pool.use(torch.cat(pages), PINNED if stay else self.length)
+
+    def _sharable(self) -> list[int]:
+        return self.rule.shared_pages(self.rows, self.length).tolist()
+
+    def part(self) -> None:
+        """Copy what is shared. RuntimeError as for one that begins."""
+        mine = self.pool.alloc(sum(self.shared))
+        if mine is None:
+            raise RuntimeError(f"hot pool: {sum(self.shared)} pages wanted, {self.pool.available} free")
+        each = list(zip(mine.split(self.shared), self.tables, self.shared, strict=True))
+        self.pool.copy(torch.cat([pages[:count] for _, pages, count in each]), mine)
+        self.pool.use(mine, self.length)
+        self.tables = [torch.cat((own, pages[count:])) for own, pages, count in each]
+        self.base, self.shared, self.moved = None, [0] * len(self.shared), self.moved + 1
+
+    def absorb(self, base: "WorkingSet") -> None:
+        """What is shared with `base` is this one's, and the rest of that is free."""
+        rest = [pages[count:] for pages, count in zip(base.tables, self.shared, strict=True)]
+        self.pool.free(torch.cat([*rest, *base.index]))
+        self.base, self.shared, base.alive = None, [0] * len(self.shared), False
 
     def release(self) -> None:
         """Give every page back; what the worker still ranks for this request is dropped when it arrives."""
         self.alive = False
-        self.pool.free(self.pages)
+        self.pool.free(self.owned)
 
 
 def run_start(ids: torch.Tensor) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from hetero_sglang.config.description import Description
 
 STRETCH = 1.125  # times the rows of a full head: a request that asks for more does not go on with it
+SPARE = 128  # one of so many rows is a request's own, when it shares the others
 ROOMY = 2  # times its sinks and ring: a head of as many rows has as many to choose as it always holds
 
 
@@ -98,6 +99,17 @@ class CapRule:
         """Whether `resumed` leaves no head with much less than is its by `new`, and none with an index of its own."""
         full = held.caps < reached
         return not held.index.any() and bool((self.rows(new).caps <= STRETCH * held.caps)[full].all())
+
+    def shared_pages(self, rows: Rows, reached: int) -> np.ndarray:
+        """Pages [heads] that requests do not write to which go on from rows of `reached` tokens and share all of these
+        but half a window: not the ring's, nor a few before it for what they look for."""
+        behind = self.ring_rows + rows.caps // SPARE
+        return np.minimum(rows.caps - behind, reached - self.slack).clip(min=0) // self.page_size
+
+    @property
+    def slack(self) -> int:
+        """Tokens at a set's end that a request which goes on with it need not share."""
+        return self.window // 2
 
     def _listed(self, grant: Grant) -> np.ndarray:
         """Rows [heads] of each head's index over the request's tokens."""

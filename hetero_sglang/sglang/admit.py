@@ -31,27 +31,48 @@ def first_look(req: Any) -> bool:
 
 def turn_of(req: Any) -> Turn | None:
     """How the request goes on with a parked set, now that it knows its prefix; None: it begins."""
-    state = runtime()
-    turn = state.turns.get(req.rid)
-    if turn is not None and turn.account is None:
-        prefix, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
-        turn.account = state.cache.resumable(turn.parked, grant_of(req), prefix, length)
-        if turn.account is None:
-            del state.turns[req.rid]
-            return None
+    turn = runtime().turns.get(req.rid)
+    if turn is not None and turn.pages is None and not _promise(turn, req):
+        del runtime().turns[req.rid]
+        return None
     return turn
+
+
+def _promise(turn: Turn, req: Any, alone: bool = False) -> bool:
+    """Work out what the request holds beside those of this pass; False: it had better begin.
+
+    It shares the set, so that others may; or it has it `alone`, which takes a few pages less."""
+    cache, parked = runtime().cache, turn.parked
+    books, key = cache.admission, parked.key
+    others = [each for each in runtime().turns.values() if each.account is not None and each is not turn]
+    same = [each for each in others if each.parked is parked]
+    shared_already = bool(books.users[key] or same)
+    whole = cache.resumable(parked, grant_of(req), len(req.prefix_indices), len(req.full_untruncated_fill_ids))
+    if whole is None or any(each.alone for each in same) or (alone and shared_already):
+        return False
+    account = books.sharing(key, whole, parked.ws.length)
+    if not books.lists(sum((each.account.shared for each in others if each.account), account.shared)):
+        if shared_already:
+            return False
+        alone = True
+    turn.account, turn.alone = (whole, True) if alone else (account, False)
+    turn.pages = turn.account.pages + (0 if alone or shared_already else books.parked[key].pages)
+    return True
 
 
 def demand_of(req: Any) -> np.ndarray:
     """Hot pages [ranks] that the request holds once it runs; a parked set's are given up for it."""
     turn = turn_of(req)
-    return turn.account.pages if turn and turn.account else runtime().cache.admission.demand(grant_of(req))
+    return runtime().cache.admission.demand(grant_of(req)) if turn is None or turn.pages is None else turn.pages
 
 
 def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND PrefillAdder.add_one_req: a request waits until every rank's hot pool can hold its working set."""
     state = runtime()
-    if not state.cache.admission.fits(demand_of(req), promised(adder)) and not (
+    fits = state.cache.admission.fits
+    if not fits(demand_of(req), promised(adder)) and (turn := turn_of(req)) and _promise(turn, req, alone=True):
+        assert turn.pages is not None  # fewer
+    if not fits(demand_of(req), promised(adder)) and not (
         state.scheduler.enable_priority_preemption and adder.preempt_to_schedule(req, state.scheduler.server_args)
     ):
         state.counters.waiting_for_hot_pages += 1

@@ -16,10 +16,12 @@ def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) ->
     state = runtime()
     given = zip(result, reqs, strict=True) if result else ()
     begun = [(slot, req) for slot, req in given if slot not in state.cache.requests]
-    turns = [(slot, turn.parked, turn.account) for slot, req in begun if (turn := turn_of(req)) and turn.account]
-    for number, (slot, parked, account) in enumerate(turns):  # before the others, who may need pages of parked sets
-        again = any(parked is later for _, later, _ in turns[number + 1 :])
-        state.cache.resume(slot, parked, account, copied=again)
+    turns = [(slot, turn) for slot, req in begun if (turn := turn_of(req))]
+    for _, turn in turns:  # before anybody gets pages, which parked sets might be given up for
+        state.cache.claim(turn.parked, turn.alone)
+    for slot, turn in turns:
+        assert turn.account
+        state.cache.resume(slot, turn.parked, turn.account)
     for slot, req in begun:
         if slot not in state.cache.requests:
             state.cache.start(slot, grant_of(req))

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from hetero_sglang.cache.admission import Account, Admission
@@ -35,10 +36,13 @@ class Check:
 
 @dataclass
 class Turn:
-    """A request that goes on with a parked set: as `account` says, once the radix tree has said how much they share."""
+    """A request that goes on with a parked set: as `account` says, with `pages` [ranks] promised for it, once the radix
+    tree has said how much they share. `alone`: nobody else may."""
 
     parked: Parked
     account: Account | None = None
+    pages: np.ndarray | None = None
+    alone: bool = False
 
 
 @dataclass

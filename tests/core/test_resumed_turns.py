@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lazy_heads import FIELDS, HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
 
+from hetero_sglang.cache.hot_pool import PINNED
+from hetero_sglang.cache.parking import Parked
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.ops.base import LayerBuffers
 from hetero_sglang.ops.reference.choose import PART
@@ -22,14 +24,19 @@ from hetero_sglang.ops.reference.index import unpack
 TOKENS = np.arange(1000)
 
 
-def turn(cache: TieredCache, before: Request, slot: int, prefix: int, length: int, most: int = 20) -> Request | None:
+def turn(
+    cache: TieredCache, before: Request, slot: int, prefix: int, length: int, most: int = 20,
+    parked: Parked | None = None,
+) -> Request | None:  # fmt: skip
     """Park `before` with its first `prefix` tokens, and go on in another slot; None where that may not be."""
-    cache.park(before.slot, TOKENS[:prefix], None)
-    parked = cache.parking.find(TOKENS[:length], None)
+    if parked is None:
+        cache.park(before.slot, TOKENS[:prefix], None)
+        parked = cache.parking.find(TOKENS[:length], None)
     assert parked is not None
     account = cache.resumable(parked, cache.admission.grant(length, most), prefix, length)
     if account is None:
         return None
+    cache.claim(parked, alone=True)
     cache.resume(slot, parked, account)
     cache.check_integrity()
     return copied(before, slot=slot, prompt=length)
@@ -45,10 +52,10 @@ def copied(request: Request, **changes: object) -> Request:
 
 def begun(
     seed: int, run: Run, probed: np.ndarray | None, prompt: int = 150, steps: int = 5, ops: ModuleType | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "cpu", pages: int = 2000,
 ) -> Request:  # fmt: skip
     """A request that has decoded some tokens; `ops`: by other operations than its device's."""
-    cache = make_cache(lazy_settings(seed, run, probed=probed), device=device)
+    cache = make_cache(lazy_settings(seed, run, probed=probed), device=device, pages=pages)
     engine_of(cache, ops)
     request = Request(cache, 1, prompt, 300, slots_of(300, seed), seed)
     request.start()
@@ -173,32 +180,81 @@ def test_a_turn_whose_tokens_are_all_held_gets_the_bits_of_a_whole_prefill() -> 
     check_rows(request, 50)
 
 
-def test_several_go_on_from_one_set_each_with_its_own_rows() -> None:
-    """Copies, and the last has the set itself; what one does changes nothing for another."""
-    before = begun(6, 1, None)
+def share(cache: TieredCache, slots: tuple[int, ...], length: int, most: int = 20) -> None:
+    """Requests in these slots go on from what is parked, together."""
+    parked = cache.parking.find(TOKENS[:length], None)
+    assert parked is not None
+    grant, reached = cache.admission.grant(length, most), parked.ws.length
+    whole = cache.resumable(parked, grant, reached, length)
+    assert whole is not None
+    account = cache.admission.sharing(parked.key, whole, reached)
+    for _ in slots:
+        cache.claim(parked)
+    for slot in slots:
+        cache.resume(slot, parked, account)
+        cache.check_integrity()
+
+
+def test_who_goes_on_alone_has_the_set_once_it_decodes() -> None:
+    """Until then others might have joined; nothing is copied but the rows it was sure to write."""
+    before = begun(6, (4, 1), None)
     cache = before.cache
     cache.park(1, TOKENS[:155], None)
-    parked = cache.parking.find(TOKENS[:160], None)
-    assert parked is not None
-    turns, whole = [], cache.admission.idle.copy()
-    for slot, copied_set in ((2, True), (3, True), (4, False)):
-        account = cache.resumable(parked, cache.admission.grant(160, 20), 155, 160)
-        assert account is not None
-        cache.resume(slot, parked, account, copied_set)
-        cache.check_integrity()
-        turns.append(copied(before, slot=slot, prompt=160))
-    assert not cache.parking.sets and cache.counters.resumed_requests == 3 and whole.any()
+    (parked,) = cache.parking.sets.values()
+    pages, used = parked.ws.pages.clone(), cache.hot.used.clone()
+    share(cache, (2,), 160)
+    request = copied(before, slot=2, prompt=160)
+    own = request.ws.owned.numel()
+    assert own < pages.numel() / 2 and cache.counters.shared_requests == 0
+    prefill([request], [(155, 160)])
+    assert cache.parking.sets and (used[pages] != PINNED).all()
+    decode([request], [161])
+    check_rows(request, 161)
+    assert not cache.parking.sets and request.ws.base is None
+    assert torch.equal(request.ws.owned.sort().values, request.ws.pages.sort().values)
+    assert torch.isin(request.ws.pages, pages).sum() == pages.numel() - own
+    cache.check_integrity()
+    cache.finish(2)
+    cache.check_integrity()
+    assert cache.hot.available + cache.prefixes.owned.numel() == cache.hot.pages
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_several_go_on_from_one_set_each_with_its_own_rows(room: bool) -> None:
+    check_shared(room, 14)
+
+
+def check_shared(room: bool, steps: int, ops: ModuleType | None = None, device: torch.device | str = "cpu") -> None:
+    """In shared pages until there is `room`; what one does changes nothing for another. Then the set is as it was."""
+    before = begun(6, (4, 1), None, ops=ops, device=device, pages=2000 if room else 120)
+    cache = before.cache
+    cache.park(1, TOKENS[:155], None)
+    (parked,) = cache.parking.sets.values()
+    alone = parked.ws.pages.numel()
+    was = [each.clone() for each in (cache.hot.k, cache.hot.v, cache.hot.position)]
+    share(cache, (2, 3, 4), 160)
+    shared = cache.levels()["hot_pages_shared"]
+    held = cache.hot.pages - cache.hot.available - cache.prefixes.owned.numel()
+    assert shared and held == 4 * alone - shared
+    turns = [copied(before, slot=slot, prompt=160) for slot in (2, 3, 4)]
     first = prefill([turns[0]], [(155, 160)])
-    check_rows(turns[0], 160)
-    for length in range(161, 170):
+    for length in range(161, 161 + steps):
         decode([turns[0]], [length])
+        check_rows(turns[0], length)
+    assert (turns[0].ws.base is None) == room
     second, third = prefill([turns[1]], [(155, 160)]), prefill([turns[2]], [(155, 160)])
     for layer in range(LAYERS):
         assert torch.equal(first[layer][0], second[layer][0]) and torch.equal(first[layer][0], third[layer][0])
-    for turn in turns[1:]:
-        check_rows(turn, 160)
-        cache.finish(turn.slot)
-    cache.check_integrity()
+    pages = torch.cat([t[:n] for t, n in zip(parked.ws.tables, turns[1].ws.shared, strict=True)])
+    for old, now in zip(was, (cache.hot.k, cache.hot.v, cache.hot.position), strict=True):
+        assert torch.equal(old[pages], now[pages]), "a row that is shared was written"
+    for each in turns:
+        cache.finish(each.slot)
+        cache.check_integrity()
+    again = turn(cache, before, 5, 155, 160, parked=parked)
+    assert again is not None
+    prefill([again], [(155, 160)])
+    assert not (cache.hot.used[again.ws.pages] == PINNED).any()
 
 
 def restored(
@@ -356,14 +412,19 @@ def test_a_page_is_free_parked_or_somebody_s(data: st.DataObject) -> None:
             parked = cache.parking.find(TOKENS[:prompt], None) if what == "turn" else None
             if parked:
                 account = cache.resumable(parked, grant, min(prompt - 1, parked.ws.length), prompt)
-            pages, twice = account.pages if account else books.demand(grant), data.draw(st.booleans())
-            others = books.parked[parked.key].pages if parked and account and twice else 0
+            pages, others, shares = account.pages if account else books.demand(grant), 0, False
+            if parked and account and (shares := books.users[parked.key] > 0 or data.draw(st.booleans())):
+                account = books.sharing(parked.key, account, parked.ws.length)
+                pages, others = account.pages, 0 if books.users[parked.key] else books.parked[parked.key].pages
+                if not books.lists(account.shared):
+                    continue
             if not books.fits(pages, others):
                 assert (pages + others > books.free + books.idle).any()
                 continue
             slot = free_slots.pop()
             if parked and account:
-                cache.resume(slot, parked, account, copied=twice)
+                cache.claim(parked, not shares)
+                cache.resume(slot, parked, account)
             else:
                 cache.start(slot, grant)
             lengths[slot] = cache.requests[slot].length = prompt

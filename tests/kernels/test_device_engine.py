@@ -29,7 +29,7 @@ from core_helpers import (
 )
 from test_lazy_heads import SOME, Run, lazy_settings
 from test_registry import examples
-from test_resumed_turns import begun, check_restored, check_turn, restored
+from test_resumed_turns import begun, check_restored, check_shared, check_turn, restored
 
 from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
@@ -187,6 +187,10 @@ def test_a_next_turn_attends_over_what_its_set_holds(
 
 def test_a_set_is_made_of_a_prefix_s_index(monkeypatch: pytest.MonkeyPatch) -> None:
     check_restored(*restored(11, (4, 1), 20, ops=triton, device=DEVICE, probed=SOME), 20, monkeypatch)
+
+
+def test_several_share_a_set() -> None:
+    check_shared(False, 1, ops=triton, device=DEVICE)
 
 
 def check_held(requests: list[Request], lengths: list[int], out: torch.Tensor, gone: list[list[torch.Tensor]]) -> None:

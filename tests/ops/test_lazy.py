@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_index import random_index
 
 from hetero_sglang.cache.host_store import BLOCK
-from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.hot_pool import PINNED, HotPool
 from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import ask as reference_ask
@@ -180,17 +180,24 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("ties", "pinned"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize(("run", "lengths", "caps", "most"), CASES)
 def test_a_step_is_the_reference_s(
-    run: int, lengths: list[int], caps: list[int], most: int, ties: bool, monkeypatch: pytest.MonkeyPatch
+    run: int, lengths: list[int], caps: list[int], most: int, ties: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`pinned`: all but few of the places may not be given away."""
     if ties:  # of many more splits
         for function in (choose, Workspace):
             monkeypatch.setattr(sys.modules[function.__module__], "TILE", 64)
         for function in (probe, Workspace):
             monkeypatch.setattr(sys.modules[function.__module__], "READ", 256)
     world = make(run + len(lengths), run, lengths, caps, ties)
+    stays = {}
+    for b in range(len(lengths) if pinned else 0):
+        for c in range(HEADS):
+            rows = world.rows(b, c, torch.arange(max(0, world.places(b, c) - 3))).flatten()
+            world.hot.used.view(-1)[rows] = PINNED
+            stays[rows] = world.hot.position.view(-1)[rows].clone()
     device = on_device(world)
     work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, DEVICE, 0, device.hot)
     assert not ties or work.splits(len(lengths) * HEADS) > 8
@@ -230,6 +237,8 @@ def test_a_step_is_the_reference_s(
     assert came, "nothing came"
     assert work.counted.tolist() == [came * run, late * run, 0, 0]
     got, taken = device.hot.position.cpu(), device.hot.used.cpu()
+    for rows, positions in stays.items():
+        assert torch.equal(got.view(-1)[rows], positions) and (taken.view(-1)[rows] == PINNED).all()
     for b in range(len(lengths)):
         for c in range(HEADS):
             if not world.places(b, c):

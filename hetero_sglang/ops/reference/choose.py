@@ -45,7 +45,8 @@ def lazy(
     length when it was last wanted, else `used_at_first`. Runs in [low, high) may come in, no others are held. Wanted
     are the `want` best, as their scores' bins tell them apart, and none of the lowest bin: of those that share the last
     one's bin what is held counts first. Of the wanted that are not held `most` come, the best bins first, each in the
-    place of the unwanted run with the lowest `used_bin`; of equals the first."""
+    place of the unwanted run with the lowest `used_bin`; of equals the first. What was wanted at
+    this length before stays, and so does what is PINNED."""
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
     count = min(want, inside.shape[1])
@@ -55,15 +56,15 @@ def lazy(
     bins = score_bin(inside)  # [C, n']
     edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1)  # [C, 1]
     at = held.long() - low
-    hit = (bins >= edge).gather(1, at)  # [C, n]
-    used[hit] = length
+    hit, stays = (bins >= edge).gather(1, at), used >= length  # [C, n]
+    used[hit & ~stays] = length
     outside = bins.scatter(1, at, -1)
     sure, level = outside > edge, outside == edge
     # Places in order of use; wanted ones last, which are not given away.
-    order = torch.where(hit, BINS, used_bin(used, length)).sort(dim=1, stable=True).indices  # [C, n]
+    order = torch.where(hit | stays, BINS, used_bin(used, length)).sort(dim=1, stable=True).indices  # [C, n]
     hits, first = hit.sum(1), sure.sum(1)  # [C]
     lacking = first + torch.minimum((count - hits - first).clamp(min=0), level.sum(1))
-    comes = torch.minimum(lacking, places - hits).clamp(max=most)
+    comes = torch.minimum(lacking, places - (hit | stays).sum(1)).clamp(max=most)
     rank = torch.where(sure, sure.cumsum(1), first[:, None] + level.cumsum(1)) - 1
     head, run = ((sure | level) & (rank < comes[:, None])).nonzero().unbind(1)
     place = order[head, rank[head, run]]

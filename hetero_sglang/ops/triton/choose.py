@@ -98,11 +98,12 @@ def _hold(
         bin = score_bin(score, BINS, FINE, LEAST)
         hit = here & (bin >= edge)
         tl.store(mine, -1.0, mask=hit)
+        free = before < tokens  # else it was wanted at this length before, or is pinned: it stays
         for within in tl.static_range(RUN):
-            tl.store(used + row + within, tokens + place * 0, mask=hit)
+            tl.store(used + row + within, tokens + place * 0, mask=hit & free)
         kept += tl.sum(hit.to(tl.int32), 0)
         sure += tl.sum((here & (bin > edge)).to(tl.int32), 0)
-        counted += tl.histogram(_used_bin(before, tokens, BINS, FINE, NEVER), BINS, mask=here & (hit == 0))
+        counted += tl.histogram(_used_bin(before, tokens, BINS, FINE, NEVER), BINS, mask=here & (hit == 0) & free)
     bins = tl.arange(0, BINS)
     tl.atomic_add(idle + unit * BINS + bins, counted, mask=counted > 0, sem="relaxed")
     tl.atomic_add(hits + 2 * unit, kept, sem="relaxed")
@@ -215,7 +216,7 @@ def _exchange(
             edge, want, above, alike = _edge(wanted, unit, places, low, high, PART, BINS)
             lack = above - sure  # what is held lies where runs may come in
             lack += tl.minimum(tl.maximum(want - kept - lack, 0), alike - (kept - sure))
-            come = tl.minimum(tl.minimum(lack, places - kept), allowed)
+            come = tl.minimum(tl.minimum(lack, tl.sum(others, 0)), allowed)
     mine = unit * splits + split
     if giving == 0:
         count, same_bin = 0, 0
@@ -244,7 +245,7 @@ def _exchange(
                         age = score_bin(before, BINS, FINE, LEAST)
                     else:
                         age = _used_bin(before, tokens, BINS, FINE, NEVER)
-                        age = tl.where(before == tokens, BINS, age)  # what is wanted now stays
+                        age = tl.where(before >= tokens, BINS, age)  # what stays
                     older, same = _append(
                         old + mine * room, level + mine * room, older, same, place, here & (age < last),
                         here & (age == last), room,
