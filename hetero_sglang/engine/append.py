@@ -52,11 +52,9 @@ class Append:
         self.going = {seq.ws.slot: self._going(seq) for seq in prompts}
 
     def _going(self, seq: Prompt) -> Going:
-        tables, lone = self.tables, slice(seq.ws.slot, seq.ws.slot + 1)
         lengths = upload(torch.tensor([[seq.ws.length], [seq.length]], dtype=torch.int32), self.device)
-        rows = tables.cap[lone], tables.page_start[lone], tables.page_list, self.finder.turns[:1]
+        before, after = (StepTables.alone(self.tables, seq.ws.slot, x, self.finder.turns[:1]) for x in lengths)
         asked = torch.linspace(0, seq.count - 1, min(_ASKED, seq.count)).long()
-        before, after = (StepTables(length, *rows) for length in lengths)
         return Going(upload(seq.slots.int(), self.device), before, after, upload(asked, self.device))
 
     def attend(

@@ -16,7 +16,7 @@ from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.engine.prefill import RaggedPrefill
 from hetero_sglang.engine.prefix import Prefixes
 from hetero_sglang.engine.stepwise import Stepwise
-from hetero_sglang.ops.base import LayerBuffers, StepTables
+from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.chosen import decode_kernel, operations
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.policy.base import Policy
@@ -143,6 +143,15 @@ class Engine:
         if not buffers.heads.numel():
             return
         ws, observe, rule = seq.ws, self.settings.observe, self.settings.rule
+        if seq.held:  # rows of its prefix are where they were, perhaps in pages that others share
+            ws.length = seq.length
+            unread = self.tables.page_list[:1]
+            behind = Behind(seq.prefix, seq.prefix, seq.prefix, rule.sink, rule.ring)
+            step = StepTables.alone(self.tables, ws.slot, unread, unread)
+            self.ops.keep(keys[seq.prefix :], values[seq.prefix :], buffers, step, behind)
+            if seq.last and self.finder:
+                self.finder.prompted(layer, seq, keys[:, buffers.compressed], keys.new_empty(len(buffers.heads), 0))
+            return
         if layer in ws.tail:
             q = torch.cat((ws.tail.pop(layer), q))
         q = q[-observe:]

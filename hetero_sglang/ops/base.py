@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.config.layout import LayerLayout
@@ -89,6 +90,12 @@ class StepTables:
     page_start: torch.Tensor  # [B, Hc]
     page_list: torch.Tensor  # [n]
     clock: torch.Tensor  # [1], one more in every step
+
+    @classmethod
+    def alone(cls, tables: DeviceTables, slot: int, length: torch.Tensor, clock: torch.Tensor) -> StepTables:
+        """Of a step of the request in this slot only; length and clock [1]."""
+        lone = slice(slot, slot + 1)
+        return cls(length, tables.cap[lone], tables.page_start[lone], tables.page_list, clock)
 
 
 @dataclass(frozen=True)

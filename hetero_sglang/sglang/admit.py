@@ -51,6 +51,7 @@ def _promise(turn: Turn, req: Any, alone: bool = False) -> bool:
     if whole is None or any(each.alone for each in same) or (alone and shared_already):
         return False
     account = books.sharing(key, whole, parked.ws.length)
+    alone = alone or cache.index is None  # other rules than the index's might write to any row
     if not books.lists(sum((each.account.shared for each in others if each.account), account.shared)):
         if shared_already:
             return False

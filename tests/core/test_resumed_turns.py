@@ -345,6 +345,32 @@ def test_a_whole_prefix_comes_where_little_is_lacking_or_much_is_new() -> None:
     cache.check_integrity()
 
 
+def test_what_is_held_whole_is_shared_too_chunk_by_chunk() -> None:
+    before = begun(2, 1, None, prompt=40, steps=4)
+    cache = before.cache
+    cache.park(1, TOKENS[:44], None)
+    (parked,) = cache.parking.sets.values()
+    share(cache, (2, 3), 70)
+    turns = [copied(before, slot=slot, prompt=70) for slot in (2, 3)]
+    pages = torch.cat([t[:n] for t, n in zip(parked.ws.tables, turns[0].ws.shared, strict=True)])
+    was = [store[pages].clone() for store in (cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.used)]
+    assert pages.numel() and (was[-1] == PINNED).all()
+    for each in turns:
+        prefill([each], [(44, 60)])
+        prefill([each], [(60, 70)])
+        check_rows(each, 70)
+    for old, store in zip(was, (cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.used), strict=True):
+        assert torch.equal(old, store[pages])
+    for length in range(71, 110):
+        decode(turns, [length, length])
+        for each in turns:
+            check_rows(each, length)
+    assert cache.counters.prefix_rows_read == 0
+    for each in turns:
+        cache.finish(each.slot)
+    cache.check_integrity()
+
+
 def test_an_append_in_chunks_is_one_that_goes_on_twice() -> None:
     before = begun(5, 1, None)
     cache = before.cache
