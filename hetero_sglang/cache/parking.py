@@ -22,6 +22,12 @@ class Parked:
     salt: str | None
     pinned: bool = False
 
+    def shared(self, tokens: np.ndarray) -> int:
+        """How many of `tokens` [n] int64, from the first on, it has rows of."""
+        count = min(len(self.tokens), len(tokens), self.ws.length)
+        other = np.flatnonzero(self.tokens[:count] != tokens[:count])
+        return int(other[0]) if other.size else count
+
 
 class Parking:
     """In order of their ends; the first goes first."""
@@ -43,15 +49,15 @@ class Parking:
         return self.sets.pop(parked.key).ws
 
     def find(self, tokens: np.ndarray, salt: str | None) -> Parked | None:
-        """The set that most of `tokens` [n] int64 goes on from: they share all of its tokens but the last `slack`."""
-        best = None
+        """The set that most of `tokens` [n] int64 goes on from: they share all of its tokens but the last `slack`.
+
+        Of two it is the one that shares more, as its own and not another branch's of the same conversation."""
+        best, most = None, 1
         for parked in self.sets.values():
             least = parked.ws.length - self.slack
-            if parked.salt != salt or not 0 < least < len(tokens) or (best and parked.ws.length < best.ws.length):
+            if parked.salt != salt or not 0 < least < len(tokens):
                 continue
             some = slice(max(0, least - _SAMPLE), least)
-            if (parked.tokens[some] == tokens[some]).all() and (
-                parked.tokens[: some.start] == tokens[: some.start]
-            ).all():
-                best = parked
+            if (parked.tokens[some] == tokens[some]).all() and (shared := parked.shared(tokens)) >= max(least, most):
+                best, most = parked, shared
         return best

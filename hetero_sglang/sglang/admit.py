@@ -18,15 +18,21 @@ def grant_of(req: Any) -> Grant:
     return runtime().cache.admission.grant(len(req.origin_input_ids), most, len(req.output_ids))
 
 
-def first_look(req: Any) -> bool:
-    """Before the radix tree is asked: whether a set is parked that the request may go on with, or with a copy of it."""
+def first_look(req: Any, most: int) -> int | None:
+    """Before the radix tree is asked for `most` tokens at most: for how many it is asked so that the request goes on
+    with a parked set. None: there is no such set.
+
+    The tree may have more of the prompt than the set was made of: there the set has rows of somebody else's tokens."""
     state, tokens = runtime(), np.asarray(req.full_untruncated_fill_ids, dtype=np.int64)
     state.turns.pop(req.rid, None)
     parked = state.cache.parking.find(tokens, req.extra_key)
     if parked is None:
-        return False
+        return None
+    prefix = min(most, parked.shared(tokens))
+    if state.cache.resumable(parked, grant_of(req), prefix, len(tokens)) is None:
+        return None
     state.turns[req.rid] = Turn(parked)
-    return True
+    return prefix
 
 
 def turn_of(req: Any) -> Turn | None:

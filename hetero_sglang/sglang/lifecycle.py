@@ -95,8 +95,8 @@ def leave_observed_queries(result: int, req: Any, input_len: int) -> int:
 
     They choose the rows its heads keep; a full prefix hit would leave one query to choose by."""
     state = runtime()
-    if req.req_pool_idx is None and first_look(req):
-        return result  # rows were chosen already
+    if req.req_pool_idx is None and (shared := first_look(req, result)) is not None:
+        return shared  # rows were chosen already
     if state.cache.admission.exact(grant_of(req), input_len):
         return result
     return max(0, min(result, input_len - state.settings.observe))

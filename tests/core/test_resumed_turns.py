@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_lazy_heads import FIELDS, HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
 
 from hetero_sglang.cache.hot_pool import PINNED
-from hetero_sglang.cache.parking import Parked
+from hetero_sglang.cache.parking import Parked, Parking
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.ops.base import LayerBuffers
 from hetero_sglang.ops.reference.choose import PART
@@ -421,6 +421,17 @@ def test_a_set_that_has_become_too_small_or_does_not_fit_the_prefix_is_left() ->
     assert cache.resumable(parked, grant(400, 20), 155, 400) is None, "it keeps far less than such a request may"
     cache.settings = replace(cache.settings, append=4)
     assert cache.resumable(parked, grant(160, 20), 155, 160) is None, "more new tokens than an append may have"
+
+
+def test_of_two_branches_each_goes_on_with_its_own_set_and_with_no_more_of_another_s_than_both_share() -> None:
+    parking = Parking(slack=8)
+    branches = [np.concatenate([TOKENS[:95], TOKENS[95:100] + offset]) for offset in (0, 1000)]
+    sets = [parking.add(SimpleNamespace(length=100), tokens, None) for tokens in branches]
+    nexts = [np.concatenate([tokens, TOKENS[100:120]]) for tokens in branches]
+    assert [parking.find(tokens, None) for tokens in nexts] == sets
+    assert [[each.shared(tokens) for each in sets] for tokens in nexts] == [[100, 95], [95, 100]]
+    parking.take(sets[0])
+    assert parking.find(nexts[0], None) is sets[1], "no more than the slack is not shared"
 
 
 @given(st.data())

@@ -51,6 +51,25 @@ def test_turns_that_are_held_whole_give_plain_sglang_s_tokens_and_bring_nothing(
     assert grown(server, before, "resumed_requests", *READ) == [3, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param(1200, marks=pytest.mark.server("indexed")),  # compressed
+        pytest.param(600, marks=pytest.mark.server("short-whole")),
+    ],
+)
+def test_a_branch_does_not_go_on_with_the_set_of_another(server: Server, language: Language, length: int) -> None:
+    """Prompts that differ in their last tokens alone, and are cached: each is answered, and not the other."""
+    document = language.document(31, length, length // 48)
+    questions = [language.ask(document, seed, 2) for seed in range(3)]
+    prompts = [document.ids + question.ids for question in questions]
+    for prompt in prompts:
+        server.generate(prompt, 0)
+    for question, prompt in zip(questions, prompts, strict=True):
+        text = server.generate(prompt, question.max_answer_tokens)["text"]
+        assert score(text, document, question.names).right == 2, f"{question.names} were asked for, not {text}"
+
+
 @pytest.mark.server("indexed")
 def test_long_turns_read_their_prefix_as_decode_steps_do(server: Server, language: Language) -> None:
     server.flush()
