@@ -24,12 +24,13 @@ ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
 # Name -> arguments of benchmarks.launch.Server. Tests run in this order.
 TABLE: dict[str, dict[str, Any]] = {
     "usual": {"kv_policy": "heterocache", "hetero_index": "none", "max_total_tokens": 60000, "enable_metrics": True},
-    # Heads that find their rows by the key index of the shipped profile.
+    # Heads that find their rows by the key index of the shipped profile, and calls of tools for clients that read them.
     "indexed": {
         "kv_policy": "heterocache",
         "hetero_index": "directions",
         "hetero_keep_ratio": 0.3,
         "max_total_tokens": 30000,
+        "tool_call_parser": "qwen25",
     },
     # Little room, and every few steps a forced retraction.
     "small": {

@@ -1,0 +1,1 @@
+"""Programs in SGLang's frontend language, whose answers can be checked: they ask in the recall language."""
