@@ -61,7 +61,7 @@ class Soaked:
 
     def as_dict(self) -> dict[str, Any]:
         samples = self.watch.samples
-        kept = samples[:: max(1, len(samples) // 60)]
+        kept = samples[:: max(1, len(samples) // 20)]
         return {
             "wall_seconds": round(self.seconds, 1),
             "stopped": self.stopped,

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from benchmarks.fairness import Done, Pressure, press, summary
 
-LOAD = Pressure(chats=6, rounds=12, chat_tokens=5, long_tokens=40, new=2, patience=20)
+LOAD = Pressure(chats=6, rounds=12, chat_tokens=5, long_tokens=40, patience=20)
 Next = Callable[[list[int]], int]  # which of those that wait, by their lengths in tokens
 
 

@@ -17,7 +17,7 @@ from benchmarks.soak.crowd import Crowd
 from benchmarks.soak.run import Load, soak
 from benchmarks.soak.tally import End
 
-QUICK = Load(requests=300, seed=3, deed=1.2, sample=5.0, hurry=4.0)
+QUICK = Load(requests=200, seed=3, deed=1.2, sample=5.0, hurry=4.0)
 
 
 def check(server: Server, language: Language, load: Load, clients: int) -> None:
@@ -28,7 +28,7 @@ def check(server: Server, language: Language, load: Load, clients: int) -> None:
     tally = soaked.tally
     assert tally.sent == load.requests
     assert all(tally.ends[end] for end in (End.ANSWERED, End.ABORTED, End.DISCONNECTED)), tally.ends
-    assert tally.asked > 50 and tally.right > 0.7 * tally.asked, f"{tally.right} of {tally.asked} entries are right"
+    assert tally.asked > 40 and tally.right > 0.7 * tally.asked, f"{tally.right} of {tally.asked} entries are right"
     if "SGLANG_TEST_RETRACT" in server.env:
         assert "Testing retraction" in log
 
