@@ -14,7 +14,7 @@ from test_conservation import check_empty_handed, settled
 from benchmarks.fairness import Pressure, press, summary
 from benchmarks.launch import Server
 
-SMALL = Pressure(chats=16, rounds=8, chat_tokens=40, chat_reserve=1330)
+SMALL = Pressure(chats=16, rounds=7, chat_tokens=40, chat_reserve=1330, long_tokens=1400)
 
 
 def check(server: Server, load: Pressure) -> None:
