@@ -8,7 +8,7 @@ import torch
 from hetero_sglang.cache.lanes import upload
 
 EMPTY = -1  # position of a row that holds no token
-PINNED = (1 << 31) - 1  # `used` of a row that others have too: it stays
+PINNED = 1 << 30  # added to `used` of rows that others have too: they stay
 
 
 class HotPool:
@@ -71,9 +71,10 @@ class HotPool:
             for store in (self.k, self.v, self.position, self.score):
                 store[target] = store[source]
 
-    def use(self, pages: torch.Tensor, length: int) -> None:
-        """All rows of `pages` [n] were last wanted at `length`, or are PINNED."""
-        self.used.index_fill_(0, upload(pages, self.k.device), length)
+    def pin(self, pages: torch.Tensor, stay: bool) -> None:
+        """All rows of `pages` [n] stay where they are, or may go again."""
+        index = upload(pages, self.k.device)
+        self.used[index] = self.used[index] + (PINNED if stay else -PINNED)
 
     def check_integrity(self, owned: torch.Tensor) -> None:
         """Every page is free or owned by exactly one request: `owned` lists the owners' pages.

@@ -106,14 +106,14 @@ class TieredCache:
         """The request of this slot has ended with these tokens [n] in the radix tree: its working set waits for the
         next turn, if its pages are not needed before."""
         ws = self.requests[slot]
-        if not self._own(ws):
+        if not self.own(ws):
             self.finish(slot)  # what it shares is still parked
             return
         del self.requests[slot]
         ws.slot = -1
         self.admission.park(slot, self.parking.add(ws, tokens, salt).key)
 
-    def _own(self, ws: WorkingSet) -> bool:
+    def own(self, ws: WorkingSet) -> bool:
         """Whether a request may write to all of its pages: those that it shares become its own if nobody else does,
         else it gets others if there are any that nobody needs."""
         books, base = self.admission, ws.base
@@ -175,7 +175,7 @@ class TieredCache:
     def make_room(self, ws: WorkingSet, length: int) -> None:
         """Before a decode step: let a request that outgrows its reserve keep what its budget allows, and one that
         shares rows change them."""
-        self._own(ws)
+        self.own(ws)
         if ws.outgrown or not ws.final < length <= ws.grant.limit:
             return
         if (growth := self.admission.growth(ws.slot)) is not None:

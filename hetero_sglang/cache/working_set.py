@@ -9,7 +9,7 @@ cap is never reached is therefore exact, and a full head keeps its length for th
 import numpy as np
 import torch
 
-from hetero_sglang.cache.hot_pool import PINNED, HotPool
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.config.caps import ROOMY, CapRule, Grant, Rows
 
 
@@ -128,7 +128,7 @@ class WorkingSet:
     def pin(self, stay: bool) -> None:
         """Rows of pages that others may share stay, or may go again."""
         pages = [table[:count] for table, count in zip(self.tables, self._sharable(), strict=True)]
-        self.pool.use(torch.cat(pages), PINNED if stay else self.length)
+        self.pool.pin(torch.cat(pages), stay)
 
     def _sharable(self) -> list[int]:
         return self.rule.shared_pages(self.rows, self.length).tolist()
@@ -140,7 +140,7 @@ class WorkingSet:
             raise RuntimeError(f"hot pool: {sum(self.shared)} pages wanted, {self.pool.available} free")
         each = list(zip(mine.split(self.shared), self.tables, self.shared, strict=True))
         self.pool.copy(torch.cat([pages[:count] for _, pages, count in each]), mine)
-        self.pool.use(mine, self.length)
+        self.pool.pin(mine, False)
         self.tables = [torch.cat((own, pages[count:])) for own, pages, count in each]
         self.base, self.shared, self.moved = None, [0] * len(self.shared), self.moved + 1
 

@@ -50,20 +50,24 @@ def _promise(turn: Turn, req: Any, alone: bool = False) -> bool:
     It shares the set, so that others may; or it has it `alone`, which takes a few pages less."""
     cache, parked = runtime().cache, turn.parked
     books, key = cache.admission, parked.key
-    others = [each for each in runtime().turns.values() if each.account is not None and each is not turn]
+    others = [each for each in runtime().turns.values() if each.pages is not None and each is not turn]
     same = [each for each in others if each.parked is parked]
-    shared_already = bool(books.users[key] or same)
-    whole = cache.resumable(parked, grant_of(req), len(req.prefix_indices), len(req.full_untruncated_fill_ids))
-    if whole is None or any(each.alone for each in same) or (alone and shared_already):
+    joins = bool(books.users[key] or same)
+    prefix, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
+    whole = cache.resumable(parked, grant_of(req), prefix, length)
+    if whole is None or any(each.alone for each in same) or (alone and joins):
         return False
-    account = books.sharing(key, whole, parked.ws.length)
+    shared, asks = books.sharing(key, whole, parked.ws.length), length - prefix > 1
     alone = alone or cache.index is None  # other rules than the index's might write to any row
-    if not books.lists(sum((each.account.shared for each in others if each.account), account.shared)):
-        if shared_already:
+    if not books.lists(sum((each.shared.shared for each in others if each.shared), shared.shared)):
+        if joins:
             return False
         alone = True
-    turn.account, turn.alone = (whole, True) if alone else (account, False)
-    turn.pages = turn.account.pages + (0 if alone or shared_already else books.parked[key].pages)
+    turn.whole, turn.shared, turn.alone, turn.asks = whole, shared, alone, asks
+    if joins:
+        turn.pages = whole.pages if asks else shared.pages
+    else:
+        turn.pages = whole.pages if alone else shared.pages + books.parked[key].pages
     return True
 
 

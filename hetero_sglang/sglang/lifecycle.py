@@ -1,5 +1,6 @@
 """Where requests and token slots begin and end in SGLang."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,17 @@ def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) ->
     state = runtime()
     given = zip(result, reqs, strict=True) if result else ()
     begun = [(slot, req) for slot, req in given if slot not in state.cache.requests]
-    turns = [(slot, turn) for slot, req in begun if (turn := turn_of(req))]
+    turns, cache = [(slot, turn) for slot, req in begun if (turn := turn_of(req))], state.cache
+    users = Counter(turn.parked.key for _, turn in turns) + cache.admission.users
     for _, turn in turns:  # before anybody gets pages, which parked sets might be given up for
-        state.cache.claim(turn.parked, turn.alone)
+        turn.alone = turn.alone or (turn.asks and users[turn.parked.key] == 1)
+        cache.claim(turn.parked, turn.alone)
     for slot, turn in turns:
-        assert turn.account
-        state.cache.resume(slot, turn.parked, turn.account)
+        account = turn.whole if turn.alone else turn.shared
+        assert account
+        cache.resume(slot, turn.parked, account)
+        if turn.asks:
+            cache.own(cache.requests[slot])
     for slot, req in begun:
         if slot not in state.cache.requests:
             state.cache.start(slot, grant_of(req))

@@ -36,13 +36,16 @@ class Check:
 
 @dataclass
 class Turn:
-    """A request that goes on with a parked set: as `account` says, with `pages` [ranks] promised for it, once the radix
-    tree has said how much they share. `alone`: nobody else may."""
+    """A request that goes on with a parked set: as `shared` says, or as `whole` if it has the set `alone`, with `pages`
+    [ranks] promised for it, once the radix tree has said how much they share. `asks`: it has tokens that no other has,
+    and so wants rows of its own at once."""
 
     parked: Parked
-    account: Account | None = None
+    whole: Account | None = None
+    shared: Account | None = None
     pages: np.ndarray | None = None
     alone: bool = False
+    asks: bool = False
 
 
 @dataclass

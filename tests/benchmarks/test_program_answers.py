@@ -69,7 +69,7 @@ def run(program: Any, language: Language, *misread: str) -> Outcome:
 @pytest.mark.parametrize("program", [multi_document, tree_of_thought, agent])
 def test_a_perfect_reader_is_right(language: Language, program: Any) -> None:
     outcome = run(program, language)
-    assert outcome.right == outcome.total > 3, str(outcome)
+    assert outcome.right == outcome.total > 2, str(outcome)
     assert outcome.cached_tokens == 0.8 * outcome.prompt_tokens > 0
 
 

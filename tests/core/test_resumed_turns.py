@@ -201,13 +201,13 @@ def test_who_goes_on_alone_has_the_set_once_it_decodes() -> None:
     cache = before.cache
     cache.park(1, TOKENS[:155], None)
     (parked,) = cache.parking.sets.values()
-    pages, used = parked.ws.pages.clone(), cache.hot.used.clone()
+    pages = parked.ws.pages.clone()
     share(cache, (2,), 160)
     request = copied(before, slot=2, prompt=160)
     own = request.ws.owned.numel()
     assert own < pages.numel() / 2 and cache.counters.shared_requests == 0
     prefill([request], [(155, 160)])
-    assert cache.parking.sets and (used[pages] != PINNED).all()
+    assert cache.parking.sets and (cache.hot.used[request.ws.pages] < PINNED // 2).all()
     decode([request], [161])
     check_rows(request, 161)
     assert not cache.parking.sets and request.ws.base is None
@@ -254,7 +254,7 @@ def check_shared(room: bool, steps: int, ops: ModuleType | None = None, device: 
     again = turn(cache, before, 5, 155, 160, parked=parked)
     assert again is not None
     prefill([again], [(155, 160)])
-    assert not (cache.hot.used[again.ws.pages] == PINNED).any()
+    assert not (cache.hot.used[again.ws.pages] > PINNED // 2).any()
 
 
 def restored(
@@ -354,7 +354,7 @@ def test_what_is_held_whole_is_shared_too_chunk_by_chunk() -> None:
     turns = [copied(before, slot=slot, prompt=70) for slot in (2, 3)]
     pages = torch.cat([t[:n] for t, n in zip(parked.ws.tables, turns[0].ws.shared, strict=True)])
     was = [store[pages].clone() for store in (cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.used)]
-    assert pages.numel() and (was[-1] == PINNED).all()
+    assert pages.numel() and (was[-1] > PINNED // 2).all()
     for each in turns:
         prefill([each], [(44, 60)])
         prefill([each], [(60, 70)])
@@ -482,5 +482,5 @@ def test_a_page_is_free_parked_or_somebody_s(data: st.DataObject) -> None:
                 del lengths[slot]
         cache.check_integrity()
         assert engine_of(cache).tables is not None
-        parked = sum(each.ws.pages.numel() for each in cache.parking.sets.values())
+        parked = sum(x.ws.pages.numel() for x in cache.parking.sets.values() if not books.users[x.key])
         assert cache.levels()["hot_pages_free"] == cache.hot.available + parked

@@ -178,17 +178,26 @@ def test_heads_with_an_index_find_their_rows(run: Run, probed: np.ndarray | None
     assert pairs[0][1].cache.counters.fetched_rows > 0 and pairs[0][1].cache.counters.late_rows == 0
 
 
-@pytest.mark.parametrize(("run", "probed", "cut", "count"), [(1, None, 1, 9), (4, SOME, 3, 12), ((8, 1), None, 0, 1)])
+@pytest.mark.parametrize(
+    ("run", "probed", "cut", "count"),
+    [
+        pytest.param(1, None, 1, 9, marks=pytest.mark.slow),
+        (4, SOME, 3, 12),
+        pytest.param((8, 1), None, 0, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_next_turn_attends_over_what_its_set_holds(
     run: Run, probed: np.ndarray | None, cut: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_turn(begun(3, run, probed, ops=triton, device=DEVICE), cut, count, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_set_is_made_of_a_prefix_s_index(monkeypatch: pytest.MonkeyPatch) -> None:
     check_restored(*restored(11, (4, 1), 20, ops=triton, device=DEVICE, probed=SOME), 20, monkeypatch)
 
 
+@pytest.mark.slow
 def test_several_share_a_set() -> None:
     check_shared(False, 1, ops=triton, device=DEVICE)
 

@@ -180,8 +180,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("ties", "pinned"), [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize(("run", "lengths", "caps", "most"), CASES)
+@pytest.mark.parametrize(
+    ("run", "lengths", "caps", "most", "ties", "pinned"),
+    [*((*case, ties, False) for case in CASES for ties in (False, True)), (4, [613], [126], 300, False, True)],
+)
 def test_a_step_is_the_reference_s(
     run: int, lengths: list[int], caps: list[int], most: int, ties: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +198,7 @@ def test_a_step_is_the_reference_s(
     for b in range(len(lengths) if pinned else 0):
         for c in range(HEADS):
             rows = world.rows(b, c, torch.arange(max(0, world.places(b, c) - 3))).flatten()
-            world.hot.used.view(-1)[rows] = PINNED
+            world.hot.used.view(-1)[rows] += PINNED
             stays[rows] = world.hot.position.view(-1)[rows].clone()
     device = on_device(world)
     work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, DEVICE, 0, device.hot)
@@ -238,7 +240,7 @@ def test_a_step_is_the_reference_s(
     assert work.counted.tolist() == [came * run, late * run, 0, 0]
     got, taken = device.hot.position.cpu(), device.hot.used.cpu()
     for rows, positions in stays.items():
-        assert torch.equal(got.view(-1)[rows], positions) and (taken.view(-1)[rows] == PINNED).all()
+        assert torch.equal(got.view(-1)[rows], positions) and (taken.view(-1)[rows] > PINNED // 2).all()
     for b in range(len(lengths)):
         for c in range(HEADS):
             if not world.places(b, c):

@@ -38,6 +38,7 @@ def test_a_soak_of_paged_slots_and_a_key_index_breaks_no_law(server: Server, lan
     check(server, language, QUICK, clients=12)
 
 
+@pytest.mark.slow
 @pytest.mark.server("roles")
 def test_a_soak_by_pivots_survives_its_worker_s_deaths(server: Server, language: Language) -> None:
     before = server.stats()["worker_restarts"]

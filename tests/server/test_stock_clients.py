@@ -46,7 +46,7 @@ def bench_serving(server: Server, folder: Path, backend: str, flags: list[str]) 
     ("backend", "flags"),
     [
         pytest.param("sglang", SHARED, id="shared"),
-        pytest.param("sglang", RANDOM, id="random"),
+        pytest.param("sglang", RANDOM, id="random", marks=pytest.mark.slow),
         pytest.param("sglang-oai", RANDOM, id="random-completions", marks=pytest.mark.slow),
         pytest.param("sglang-oai-chat", SHARED, id="shared-chat", marks=pytest.mark.slow),
         pytest.param("sglang-oai-chat", [*SHARED, "--gsp-num-turns", "3"], id="turns", marks=pytest.mark.slow),
