@@ -147,7 +147,7 @@ class TieredCache:
     def restorable(self, ws: WorkingSet, slots: torch.Tensor, count: int) -> bool:
         """Whether a request whose prompt is `count` tokens behind a cached prefix at `slots` [n] makes its working set
         of the prefix's index: where that takes half of the rows that the device lacks of the whole, or less."""
-        if self.index is None or not 0 < count <= self.settings.append or not slots.numel():
+        if not self.settings.restores or not 0 < count <= self.settings.append or not slots.numel():
             return False
         caps = self.admission.accounts[ws.slot].rows.caps  # of all ranks, which decide alike
         lacking = int((self.find_prefix(slots.numpy()) == NOWHERE).sum())

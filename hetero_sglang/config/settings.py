@@ -37,6 +37,7 @@ class Settings:
     decode_kernel: str  # auto | flashinfer | triton
     index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
     index_bytes: tuple[int, ...]  # of a token on each rank's device
+    restores: bool = False  # whether a working set may be made of a cached prefix's key index
     append: int = 0  # new tokens of a turn that may attend to the working set of the one before, at most
     decay: float = 0.9  # of a row's score, per look
     refill_rows: int = 1024  # tokens that come to a head at one refill, at most: the best
@@ -148,6 +149,7 @@ def resolve(
         worker_threads=min(8, max(2, len(os.sched_getaffinity(0)) // (4 * size))),
         decode_kernel=decode_kernel,
         index=profile.slice(rank, size).index if plan else None,
+        restores=plan is not None and append == "sparse",
         append=APPEND[append],
         index_bytes=tuple(bytes_of_index(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )

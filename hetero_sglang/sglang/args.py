@@ -84,8 +84,8 @@ class HeteroServerArgs(ServerArgs):
     hetero_append: A[
         str,
         Arg(
-            "What new tokens behind a cached prefix attend to: the working set that the turn before has left, or one "
-            "chosen by the key index (auto: up to 512 of them; sparse: any number), or the whole prefix. One of "
+            "What new tokens behind a cached prefix attend to: the working set that the turn before has left (auto: up "
+            "to 512 of them; sparse: any number, or else one chosen by the key index), or the whole prefix. One of "
             f"{named('hetero_append')}."
         ),
     ] = "auto"

@@ -262,7 +262,7 @@ def restored(
     probed: np.ndarray | None = None,
 ) -> tuple[Request, Request]:  # fmt: skip
     """A prompt whose first 150 tokens another request has left in the host store, and that one."""
-    cache = make_cache(lazy_settings(seed, run, 0.33, probed, dense_below=140), device=device)
+    cache = make_cache(replace(lazy_settings(seed, run, 0.33, probed, dense_below=140), restores=True), device=device)
     engine_of(cache, ops)
     before = Request(cache, 1, 150, 200, slots_of(200, seed), seed)
     before.start()
