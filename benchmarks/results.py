@@ -35,10 +35,15 @@ def save(name: str, result: dict[str, Any]) -> Path:
     """Write `results/NAME.json`, whole or not at all."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"run": run_information(), **result}, indent=1) + "\n")
-    scratch.replace(path)
+    write(path, {"run": run_information(), **result})
     return path
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """JSON, whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(result, indent=1) + "\n")
+    scratch.replace(path)
 
 
 def _processor() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
-from benchmarks.results import run_information
+from benchmarks.results import run_information, write
 from benchmarks.run import named
 from benchmarks.soak import verdict
 from benchmarks.soak.crowd import Crowd
@@ -82,9 +82,7 @@ def keep(path: Path, row: dict[str, Any]) -> None:
     """Put the row in the file, in the place of an earlier one of its name."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [each for each in rows if each["name"] != row["name"]] + [row]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    scratch.replace(path)
+    write(path, {"rows": rows})
 
 
 def table(row: dict[str, Any]) -> str:

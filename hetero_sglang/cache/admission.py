@@ -96,7 +96,7 @@ class Admission:
         """A live request that shares pages has its own. Whoever calls has seen that so many are free."""
         account = self.accounts[slot]
         self.free -= account.shared
-        self.accounts[slot] = replace(account, pages=account.pages + account.shared, shared=account.shared * 0)
+        self.accounts[slot] = replace(account, pages=account.pages + account.shared, shared=np.zeros_like(self.pages))
 
     def absorb(self, slot: int, key: int) -> None:
         """A live request is alone with what it shares: the set is parked no longer."""

@@ -10,9 +10,7 @@ class Counters:
     requests: int = 0  # working sets begun
     resumed_requests: int = 0  # of these, those that went on with the rows of one that had ended
     shared_requests: int = 0  # of these, those that others went on with too: pages are shared until there are free ones
-    restored_requests: int = (
-        0  # those whose rows were chosen by the key index of a cached prefix, by their first new tokens
-    )
+    restored_requests: int = 0  # those whose first new tokens chose rows of a cached prefix by its key index
     appended_tokens: int = 0  # new tokens of prompts that attended to working sets, not to the whole prefix
     compressed_requests: int = 0  # of these, longer than a working set at prefill end
     kept_bytes: int = 0  # device bytes these hold, indexes included, and

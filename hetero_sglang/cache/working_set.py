@@ -61,16 +61,20 @@ class WorkingSet:
         held = [*tables, *index]
         wanted = self.rule.pages(self.rows).ravel().tolist()
         extra = [count - pages.numel() for count, pages in zip(wanted, held, strict=True)]
-        taken = self.pool.alloc(sum(extra))
-        if taken is None:
-            raise RuntimeError(
-                f"hot pool: {sum(extra)} pages wanted, {self.pool.available} free: admission let through too much"
-            )
-        parts = [torch.cat(pair) for pair in zip(held, taken.split(extra), strict=True)]
+        parts = [torch.cat(pair) for pair in zip(held, self._alloc(sum(extra)).split(extra), strict=True)]
         self.tables = parts[: len(tables)]  # per head [pages of the head]
         self.index = parts[len(tables) :]  # per head [pages of its index]
         self.caps: list[int] = self.rows.caps.tolist()
         self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
+
+    def _alloc(self, count: int) -> torch.Tensor:
+        """Pages [count] of the pool. RuntimeError when it has fewer."""
+        taken = self.pool.alloc(count)
+        if taken is None:
+            raise RuntimeError(
+                f"hot pool: {count} pages wanted, {self.pool.available} free: admission let through too much"
+            )
+        return taken
 
     @property
     def pages(self) -> torch.Tensor:
@@ -80,8 +84,8 @@ class WorkingSet:
     @property
     def owned(self) -> torch.Tensor:
         """Those that it shares with nobody, or that others share with it."""
-        own = [pages[count:] for pages, count in zip(self.tables, self.shared, strict=True)]
-        return torch.cat([*own, *self.index]) if own else torch.empty(0, dtype=torch.int64)
+        own = [*_after(self.tables, self.shared), *self.index]
+        return torch.cat(own) if own else torch.empty(0, dtype=torch.int64)
 
     @property
     def index_rows(self) -> int:
@@ -118,42 +122,46 @@ class WorkingSet:
         """Another that has the same rows: in the same pages, which are pinned, where neither writes, else in copies.
         RuntimeError as for one that begins."""
         shared = self._sharable()
-        tables = [pages[:count] for pages, count in zip(self.tables, shared, strict=True)]
-        twin = WorkingSet(self.pool, self.rule, self.grant, self.rows, tables)
+        twin = WorkingSet(self.pool, self.rule, self.grant, self.rows, _first(self.tables, shared))
         twin.length, twin.shared = self.length, shared
-        rest = (torch.cat([t[n:] for t, n in zip(ws.tables, shared, strict=True)]) for ws in (self, twin))
-        self.pool.copy(*rest)
+        self.pool.copy(*(torch.cat(_after(ws.tables, shared)) for ws in (self, twin)))
         return twin
 
     def pin(self, stay: bool) -> None:
         """Rows of pages that others may share stay, or may go again."""
-        pages = [table[:count] for table, count in zip(self.tables, self._sharable(), strict=True)]
-        self.pool.pin(torch.cat(pages), stay)
+        self.pool.pin(torch.cat(_first(self.tables, self._sharable())), stay)
 
     def _sharable(self) -> list[int]:
         return self.rule.shared_pages(self.rows, self.length).tolist()
 
     def part(self) -> None:
         """Copy what is shared. RuntimeError as for one that begins."""
-        mine = self.pool.alloc(sum(self.shared))
-        if mine is None:
-            raise RuntimeError(f"hot pool: {sum(self.shared)} pages wanted, {self.pool.available} free")
-        each = list(zip(mine.split(self.shared), self.tables, self.shared, strict=True))
-        self.pool.copy(torch.cat([pages[:count] for _, pages, count in each]), mine)
+        mine = self._alloc(sum(self.shared))
+        self.pool.copy(torch.cat(_first(self.tables, self.shared)), mine)
         self.pool.pin(mine, False)
-        self.tables = [torch.cat((own, pages[count:])) for own, pages, count in each]
+        own = zip(mine.split(self.shared), _after(self.tables, self.shared), strict=True)
+        self.tables = [torch.cat(pair) for pair in own]
         self.base, self.shared, self.moved = None, [0] * len(self.shared), self.moved + 1
 
     def absorb(self, base: "WorkingSet") -> None:
         """What is shared with `base` is this one's, and the rest of that is free."""
-        rest = [pages[count:] for pages, count in zip(base.tables, self.shared, strict=True)]
-        self.pool.free(torch.cat([*rest, *base.index]))
+        self.pool.free(torch.cat([*_after(base.tables, self.shared), *base.index]))
         self.base, self.shared, base.alive = None, [0] * len(self.shared), False
 
     def release(self) -> None:
         """Give every page back; what the worker still ranks for this request is dropped when it arrives."""
         self.alive = False
         self.pool.free(self.owned)
+
+
+def _first(tables: list[torch.Tensor], counts: list[int]) -> list[torch.Tensor]:
+    """So many of each head's pages."""
+    return [pages[:count] for pages, count in zip(tables, counts, strict=True)]
+
+
+def _after(tables: list[torch.Tensor], counts: list[int]) -> list[torch.Tensor]:
+    """And the others."""
+    return [pages[count:] for pages, count in zip(tables, counts, strict=True)]
 
 
 def run_start(ids: torch.Tensor) -> int:

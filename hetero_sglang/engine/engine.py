@@ -159,10 +159,8 @@ class Engine:
             ws.tail[layer] = q.clone()
             return
         caps = ws.caps[buffers.numbers]
-        queries, compressed = (
-            q.unflatten(1, (keys.shape[1], self.group)),
-            buffers.compressed,
-        )  # [W, H, G, D]; W may be 0
+        compressed = buffers.compressed
+        queries = q.unflatten(1, (keys.shape[1], self.group))  # [W, H, G, D]; W may be 0
         full = min(caps) < seq.length
         scores = torch.empty(len(caps), 0, dtype=torch.float32, device=self.device)
         selected, worth = scores.int(), scores

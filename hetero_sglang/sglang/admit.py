@@ -81,8 +81,8 @@ def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwar
     """AROUND PrefillAdder.add_one_req: a request waits until every rank's hot pool can hold its working set."""
     state = runtime()
     fits = state.cache.admission.fits
-    if not fits(demand_of(req), promised(adder)) and (turn := turn_of(req)) and _promise(turn, req, alone=True):
-        assert turn.pages is not None  # fewer
+    if not fits(demand_of(req), promised(adder)) and (turn := turn_of(req)):
+        _promise(turn, req, alone=True)  # which takes less, where it may be
     if not fits(demand_of(req), promised(adder)) and not (
         state.scheduler.enable_priority_preemption and adder.preempt_to_schedule(req, state.scheduler.server_args)
     ):

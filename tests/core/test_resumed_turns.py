@@ -74,29 +74,33 @@ def test_new_tokens_attend_over_exactly_what_the_set_holds_and_those_before_them
     check_turn(begun(3, run, probed), cut, count, monkeypatch)
 
 
+def recorded(request: Request, length: int, monkeypatch: pytest.MonkeyPatch) -> dict[int, torch.Tensor]:
+    """By head, filled during a prefill: what it holds of `length` tokens when it has attended, before the new ones."""
+    held: dict[int, torch.Tensor] = {}
+    ops = engine_of(request.cache).ops
+    keep = ops.keep
+
+    def watched(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, *rest: object) -> None:
+        held.update({n: held_positions(request, n, length) for n in range(layer.first, layer.first + HEADS)})
+        keep(k, v, layer, *rest)
+
+    monkeypatch.setattr(ops, "keep", watched)
+    return held
+
+
 def check_turn(before: Request, cut: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`cut`: tokens of the set that the turn does not share. Buffers are poisoned; what no row has cannot be read."""
     cache, prefix = before.cache, 155 - cut
     length = prefix + count
     request = turn(cache, before, 2, prefix, length)
     assert request is not None and cache.counters.resumed_requests == 1
-    held: dict[int, torch.Tensor] = {}
-    ops = engine_of(cache).ops
-    keep = ops.keep
-
-    def recorded(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, *rest: object) -> None:
-        for number in range(layer.first, layer.first + HEADS):
-            there = held_positions(request, number, 155)
-            held[number] = there[there < prefix]
-        keep(k, v, layer, *rest)
-
-    monkeypatch.setattr(ops, "keep", recorded)
+    held = recorded(request, 155, monkeypatch)
     out = prefill([request], [(prefix, length)])
     for layer in range(LAYERS):
         window = cache.settings.rule.window_of(cache.settings.runs[layer])
         for head in range(HEADS):
             number = layer * HEADS + head
-            there = held[number]
+            there = held[number][held[number] < prefix]
             assert there.unique().numel() == there.numel() and there[:2].tolist() == [0, 1]
             recent = torch.arange(155 - window, prefix)  # of which the set's last steps may have overwritten some
             assert torch.isin(recent, there).all()
@@ -137,15 +141,7 @@ def test_what_any_new_token_wants_most_is_held_when_it_attends(run: int, monkeyp
     rule = cache.settings.rule
     request = turn(cache, before, 2, prefix, prefix + count)
     assert request is not None
-    held: dict[int, torch.Tensor] = {}
-    ops = engine_of(cache).ops
-    keep = ops.keep
-
-    def recorded(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, *rest: object) -> None:
-        held.update({n: held_positions(request, n, prefix) for n in range(layer.first, layer.first + HEADS)})
-        keep(k, v, layer, *rest)
-
-    monkeypatch.setattr(ops, "keep", recorded)
+    held = recorded(request, prefix, monkeypatch)
     prefill([request], [(prefix, prefix + count)])
     for number, there in held.items():
         layer, head = divmod(number, HEADS)
@@ -288,15 +284,7 @@ def check_restored(request: Request, before: Request, count: int, monkeypatch: p
     """Nothing of the whole prefix comes; new tokens attend to what came and to each other, and decoding goes on."""
     cache, prefix = request.cache, 150
     rule = cache.settings.rule
-    held: dict[int, torch.Tensor] = {}
-    ops = engine_of(cache).ops
-    keep = ops.keep
-
-    def recorded(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, *rest: object) -> None:
-        held.update({n: held_positions(request, n, prefix) for n in range(layer.first, layer.first + HEADS)})
-        keep(k, v, layer, *rest)
-
-    monkeypatch.setattr(ops, "keep", recorded)
+    held = recorded(request, prefix, monkeypatch)
     out = prefill([request], [(prefix, prefix + count)])
     counters = cache.counters
     assert counters.restored_requests == 1 and counters.prefix_rows_read + counters.prefix_rows_copied == 0

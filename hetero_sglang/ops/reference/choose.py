@@ -45,8 +45,8 @@ def lazy(
     length when it was last wanted, else `used_at_first`. Runs in [low, high) may come in, no others are held. Wanted
     are the `want` best, as their scores' bins tell them apart, and none of the lowest bin: of those that share the last
     one's bin what is held counts first. Of the wanted that are not held `most` come, the best bins first, each in the
-    place of the unwanted run with the lowest `used_bin`; of equals the first. What was wanted at
-    this length before stays, and so does what is PINNED."""
+    place of the unwanted run with the lowest `used_bin`; of equals the first. What was wanted at this length before
+    stays, and so does what is PINNED."""
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
     count = min(want, inside.shape[1])

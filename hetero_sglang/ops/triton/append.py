@@ -14,13 +14,13 @@ from hetero_sglang.ops.triton.store import ring_row
 _QUERIES = 64  # rows of a tile: new tokens by query heads of a group
 _TOKENS = 64  # that a program reads at a time
 _SPLITS = 16  # of what a head holds, at most
-_NOTHING = -1e30  # below all logits: finite, so that differences are numbers
+_NOTHING = tl.constexpr(-1e30)  # below all logits: finite, so that differences are numbers
 
 
 @triton.jit
 def _attended(logit, top, total, result, values, here):
     """Take in tokens with base-2 logits [M, N] and values [N, Dv], of which `here` [M, N] count."""
-    logit = tl.where(here, logit, -1e30)
+    logit = tl.where(here, logit, _NOTHING)
     higher = tl.maximum(top, tl.max(logit, 1))
     share = tl.where(here, tl.exp2(logit - higher[:, None]), 0.0)
     shrink = tl.exp2(top - higher)
@@ -29,20 +29,7 @@ def _attended(logit, top, total, result, values, here):
     return higher, total, result
 
 
-@triton.jit(
-    do_not_specialize=[
-        "count",
-        "prefix",
-        "reached",
-        "begins",
-        "first",
-        "sink",
-        "ring",
-        "splits",
-        "scale",
-        "all_heads",
-    ]
-)
+@triton.jit(do_not_specialize=["count", "prefix", "reached", "begins", "first", "sink", "ring", "splits", "all_heads"])
 def _append(
     q, k, v, hot_k, hot_v, heads, cap, page_start, page_list, out, partial, weight, q_stride, k_stride, v_stride,
     count, prefix, reached, begins, first, sink, ring, splits, scale, all_heads,
@@ -62,16 +49,14 @@ def _append(
     full = kept < reached
     fixed = tl.where(full, kept - turning, prefix)  # rows before the ring's
     held = tl.where(full, fixed + prefix - begins, prefix)
-    top = tl.full([M], -1e30, tl.float32)
+    top = tl.full([M], _NOTHING, tl.float32)
     total = tl.zeros([M], tl.float32)
     result = tl.zeros([M, PAD_V], tl.float32)
     begin, end = span(held, split, splits, N)
     for each in range(begin, end, N):
         place = each + within
         here = place < end
-        later = begins + place - fixed - kept  # the ring's tokens turn over; before `kept` they lie as they come
-        turned = kept - turning + ((later % turning) + turning) % turning
-        place = tl.where(place < fixed, place, turned)
+        place = tl.where(place < fixed, place, ring_row(begins + place - fixed, kept, sink, ring))
         page = tl.load(page_list + start + place // P, mask=here, other=0).to(tl.int64)
         flat = (page * P + place % P)[:, None]
         keys = tl.load(hot_k + flat * D + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
@@ -99,7 +84,7 @@ def _append(
     else:
         number += split.to(tl.int64) * count * all_heads
         tl.store(partial + number[:, None] * DV + at_v[None, :], result, mask=inside)
-        tl.store(weight + number, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), -1e30), mask=real)
+        tl.store(weight + number, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), _NOTHING), mask=real)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -109,13 +94,13 @@ def _merge(
     row, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PAD_V)
     here = row < rows
     inside = here[:, None] & (at < DV)[None, :]
-    top = tl.full([ROWS], -1e30, tl.float32)
+    top = tl.full([ROWS], _NOTHING, tl.float32)
     for split in range(splits):
-        top = tl.maximum(top, tl.load(weight + split * rows + row, mask=here, other=-1e30))
+        top = tl.maximum(top, tl.load(weight + split * rows + row, mask=here, other=_NOTHING))
     total = tl.zeros([ROWS], tl.float32)
     result = tl.zeros([ROWS, PAD_V], tl.float32)
     for split in range(splits):
-        share = tl.exp2(tl.load(weight + split * rows + row, mask=here, other=-1e30) - top)
+        share = tl.exp2(tl.load(weight + split * rows + row, mask=here, other=_NOTHING) - top)
         place = (split * rows + row).to(tl.int64)
         result += tl.load(partial + place[:, None] * DV + at[None, :], mask=inside, other=0.0) * share[:, None]
         total += share
