@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.schedule_policy import AddReqResult
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from hetero_sglang.config.caps import Grant
 from hetero_sglang.sglang.runtime import Turn, runtime
@@ -22,7 +24,8 @@ def first_look(req: Any, most: int) -> int | None:
     """Before the radix tree is asked for `most` tokens at most: for how many it is asked so that the request goes on
     with a parked set. None: there is no such set.
 
-    The tree may have more of the prompt than the set was made of: there the set has rows of somebody else's tokens."""
+    The tree may have more of the prompt than the set was made of: there the set has rows of somebody else's tokens. If
+    it has much more, the request begins with that instead."""
     state, tokens = runtime(), np.asarray(req.full_untruncated_fill_ids, dtype=np.int64)
     state.turns.pop(req.rid, None)
     parked = state.cache.parking.find(tokens, req.extra_key)
@@ -31,8 +34,16 @@ def first_look(req: Any, most: int) -> int | None:
     prefix = min(most, parked.shared(tokens))
     if state.cache.resumable(parked, grant_of(req), prefix, len(tokens)) is None:
         return None
+    if most - prefix > state.settings.rule.slack and _cached(req, most) - prefix > state.settings.rule.slack:
+        return None
     state.turns[req.rid] = Turn(parked)
     return prefix
+
+
+def _cached(req: Any, most: int) -> int:
+    """Of the first `most` tokens, how many the radix tree has."""
+    key = RadixKey(token_ids=req.full_untruncated_fill_ids, extra_key=req.extra_key, limit=most)
+    return len(runtime().scheduler.tree_cache.match_prefix(MatchPrefixParams(key=key)).device_indices)
 
 
 def turn_of(req: Any) -> Turn | None:

@@ -70,6 +70,17 @@ def test_a_branch_does_not_go_on_with_the_set_of_another(server: Server, languag
         assert score(text, document, question.names).right == 2, f"{question.names} were asked for, not {text}"
 
 
+@pytest.mark.server("short-whole")
+def test_a_set_of_a_short_beginning_is_not_taken_for_a_long_cached_one(server: Server, language: Language) -> None:
+    server.flush()
+    document = language.document(32, 1200, 12).ids
+    tails = [language.document(33 + n, 400, 4).ids for n in range(2)]  # more than a set may lack
+    server.generate(document + tails[0], 1)
+    server.generate(document[:160] + tails[0][:40], 1)  # its set could serve all that begin like it
+    reply = server.generate(document + tails[1], 1)
+    assert reply["meta_info"]["cached_tokens"] >= len(document)
+
+
 @pytest.mark.server("indexed")
 def test_long_turns_read_their_prefix_as_decode_steps_do(server: Server, language: Language) -> None:
     server.flush()
