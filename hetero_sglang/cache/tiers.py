@@ -73,14 +73,10 @@ class TieredCache:
             return account if account and length <= int(account.rows.caps.min(initial=length)) else None
         return account if self.index is not None and length - prefix <= self.settings.append else None
 
-    def claim(self, parked: Parked, alone: bool = False) -> None:
-        """A request is about to go on with a parked set; before any of a pass gets its pages. `alone`: it is parked no
-        longer; else others may join until the request decodes."""
-        if alone:
-            self.parking.take(parked)
-            self.admission.unpark(parked.key)
-        else:
-            self.admission.share(parked.key)
+    def claim(self, parked: Parked) -> None:
+        """A request is about to go on with a parked set, which stays until it does; before any of a pass gets its
+        pages."""
+        self.admission.share(parked.key)
         self._pin(parked, self.admission.users[parked.key] > 1)
 
     def _pin(self, parked: Parked, stay: bool) -> None:
@@ -88,14 +84,21 @@ class TieredCache:
             parked.ws.pin(stay)
             parked.pinned = stay
 
-    def resume(self, slot: int, parked: Parked, account: Account) -> None:
-        """A request got request slot `slot`, and goes on with a parked set that it has claimed."""
-        self._clear(account.pages)
-        ws, users = parked.ws, self.admission.users[parked.key]
-        if users:
+    def resume(self, slot: int, parked: Parked, account: Account, alone: bool = False) -> None:
+        """A request got request slot `slot`, and goes on with a parked set that it has claimed. `alone`: it is parked
+        no longer; else others may join until the request decodes."""
+        ws, key = parked.ws, parked.key
+        if alone:
+            self._clear(account.pages - self.admission.parked[key].pages)
+            self._pin(parked, False)
+            self.parking.take(parked)
+            self.admission.leave(key)
+            self.admission.unpark(key)
+        else:
+            self._clear(account.pages)
             ws = ws.share()
-            ws.base = parked.key
-            self.counters.shared_requests += users > 1
+            ws.base = key
+            self.counters.shared_requests += self.admission.users[key] > 1
         self.admission.open(slot, account.grant, account)
         ws.resume(account.grant)
         self.requests[slot], ws.slot = ws, slot

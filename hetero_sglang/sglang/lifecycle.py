@@ -21,11 +21,11 @@ def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) ->
     users = Counter(turn.parked.key for _, turn in turns) + cache.admission.users
     for _, turn in turns:  # before anybody gets pages, which parked sets might be given up for
         turn.alone = turn.alone or (turn.asks and users[turn.parked.key] == 1)
-        cache.claim(turn.parked, turn.alone)
+        cache.claim(turn.parked)
     for slot, turn in turns:
         account = turn.whole if turn.alone else turn.shared
         assert account
-        cache.resume(slot, turn.parked, account)
+        cache.resume(slot, turn.parked, account, turn.alone)
         if turn.asks:
             cache.own(cache.requests[slot])
     for slot, req in begun:

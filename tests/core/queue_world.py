@@ -1,16 +1,18 @@
 """SGLang's own admission code over a small world: real passes over the queue and our hooks, without model or tokens.
 
 `World` is one rank's scheduler. `Scheduler._get_new_batch_prefill_raw` and `PrefillAdder` are SGLang's, hooked as a
-server hooks them; batches, the radix tree (which here never shares) and the token allocator are stand-ins that count.
+server hooks them; batches, the radix tree (which here takes no slots) and the token allocator are stand-ins that count.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -35,9 +37,12 @@ CLIP = schedule_policy.CLIP_MAX_NEW_TOKENS
 class Req:
     """What admission reads of SGLang's Req."""
 
-    def __init__(self, number: int, prompt: int, max_new: int, priority: int) -> None:
+    finished_reason = extra_key = None
+
+    def __init__(self, number: int, prompt: int | list[int], max_new: int, priority: int) -> None:
+        """`prompt`: its tokens, or how many it has that no other request has."""
         self.rid, self.priority = number, priority
-        self.origin_input_ids = [1] * prompt
+        self.origin_input_ids = [-1 - number] * prompt if isinstance(prompt, int) else prompt
         self.output_ids: list[int] = []
         self.sampling_params = SimpleNamespace(max_new_tokens=max_new, ignore_eos=False)
         self.time_stats = SimpleNamespace(wait_queue_entry_time=number)
@@ -46,12 +51,18 @@ class Req:
         self.prefix_indices = torch.empty(0, dtype=torch.int64)
         self.host_hit_length = self.inflight_middle_chunks = self.kv_committed_len = 0
         self.retracted_stain = self.done = False
-        self.held = 0  # token slots
+        self.held = self.cached = 0  # token slots, and the radix tree's before them
         self.init_next_round_input()
 
     def init_next_round_input(self, tree: Any = None) -> None:
-        self.full_untruncated_fill_ids = self.origin_input_ids + self.output_ids
-        self.prefix_indices = torch.arange(self.held)  # of a prompt that comes in chunks
+        ids = self.full_untruncated_fill_ids = self.origin_input_ids + self.output_ids
+        if tree is not None and self.req_pool_idx is None:
+            most = lifecycle.leave_observed_queries(len(ids) - 1, self, len(ids))
+            self.cached = tree.common(ids, most)
+        self.prefix_indices = torch.arange(self.cached + self.held)  # `held` of a prompt that comes in chunks
+
+    def effective_kv_committed_len(self) -> int:
+        return len(self.origin_input_ids) + len(self.output_ids) - 1
 
     def set_extend_range(self, start: int, end: int) -> None:
         self.extend_range = SimpleNamespace(start=start, end=end, length=end - start)
@@ -61,6 +72,41 @@ class Req:
 
     def finished(self) -> bool:
         return self.done
+
+
+class Tree:
+    """The tokens of the latest requests that have ended, in slots of nobody."""
+
+    disable = False
+
+    def __init__(self) -> None:
+        self.known: deque[np.ndarray] = deque(maxlen=8)
+
+    def common(self, ids: list[int], most: int) -> int:
+        """How many of `ids`, of the first `most`, a request that has ended begins with too."""
+        mine, best = np.array(ids[:most]), 0
+        for other in self.known:
+            count = min(len(mine), len(other))
+            differ = np.flatnonzero(mine[:count] != other[:count])
+            best = max(best, int(differ[0]) if differ.size else count)
+        return best
+
+    def match_prefix(self, params: Any) -> Any:
+        key = params.key
+        return SimpleNamespace(device_indices=torch.empty(self.common(key.token_ids, key.limit)))
+
+    def evictable_size(self) -> int:
+        return 0
+
+    def supports_mamba(self) -> bool:
+        return False
+
+    def is_tree_cache(self) -> bool:
+        return False
+
+    def inc_lock_ref(self, node: Any) -> None: ...
+
+    def dec_lock_ref(self, node: Any) -> None: ...
 
 
 class Batch:
@@ -91,6 +137,15 @@ class Batch:
         lifecycle.request_slots_given([r.req_pool_idx for r in self.reqs], None, self.reqs)
 
 
+class Checked(TieredCache):
+    """Whenever pages are about to be wanted, those that count as free are."""
+
+    def _clear(self, pages: np.ndarray) -> None:
+        free = int(self.admission.free[self.settings.rank])
+        assert free == self.hot.available, f"{free} pages count as free, {self.hot.available} are"
+        super()._clear(pages)
+
+
 class World:
     """One rank. `slots` token slots, `requests` request slots; everything else as SGLang's scheduler has it."""
 
@@ -118,14 +173,7 @@ class World:
         self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False))
         self.load_inquirer = SimpleNamespace(_get_num_pending_tokens=lambda **_: 0)
         self.token_to_kv_pool_allocator = SimpleNamespace(available_size=lambda: self.available)
-        self.tree_cache = SimpleNamespace(
-            evictable_size=lambda: 0,
-            supports_mamba=lambda: False,
-            is_tree_cache=lambda: False,
-            inc_lock_ref=lambda node: None,
-            dec_lock_ref=lambda node: None,
-            disable=False,
-        )
+        self.tree_cache = Tree()
         self.req_to_token_pool = SimpleNamespace(available_size=lambda: len(self.free_requests))
         self.trace: list[Any] = []  # what was decided, pass by pass
         pages = [Sizes(SHAPE, layout, settings.rule.page_size, slots).hot_pages for layout in settings.ranks]
@@ -143,7 +191,7 @@ class World:
         resident = ResidentStore(1, [0] * len(layers), 4, 4, torch.bfloat16, "cpu")
         host = HostStore(1, [0] * len(layers), 4, 4, torch.bfloat16)
         hot = HotPool(pages[settings.rank], settings.rule.page_size, 4, 4, torch.bfloat16, "cpu")
-        self.cache = self.state._cache = TieredCache(settings, resident, host, hot, Counters(), pages)
+        self.cache = self.state._cache = Checked(settings, resident, host, hot, Counters(), pages)
 
     # ---- what SGLang's pass calls
 
@@ -166,8 +214,10 @@ class World:
 
     def release(self, req: Req) -> None:
         """Its slots, its request slot and, by our hook, its hot pages are free again; it may come back."""
+        if req.done:
+            self.tree_cache.known.append(np.array(req.full_untruncated_fill_ids[: req.effective_kv_committed_len()]))
         self.available += req.held
-        req.held = 0
+        req.held = req.cached = 0
 
         def freed(pool: Any, req: Req) -> None:
             self.free_requests.append(req.req_pool_idx)
@@ -215,10 +265,12 @@ class World:
 
     def _produce(self, reqs: list[Req]) -> None:
         for req in reqs:
-            req.output_ids.append(1)
+            self.cache.requests[req.req_pool_idx].length = len(req.origin_input_ids) + len(req.output_ids)
+            req.output_ids.append(req.rid)
+            req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids
             if len(req.output_ids) >= req.sampling_params.max_new_tokens:
-                self.release(req)
                 req.done = True
+                self.release(req)
 
     def retract(self, index: int) -> None:
         """The running request of this index goes back to the queue."""

@@ -38,17 +38,17 @@ TURNS = np.array([[1, 2, 4], [4, 0, 2]])  # and steps from one in which they fin
 Run = int | tuple[int, ...]  # of all layers, or of each
 
 
-def indexed_profile(seed: int, run: Run, probed: np.ndarray | None = None) -> HeadProfile:
+def indexed_profile(seed: int, run: Run, probed: np.ndarray | None = None, heads: int = HEADS) -> HeadProfile:
     """An index of 48 bits in random directions, heads of different weight."""
     rng = np.random.default_rng(seed)
-    basis = np.stack([np.linalg.qr(rng.normal(size=(DIM, DIM)))[0] for _ in range(LAYERS * HEADS)])
-    basis = basis.reshape(LAYERS, HEADS, DIM, DIM).astype(np.float32)
+    basis = np.stack([np.linalg.qr(rng.normal(size=(DIM, DIM)))[0] for _ in range(LAYERS * heads)])
+    basis = basis.reshape(LAYERS, heads, DIM, DIM).astype(np.float32)
     levels = np.concatenate([np.full(count, 2**bits - 1) for count, bits in FIELDS])
     step = np.where(levels == 15, 0.34, 1.0)
-    offset = np.broadcast_to(-levels / 2, (LAYERS, HEADS, DIM)).astype(np.float32)
+    offset = np.broadcast_to(-levels / 2, (LAYERS, heads, DIM)).astype(np.float32)
     tables = (basis / step).astype(np.float32), offset, (basis * step).astype(np.float32)
-    weight = rng.permutation([0.8, 0.9, 0.9, 1.0, 1.1, 1.3]).reshape(LAYERS, HEADS)
-    return alike(LAYERS, HEADS, HEADS * GROUP, DIM, IndexPlan(FIELDS, *tables, run, probed, weight))
+    weight = rng.permutation([0.8, 0.9, 0.9, 1.0, 1.1, 1.3, 1.0, 1.0][: LAYERS * heads]).reshape(LAYERS, heads)
+    return alike(LAYERS, heads, heads * GROUP, DIM, IndexPlan(FIELDS, *tables, run, probed, weight))
 
 
 def lazy_settings(

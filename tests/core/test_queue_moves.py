@@ -13,28 +13,29 @@ from core_helpers import random_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queue_world import CLIP, Batch, Req, World, acting, sglang_world  # noqa: F401  (a fixture)
+from test_lazy_heads import indexed_profile
 
 from hetero_sglang.config.settings import resolve
-from hetero_sglang.policy.heterocache import HeteroCache
+from hetero_sglang.policy.heterocache import HeteroCache, IndexedHeads
 from hetero_sglang.sglang import admit, reporting
 
 pytestmark = pytest.mark.usefixtures("sglang_world")
 
 
-def make_worlds(seed: int, size: int, **options: object) -> list[World]:
-    """Every rank of a server with a random profile, ratio and room."""
+def make_worlds(seed: int, size: int, indexed: bool = False, **options: object) -> list[World]:
+    """Every rank of a server with a random profile, ratio and room; `indexed`: all heads have a key index."""
     rng = random.Random(seed)
-    profile = random_profile(seed, layers=3, heads=4)
-    slots = rng.choice((200, 700, 2500))
+    profile = indexed_profile(seed, rng.choice((1, 4)), heads=4) if indexed else random_profile(seed, layers=3, heads=4)
+    slots = rng.choice((700, 2500) if indexed else (200, 700, 2500))
     limits = {
-        "requests": rng.choice((2, 4, 16)),
+        "requests": rng.choice((8, 16) if indexed else (2, 4, 16)),
         "chunk": rng.choice((None, 64, 256)),
         "preemption": rng.random() < 0.5,
         **options,
     }
-    ratio = profile.floor + (1 - profile.floor) * rng.choice((0.02, 0.3, 0.9))
+    ratio = profile.floor + (1 - profile.floor) * rng.choice((0.2 if indexed else 0.02, 0.3, 0.9))
     shared = {
-        "policy": HeteroCache(),
+        "policy": IndexedHeads() if indexed else HeteroCache(),
         "keep_ratio": ratio,
         "window": rng.choice((2, 16)),
         "sink": 2,
@@ -49,7 +50,8 @@ def make_worlds(seed: int, size: int, **options: object) -> list[World]:
 class Play:
     """The same events on every rank; the laws after each."""
 
-    def __init__(self, worlds: list[World], seed: int) -> None:
+    def __init__(self, worlds: list[World], seed: int, turns: bool = False) -> None:
+        self.turns = turns
         self.worlds, self.rng = worlds, random.Random(seed)
         self.sent: list[int] = []
         self.held = False
@@ -59,6 +61,20 @@ class Play:
         prompt = min(self.rng.choice((1, 20, 300, total)), total - 4)
         most = total - prompt - 3  # as Scheduler.init_req_max_new_tokens bounds it
         new, priority = min(self.rng.choice((1, 8, 100, 5000)), most), self.rng.choice((1, 1, 1, 100))
+        self._send(prompt, new, priority)
+
+    def go_on(self) -> None:
+        """Of one or more that have been answered: somebody asks on, or several do, the same or each something else."""
+        total, known = self.worlds[0].total, list(self.worlds[0].tree_cache.known)
+        for before in self.rng.sample(known, min(len(known), self.rng.choice((1, 1, 2, 4)))):
+            kept = before[: max(1, len(before) - self.rng.choice((0, 0, 0, 1, 5, 300)))].tolist()
+            count, new, priority = self.rng.choice((0, 1, 3, 40)), self.rng.choice((1, 8, 100)), self.rng.choice((1, 100))
+            told, same = len(self.sent), self.rng.random() < 0.5
+            for _ in range(self.rng.choice((1, 1, 2, 6))):
+                prompt = (kept + [-1 - (told if same else len(self.sent))] * count)[: total - 4]
+                self._send(prompt, min(new, total - len(prompt) - 3), priority)
+
+    def _send(self, prompt: int | list[int], new: int, priority: int) -> None:
         rid = len(self.sent)
         self.sent.append(rid)
         for world in self.worlds:
@@ -81,11 +97,13 @@ class Play:
 
     def event(self) -> None:
         kinds = ("retract", "pause", "hold", "abort", "abort all", "flush")  # pause_generation's modes among them
-        kind = self.rng.choice(("submit",) * 3 + ("step",) * 4 + kinds)
+        kind = self.rng.choice(("submit",) * 3 + ("go on",) * 3 * self.turns + ("step",) * 4 + kinds)
         first = self.worlds[0]
         choice = self.rng.random()
         if kind == "submit":
             self.submit()
+        elif kind == "go on":
+            self.go_on()
         elif kind == "step":
             for _ in range(self.rng.choice((1, 3, 40))):
                 self.step()
@@ -110,6 +128,7 @@ class Play:
         elif kind == "flush" and not first.live:
             for world in self.worlds:
                 world.cache.reset()
+                world.tree_cache.known.clear()
         for world in self.worlds:
             world.check()
 
@@ -138,6 +157,16 @@ def test_whatever_happens_the_queue_moves_and_all_are_answered(seed: int, events
 @given(seed=st.integers(0, 10_000), size=st.sampled_from((2, 4)), events=st.integers(1, 20))
 def test_every_rank_lets_in_grows_and_preempts_alike(seed: int, size: int, events: int) -> None:
     play = Play(make_worlds(seed, size), seed)
+    for _ in range(events):
+        play.event()
+    play.drain()
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10_000), size=st.sampled_from((1, 1, 2)), events=st.integers(1, 40))
+def test_turns_take_no_pages_that_are_another_s(seed: int, size: int, events: int) -> None:
+    """Requests that go on from sets that have been left: alone, or several from one, in any order."""
+    play = Play(make_worlds(seed, size, indexed=True), seed, turns=True)
     for _ in range(events):
         play.event()
     play.drain()

@@ -36,8 +36,8 @@ def turn(
     account = cache.resumable(parked, cache.admission.grant(length, most), prefix, length)
     if account is None:
         return None
-    cache.claim(parked, alone=True)
-    cache.resume(slot, parked, account)
+    cache.claim(parked)
+    cache.resume(slot, parked, account, alone=True)
     cache.check_integrity()
     return copied(before, slot=slot, prompt=length)
 
@@ -448,8 +448,8 @@ def test_a_page_is_free_parked_or_somebody_s(data: st.DataObject) -> None:
                 continue
             slot = free_slots.pop()
             if parked and account:
-                cache.claim(parked, not shares)
-                cache.resume(slot, parked, account)
+                cache.claim(parked)
+                cache.resume(slot, parked, account, not shares)
             else:
                 cache.start(slot, grant)
             lengths[slot] = cache.requests[slot].length = prompt
