@@ -68,7 +68,8 @@ class Append:
         if seq.restores:
             self._restore(layer, seq, q[going.asked], scale)
         else:
-            self.finder.seek(layer, q[going.asked], going.slots, going.before, ws.length, scale, self.work)
+            # More than a step wants, as others chose the rest.
+            self.finder.seek(layer, q[going.asked], going.slots, going.before, ws.length, scale, self.work, part=1)
         out = self.ops.append(q, k, v, buffers, going.before, behind, scale)
         self.ops.keep(k, v, buffers, going.before, behind)
         if seq.count > rule.window:

@@ -15,7 +15,7 @@ from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.ops.base import Arrivals, LayerIndex, StepTables
-from hetero_sglang.ops.reference.choose import used_at_first
+from hetero_sglang.ops.reference.choose import PART, used_at_first
 from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.profile.index_plan import EVERY
@@ -92,15 +92,17 @@ class Lazy(Finder):
         )
 
     def seek(
-        self, layer: int, q: torch.Tensor, slots: torch.Tensor, step: StepTables, length: int, scale: float, work: Any
-    ) -> None:
-        """Before they attend: heads take in what they want, as in a step; arguments as of `ask`."""
+        self, layer: int, q: torch.Tensor, slots: torch.Tensor, step: StepTables, length: int, scale: float, work: Any,
+        part: int = PART,
+    ) -> None:  # fmt: skip
+        """Before they attend: heads take in what they want, as in a step, up to one `part` of their rows; other
+        arguments as of `ask`."""
         mine, hot = self.index[layer], self.cache.hot
         if not mine.heads.numel():
             return
         self.ask(layer, q, slots, step, length, scale, work)
         sink, step = self.settings.rule.sink, self._every(mine, step)
-        self.ops.choose(mine, step, hot, sink, self.settings.rule.window_of(mine.run), work)
+        self.ops.choose(mine, step, hot, sink, self.settings.rule.window_of(mine.run), work, part=part)
         self.ops.swap_in(mine, self.layers[layer].host, slots, self.turns[:1], step, hot, sink, work)
         self.ops.seat(mine, step, hot, work)
 

@@ -68,7 +68,8 @@ class Play:
         total, known = self.worlds[0].total, list(self.worlds[0].tree_cache.known)
         for before in self.rng.sample(known, min(len(known), self.rng.choice((1, 1, 2, 4)))):
             kept = before[: max(1, len(before) - self.rng.choice((0, 0, 0, 1, 5, 300)))].tolist()
-            count, new, priority = self.rng.choice((0, 1, 3, 40)), self.rng.choice((1, 8, 100)), self.rng.choice((1, 100))
+            count, new = self.rng.choice((0, 1, 3, 40)), self.rng.choice((1, 8, 100))
+            priority = self.rng.choice((1, 100))
             told, same = len(self.sent), self.rng.random() < 0.5
             for _ in range(self.rng.choice((1, 1, 2, 6))):
                 prompt = (kept + [-1 - (told if same else len(self.sent))] * count)[: total - 4]

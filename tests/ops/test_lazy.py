@@ -181,12 +181,18 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("run", "lengths", "caps", "most", "ties", "pinned"),
-    [*((*case, ties, False) for case in CASES for ties in (False, True)), (4, [613], [126], 300, False, True)],
+    ("run", "lengths", "caps", "most", "ties", "pinned", "part"),
+    [
+        *((*case, ties, False, PART) for case in CASES for ties in (False, True)),
+        (4, [613], [126], 300, False, True, PART),
+        (1, [713], [190], 300, False, False, 1),
+        (4, [613], [126], 10, True, False, 1),
+    ],
 )
 def test_a_step_is_the_reference_s(
-    run: int, lengths: list[int], caps: list[int], most: int, ties: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    run: int, lengths: list[int], caps: list[int], most: int, ties: bool, pinned: bool, part: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """`pinned`: all but few of the places may not be given away."""
     if ties:  # of many more splits
         for function in (choose, Workspace):
@@ -210,7 +216,7 @@ def test_a_step_is_the_reference_s(
     work.plan(device.step)
     probe(device.q, device.layer, *args, scale, SINK, WINDOW, work)
     flat_scores, begins = work.scores.cpu().clone(), work.place.tolist()
-    choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
+    choose(device.layer, device.step, device.hot, SINK, WINDOW, work, part=part)
     swap_in(device.layer, device.host, *args, device.hot, SINK, work, programs=6)
     assert device.hot.k.isnan().all() and device.hot.v.isnan().all(), "heads may still attend to what is there"
     seat(device.layer, device.step, device.hot, work)
@@ -229,7 +235,7 @@ def test_a_step_is_the_reference_s(
             held = hot.position.view(-1)[rows[..., 0]] // run
             used = hot.used.view(-1)[rows[..., 0]].contiguous()
             low, high = SINK // run, (length - WINDOW) // run
-            swaps = lazy(given[c : c + 1], held, used, length, low, high, max(1, places // PART), most)
+            swaps = lazy(given[c : c + 1], held, used, length, low, high, max(1, places // part), most, part == 1)
             hot.used.view(-1)[rows] = used[..., None]
             came, late = came + swaps.run.numel(), late + swaps.late
             handed = Handed(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, "cpu")

@@ -43,10 +43,6 @@ def test_a_program_is_right_and_finds_its_prefixes_cached(
 ) -> None:
     before = server.stats()["compressed_requests"]
     outcome = program.run(backend, language, LENGTH)
-    if program is multi_document and outcome.right < 0.9 * outcome.total:
-        pytest.xfail(
-            f"{outcome.right} of {outcome.total} by appends, where whole prefixes have all: not yet understood"
-        )
     assert outcome.right >= 0.9 * outcome.total, str(outcome)
     assert outcome.cached_tokens > 0.8 * outcome.prompt_tokens
     assert server.stats()["compressed_requests"] - before >= 10

@@ -9,7 +9,7 @@ from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
-PART = 3  # a third of a head's places is what a step can want
+PART = 3  # a third of a head's places is what a step can want, unless it says otherwise
 BINS = 128  # of scores, and of times since a run was wanted
 FINE = 21  # low bits of a float32 that a score's bin leaves out: four bins to an octave
 LEAST = 384  # bins of float32 below the scores that are told apart, 2 ** -31 and above
@@ -37,8 +37,9 @@ def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
 
 
 def lazy(
-    scores: torch.Tensor, held: torch.Tensor, used: torch.Tensor, length: int, low: int, high: int, want: int, most: int
-) -> Swaps:
+    scores: torch.Tensor, held: torch.Tensor, used: torch.Tensor, length: int, low: int, high: int, want: int,
+    most: int, strict: bool = False,
+) -> Swaps:  # fmt: skip
     """One step of the rule for C heads; `used` is brought up to date, moving the rows is the caller's.
 
     scores [C, U] float32 of the request's runs; held [C, n] int32: each selected run; used [C, n] int32: the request's
@@ -46,7 +47,8 @@ def lazy(
     are the `want` best, as their scores' bins tell them apart, and none of the lowest bin: of those that share the last
     one's bin what is held counts first. Of the wanted that are not held `most` come, the best bins first, each in the
     place of the unwanted run with the lowest `used_bin`; of equals the first. What was wanted at this length before
-    stays, and so does what is PINNED."""
+    stays, and so does what is PINNED. `strict`: of the last one's bin nothing is wanted, so that every place can go to
+    what is better."""
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
     count = min(want, inside.shape[1])
@@ -54,7 +56,7 @@ def lazy(
         nothing = torch.empty(0, dtype=torch.int64)
         return Swaps(nothing, nothing, nothing, 0)
     bins = score_bin(inside)  # [C, n']
-    edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1)  # [C, 1]
+    edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1) + strict  # [C, 1]
     at = held.long() - low
     hit, stays = (bins >= edge).gather(1, at), used >= length  # [C, n]
     used[hit & ~stays] = length
@@ -106,21 +108,22 @@ def _merged(
 
 def choose(
     layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
-    merged: bool = False,
+    merged: bool = False, part: int = PART,
 ) -> None:  # fmt: skip
-    """After `probe` or `look`: which runs come to which places, for every head that was found to want any.
+    """After `probe` or `look`: which runs come to which places, for every head that was found to want any: as many as
+    one `part` of its places, or the better of all.
 
     `hot.used`, or `hot.score` where rows are `merged`, is brought up to date."""
     for found in work.found:
         caps = step.cap[found.request, layer.first + found.heads].tolist()
         for cap in sorted(set(caps)):  # mostly one
             alike = torch.tensor([i for i, each in enumerate(caps) if each == cap])
-            _choose(found, alike, cap, layer, step, hot, sink, window, work, merged)
+            _choose(found, alike, cap, layer, step, hot, sink, window, work, merged, part)
 
 
 def _choose(
     found: Found, alike: torch.Tensor, cap: int, layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool,
-    sink: int, window: int, work: Workspace, merged: bool,
+    sink: int, window: int, work: Workspace, merged: bool, part: int,
 ) -> None:  # fmt: skip
     """For heads of one size."""
     run, heads, length = layer.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
@@ -144,7 +147,7 @@ def _choose(
         worth = scores[swaps.head, swaps.run]
     else:
         used = hot.used.view(-1)[rows[..., 0]]
-        swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // PART), most), None
+        swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // part), most, part == 1), None
         hot.used.view(-1)[rows] = used[..., None]
     work.counted[0] += swaps.run.numel() * run
     work.counted[1] += swaps.late * run

@@ -18,13 +18,13 @@ from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, WARPS, Workspace
 
 @triton.jit
 def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexpr):
-    """The bin of the best third's last run, not the lowest; how many are wanted, and how many runs the bins above it
-    have, and itself."""
+    """The bin of the last wanted run, not the lowest, or the next where all places may change; how many are wanted, and
+    how many runs the bins above it have, and itself."""
     bins = tl.arange(0, BINS)
     count = tl.load(wanted + unit * BINS + bins)
     above = tl.sum(count, 0) - tl.cumsum(count, 0) + count  # [BINS] runs of this bin and higher
     want = tl.minimum(tl.maximum(places // PART, 1), high - low)
-    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1)
+    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1) + (PART == 1)
     return edge, want, tl.sum(tl.where(bins > edge, count, 0), 0), tl.sum(tl.where(bins == edge, count, 0), 0)
 
 
@@ -265,10 +265,10 @@ def _exchange(
 
 def choose(
     layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
-    merged: bool = False,
+    merged: bool = False, part: int = PART,
 ) -> None:  # fmt: skip
-    """After `probe` or `look`: which runs come to which places, for every head that is full, or that is to be refilled;
-    `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
+    """After `probe` or `look`: which runs come to which places, for every head that is full, or that is to be refilled,
+    as many as one `part` of its places; `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
 
     Of the runs that a split lists only the first that may come are there; `swap_in` reads no further."""
     heads = layer.heads.numel()
@@ -276,7 +276,7 @@ def choose(
     splits, per_request = work.splits(units), step.cap.shape[1]
     every, turn = (layer.every, layer.turn) if isinstance(layer, LayerIndex) else (layer.which, 0)  # no turn is asked
     sizes = dict(
-        n_heads=heads, RUN=layer.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
+        n_heads=heads, RUN=layer.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=part, FINE=FINE, NEVER=NEVER,
         LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=WARPS,
     )  # fmt: skip
     pdl = overlaps(step.length.device)
