@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.hot_pool import PINNED
 from hetero_sglang.cache.lanes import upload
 from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
@@ -49,7 +51,15 @@ class Append:
         for seq in prompts:
             if seq.restores:
                 seq.ws.length = seq.prefix
+            else:
+                self._release(seq.ws)
         self.going = {seq.ws.slot: self._going(seq) for seq in prompts}
+
+    def _release(self, ws: WorkingSet) -> None:
+        """What the last step wanted may go too; what is pinned stays."""
+        used, pages = self.cache.hot.used, upload(ws.pages, self.device)
+        rows = used[pages]  # [pages, page_size]
+        used[pages] = torch.where((rows >= ws.length) & (rows < PINNED // 2), ws.length - 1, rows)
 
     def _going(self, seq: Prompt) -> Going:
         lengths = upload(torch.tensor([[seq.ws.length], [seq.length]], dtype=torch.int32), self.device)
