@@ -52,10 +52,10 @@ class Append:
             if seq.restores:
                 seq.ws.length = seq.prefix
             else:
-                self._release(seq.ws)
+                self._age(seq.ws)
         self.going = {seq.ws.slot: self._going(seq) for seq in prompts}
 
-    def _release(self, ws: WorkingSet) -> None:
+    def _age(self, ws: WorkingSet) -> None:
         """What the last step wanted may go too; what is pinned stays."""
         used, pages = self.cache.hot.used, upload(ws.pages, self.device)
         rows = used[pages]  # [pages, page_size]
