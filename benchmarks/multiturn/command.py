@@ -47,9 +47,16 @@ def load_of(given: argparse.Namespace) -> Load:
 
 def check(load: Load, most: int | None) -> None:
     """Raises HeteroError for a load that cannot be."""
-    for name in ("num_clients", "num_rounds", "documents", "document_length", "request_length", "output_length"):
+    if load.num_clients + load.short_chats < 1:
+        raise HeteroError("--num-clients 0 and no --short-chats: pass 1 or more of either.")
+    for name in ("num_rounds", "documents", "document_length", "request_length", "output_length"):
         if getattr(load, name) < 1:
             raise HeteroError(f"--{name.replace('_', '-')} {getattr(load, name)}: pass 1 or more.")
+    for name, least in (("num_clients", load.num_clients), ("short_chats", load.short_chats)):
+        if least < 0:
+            raise HeteroError(f"--{name.replace('_', '-')} {least}: pass 0 or more.")
+    if min(load.short_lengths) < 1:
+        raise HeteroError(f"--short-lengths {min(load.short_lengths)}: pass 1 or more.")
     if most is not None and most < 1:
         raise HeteroError(f"--max-parallel {most}: pass 1 or more, or leave it out.")
     for name in ("abort_rate", "output_spread"):
@@ -141,6 +148,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--request-rate", type=float, metavar="R", help="conversations that begin in a second, Poisson (all at once)")
     add("--max-parallel", type=int, metavar="N", help="messages in flight at most (any number)")
     add("--abort-rate", type=float, default=0.0, metavar="X", help="share of answers whose reader leaves (0)")
+    add("--short-chats", type=int, default=0, metavar="N", help="clients beside them, who share nothing (0)")
+    add("--short-lengths", type=int, nargs="+", default=usual.short_lengths, metavar="TOKENS",
+        help="that these begin with, in turn (200 400 800)")  # fmt: skip
     add("--seed", type=int, default=0)
     add("--recall", type=Path, metavar="MODEL", help="entries to look up, in this recall model's language: checked")
     add("--names", type=int, default=3, help="entries that a question asks for (3)")

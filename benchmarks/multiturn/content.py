@@ -48,7 +48,7 @@ class RandomTokens(Content):
 
     @cache  # noqa: B019 - lives as long as the run
     def opening(self, document: int) -> list[int]:
-        return self._some("system", self.load.system_length) + self._some(document, self.load.document_length)
+        return self._some("system", self.load.system_length) + self._some(document, self.load.opening_length(document))
 
     def message(self, document: int, client: int, number: int) -> list[int]:
         return self._some((client, number), self.load.request_length)
@@ -68,10 +68,9 @@ class Recall(Content):
 
     @cache  # noqa: B019 - lives as long as the run
     def _document(self, document: int) -> Document:
-        seed = 1000 * self.load.seed + document
-        return self.language.document(
-            seed, self.load.document_length, max(self.names, self.load.document_length // 100)
-        )
+        length = self.load.opening_length(document)
+        seed = 1000 * self.load.seed + document % 1000  # of short chats, from 999 down
+        return self.language.document(seed, length, max(self.names, length // 100))
 
     def _question(self, document: int, client: int, number: int) -> Question:
         return self.language.ask(self._document(document), 1000 * client + number, self.names)

@@ -23,7 +23,13 @@ class Load:
     think_time: tuple[float, float] = (0.2, 1.0)
     request_rate: float | None = None  # conversations that begin in a second, by a Poisson process; None: all at once
     abort_rate: float = 0.0  # share of the answers that are not read to their end
+    short_chats: int = 0  # clients beside them who talk about nothing that others know
+    short_lengths: tuple[int, ...] = (200, 400, 800)  # of what these begin with, in turn
     seed: int = 0
+
+    def opening_length(self, document: int) -> int:
+        """Tokens of a document; of a short chat's beginning where `document` is below 0, as in `talks`."""
+        return self.document_length if document >= 0 else self.short_lengths[~document % len(self.short_lengths)]
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,12 @@ def talks(load: Load) -> list[Talk]:
     """In the order in which they begin."""
     rng = random.Random(load.seed)
     weights = [1 / (k + 1) ** load.zipf for k in range(load.documents)]
-    gaps = [rng.expovariate(load.request_rate) if load.request_rate else 0.0 for _ in range(load.num_clients)]
+    clients = load.num_clients + load.short_chats
+    gaps = [rng.expovariate(load.request_rate) if load.request_rate else 0.0 for _ in range(clients)]
     made = []
     for client, begins in enumerate(accumulate(gaps)):
-        document = rng.choices(range(load.documents), weights)[0]
+        short = client - load.num_clients  # of the short chats, or below 0
+        document = rng.choices(range(load.documents), weights)[0] if short < 0 else ~short
         made.append(
             Talk(client, document, begins, tuple(_round(load, number, rng) for number in range(load.num_rounds)))
         )

@@ -34,6 +34,7 @@ def summary(turns: Sequence[Turn], seconds: float, slo_ttft: float, slo_itl: flo
         **_spread("ttft", [turn.ttft for turn in whole if turn.ttft is not None]),
         **_spread("first_turn_ttft", [turn.ttft for turn in whole if turn.ttft is not None and not turn.round]),
         **_spread("later_turn_ttft", [turn.ttft for turn in whole if turn.ttft is not None and turn.round]),
+        **_spread("short_chat_ttft", [turn.ttft for turn in whole if turn.ttft is not None and turn.document < 0]),
         **_spread("itl", [gap for turn in whole for gap in turn.itl]),
         **_spread("latency", [turn.latency for turn in whole]),
         "right": sum(turn.right or 0 for turn in checked) if checked else None,

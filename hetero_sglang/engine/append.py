@@ -48,6 +48,7 @@ class Append:
     def begin(self, prompts: list[Prompt], step: DecodeStep) -> None:
         """Once per prefill pass; `step`: whose buffers nothing else uses meanwhile."""
         self.work = step.work
+        self.finder.allow(self.work, None)
         for seq in prompts:
             if seq.restores:
                 seq.ws.length = seq.prefix

@@ -68,12 +68,15 @@ class Lazy(Finder):
         self.ops.index(k, slots, mine.heads, mine.rows, mine.encode, mine.offset, mine.fields)
 
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
-        allowed = development.changed_rows()
-        most = self.room * self.run if allowed is None else allowed
-        if self.most.get(step.work) != most:
-            self.most[step.work] = most
-            step.work.most.fill_(most)
+        self.allow(step.work, development.changed_rows())
         super().begin(step, known, lengths)
+
+    def allow(self, work: Any, rows: int | None) -> None:
+        """So many rows may come to a head at once; None: as many as a workspace holds."""
+        most = self.room * self.run if rows is None else rows
+        if self.most.get(work) != most:
+            self.most[work] = most
+            work.most.fill_(most)
 
     def appended(self, layer: int, slots: torch.Tensor, k: torch.Tensor) -> None:
         self.beside.follow(mark(self.device))

@@ -45,6 +45,18 @@ def test_popular_documents_are_talked_about_more() -> None:
     assert all(each.leaves is None or each.leaves <= each.output for each in rounds)
 
 
+def test_short_chats_share_nothing_and_are_told_apart() -> None:
+    load = replace(SMALL, short_chats=4, short_lengths=(7, 9))
+    short = [talk.document for talk in talks(load)][SMALL.num_clients :]
+    assert len(set(short)) == 4 and all(document < 0 for document in short)
+    assert [talk.document for talk in talks(load)][: SMALL.num_clients] == [t.document for t in talks(SMALL)]
+    content = RandomTokens(load)
+    assert [len(content.opening(document)) for document in short] == [7, 9, 7, 9]
+    assert len({tuple(content.opening(document)) for document in short}) == 4
+    made = [Turn(0, 0, document, 0.0, 10, 0, 3, ttft, 1.0, [], False) for document, ttft in ((0, 9.0), (-1, 0.5))]
+    assert summary(made, 1.0, 2.0, 0.05)["p90_short_chat_ttft"] == 0.5
+
+
 def test_a_recall_answer_is_checked_and_a_wrong_one_seen() -> None:
     content = Recall(replace(SMALL, document_length=600), Path(RECALL), names=2)
     names = content._question(0, 1, 2).names
@@ -210,7 +222,7 @@ def test_two_runs_of_one_load_are_compared(fake: Any, tmp_path: Path, capsys: py
     ("words", "said"),
     [
         ("--base-url http://127.0.0.1:9", "No server answers at http://127.0.0.1:9"),
-        ("--num-clients 0", "--num-clients 0: pass 1 or more"),
+        ("--num-clients 0", "--num-clients 0 and no --short-chats: pass 1 or more"),
         ("--abort-rate 2", "--abort-rate 2.0: pass 0 to 1"),
         ("--think-time 2 1", "pass the shorter one first"),
         ("--compare /none /none", "/none is no run of benchmarks.multiturn"),
