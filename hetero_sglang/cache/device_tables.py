@@ -1,9 +1,24 @@
 """Working sets as the device sees them: caps and page lists by request slot, at addresses that never change."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
 import torch
 
 from hetero_sglang.cache.lanes import upload
 from hetero_sglang.cache.working_set import WorkingSet
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Where the list of a set's pages is, which it was when the set had been `moved` so often."""
+
+    begin: int
+    count: int
+    moved: int
+    starts: torch.Tensor  # [2, Hc], of each head's pages, and of those of its index
 
 
 class DeviceTables:
@@ -25,23 +40,33 @@ class DeviceTables:
         # Every page is in one list, and as many in others' too (Admission.lists): after a repack a third is free.
         self.page_list = torch.zeros(max(1, 3 * pages), dtype=torch.int32, device=device)
         self._end = 0
-        self._known: dict[int, tuple[WorkingSet, int, int]] = {}  # by slot: whose lists, of which size, how often moved
+        self._known: dict[int, tuple[WorkingSet, int, int]] = {}  # by slot: whose rows, of which size, how often moved
+        self._lists: WeakKeyDictionary[WorkingSet, Listed] = WeakKeyDictionary()
 
     def put(self, slot: int, ws: WorkingSet) -> bool:
-        """Make slot's rows those of `ws`; False where they already are: nothing is copied."""
+        """Make slot's rows those of `ws`; False where they already are. A set that goes on elsewhere keeps its list."""
         stamp = (ws, ws.final, ws.moved)
         if self._known.get(slot) == stamp:
             return False
         self._known[slot] = stamp
-        if self._end + ws.pages.numel() > self.page_list.numel():
+        listed, count = self._lists.get(ws), ws.count
+        if listed is not None and (listed.count, listed.moved) == (count, ws.moved):
+            self._point(slot, ws, listed)
+        elif self._end + count > self.page_list.numel():
             self._repack()
         else:
             self._append(slot, ws)
         return True
 
+    def pages(self, slot: int) -> torch.Tensor:
+        """Every page of the request in this slot, on the device: int32 [n]."""
+        listed = self._lists[self._known[slot][0]]
+        return self.page_list[listed.begin : listed.begin + listed.count]
+
     def _repack(self) -> None:
         self._known = {slot: held for slot, held in self._known.items() if held[0].alive and held[0].slot == slot}
         self._end = 0
+        self._lists.clear()
         for slot, (ws, *_) in self._known.items():
             self._append(slot, ws)
 
@@ -50,13 +75,17 @@ class DeviceTables:
             return
         counts = torch.tensor([[t.numel() for t in pages] for pages in (ws.tables, ws.index)])
         starts = self._end + counts.flatten().cumsum(0).view_as(counts) - counts  # [2, Hc]
-        end = self._end + int(counts.sum())
-        self.page_list[self._end : end] = self._upload(ws.pages)
-        self.page_start[slot] = self._upload(starts[0])
+        count = int(counts.sum())
+        self.page_list[self._end : self._end + count] = self._upload(ws.pages)
+        listed = self._lists[ws] = Listed(self._end, count, ws.moved, starts)
+        self._end += count
+        self._point(slot, ws, listed)
+
+    def _point(self, slot: int, ws: WorkingSet, listed: Listed) -> None:
+        self.page_start[slot] = self._upload(listed.starts[0])
         if self.indexed:
-            self.index_start[slot] = self._upload(starts[1])
+            self.index_start[slot] = self._upload(listed.starts[1])
         self.cap[slot] = self._upload(ws.cap)
-        self._end = end
 
     def _upload(self, values: torch.Tensor) -> torch.Tensor:
         return upload(values.to(torch.int32), self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -65,6 +66,30 @@ class Lane:
 
     def __exit__(self, *raised: Any) -> None:
         self._context.__exit__(*raised)
+
+
+class Recorder:
+    """Makes CUDA graphs that run one after the other, in the same memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What does the work again, with what its tensors hold then; on the CPU the work itself. Here it is done once,
+        for its kernels to be compiled. It may wait for nothing."""
+        if self._stream is None:
+            return work
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            work()
+            self._stream.synchronize()
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            work()
+            graph.capture_end()
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        return graph.replay
 
 
 def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:

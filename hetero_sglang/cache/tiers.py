@@ -195,7 +195,7 @@ class TieredCache:
         resident = (self.resident.nbytes + index) // self.host.rows  # bytes of a token
         page = self.hot.nbytes // (self.hot.pages + 1)
         self.counters.compressed_requests += 1
-        self.counters.kept_bytes += ws.owned.numel() * page + ws.final * resident
+        self.counters.kept_bytes += (ws.count - sum(ws.shared)) * page + ws.final * resident
         self.counters.dense_bytes += ws.final * (self.resident.nbytes // self.host.rows + self.host.bytes_per_row)
 
     def finish(self, slot: int) -> None:

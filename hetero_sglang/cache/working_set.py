@@ -58,10 +58,11 @@ class WorkingSet:
 
     def _take(self, tables: list[torch.Tensor], index: list[torch.Tensor]) -> None:
         """Pages that `rows` need beyond these, head by head."""
-        held = [*tables, *index]
+        parts = [*tables, *index]
         wanted = self.rule.pages(self.rows).ravel().tolist()
-        extra = [count - pages.numel() for count, pages in zip(wanted, held, strict=True)]
-        parts = [torch.cat(pair) for pair in zip(held, self._alloc(sum(extra)).split(extra), strict=True)]
+        extra = [count - pages.numel() for count, pages in zip(wanted, parts, strict=True)]
+        if any(extra):
+            parts = [torch.cat(pair) for pair in zip(parts, self._alloc(sum(extra)).split(extra), strict=True)]
         self.tables = parts[: len(tables)]  # per head [pages of the head]
         self.index = parts[len(tables) :]  # per head [pages of its index]
         self.caps: list[int] = self.rows.caps.tolist()
@@ -80,6 +81,11 @@ class WorkingSet:
     def pages(self) -> torch.Tensor:
         """Every page of this request."""
         return torch.cat([*self.tables, *self.index]) if self.tables else torch.empty(0, dtype=torch.int64)
+
+    @property
+    def count(self) -> int:
+        """How many those are."""
+        return sum(pages.numel() for pages in (*self.tables, *self.index))
 
     @property
     def owned(self) -> torch.Tensor:

@@ -2,36 +2,26 @@
 
 They read like decode steps. Heads that have a key index look for what these tokens want, as in a step with many
 queries; rows that come are seated before the heads attend, to what they hold and to the new tokens before each. Then
-the ring goes on to the newest."""
+the ring goes on to the newest. Where there are CUDA graphs a layer's operations are two of them: launched one by one
+they would take several times as long as they run."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.hot_pool import PINNED
-from hetero_sglang.cache.lanes import upload
+from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.engine.going import Going, Places
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.plan import Prompt
-from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
+from hetero_sglang.ops.base import Behind, LayerBuffers
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.transfer.write_back import WriteBack
-
-_ASKED = 64  # of the new tokens, evenly spread, that say which rows they want
-_LATEST = 8  # of the last ones, that say which of the new tokens are held beyond the window
-
-
-@dataclass(frozen=True)
-class Going:
-    """A request's set as the device sees it; all int32 there."""
-
-    slots: torch.Tensor  # [length], of all its tokens
-    before: StepTables  # of a step of it alone, that sees what the set stands for
-    after: StepTables  # and one that sees the new tokens too
-    asked: torch.Tensor  # [n] int64, which of the new tokens look for rows first
 
 
 class Append:
@@ -43,7 +33,40 @@ class Append:
     ) -> None:  # fmt: skip
         self.cache, self.ops, self.tables, self.layers, self.finder = cache, ops, tables, layers, finder
         self.write_back, self.rule, self.device = write_back, cache.settings.rule, cache.hot.k.device
+        self.places = Places(tables, finder.turns[:1])
         self.going: dict[int, Going] = {}  # by request slot
+        self.recorded: list[tuple[Callable[[], None], Callable[[], None]]] = []  # by layer, where there are graphs
+
+    # ---- graphs
+
+    def record(
+        self, step: DecodeStep, query_heads: int, dtype: torch.dtype, scales: list[float], context: int
+    ) -> None:  # fmt: skip
+        """Before any request: every layer's operations become graphs, which run in this step's buffers, for prompts of
+        up to `context` tokens; `scales`: of the layers' logits."""
+        hot, most, heads = self.cache.hot, self.cache.settings.append, self.layers[0].heads.numel()
+        self.places = Places(self.tables, self.finder.turns[:1], context)
+        self.work, none = step.work, self.places.none()
+
+        def make(heads: int, dim: int) -> torch.Tensor:
+            return torch.zeros(most, heads, dim, dtype=dtype, device=self.device)
+
+        self.new = make(query_heads, hot.k.shape[2]), make(heads, hot.k.shape[2]), make(heads, hot.v.shape[2])
+        self.out = make(query_heads, hot.v.shape[2])
+
+        def first(layer: int, scale: float) -> None:
+            self.out.copy_(self._first(layer, none, *self.new, context, scale))
+
+        recorder = Recorder(self.device)
+        self.recorded = [
+            (
+                recorder.record(partial(first, layer, scale)),
+                recorder.record(partial(self._last, layer, none, self.new[0], context, scale)),
+            )
+            for layer, scale in enumerate(scales)
+        ]
+
+    # ---- a pass
 
     def begin(self, prompts: list[Prompt], step: DecodeStep) -> None:
         """Once per prefill pass; `step`: whose buffers nothing else uses meanwhile."""
@@ -54,43 +77,64 @@ class Append:
                 seq.ws.length = seq.prefix
             else:
                 self._age(seq.ws)
-        self.going = {seq.ws.slot: self._going(seq) for seq in prompts}
+        self.going = self.places.go(prompts)
 
     def _age(self, ws: WorkingSet) -> None:
         """What the last step wanted may go too; what is pinned stays."""
-        used, pages = self.cache.hot.used, upload(ws.pages, self.device)
+        used, pages = self.cache.hot.used, self.tables.pages(ws.slot).long()
         rows = used[pages]  # [pages, page_size]
         used[pages] = torch.where((rows >= ws.length) & (rows < PINNED // 2), ws.length - 1, rows)
-
-    def _going(self, seq: Prompt) -> Going:
-        lengths = upload(torch.tensor([[seq.ws.length], [seq.length]], dtype=torch.int32), self.device)
-        before, after = (StepTables.alone(self.tables, seq.ws.slot, x, self.finder.turns[:1]) for x in lengths)
-        asked = torch.linspace(0, seq.count - 1, min(_ASKED, seq.count)).long()
-        return Going(upload(seq.slots.int(), self.device), before, after, upload(asked, self.device))
 
     def attend(
         self, layer: int, seq: Prompt, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """q [n, Hq, D], k [n, H, D], v [n, H, Dv] of the request's new tokens; returns [n, Hq, Dv]."""
-        ws, rule, buffers, going = seq.ws, self.rule, self.layers[layer], self.going[seq.ws.slot]
-        run = self.finder.index[layer].run
-        begins = (ws.length - rule.window_of(run)) // run * run
-        behind = Behind(seq.prefix, ws.length, begins, rule.sink, rule.ring)
+        going, ws = self.going[seq.ws.slot], seq.ws
+        recorded = None if going.header is None or seq.restores else self.recorded[layer]
         if seq.restores:
-            self._restore(layer, seq, q[going.asked], scale)
+            self._restore(layer, seq, q.index_select(0, going.asked), scale)
+            out = self._attend(layer, going, q, k, v, scale)
+        elif recorded:
+            self.places.now.copy_(going.header)
+            for buffer, values in zip(self.new, (q, k, v), strict=True):
+                buffer[: seq.count].copy_(values)
+            recorded[0]()
+            out = self.out[: seq.count]
         else:
-            # More than a step wants, as others chose the rest.
-            self.finder.seek(layer, q[going.asked], going.slots, going.before, ws.length, scale, self.work, part=1)
-        out = self.ops.append(q, k, v, buffers, going.before, behind, scale)
-        self.ops.keep(k, v, buffers, going.before, behind)
-        if seq.count > rule.window:
+            out = self._first(layer, going, q, k, v, ws.length, scale)
+        if seq.count > self.rule.window:
             self.write_back.hold()  # rows of this pass are looked for in the host store
-            self.finder.seek(layer, q[-_LATEST:], going.slots, going.after, seq.length, scale, self.work)
+            if recorded:
+                recorded[1]()
+            else:
+                self._last(layer, going, q, seq.length, scale)
         if layer == len(self.layers) - 1:
             ws.length = max(ws.length, seq.length)
             self.cache.counters.appended_tokens += seq.count
             self.cache.counters.restored_requests += seq.restores
         return out
+
+    def _first(
+        self, layer: int, going: Going, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, scale: float
+    ) -> torch.Tensor:
+        """`length`: what the set stands for, or may. Heads may want more than in a step, as others chose the rest."""
+        asks = q.index_select(0, going.asked)
+        self.finder.seek(layer, asks, going.slots, going.starts, going.before, length, scale, self.work, part=1)
+        return self._attend(layer, going, q, k, v, scale)
+
+    def _attend(
+        self, layer: int, going: Going, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        buffers, rule, run = self.layers[layer], self.rule, self.finder.index[layer].run
+        behind = Behind(going.numbers, rule.window_of(run), run, rule.sink, rule.ring)
+        out: torch.Tensor = self.ops.append(q, k, v, buffers, going.before, behind, scale)
+        self.ops.keep(k, v, buffers, going.before, behind)
+        return out
+
+    def _last(self, layer: int, going: Going, q: torch.Tensor, length: int, scale: float) -> None:
+        """Which of the new tokens are held beyond the window."""
+        asks = q.index_select(0, going.latest)
+        self.finder.seek(layer, asks, going.slots, going.starts, going.after, length, scale, self.work)
 
     def _restore(self, layer: int, seq: Prompt, q: torch.Tensor, scale: float) -> None:
         """Heads hold what queries q [n, Hq, D] want of the prefix: rows come from the host, as many as they keep."""
@@ -101,7 +145,8 @@ class Append:
         counts = [cap - rule.sink - turning if cap < length else 0 for cap in caps]
         selected, used = self.finder.best(layer, runs, length, counts, rule.sink), self.finder.used(layer, runs, length)
         tables = step.cap[0, buffers.numbers], step.page_start[0, buffers.numbers], step.page_list
-        self.ops.restore(buffers, going.slots, length, selected.int(), used, *tables, max(caps), rule.sink, rule.ring)
+        slots = going.slots[going.first : going.first + seq.length]
+        self.ops.restore(buffers, slots, length, selected.int(), used, *tables, max(caps), rule.sink, rule.ring)
 
     def _wanted(
         self, layer: int, caps: list[int], q: torch.Tensor, going: Going, length: int, scale: float
@@ -112,9 +157,9 @@ class Append:
         which = self.finder.which[layer]
         runs = torch.arange(count, dtype=torch.float32, device=self.device).div(count).repeat(len(caps), 1)
         if which:
-            found = self.finder.ask(layer, q, going.slots, going.before, length, scale, self.work)  # [I, U]
+            found = self.finder.ask(layer, q, going.slots, going.starts, going.before, length, scale, self.work)
             full = [number for number, c in enumerate(which) if caps[c] < length]
             if full:
-                runs[:] = found[full].mean(0)
+                runs[:] = found[full].mean(0)  # [U]
                 runs[[which[number] for number in full]] = found[full]
         return runs

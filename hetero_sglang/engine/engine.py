@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.lanes import upload
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.engine.append import Append
@@ -38,13 +39,16 @@ class Engine:
         self.tables = DeviceTables(requests, layout.num_compressed, hot.pages, self.device, indexed)
         self.layers = [self._layer(index) for index in range(len(layout.layers))]
         self.prompts: list[Prompt] | None = None
+        self.held: dict[int, torch.Tensor] = {}  # by request slot: `Behind.numbers` of a pass's
         self.unknown: list[int] = []
         self.clock = 0
+        self.scales: dict[int, float] = {}  # of the layers' logits, as the model says
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
         self.prefill = RaggedPrefill(self.device)
         self.prefixes = Prefixes(cache, self.ops, self.layers, self.tables)
         self.write_back = WriteBack(self.ops, host, hot, layout.layers)
+        self.query_heads = query_heads
         self.group = query_heads // (len(layout.layers[0].resident) + len(layout.layers[0].compressed))
         self.finder = self._finder()
         self.append: Append | None = None
@@ -87,6 +91,9 @@ class Engine:
         for seq in prompts:
             if seq.held or seq.appends:
                 self.tables.put(seq.ws.slot, seq.ws)
+        if held := [seq for seq in prompts if seq.held]:
+            rows = torch.tensor([[s.count, s.prefix, s.prefix] for s in held], dtype=torch.int32)
+            self.held = dict(zip((seq.ws.slot for seq in held), upload(rows, self.device), strict=True))
         going_on = [seq for seq in prompts if seq.appends]
         if going_on and self.append:
             self.append.begin(going_on, self.step_for(max(s.length for s in going_on)))
@@ -129,7 +136,8 @@ class Engine:
 
     def _write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Resident rows now; host rows beside the computation."""
-        self.ops.store(self.layers[layer], slots, k, v, host=False)
+        if self.layers[layer].resident_k.shape[1]:
+            self.ops.store(self.layers[layer], slots, k, v, host=False)
         if self.finder:
             self.finder.written(layer, slots, k)
         if self.layers[layer].heads.numel():
@@ -146,7 +154,7 @@ class Engine:
         if seq.held:  # rows of its prefix are where they were, perhaps in pages that others share
             ws.length = seq.length
             unread = self.tables.page_list[:1]
-            behind = Behind(seq.prefix, seq.prefix, seq.prefix, rule.sink, rule.ring)
+            behind = Behind(self.held[ws.slot], rule.window, 1, rule.sink, rule.ring)
             step = StepTables.alone(self.tables, ws.slot, unread, unread)
             self.ops.keep(keys[seq.prefix :], values[seq.prefix :], buffers, step, behind)
             if seq.last and self.finder:
@@ -199,6 +207,12 @@ class Engine:
             self.eager_step = step = self.make_step(batch, context)
         return step
 
+    def record(self) -> None:
+        """Once graphs of steps have been made: what a prompt's new tokens do over a working set becomes graphs too."""
+        if self.append and self.graph_step and len(self.scales) == len(self.layers):
+            scales = [self.scales[layer] for layer in range(len(self.layers))]
+            self.append.record(self.graph_step, self.query_heads, self.cache.hot.k.dtype, scales, self.context)
+
     def step_for(self, longest: int) -> DecodeStep:
         """Buffers of a step that a prefill may use."""
         return self.graph_step or self.eager(1, longest)
@@ -232,6 +246,7 @@ class Engine:
     ) -> torch.Tensor:  # fmt: skip
         """One token per request over its working sets. q [B, Hq, D], k [B, H, D], v [B, H, Dv] -> [B, Hq, Dv]."""
         buffers, rule = self.layers[layer], self.settings.rule
+        self.scales[layer] = scale
         q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
         self.ops.store(buffers, slots, k, v, host=False, step=tables, sink=rule.sink, ring=rule.ring)
         if self.finder is None:

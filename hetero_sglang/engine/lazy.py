@@ -85,28 +85,29 @@ class Lazy(Finder):
         self.known = self.beside.mark()
 
     def ask(
-        self, layer: int, q: torch.Tensor, slots: torch.Tensor, step: StepTables, length: int, scale: float, work: Any
-    ) -> torch.Tensor:
-        """What queries q [n, Hq, D] of a prefill want of their request's first `length` tokens, at `slots`: scores
-        [I, U] of runs, of full heads alone. `step` is of the request alone, `work` a step's."""
+        self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
+        scale: float, work: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """What queries q [n, Hq, D] of a prefill want of their request's first `length` tokens, at `slots` from
+        starts[0] on: scores [I, U] of runs, of full heads alone. `step` is of the request alone, `work` a step's."""
         mine, rule = self.index[layer], self.settings.rule
         return self.ops.ask(
-            q, mine, slots, self._every(mine, step), length, scale, rule.sink, rule.window_of(mine.run), work
+            q, mine, slots, starts, self._every(mine, step), length, scale, rule.sink, rule.window_of(mine.run), work
         )
 
     def seek(
-        self, layer: int, q: torch.Tensor, slots: torch.Tensor, step: StepTables, length: int, scale: float, work: Any,
-        part: int = PART,
+        self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
+        scale: float, work: Any, part: int = PART,
     ) -> None:  # fmt: skip
         """Before they attend: heads take in what they want, as in a step, up to one `part` of their rows; other
         arguments as of `ask`."""
         mine, hot = self.index[layer], self.cache.hot
         if not mine.heads.numel():
             return
-        self.ask(layer, q, slots, step, length, scale, work)
+        self.ask(layer, q, slots, starts, step, length, scale, work)
         sink, step = self.settings.rule.sink, self._every(mine, step)
         self.ops.choose(mine, step, hot, sink, self.settings.rule.window_of(mine.run), work, part=part)
-        self.ops.swap_in(mine, self.layers[layer].host, slots, self.turns[:1], step, hot, sink, work)
+        self.ops.swap_in(mine, self.layers[layer].host, slots, starts, step, hot, sink, work)
         self.ops.seat(mine, step, hot, work)
 
     def _every(self, mine: LayerIndex, step: StepTables) -> StepTables:

@@ -132,12 +132,14 @@ class Watch:
 
 @dataclass(frozen=True)
 class Behind:
-    """What a prompt's new tokens find in a layer: a working set that stands for `reached` tokens, of which it shares
-    the first `prefix`; of full heads' recent tokens, no selected run holds those from `begins` on."""
+    """What a prompt's new tokens find: a working set, whose first tokens are their prefix.
 
-    prefix: int
-    reached: int
-    begins: int
+    `numbers` [3] int32 on the device: new tokens, tokens of the prefix, tokens that the set stands for. Of full heads'
+    recent tokens, no selected run holds those of the last `window`, nor others of these runs of `run` tokens."""
+
+    numbers: torch.Tensor
+    window: int
+    run: int
     sink: int
     ring: int
 

@@ -16,8 +16,11 @@ _QUEUE = "the queue did not move"
 
 
 def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER Scheduler.__init__: what start-up has made stays, collections during steps need not look at it."""
+    """AFTER Scheduler.__init__: SGLang has made its graphs, and appends get theirs; what start-up has made stays,
+    collections during steps need not look at it."""
     runtime().scheduler = scheduler
+    if (engine := runtime().engine) is not None:
+        engine.record()
     gc.collect()
     gc.freeze()
 

@@ -301,7 +301,9 @@ def check_restored(request: Request, before: Request, count: int, monkeypatch: p
         runs = scores[:, : (prefix - 1) // run * run].view(HEADS, -1, run).amax(2)
         mine = runs[head]
         if head not in index.which.tolist():  # it goes by the others, or by what is recent
-            mine = runs[index.which.cpu().long()].mean(0) if index.which.numel() else torch.arange(1.0, runs.shape[1] + 1)
+            mine = (
+                runs[index.which.cpu().long()].mean(0) if index.which.numel() else torch.arange(1.0, runs.shape[1] + 1)
+            )
         first, last = rule.sink // run, (prefix - rule.window_of(run)) // run
         best = mine[first:last].topk((cap - rule.sink - rule.ring_rows) // run)
         here = torch.isin((best.indices + first) * run, there)

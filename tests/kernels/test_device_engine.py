@@ -29,7 +29,18 @@ from core_helpers import (
 )
 from test_lazy_heads import SOME, Run, lazy_settings
 from test_registry import examples
-from test_resumed_turns import begun, check_restored, check_shared, check_turn, restored
+from test_resumed_turns import (
+    HEADS,
+    LAYERS,
+    TOKENS,
+    begun,
+    check_restored,
+    check_rows,
+    check_shared,
+    check_turn,
+    restored,
+    turn,
+)
 
 from hetero_sglang.config import development
 from hetero_sglang.config.settings import Settings
@@ -107,8 +118,8 @@ def test_outputs_equal_through_a_request_s_life(seed: int, monkeypatch: pytest.M
     prompts = [rng.randint(1, 20), rng.randint(70, 200), rng.randint(64, 150)]
     pairs = pairs_of(settings, prompts, 10, slots)
     cuts = [sorted({0, *(rng.randint(0, p) for _ in range(rng.randint(0, 3))), p}) for p in prompts]
-    for turn in range(max(map(len, cuts)) - 1):
-        extend(pairs, [(c[turn], c[turn + 1]) if turn + 1 < len(c) else None for c in cuts])
+    for part in range(max(map(len, cuts)) - 1):
+        extend(pairs, [(c[part], c[part + 1]) if part + 1 < len(c) else None for c in cuts])
     for extra in range(1, 9):
         step(pairs, [p + extra for p in prompts], 4)
     same_ends(pairs)
@@ -190,6 +201,37 @@ def test_a_next_turn_attends_over_what_its_set_holds(
     run: Run, probed: np.ndarray | None, cut: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_turn(begun(3, run, probed, ops=triton, device=DEVICE), cut, count, monkeypatch)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_recorded_appends_leave_what_launched_ones_leave(count: int) -> None:
+    """In CUDA graphs where there are some; else the same work is done over the buffers of graphs. Fewer new tokens than
+    a window look once, more look twice."""
+    made = []
+    for recorded in (False, True):
+        before = begun(3, (4, 1), SOME, ops=triton, device=DEVICE)
+        cache, engine = before.cache, engine_of(before.cache)
+        engine.graph_step = engine.make_step(4, engine.context, fixed=True)
+        if recorded:
+            engine.record()
+            assert engine.append is not None and len(engine.append.recorded) == LAYERS
+        request = turn(cache, before, 2, 154, 154 + count)
+        assert request is not None
+        outs = prefill([request], [(154, 154 + count)])
+        decode([request], [155 + count])
+        cache.park(2, TOKENS[: 155 + count], None)
+        again = turn(cache, request, 3, 155 + count, 158 + count, parked=next(iter(cache.parking.sets.values())))
+        assert again is not None
+        outs += prefill([again], [(155 + count, 158 + count)])
+        check_rows(again, 158 + count)
+        held = [held_positions(again, number, 158 + count).sort().values for number in range(LAYERS * HEADS)]
+        made.append((outs, held))
+    (outs, held), (others, same) = made
+    assert len(outs) == len(others) == 2 * LAYERS
+    for (mine,), (theirs,) in zip(outs, others, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)  # in other parts
+    for one, other in zip(held, same, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.slow

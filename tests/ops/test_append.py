@@ -25,7 +25,8 @@ class Sets:
                  v_dim: int, group: int, new: int) -> None:  # fmt: skip
         g = torch.Generator().manual_seed(seed)
         self.g, self.caps, self.heads = g, caps, len(caps)
-        self.behind = Behind(prefix, reached, begins, SINK, RING)
+        numbers = torch.tensor([new, prefix, reached], dtype=torch.int32, device=DEVICE)
+        self.behind = Behind(numbers, reached - begins, 1, SINK, RING)
         self.k, self.v = (torch.randn(reached, self.heads, d, generator=g) for d in (dim, v_dim))
         self.new_q, self.new_k, self.new_v = (
             torch.randn(new, 2 * heads, d, generator=g)[:, heads:]  # slices of wider rows

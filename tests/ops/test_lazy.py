@@ -362,7 +362,7 @@ def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
     for name in ("wanted", "idle", "hits"):
         getattr(work, name).fill_(12345)
     step = replace(device.step, clock=torch.full_like(device.step.clock, -device.layer.turn % 4))
-    ask(q.to(DEVICE), device.layer, device.slots, step, length, scale, SINK, WINDOW, work)
+    ask(q.to(DEVICE), device.layer, device.slots, device.starts, step, length, scale, SINK, WINDOW, work)
     scores = work.scores[: HEADS * length].view(HEADS, length)[:, : (length - 1) // run].cpu().clone()
     heads = [c for c in range(HEADS) if world.places(0, c)]
     each = []
@@ -373,7 +373,7 @@ def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
         each.append(plain.found[0].scores)
     best = torch.stack(each).amax(0)
     plain = Handed(1, HEADS, group, CONTEXT, length, run, 300, "cpu")
-    reference_ask(q, world.layer, world.slots, world.step, length, scale, SINK, WINDOW, plain)
+    reference_ask(q, world.layer, world.slots, world.starts, world.step, length, scale, SINK, WINDOW, plain)
     torch.testing.assert_close(plain.found[0].scores, best)
     assert plain.found[0].heads.tolist() == [WHICH[c] for c in heads]
     close = 1e-3 if DEVICE.type == "cpu" else 0.05  # tensor cores round weights

@@ -26,11 +26,11 @@ def append(
 
 def _rows(number: int, step: StepTables, behind: Behind, page: int) -> torch.Tensor:
     """Flat hot rows that hold tokens of the prefix, each token once."""
-    cap, prefix = int(step.cap[0, number]), behind.prefix
+    cap, (_, prefix, reached) = int(step.cap[0, number]), behind.numbers.tolist()
     there = torch.ones(min(cap, prefix), dtype=torch.bool)
-    if cap < behind.reached:
-        begin = max(0, behind.reached - behind.ring)
-        stale = torch.tensor([*range(begin, behind.begins), *range(prefix, behind.reached)], dtype=torch.int64)
+    if cap < reached:
+        begin, end = max(0, reached - behind.ring), (reached - behind.window) // behind.run * behind.run
+        stale = torch.tensor([*range(begin, end), *range(prefix, reached)], dtype=torch.int64)
         rows = ring_row(stale, cap, behind.sink, behind.ring)
         there[rows[rows < there.numel()]] = False
     row = there.nonzero()[:, 0].to(step.page_list.device)
@@ -40,15 +40,16 @@ def _rows(number: int, step: StepTables, behind: Behind, page: int) -> torch.Ten
 def keep(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind) -> None:
     """After `append`: new tokens k [n, H, D], v [n, H, Dv] take the rows of those that leave their request's heads; of
     two that have the same row, the later."""
-    token = torch.arange(behind.prefix, behind.prefix + len(k), device=k.device)  # [n]
+    _, prefix, _ = behind.numbers.tolist()
+    token = torch.arange(prefix, prefix + len(k), device=k.device)  # [n]
     cap = step.cap[0, layer.numbers, None].long()  # [C, 1]
     turning = (cap - behind.sink).clamp(1, behind.ring)
-    stays = (token < cap - turning) | (token >= behind.prefix + len(k) - turning)  # [C, n]
+    stays = (token < cap - turning) | (token >= prefix + len(k) - turning)  # [C, n]
     row = ring_row(token, cap, behind.sink, behind.ring)
     head, new = stays.nonzero().unbind(1)
     start = step.page_start[0, layer.first + head].long()
     flat = flat_rows(step.page_list, start, row[head, new], layer.hot_k.shape[1])
     for store, values in ((layer.hot_k, k), (layer.hot_v, v)):
         store.view(-1, store.shape[-1])[flat] = values[new, layer.compressed[head]]
-    layer.position.view(-1)[flat] = (new + behind.prefix).int()
+    layer.position.view(-1)[flat] = (new + prefix).int()
     layer.score.view(-1)[flat] = 0.0

@@ -67,18 +67,19 @@ _TOGETHER = 32  # queries: bounds their logits
 
 
 def ask(
-    q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, step: StepTables, length: int, scale: float, sink: int,
-    window: int, work: Workspace,
+    q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
+    scale: float, sink: int, window: int, work: Workspace,
 ) -> torch.Tensor:  # fmt: skip
-    """As `probe`, for queries q [n, Hq, D] of later tokens of a lone request, whose first `length` tokens' slots are
-    `slots`: the best score that any of them gives a token counts. Heads have no turns. Returns the scores [I, U] of the
-    tokens' runs, of full heads alone."""
+    """As `probe`, for queries q [n, Hq, D] of later tokens of a lone request of `length` tokens: the best score that
+    any of them gives a token counts. Heads have no turns. Returns the scores [I, U] of the tokens' runs, of full heads
+    alone."""
     work.plan(step)
     scores = layer.decode.new_zeros(layer.heads.numel(), (length - 1) // layer.run)
     full = (step.cap[0, layer.first + layer.which] < length).nonzero()[:, 0]
     if not full.numel():
         return scores
-    codes = unpack(layer.rows[full].index_select(1, slots[: length - 1].long()), layer.fields)
+    start = int(starts[0])
+    codes = unpack(layer.rows[full].index_select(1, slots[start : start + length - 1].long()), layer.fields)
     best = codes.new_zeros(codes.shape[:2])  # [C, L - 1]
     for some in q.unflatten(1, (-1, work.group))[:, layer.heads.long()[full]].split(_TOGETHER):
         weight = torch.einsum("ncgd,cdr->cngr", some.float(), layer.decode[full]) * scale

@@ -14,6 +14,8 @@ from hetero_sglang.ops.triton.store import ring_row
 _QUERIES = 64  # rows of a tile: new tokens by query heads of a group
 _TOKENS = 64  # that a program reads at a time
 _SPLITS = 16  # of what a head holds, at most
+_MERGED = 16  # rows that a program puts together
+_LEAST = 256  # tokens that a split is for
 _NOTHING = tl.constexpr(-1e30)  # below all logits: finite, so that differences are numbers
 
 
@@ -29,14 +31,26 @@ def _attended(logit, top, total, result, values, here):
     return higher, total, result
 
 
-@triton.jit(do_not_specialize=["count", "prefix", "reached", "begins", "first", "sink", "ring", "splits", "all_heads"])
+@triton.jit
+def _splits(count, prefix, programs, PER_TILE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr):
+    """Parts of what a head holds, so that `programs` of them for each tile are at work at once."""
+    tiles = tl.maximum(tl.cdiv(count, PER_TILE), 1)
+    return tl.maximum(tl.minimum(tl.minimum(programs // tiles, prefix // LEAST), SPLITS), 1)
+
+
+@triton.jit(do_not_specialize=["first", "window", "run", "sink", "ring", "programs", "all_heads"])
 def _append(
-    q, k, v, hot_k, hot_v, heads, cap, page_start, page_list, out, partial, weight, q_stride, k_stride, v_stride,
-    count, prefix, reached, begins, first, sink, ring, splits, scale, all_heads,
+    q, k, v, hot_k, hot_v, heads, cap, page_start, page_list, out, partial, weight, numbers, q_stride, k_stride,
+    v_stride, first, window, run, sink, ring, programs, scale, all_heads,
     GROUP: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr,
-    PAD_V: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ALONE: tl.constexpr,
+    PAD_V: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     tile, which, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    count, prefix, reached = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
+    splits = _splits(count, prefix, programs, M // PADDED, SPLITS, LEAST)
+    if (tile * (M // PADDED) >= count) | (split >= splits):
+        return
+    begins = (reached - window) // run * run
     head = tl.load(heads + which)
     row, within, at, at_v = tl.arange(0, M), tl.arange(0, N), tl.arange(0, PAD), tl.arange(0, PAD_V)
     token, member = tile * (M // PADDED) + row // PADDED, row % PADDED
@@ -79,7 +93,7 @@ def _append(
     result = result / tl.where(some, total, 1.0)[:, None]
     number = token.to(tl.int64) * all_heads + asked
     inside = real[:, None] & (at_v < DV)[None, :]
-    if ALONE:
+    if splits == 1:
         tl.store(out + number[:, None] * DV + at_v[None, :], result.to(out.dtype.element_ty), mask=inside)
     else:
         number += split.to(tl.int64) * count * all_heads
@@ -87,10 +101,15 @@ def _append(
         tl.store(weight + number, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), _NOTHING), mask=real)
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
+@triton.jit(do_not_specialize=["programs", "all_heads"])
 def _merge(
-    out, partial, weight, rows, splits, DV: tl.constexpr, PAD_V: tl.constexpr, ROWS: tl.constexpr
+    out, partial, weight, numbers, programs, all_heads, DV: tl.constexpr, PAD_V: tl.constexpr, ROWS: tl.constexpr,
+    PER_TILE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
+    count, prefix = tl.load(numbers), tl.load(numbers + 1)
+    splits, rows = _splits(count, prefix, programs, PER_TILE, SPLITS, LEAST), count * all_heads
+    if (splits == 1) | (tl.program_id(0) * ROWS >= rows):
+        return
     row, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PAD_V)
     here = row < rows
     inside = here[:, None] & (at < DV)[None, :]
@@ -113,32 +132,33 @@ def append(
     scale: float,
 ) -> torch.Tensor:  # fmt: skip
     """Attention of new tokens q [n, Hq, D] over what their request's heads hold and causally over k [n, H, D] and
-    v [n, H, Dv]: [n, Hq, Dv]. All heads are compressed; rows may lie apart."""
-    count, all_heads, dim = q.shape
+    v [n, H, Dv]: [n, Hq, Dv]. All heads are compressed; rows may lie apart. In a graph there may be more rows than new
+    tokens, which are the first."""
+    most, all_heads, dim = q.shape
     heads, v_dim = layer.heads.numel(), v.shape[2]
     group = all_heads // k.shape[1]
     padded = triton.next_power_of_2(group)
     rows = max(_QUERIES, padded)
-    tiles = triton.cdiv(count, rows // padded)
-    splits = max(1, min(_SPLITS, _programs(q.device) // (tiles * heads), behind.prefix // (4 * _TOKENS)))
-    out = q.new_empty(count, all_heads, v_dim)
-    partial = weight = out
-    if splits > 1:
-        partial = q.new_empty(splits, count, all_heads, v_dim, dtype=torch.float32)
-        weight = q.new_empty(splits, count, all_heads, dtype=torch.float32)
+    each, programs = rows // padded, _programs(q.device) // heads
+    tiles = triton.cdiv(most, each)
+    splits = max(1, min(_SPLITS, programs))  # at most
+    room = max(min(max(programs // n, 1), splits) * min(n * each, most) for n in range(1, tiles + 1))
+    out = q.new_empty(most, all_heads, v_dim)
+    partial = q.new_empty(room, all_heads, v_dim, dtype=torch.float32)
+    weight = q.new_empty(room, all_heads, dtype=torch.float32)
+    parts = dict(SPLITS=splits, LEAST=_LEAST)
     _append[(tiles, heads, splits)](
         q, k, v, layer.hot_k, layer.hot_v, layer.heads, step.cap, step.page_start, step.page_list, out, partial, weight,
-        q.stride(0), k.stride(0), v.stride(0), count, behind.prefix, behind.reached, behind.begins, layer.first,
-        behind.sink, behind.ring, splits, scale * 1.4426950408889634, all_heads, GROUP=group, PADDED=padded, D=dim,
-        DV=v_dim, PAD=max(16, triton.next_power_of_2(dim)), PAD_V=max(16, triton.next_power_of_2(v_dim)),
-        P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2, ALONE=splits == 1,
-        num_warps=4, num_stages=2,
+        behind.numbers, q.stride(0), k.stride(0), v.stride(0), layer.first, behind.window, behind.run, behind.sink,
+        behind.ring, programs, scale * 1.4426950408889634, all_heads, GROUP=group, PADDED=padded, D=dim, DV=v_dim,
+        PAD=max(16, triton.next_power_of_2(dim)), PAD_V=max(16, triton.next_power_of_2(v_dim)),
+        P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2, num_warps=4,
+        num_stages=2, **parts,
     )  # fmt: skip
     if splits > 1:
-        every, each = count * all_heads, 16
-        _merge[(triton.cdiv(every, each),)](
-            out, partial, weight, every, splits, DV=v_dim, PAD_V=max(16, triton.next_power_of_2(v_dim)),
-            ROWS=each,
+        _merge[(triton.cdiv(most * all_heads, _MERGED),)](
+            out, partial, weight, behind.numbers, programs, all_heads, DV=v_dim,
+            PAD_V=max(16, triton.next_power_of_2(v_dim)), ROWS=_MERGED, PER_TILE=each, **parts,
         )  # fmt: skip
     return out
 
@@ -148,13 +168,15 @@ def _programs(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 64
 
 
-@triton.jit(do_not_specialize=["count", "prefix", "first", "sink", "ring"])
+@triton.jit(do_not_specialize=["first", "sink", "ring"])
 def _keep(
-    k, v, hot_k, hot_v, position, score, heads, cap, page_start, page_list, k_stride, v_stride, count, prefix, first,
-    sink, ring, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr, P: tl.constexpr,
+    k, v, hot_k, hot_v, position, score, heads, cap, page_start, page_list, numbers, k_stride, v_stride, first, sink,
+    ring, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr, P: tl.constexpr,
     TOKENS: tl.constexpr,
 ):  # fmt: skip
-    which = tl.program_id(1)
+    which, count, prefix = tl.program_id(1), tl.load(numbers), tl.load(numbers + 1)
+    if tl.program_id(0) * TOKENS >= count:
+        return
     head = tl.load(heads + which)
     new, at, at_v = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, PAD), tl.arange(0, PAD_V)
     token = prefix + new
@@ -175,12 +197,12 @@ def _keep(
 
 def keep(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind) -> None:
     """After `append`: new tokens k [n, H, D], v [n, H, Dv] take the rows of those that leave their request's heads; of
-    two that have the same row, the later."""
-    count, _, dim = k.shape
+    two that have the same row, the later. There may be more rows than new tokens, as for `append`."""
+    most, _, dim = k.shape
     v_dim, each = v.shape[2], 16
-    _keep[(triton.cdiv(count, each), layer.heads.numel())](
+    _keep[(triton.cdiv(most, each), layer.heads.numel())](
         k, v, layer.hot_k, layer.hot_v, layer.position, layer.score, layer.heads, step.cap, step.page_start,
-        step.page_list, k.stride(0), v.stride(0), count, behind.prefix, layer.first, behind.sink, behind.ring, D=dim,
+        step.page_list, behind.numbers, k.stride(0), v.stride(0), layer.first, behind.sink, behind.ring, D=dim,
         DV=v_dim, PAD=triton.next_power_of_2(dim), PAD_V=triton.next_power_of_2(v_dim), P=layer.hot_k.shape[1],
         TOKENS=each, num_warps=4,
     )  # fmt: skip

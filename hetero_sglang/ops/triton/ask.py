@@ -36,18 +36,20 @@ def _codes(table, slot, here, way, word, shift, bits, R: tl.constexpr, WORDS: tl
     return ((packed >> shift[None, :]) & ((1 << bits) - 1)[None, :]).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["askers", "length", "slots_in_all", "first", "parts"])
+@triton.jit(do_not_specialize=["askers", "slots_in_all", "first", "parts"])
 def _sums(
-    slots, cap, which, rows, weights, tops, totals, askers, length, slots_in_all, first, parts,
+    slots, starts, lengths, cap, which, rows, weights, tops, totals, askers, slots_in_all, first, parts,
     R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, ASKERS: tl.constexpr,
     NOTHING: tl.constexpr, PRECISION: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr,
     B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
     """Of a part's tokens: each query's highest logit, and the sum of the exponents below that."""
     head, part, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths)
     if tl.load(cap + first + tl.load(which + head)) >= length:
         return
     begin, end = span(length - 1, part, parts, TOKENS)
+    slots += tl.load(starts)
     way, within = tl.arange(0, PAD), tl.arange(0, TOKENS)
     member = block * ASKERS + tl.arange(0, ASKERS)
     word, shift, bits = _fields(way, N0, B0, N1, B1, N2, B2, WORD)
@@ -90,20 +92,22 @@ def _whole(
     tl.store(wholes + head * askers + member, highest + tl.log2(total), mask=member < askers)
 
 
-@triton.jit(do_not_specialize=["askers", "length", "slots_in_all", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["askers", "slots_in_all", "first", "parts", "sink", "window"])
 def _best(
-    slots, cap, which, rows, weights, wholes, scores, wanted, askers, length, slots_in_all, first, parts, sink, window,
-    GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
+    slots, starts, lengths, cap, which, rows, weights, wholes, scores, wanted, askers, slots_in_all, first, parts, sink,
+    window, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
     TOKENS: tl.constexpr, ASKERS: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr,
     LEAST: tl.constexpr, PRECISION: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr,
     B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
     """Of the same parts' runs: the most that a query's group looks at one of its tokens; and their bins' counts."""
     head, part = tl.program_id(0), tl.program_id(1)
+    length = tl.load(lengths)
     if tl.load(cap + first + tl.load(which + head)) >= length:
         return
     tokens = length - 1
     begin, end = span(tokens, part, parts, TOKENS)
+    slots += tl.load(starts)
     way, within, run = tl.arange(0, PAD), tl.arange(0, TOKENS), tl.arange(0, TOKENS // RUN)
     word, shift, bits = _fields(way, N0, B0, N1, B1, N2, B2, WORD)
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
@@ -135,11 +139,12 @@ def _best(
 
 
 def ask(
-    q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, step: StepTables, length: int, scale: float, sink: int,
-    window: int, work: Workspace,
+    q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
+    scale: float, sink: int, window: int, work: Workspace,
 ) -> torch.Tensor:  # fmt: skip
     """As a step of many requests that are the same one: what each query q [n, Hq, D] scores is left to the best of all.
-    It is every head's turn by the step's clock. Returns the scores [I, U] of the tokens' runs, of full heads alone."""
+    It is every head's turn by the step's clock. Returns the scores [I, U] of the tokens' runs, of full heads alone; not
+    in a graph, which is made for any `length`."""
     heads, _, directions = layer.decode.shape
     group = work.group
     padded = triton.next_power_of_2(group)
@@ -159,16 +164,16 @@ def ask(
     )  # fmt: skip
     work.plan(step)
     _sums[(heads, parts, triton.cdiv(askers, block))](
-        slots, step.cap, layer.which, layer.rows, weights, tops, totals, askers, length, layer.rows.shape[1],
-        layer.first, parts, NOTHING=_NOTHING, **sizes,
+        slots, starts, step.length, step.cap, layer.which, layer.rows, weights, tops, totals, askers,
+        layer.rows.shape[1], layer.first, parts, NOTHING=_NOTHING, **sizes,
     )  # fmt: skip
     _whole[(heads, triton.cdiv(askers, block))](
         tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, ASKERS=block, PARTS=_PARTS, BINS=BINS,
         NOTHING=_NOTHING,
     )  # fmt: skip
     _best[(heads, parts)](
-        slots, step.cap, layer.which, layer.rows, weights, wholes, work.scores, work.wanted, askers, length,
-        layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, PADDED=padded, RUN=layer.run, BINS=BINS,
-        FINE=FINE, LEAST=LEAST, **sizes,
+        slots, starts, step.length, step.cap, layer.which, layer.rows, weights, wholes, work.scores, work.wanted,
+        askers, layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, PADDED=padded, RUN=layer.run,
+        BINS=BINS, FINE=FINE, LEAST=LEAST, **sizes,
     )  # fmt: skip
     return work.scores[: heads * length].view(heads, length)[:, : (length - 1) // layer.run]
