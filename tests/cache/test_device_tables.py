@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
@@ -15,9 +17,9 @@ from hetero_sglang.cache.device_tables import DeviceTables
 
 
 def test_lists_survive_a_repack() -> None:
-    settings = make_settings(random_profile(3, layers=2, heads=4))
-    cache = make_cache(settings, pages=120)
-    tables = DeviceTables(8, settings.layout.num_compressed, cache.hot.pages, "cpu")
+    made = make_settings(random_profile(3, layers=2, heads=4))
+    cache = make_cache(made, pages=120)
+    tables = DeviceTables(8, made.layout.num_compressed, cache.hot.pages, "cpu")
     kept = cache.start(7, cache.admission.grant(40, 4))
     tables.put(7, kept)
     for _ in range(40):
@@ -28,3 +30,37 @@ def test_lists_survive_a_repack() -> None:
                 assert torch.equal(tables.page_list[begin : begin + pages.numel()].long(), pages)
                 assert int(tables.cap[slot, number]) == ws.caps[number]
         cache.finish(2)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["begin", "move", "grow", "end"]), st.integers(0, 7)), max_size=40))
+@settings(max_examples=40)
+def test_sets_that_go_to_other_slots_keep_their_lists(deeds: list[tuple[str, int]]) -> None:
+    """A set that goes on in another slot, or is back in its first, has its rows there, and is copied only when it has
+    got more pages."""
+    made = make_settings(random_profile(3, layers=2, heads=4))
+    cache = make_cache(made, pages=200)
+    tables = DeviceTables(8, made.layout.num_compressed, cache.hot.pages, "cpu")
+    for deed, slot in deeds:
+        live = sorted(cache.requests)
+        if deed == "begin" and slot not in live:
+            grant = cache.admission.grant(30, 4)
+            if not cache.admission.fits(cache.admission.demand(grant)):
+                continue
+            tables.put(slot, cache.start(slot, grant))
+        elif deed == "move" and live and slot not in live:
+            ws = cache.requests.pop(live[0])
+            cache.requests[slot], ws.slot, end = ws, slot, tables._end
+            tables.put(slot, ws)
+            assert tables._end == end, "the list was copied"
+            cache.admission.accounts[slot] = cache.admission.accounts.pop(live[0])
+        elif deed == "grow" and live and cache.admission.growth(live[0]) is not None and cache.admission.grow(live[0]):
+            cache.requests[live[0]].grow()
+            tables.put(live[0], cache.requests[live[0]])
+        elif deed == "end" and live:
+            cache.finish(live[-1])
+        for slot, ws in cache.requests.items():
+            assert torch.equal(tables.pages(slot).long(), ws.pages)
+            for number, pages in enumerate(ws.tables):
+                begin = int(tables.page_start[slot, number])
+                assert torch.equal(tables.page_list[begin : begin + pages.numel()].long(), pages)
+                assert int(tables.cap[slot, number]) == ws.caps[number]
