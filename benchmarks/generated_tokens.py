@@ -1,9 +1,10 @@
 """What is lost where a prompt finds keys and values of tokens that were generated under compression.
 
 A real text's true continuation is forced through decode steps; then what comes next in the text is asked for as a
-prompt behind both, and scored token by token: by another user (with so many new tokens that all of the prefix is
-attended to), by the same user (with few, over the working set that is left), and by either after a flush, where all
-is computed anew.
+prompt behind both, and scored token by token. By another user, with so many new tokens that all of the prefix is
+attended to; by the same user, with few, over the working set that is left; by another user with few, over a set made
+of the prefix's index, once the device has lost the prefix. And by each of them after a flush, where all is computed
+anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from benchmarks.real_text import load_tokenizer
 from benchmarks.run import Run, add_options, named
 from hetero_sglang.errors import HeteroError, ending_the_process
 
-OTHER, SAME = 576, 64  # new tokens: more and fewer than an append may have
+MANY, FEW = 576, 64  # new tokens: more and fewer than an append may have
+SLOTS = 12_000  # so that another text takes a prefix's place on the device
+USERS = {"another user": MANY, "the same user": FEW, "by the index": FEW}
 
 
 def main() -> None:
-    """A line a ratio and user, and JSON in results/generated_tokens.json."""
+    """A line for each ratio and user, and JSON in results/generated_tokens.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generated_tokens", description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="checkpoint folder")
@@ -41,38 +43,43 @@ def main() -> None:
     add_options(parser, "generated_tokens")
     given = parser.parse_args()
     with ending_the_process(), Run(given, prompt=given.prompt, generated=given.generated) as run:
-        tokens = given.prompt + given.generated + OTHER
+        tokens = given.prompt + given.generated + MANY
         chosen = texts(given.kinds, HELD_OUT, load_tokenizer(given.model), tokens, given.texts, given.prompt)
         for ratio in given.ratios:
-            flags = {"hetero_keep_ratio": ratio, "enable_custom_logit_processor": True, **named(given.server_flags)}
-            with Server(given.model, kv_policy="heterocache", max_total_tokens=40_000, **flags) as server:
-                rows = [row for text in chosen for row in _text(server, text, given.generated)]
+            flags = {"hetero_keep_ratio": ratio, "hetero_append": "sparse", "max_total_tokens": SLOTS}
+            flags |= {"enable_custom_logit_processor": True, **named(given.server_flags)}
+            with Server(given.model, kv_policy="heterocache", **flags) as server:
+                lost: dict[str, list[np.ndarray]] = {user: [] for user in USERS}
+                for number, text in enumerate(chosen):
+                    run.does(f"{ratio}: {text.name}")
+                    for user in USERS:
+                        lost[user].append(_lost(server, text, chosen[number - 1], given.generated, user))
                 stats = server.stats()
-            for user in ("another user", "the same user"):
-                lost = np.concatenate([row["lost"] for row in rows if row["user"] == user])
-                told = {"nats": float(lost.mean()), "off": float(np.abs(lost).mean()), "tokens": len(lost)}
-                run.keep({"ratio": ratio, "user": user, **told, "appended": stats["appended_tokens"]})
+            ways = {name: stats[name] for name in ("appended_tokens", "resumed_requests", "restored_requests")}
+            for user in USERS:
+                each = np.concatenate(lost[user])
+                told = {"nats": float(each.mean()), "off": float(np.abs(each).mean()), "tokens": len(each)}
+                run.keep({"ratio": ratio, "user": user, **told, **ways})
                 print(f"{ratio} {user:<14} {told['nats']:+.4f} nats a token, {told['off']:.4f} either way", flush=True)
         print("saved", run.save())
 
 
-def _text(server: Server, text: Text, generated: int) -> list[dict[str, Any]]:
-    """By user, how much more each token costs than where all is computed anew."""
-    told, ids, rows = text.prompt + generated, list(text.ids), []
-    forced = ids[text.prompt : told]
-    for user, count in (("another user", OTHER), ("the same user", SAME)):
-        scores = []
-        for reused in (True, False):
-            server.flush()
-            if reused:
-                with tempfile.TemporaryDirectory() as folder:
-                    params = {"forced": forced, "record": str(Path(folder, "scores.npy"))}
-                    made = generate(Client(server.url), ids[: text.prompt], forced, params)
-                if made != forced:
-                    raise HeteroError(f"The server left the text ({text.name}): see its log.")
-            scores.append(_scores(server, ids[: told + count], told))
-        rows.append({"user": user, "lost": scores[1] - scores[0]})
-    return rows
+def _lost(server: Server, text: Text, other: Text, generated: int, user: str) -> np.ndarray:
+    """How much more each of the new tokens costs than where all is computed anew, in nats [n]."""
+    told, ids = text.prompt + generated, list(text.ids)
+    prefix = told - MANY if user == "by the index" else told  # the set that is left is of too many tokens
+    asked, forced = ids[: prefix + USERS[user]], ids[text.prompt : told]
+    server.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        params = {"forced": forced, "record": str(Path(folder, "scores.npy"))}
+        made = generate(Client(server.url), ids[: text.prompt], forced, params)
+    if made != forced:
+        raise HeteroError(f"The server left the text ({text.name}): see its log.")
+    if user == "by the index":
+        server.generate(list(other.ids), 1)
+    found = _scores(server, asked, prefix)
+    server.flush()
+    return _scores(server, asked, prefix) - found
 
 
 def _scores(server: Server, ids: list[int], prefix: int) -> np.ndarray:

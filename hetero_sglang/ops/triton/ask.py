@@ -15,6 +15,7 @@ from hetero_sglang.profile.index_plan import WORD
 
 _PARTS = 32  # of a head's tokens, at most
 _ASKERS = 64  # queries at a time, of all query heads
+_MOST = 100.0  # by which another logit may be higher: sums stay numbers
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
 
 
@@ -40,10 +41,11 @@ def _codes(table, slot, here, way, word, shift, bits, R: tl.constexpr, WORDS: tl
 def _sums(
     slots, starts, lengths, cap, which, rows, weights, tops, totals, askers, slots_in_all, first, parts,
     R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, ASKERS: tl.constexpr,
-    NOTHING: tl.constexpr, PRECISION: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr,
-    B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
+    NOTHING: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
+    N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
-    """Of a part's tokens: each query's highest logit, and the sum of the exponents below that."""
+    """Of a part's tokens: a logit of each query's that is as high as others, and the sum of exponents beside that. The
+    highest of the first few is: what all tokens' are compared with would have to be found in every round."""
     head, part, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths)
     if tl.load(cap + first + tl.load(which + head)) >= length:
@@ -56,19 +58,20 @@ def _sums(
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
     mine = weights + (head.to(tl.int64) * askers + member)[None, :] * R + way[:, None]
     weight = tl.load(mine, mask=(member < askers)[None, :] & (way < R)[:, None], other=0.0)  # [PAD, ASKERS]
-    top = tl.full([ASKERS], NOTHING, tl.float32)
-    total = tl.zeros([ASKERS], tl.float32)
+    here = begin + within < end
+    slot = tl.load(slots + begin + within, mask=here, other=0).to(tl.int64)
+    code = _codes(table, slot, here, way, word, shift, bits, R, WORDS)
+    near = tl.max(tl.where(here[:, None], tl.dot(code, weight, input_precision=PRECISION), NOTHING), 0)  # [ASKERS]
+    total = tl.zeros([TOKENS, ASKERS], tl.float32)
     for start in range(begin, end, TOKENS):
         here = start + within < end
         slot = tl.load(slots + start + within, mask=here, other=0).to(tl.int64)
         code = _codes(table, slot, here, way, word, shift, bits, R, WORDS)
-        logit = tl.where(here[:, None], tl.dot(code, weight, input_precision=PRECISION), NOTHING)
-        higher = tl.maximum(top, tl.max(logit, 0))
-        total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(logit - higher[None, :]), 0)
-        top = higher
+        above = tl.dot(code, weight, input_precision=PRECISION) - near[None, :]
+        total += tl.where(here[:, None], tl.exp2(tl.minimum(above, MOST)), 0.0)
     where = (head * parts + part) * askers + member
-    tl.store(tops + where, top, mask=member < askers)
-    tl.store(totals + where, total, mask=member < askers)
+    tl.store(tops + where, near, mask=member < askers)
+    tl.store(totals + where, tl.sum(total, 0), mask=member < askers)
 
 
 @triton.jit(do_not_specialize=["askers", "parts"])
@@ -165,7 +168,7 @@ def ask(
     work.plan(step)
     _sums[(heads, parts, triton.cdiv(askers, block))](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, tops, totals, askers,
-        layer.rows.shape[1], layer.first, parts, NOTHING=_NOTHING, **sizes,
+        layer.rows.shape[1], layer.first, parts, NOTHING=_NOTHING, MOST=_MOST, **sizes,
     )  # fmt: skip
     _whole[(heads, triton.cdiv(askers, block))](
         tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, ASKERS=block, PARTS=_PARTS, BINS=BINS,
