@@ -90,7 +90,6 @@ class TieredCache:
         ws, key = parked.ws, parked.key
         if alone:
             self._clear(account.pages - self.admission.parked[key].pages)
-            self._pin(parked, False)
             self.parking.take(parked)
             self.admission.leave(key)
             self.admission.unpark(key)

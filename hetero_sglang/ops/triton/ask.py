@@ -14,7 +14,7 @@ from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import WORD
 
 _PARTS = 32  # of a head's tokens, at most
-_ASKERS = 64  # queries at a time, of all query heads
+_ASKERS = 64  # queries at a time
 _MOST = 100.0  # by which another logit may be higher: sums stay numbers
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
 
@@ -95,11 +95,11 @@ def _whole(
     tl.store(wholes + head * askers + member, highest + tl.log2(total), mask=member < askers)
 
 
-@triton.jit(do_not_specialize=["askers", "slots_in_all", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["queries", "slots_in_all", "first", "parts", "sink", "window"])
 def _best(
-    slots, starts, lengths, cap, which, rows, weights, wholes, scores, wanted, askers, slots_in_all, first, parts, sink,
-    window, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
-    TOKENS: tl.constexpr, ASKERS: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr,
+    slots, starts, lengths, cap, which, rows, weights, wholes, scores, wanted, queries, slots_in_all, first, parts,
+    sink, window, GROUP: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
+    TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr,
     LEAST: tl.constexpr, PRECISION: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr,
     B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
@@ -122,16 +122,18 @@ def _best(
         slot = tl.load(slots + start + within, mask=here, other=0).to(tl.int64)
         code = _codes(table, slot, here, way, word, shift, bits, R, WORDS)
         best = tl.zeros([TOKENS], tl.float32)
-        for block in range(0, askers, ASKERS):
-            member = block + tl.arange(0, ASKERS)
-            real = (member < askers) & (member % PADDED < GROUP)
-            theirs = weights + (head.to(tl.int64) * askers + member)[None, :] * R + way[:, None]
-            weight = tl.load(theirs, mask=real[None, :] & (way < R)[:, None], other=0.0)
-            whole = tl.load(wholes + head * askers + member, mask=real, other=0.0)
-            logit = tl.dot(code, weight, input_precision=PRECISION) - whole[None, :]
-            share = tl.where(real[None, :], tl.exp2(tl.minimum(logit, 0.0)), 0.0)
-            each = tl.sum(tl.reshape(share, [TOKENS, ASKERS // PADDED, PADDED]), 2) * (1.0 / GROUP)
-            best = tl.maximum(best, tl.max(each, 1))
+        for block in range(0, queries, QUERIES):
+            query = block + tl.arange(0, QUERIES)
+            real = query < queries
+            each = tl.zeros([TOKENS, QUERIES], tl.float32)
+            for member in range(GROUP):
+                asker = (head * GROUP + member) * queries + query
+                theirs = weights + asker.to(tl.int64)[None, :] * R + way[:, None]
+                weight = tl.load(theirs, mask=real[None, :] & (way < R)[:, None], other=0.0)
+                whole = tl.load(wholes + asker, mask=real, other=0.0)
+                logit = tl.dot(code, weight, input_precision=PRECISION) - whole[None, :]
+                each += tl.exp2(tl.minimum(logit, 0.0))
+            best = tl.maximum(best, tl.max(tl.where(real[None, :], each, 0.0), 1) * (1.0 / GROUP))
         number = start // RUN + run
         complete = (number + 1) * RUN <= tokens
         most = tl.max(tl.reshape(best, [TOKENS // RUN, RUN]), 1)
@@ -149,34 +151,33 @@ def ask(
     It is every head's turn by the step's clock. Returns the scores [I, U] of the tokens' runs, of full heads alone; not
     in a graph, which is made for any `length`."""
     heads, _, directions = layer.decode.shape
-    group = work.group
-    padded = triton.next_power_of_2(group)
+    group, count = work.group, len(q)
     queries = q.unflatten(1, (-1, group)).index_select(1, layer.heads).float()  # [n, I, G, D]
-    weights = torch.einsum("nigd,idr->ingr", queries, layer.decode) * (scale * 1.4426950408889634)
-    weights = torch.nn.functional.pad(weights, (0, 0, 0, padded - group)).flatten(1, 2).contiguous()  # [I, A, R]
-    askers = weights.shape[1]
-    block = max(_ASKERS, padded)
+    weights = torch.einsum("nigd,idr->ignr", queries, layer.decode) * (scale * 1.4426950408889634)
+    weights = weights.flatten(1, 2).contiguous()  # [I, G * n, R]
+    askers = group * count
+    block = min(_ASKERS, max(16, triton.next_power_of_2(count)))
     pad = max(16, triton.next_power_of_2(directions))
     tokens = max(16, min(64, 4096 // pad))
     parts = max(1, min(_PARTS, length // (2 * tokens)))
     tops, totals = weights.new_empty(2, heads, parts, askers)
     wholes = weights.new_empty(heads, askers)
     sizes = dict(
-        R=directions, PAD=pad, WORDS=layer.rows.shape[2], TOKENS=tokens, ASKERS=block, WORD=WORD, num_warps=4,
+        R=directions, PAD=pad, WORDS=layer.rows.shape[2], TOKENS=tokens, WORD=WORD, num_warps=4,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **flat_fields(layer.fields),
     )  # fmt: skip
     work.plan(step)
-    _sums[(heads, parts, triton.cdiv(askers, block))](
+    _sums[(heads, parts, triton.cdiv(askers, _ASKERS))](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, tops, totals, askers,
-        layer.rows.shape[1], layer.first, parts, NOTHING=_NOTHING, MOST=_MOST, **sizes,
+        layer.rows.shape[1], layer.first, parts, ASKERS=_ASKERS, NOTHING=_NOTHING, MOST=_MOST, **sizes,
     )  # fmt: skip
-    _whole[(heads, triton.cdiv(askers, block))](
-        tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, ASKERS=block, PARTS=_PARTS, BINS=BINS,
+    _whole[(heads, triton.cdiv(askers, _ASKERS))](
+        tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, ASKERS=_ASKERS, PARTS=_PARTS, BINS=BINS,
         NOTHING=_NOTHING,
     )  # fmt: skip
     _best[(heads, parts)](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, wholes, work.scores, work.wanted,
-        askers, layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, PADDED=padded, RUN=layer.run,
+        count, layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, QUERIES=block, RUN=layer.run,
         BINS=BINS, FINE=FINE, LEAST=LEAST, **sizes,
     )  # fmt: skip
     return work.scores[: heads * length].view(heads, length)[:, : (length - 1) // layer.run]
