@@ -26,7 +26,7 @@ from hetero_sglang.errors import HeteroError, ending_the_process
 
 MANY, FEW = 576, 64  # new tokens: more and fewer than an append may have
 SLOTS = 12_000  # so that another text takes a prefix's place on the device
-USERS = {"another user": MANY, "the same user": FEW, "by the index": FEW}
+USERS = {"the same user": FEW, "another user": MANY, "by the index": FEW}  # in this order: the first has the set
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def main() -> None:
                 lost: dict[str, list[np.ndarray]] = {user: [] for user in USERS}
                 for number, text in enumerate(chosen):
                     run.does(f"{ratio}: {text.name}")
-                    for user in USERS:
-                        lost[user].append(_lost(server, text, chosen[number - 1], given.generated, user))
+                    for user, each in _lost(server, text, chosen[number - 1], given.generated).items():
+                        lost[user].append(each)
                 stats = server.stats()
             ways = {name: stats[name] for name in ("appended_tokens", "resumed_requests", "restored_requests")}
             for user in USERS:
@@ -64,29 +64,35 @@ def main() -> None:
         print("saved", run.save())
 
 
-def _lost(server: Server, text: Text, other: Text, generated: int, user: str) -> np.ndarray:
-    """How much more each of the new tokens costs than where all is computed anew, in nats [n]."""
+def _lost(server: Server, text: Text, other: Text, generated: int) -> dict[str, np.ndarray]:
+    """By user, how much more each of the new tokens costs than where all is computed anew, in nats [n]."""
     told, ids = text.prompt + generated, list(text.ids)
-    prefix = told - MANY if user == "by the index" else told  # the set that is left is of too many tokens
-    asked, forced = ids[: prefix + USERS[user]], ids[text.prompt : told]
+    forced = ids[text.prompt : told]
+    begins = {"the same user": told, "another user": told, "by the index": told - MANY}  # no set ends near the last
     server.flush()
     with tempfile.TemporaryDirectory() as folder:
         params = {"forced": forced, "record": str(Path(folder, "scores.npy"))}
         made = generate(Client(server.url), ids[: text.prompt], forced, params)
     if made != forced:
         raise HeteroError(f"The server left the text ({text.name}): see its log.")
-    if user == "by the index":
-        server.generate(list(other.ids), 1)
-    found = _scores(server, asked, prefix)
+    found = {}
+    for user, prefix in begins.items():
+        if user == "by the index":
+            server.generate(list(other.ids), 1)
+        found[user] = _scores(server, ids[: prefix + USERS[user]], prefix)
     server.flush()
-    return _scores(server, asked, prefix) - found
+    first = told - MANY
+    anew = _scores(server, ids[: told + MANY], first)
+    return {user: anew[begins[user] - first :][: len(each)] - each for user, each in found.items()}
 
 
 def _scores(server: Server, ids: list[int], prefix: int) -> np.ndarray:
-    """Log likelihoods of the tokens behind `prefix` and one more: [n]."""
-    asked = {"return_logprob": True, "logprob_start_len": prefix}
+    """Log likelihoods of the tokens behind the first `prefix`: [n]."""
+    asked = {"return_logprob": True, "logprob_start_len": prefix - 1}
     found = server.generate(ids, 1, request=asked)["meta_info"]["input_token_logprobs"]
-    return np.array([value for value, *_ in found if value is not None])
+    scores = [value for value, *_ in found[1:]]  # the token that is asked from has none
+    assert len(scores) == len(ids) - prefix
+    return np.array(scores)
 
 
 if __name__ == "__main__":
