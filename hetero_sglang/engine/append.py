@@ -1,27 +1,37 @@
 """A prompt's new tokens over a working set: the one that the turn before has left, or one made of their prefix's index.
 
-They read like decode steps. Heads that have a key index look for what these tokens want, as in a step with many
-queries; rows that come are seated before the heads attend, to what they hold and to the new tokens before each. Then
-the ring goes on to the newest. Where there are CUDA graphs a layer's operations are two of them: launched one by one
-they would take several times as long as they run."""
+They read like decode steps, a few tokens in each. Heads that have a key index look for what these want, as in a step
+with several queries; rows that come are seated before the heads attend, to what they hold and to the new tokens before
+each. Then the ring goes on to the newest. Where there are CUDA graphs a layer's operations are two of them: launched
+one by one they would take several times as long as they run."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
-from hetero_sglang.cache.hot_pool import PINNED
 from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.cache.tiers import TieredCache
-from hetero_sglang.cache.working_set import WorkingSet
-from hetero_sglang.engine.going import Going, Places
+from hetero_sglang.engine.going import BLOCK, BLOCKS, Going, Places
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.ops.base import Behind, LayerBuffers
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.transfer.write_back import WriteBack
+
+_ASKED = 64  # new tokens, at most, that say what a set is made of
+_RECORDED = (2, 8, BLOCKS)  # of so many blocks there are graphs
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A layer's graphs."""
+
+    first: dict[int, Callable[[], None]]  # by how many blocks they have room for, the fewest first
+    last: Callable[[], None]
 
 
 class Append:
@@ -35,7 +45,7 @@ class Append:
         self.write_back, self.rule, self.device = write_back, cache.settings.rule, cache.hot.k.device
         self.places = Places(tables, finder.turns[:1])
         self.going: dict[int, Going] = {}  # by request slot
-        self.recorded: list[tuple[Callable[[], None], Callable[[], None]]] = []  # by layer, where there are graphs
+        self.recorded: list[Recorded] = []  # by layer, where there are graphs
 
     # ---- graphs
 
@@ -44,7 +54,7 @@ class Append:
     ) -> None:  # fmt: skip
         """Before any request: every layer's operations become graphs, which run in this step's buffers, for prompts of
         up to `context` tokens; `scales`: of the layers' logits."""
-        hot, most, heads = self.cache.hot, self.cache.settings.append, self.layers[0].heads.numel()
+        hot, most, heads = self.cache.hot, BLOCK * BLOCKS, self.layers[0].heads.numel()
         self.places = Places(self.tables, self.finder.turns[:1], context)
         self.work, none = step.work, self.places.none()
 
@@ -53,18 +63,14 @@ class Append:
 
         self.new = make(query_heads, hot.k.shape[2]), make(heads, hot.k.shape[2]), make(heads, hot.v.shape[2])
         self.out = make(query_heads, hot.v.shape[2])
-
-        def first(layer: int, scale: float) -> None:
-            self.out.copy_(self._first(layer, none, *self.new, context, scale))
-
         recorder = Recorder(self.device)
-        self.recorded = [
-            (
-                recorder.record(partial(first, layer, scale)),
-                recorder.record(partial(self._last, layer, none, self.new[0], context, scale)),
-            )
-            for layer, scale in enumerate(scales)
-        ]
+        for layer, scale in enumerate(scales):
+            first = {}
+            for blocks in _RECORDED:
+                going = replace(none, blocks=none.blocks[:blocks])
+                first[blocks] = recorder.record(partial(self._first, layer, going, *self.new, self.out, context, scale))
+            last = recorder.record(partial(self._last, layer, none, self.new[0], context, scale))
+            self.recorded.append(Recorded(first, last))
 
     # ---- a pass
 
@@ -75,37 +81,30 @@ class Append:
         for seq in prompts:
             if seq.restores:
                 seq.ws.length = seq.prefix
-            else:
-                self._age(seq.ws)
         self.going = self.places.go(prompts)
-
-    def _age(self, ws: WorkingSet) -> None:
-        """What the last step wanted may go too; what is pinned stays."""
-        used, pages = self.cache.hot.used, self.tables.pages(ws.slot).long()
-        rows = used[pages]  # [pages, page_size]
-        used[pages] = torch.where((rows >= ws.length) & (rows < PINNED // 2), ws.length - 1, rows)
 
     def attend(
         self, layer: int, seq: Prompt, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """q [n, Hq, D], k [n, H, D], v [n, H, Dv] of the request's new tokens; returns [n, Hq, Dv]."""
         going, ws = self.going[seq.ws.slot], seq.ws
-        recorded = None if going.header is None or seq.restores else self.recorded[layer]
+        recorded = self.recorded[layer] if going.header is not None and self.recorded else None
         if seq.restores:
-            self._restore(layer, seq, q.index_select(0, going.asked), scale)
-            out = self._attend(layer, going, q, k, v, scale)
-        elif recorded:
+            self._restore(layer, seq, q, scale)
+        if recorded:
+            assert going.header is not None
             self.places.now.copy_(going.header)
             for buffer, values in zip(self.new, (q, k, v), strict=True):
                 buffer[: seq.count].copy_(values)
-            recorded[0]()
+            next(graph for blocks, graph in recorded.first.items() if blocks >= len(going.blocks))()
             out = self.out[: seq.count]
         else:
-            out = self._first(layer, going, q, k, v, ws.length, scale)
+            out = q.new_empty(*q.shape[:2], v.shape[2])
+            self._first(layer, going, q, k, v, out, ws.length, scale)
         if seq.count > self.rule.window:
             self.write_back.hold()  # rows of this pass are looked for in the host store
             if recorded:
-                recorded[1]()
+                recorded.last()
             else:
                 self._last(layer, going, q, seq.length, scale)
         if layer == len(self.layers) - 1:
@@ -115,21 +114,19 @@ class Append:
         return out
 
     def _first(
-        self, layer: int, going: Going, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, scale: float
-    ) -> torch.Tensor:
-        """`length`: what the set stands for, or may. Heads may want more than in a step, as others chose the rest."""
-        asks = q.index_select(0, going.asked)
-        self.finder.seek(layer, asks, going.slots, going.starts, going.before, length, scale, self.work, part=1)
-        return self._attend(layer, going, q, k, v, scale)
-
-    def _attend(
-        self, layer: int, going: Going, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+        self, layer: int, going: Going, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
+        length: int, scale: float,
+    ) -> None:  # fmt: skip
+        """What q attend to goes to `out` [n, Hq, Dv]; `length`: what the set stands for, or may."""
         buffers, rule, run = self.layers[layer], self.rule, self.finder.index[layer].run
         behind = Behind(going.numbers, rule.window_of(run), run, rule.sink, rule.ring)
-        out: torch.Tensor = self.ops.append(q, k, v, buffers, going.before, behind, scale)
-        self.ops.keep(k, v, buffers, going.before, behind)
-        return out
+        for block in going.blocks:
+            asks, some = q.index_select(0, block.asked), block.tokens
+            # More than a step wants, as others chose the rest.
+            self.finder.seek(layer, asks, going.slots, going.starts, block.step, length, scale, self.work, part=1)
+            mine = replace(behind, numbers=block.numbers)
+            out[some].copy_(self.ops.append(q[some], k, v, buffers, block.step, mine, scale))
+        self.ops.keep(k, v, buffers, going.after, behind)
 
     def _last(self, layer: int, going: Going, q: torch.Tensor, length: int, scale: float) -> None:
         """Which of the new tokens are held beyond the window."""
@@ -139,8 +136,9 @@ class Append:
     def _restore(self, layer: int, seq: Prompt, q: torch.Tensor, scale: float) -> None:
         """Heads hold what queries q [n, Hq, D] want of the prefix: rows come from the host, as many as they keep."""
         buffers, going, length, rule = self.layers[layer], self.going[seq.ws.slot], seq.prefix, self.rule
-        caps, step = seq.ws.caps[buffers.numbers], going.before
-        runs = self._wanted(layer, caps, q, going, length, scale)
+        caps, step = seq.ws.caps[buffers.numbers], going.blocks[0].step
+        some = q[:: -(-len(q) // _ASKED)]
+        runs = self._wanted(layer, caps, some, going, length, scale)
         turning = rule.turning(min(caps))
         counts = [cap - rule.sink - turning if cap < length else 0 for cap in caps]
         selected, used = self.finder.best(layer, runs, length, counts, rule.sink), self.finder.used(layer, runs, length)
@@ -157,7 +155,7 @@ class Append:
         which = self.finder.which[layer]
         runs = torch.arange(count, dtype=torch.float32, device=self.device).div(count).repeat(len(caps), 1)
         if which:
-            found = self.finder.ask(layer, q, going.slots, going.starts, going.before, length, scale, self.work)
+            found = self.finder.ask(layer, q, going.slots, going.starts, going.blocks[0].step, length, scale, self.work)
             full = [number for number, c in enumerate(which) if caps[c] < length]
             if full:
                 runs[:] = found[full].mean(0)  # [U]

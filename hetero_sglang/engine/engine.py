@@ -92,7 +92,7 @@ class Engine:
             if seq.held or seq.appends:
                 self.tables.put(seq.ws.slot, seq.ws)
         if held := [seq for seq in prompts if seq.held]:
-            rows = torch.tensor([[s.count, s.prefix, s.prefix] for s in held], dtype=torch.int32)
+            rows = torch.tensor([[s.count, 0, s.prefix, s.prefix] for s in held], dtype=torch.int32)
             self.held = dict(zip((seq.ws.slot for seq in held), upload(rows, self.device), strict=True))
         going_on = [seq for seq in prompts if seq.appends]
         if going_on and self.append:

@@ -99,13 +99,14 @@ class Lazy(Finder):
         self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
         scale: float, work: Any, part: int = PART,
     ) -> None:  # fmt: skip
-        """Before they attend: heads take in what they want, as in a step, up to one `part` of their rows; other
-        arguments as of `ask`."""
+        """Before they attend: heads take in what they want, as in a step, up to one `part` of their rows, whatever
+        others of the same length have wanted; other arguments as of `ask`."""
         mine, hot = self.index[layer], self.cache.hot
         if not mine.heads.numel():
             return
         self.ask(layer, q, slots, starts, step, length, scale, work)
         sink, step = self.settings.rule.sink, self._every(mine, step)
+        self.ops.age(mine, step, hot)
         self.ops.choose(mine, step, hot, sink, self.settings.rule.window_of(mine.run), work, part=part)
         self.ops.swap_in(mine, self.layers[layer].host, slots, starts, step, hot, sink, work)
         self.ops.seat(mine, step, hot, work)

@@ -134,8 +134,9 @@ class Watch:
 class Behind:
     """What a prompt's new tokens find: a working set, whose first tokens are their prefix.
 
-    `numbers` [3] int32 on the device: new tokens, tokens of the prefix, tokens that the set stands for. Of full heads'
-    recent tokens, no selected run holds those of the last `window`, nor others of these runs of `run` tokens."""
+    `numbers` [4] int32 on the device: how many of the new tokens attend, from which on, tokens of the prefix, tokens
+    that the set stands for. Of full heads' recent tokens, no selected run holds those of the last `window`, nor others
+    of these runs of `run` tokens."""
 
     numbers: torch.Tensor
     window: int

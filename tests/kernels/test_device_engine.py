@@ -225,6 +225,7 @@ def test_recorded_appends_leave_what_launched_ones_leave(count: int) -> None:
         outs += prefill([again], [(155 + count, 158 + count)])
         check_rows(again, 158 + count)
         held = [held_positions(again, number, 158 + count).sort().values for number in range(LAYERS * HEADS)]
+        held.append(cache.hot.used[again.ws.pages.to(DEVICE)].flatten().sort().values.cpu())
         made.append((outs, held))
     (outs, held), (others, same) = made
     assert len(outs) == len(others) == 2 * LAYERS

@@ -25,7 +25,7 @@ class Sets:
                  v_dim: int, group: int, new: int) -> None:  # fmt: skip
         g = torch.Generator().manual_seed(seed)
         self.g, self.caps, self.heads = g, caps, len(caps)
-        numbers = torch.tensor([new, prefix, reached], dtype=torch.int32, device=DEVICE)
+        numbers = torch.tensor([new, 0, prefix, reached], dtype=torch.int32, device=DEVICE)
         self.behind = Behind(numbers, reached - begins, 1, SINK, RING)
         self.k, self.v = (torch.randn(reached, self.heads, d, generator=g) for d in (dim, v_dim))
         self.new_q, self.new_k, self.new_v = (
@@ -146,6 +146,20 @@ def test_new_tokens_take_the_rows_of_those_that_leave(
             assert torch.equal(first.layer.hot_k.view(-1, 16).cpu()[at], first.new_k[token - prefix, c][None])
             assert torch.equal(first.layer.hot_v.view(-1, 8).cpu()[at], first.new_v[token - prefix, c][None])
             assert float(first.layer.score.view(-1).cpu()[at]) == 0
+
+
+@pytest.mark.parametrize("ops", [reference, triton], ids=["reference", "triton"])
+def test_some_of_the_new_tokens_see_all_that_are_before_them(ops: ModuleType) -> None:
+    """Also where shapes have room for more, as in a graph."""
+    sets = Sets(5, [50, 90, 130], 90, 90, 81, 16, 16, 16, 2, 30)
+    q, k, v = sets.args
+    for first, count in ((0, 8), (8, 8), (24, 6)):
+        some = q[first : first + count]
+        if ops is triton:
+            some = torch.cat((some, torch.full_like(some[:3], float("nan"))))
+        numbers = torch.tensor([count, first, 90, 90], dtype=torch.int32, device=DEVICE)
+        out = ops.append(some, k, v, sets.layer, sets.step, replace(sets.behind, numbers=numbers), 0.25)[:count]
+        torch.testing.assert_close(out.cpu().double(), sets.wanted(0.25)[first : first + count], atol=2e-5, rtol=1e-4)
 
 
 def test_a_part_of_a_head_that_has_nothing_counts_nothing() -> None:

@@ -13,6 +13,7 @@ from test_index import random_index
 
 from hetero_sglang.cache.host_store import BLOCK
 from hetero_sglang.cache.hot_pool import PINNED, HotPool
+from hetero_sglang.ops import reference, triton
 from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import ask as reference_ask
@@ -339,6 +340,25 @@ def test_whatever_comes_has_room(batch: int, heads: int, run: int, most: int, wi
     units = width.draw(st.integers(1, batch)) * heads
     for one in (1, 4, 8)[: (1, 4, 8).index(run) + 1]:
         assert 1 <= work.limit(units, one) <= most and units * work.limit(units, one) * one <= len(work.arrived)
+
+
+@pytest.mark.parametrize("run", [1, 4])
+def test_what_was_wanted_at_this_length_may_go_again(run: int) -> None:
+    """What was wanted before that, or is pinned, or another head's, is as it was."""
+    world, length = make(9, run, [700], [200]), 700
+    rows = world.rows(0, 0, torch.arange(world.places(0, 0))).flatten()
+    world.hot.used.view(-1)[rows[::3]] = length
+    world.hot.used.view(-1)[rows[1::3]] = length + PINNED
+    device, before = on_device(world), world.hot.used.clone().view(-1)
+    for ops, each in ((reference, world), (triton, device)):
+        ops.age(each.layer, each.step, each.hot)
+    wanted = before.clone()
+    for c in range(HEADS):
+        mine = world.rows(0, c, torch.arange(world.places(0, c))).flatten()
+        wanted[mine] = torch.where((before[mine] >= length) & (before[mine] < PINNED // 2), length - 1, before[mine])
+    held = torch.cat([world.rows(0, c, torch.arange(world.places(0, c))).flatten() for c in range(HEADS)])
+    assert torch.equal(world.hot.used.view(-1)[held], wanted[held]) and (wanted != before).sum() >= len(rows) // 3
+    assert torch.equal(device.hot.used.cpu().view(-1)[held], wanted[held])
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ def append(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind,
     scale: float,
 ) -> torch.Tensor:  # fmt: skip
-    """Attention of new tokens q [n, Hq, D] over what their request's heads hold and causally over k [n, H, D] and
-    v [n, H, Dv]: [n, Hq, Dv]. All heads are compressed."""
+    """Attention of some of the new tokens q [n, Hq, D] over what their request's heads hold and causally over all of
+    k [m, H, D] and v [m, H, Dv]: [n, Hq, Dv]. All heads are compressed."""
     group = q.shape[1] // k.shape[1]
     hot_k, hot_v = (store.view(-1, store.shape[-1]) for store in (layer.hot_k, layer.hot_v))
+    count, first, *_ = behind.numbers.tolist()
+    k, v = k[: first + count], v[: first + count]
     out = q.new_empty(*q.shape[:2], v.shape[2])
     for which, head in enumerate(layer.heads.tolist()):
         rows = _rows(layer.first + which, step, behind, layer.hot_k.shape[1])
@@ -26,7 +28,7 @@ def append(
 
 def _rows(number: int, step: StepTables, behind: Behind, page: int) -> torch.Tensor:
     """Flat hot rows that hold tokens of the prefix, each token once."""
-    cap, (_, prefix, reached) = int(step.cap[0, number]), behind.numbers.tolist()
+    cap, (*_, prefix, reached) = int(step.cap[0, number]), behind.numbers.tolist()
     there = torch.ones(min(cap, prefix), dtype=torch.bool)
     if cap < reached:
         begin, end = max(0, reached - behind.ring), (reached - behind.window) // behind.run * behind.run
@@ -38,9 +40,9 @@ def _rows(number: int, step: StepTables, behind: Behind, page: int) -> torch.Ten
 
 
 def keep(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind) -> None:
-    """After `append`: new tokens k [n, H, D], v [n, H, Dv] take the rows of those that leave their request's heads; of
-    two that have the same row, the later."""
-    _, prefix, _ = behind.numbers.tolist()
+    """After `append`, for all at once: new tokens k [n, H, D], v [n, H, Dv] take the rows of those that leave their
+    request's heads; of two that have the same row, the later."""
+    *_, prefix, _ = behind.numbers.tolist()
     token = torch.arange(prefix, prefix + len(k), device=k.device)  # [n]
     cap = step.cap[0, layer.numbers, None].long()  # [C, 1]
     turning = (cap - behind.sink).clamp(1, behind.ring)

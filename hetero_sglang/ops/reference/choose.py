@@ -5,7 +5,7 @@ it holds and the tokens that it does not, those worth most are kept. Scores are 
 
 import torch
 
-from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.hot_pool import PINNED, HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
@@ -72,6 +72,16 @@ def lazy(
     place = order[head, rank[head, run]]
     used[head, place] = length
     return Swaps(head, place, run + low, int((lacking - comes).sum()))
+
+
+def age(layer: LayerIndex, step: StepTables, hot: HotPool) -> None:
+    """What a lone request's heads wanted at this length may go again; what is pinned stays."""
+    length, used = int(step.length[0]), hot.used.view(-1)
+    for number in (layer.first + layer.which).tolist():
+        row = torch.arange(int(step.cap[0, number]), device=used.device)
+        flat = flat_rows(step.page_list, int(step.page_start[0, number]), row, hot.page_size)
+        fresh = (used[flat] >= length) & (used[flat] < PINNED // 2) & (length > 0)
+        used[flat] = torch.where(fresh, length - 1, used[flat])
 
 
 def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int) -> Swaps:

@@ -46,7 +46,8 @@ def _append(
     PAD_V: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     tile, which, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    count, prefix, reached = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
+    count, opening = tl.load(numbers), tl.load(numbers + 1)
+    prefix, reached = tl.load(numbers + 2), tl.load(numbers + 3)
     splits = _splits(count, prefix, programs, M // PADDED, SPLITS, LEAST)
     if (tile * (M // PADDED) >= count) | (split >= splits):
         return
@@ -78,7 +79,7 @@ def _append(
         logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         top, total, result = _attended(logit, top, total, result, values, real[:, None] & here[None, :])
     if split == splits - 1:
-        last = tl.minimum((tile + 1) * (M // PADDED), count)
+        last = opening + tl.minimum((tile + 1) * (M // PADDED), count)
         own_k, own_v = k + head * D, v + head * DV
         for each in range(0, last, N):
             new = each + within
@@ -87,7 +88,7 @@ def _append(
             there = here[:, None] & (at_v < DV)[None, :]
             values = tl.load(own_v + where * v_stride + at_v[None, :], mask=there, other=0.0)
             logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-            seen = real[:, None] & here[None, :] & (new[None, :] <= token[:, None])
+            seen = real[:, None] & here[None, :] & (new[None, :] <= opening + token[:, None])
             top, total, result = _attended(logit, top, total, result, values, seen)
     some = total > 0
     result = result / tl.where(some, total, 1.0)[:, None]
@@ -106,7 +107,7 @@ def _merge(
     out, partial, weight, numbers, programs, all_heads, DV: tl.constexpr, PAD_V: tl.constexpr, ROWS: tl.constexpr,
     PER_TILE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
-    count, prefix = tl.load(numbers), tl.load(numbers + 1)
+    count, prefix = tl.load(numbers), tl.load(numbers + 2)
     splits, rows = _splits(count, prefix, programs, PER_TILE, SPLITS, LEAST), count * all_heads
     if (splits == 1) | (tl.program_id(0) * ROWS >= rows):
         return
@@ -131,9 +132,9 @@ def append(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind,
     scale: float,
 ) -> torch.Tensor:  # fmt: skip
-    """Attention of new tokens q [n, Hq, D] over what their request's heads hold and causally over k [n, H, D] and
-    v [n, H, Dv]: [n, Hq, Dv]. All heads are compressed; rows may lie apart. In a graph there may be more rows than new
-    tokens, which are the first."""
+    """Attention of some of the new tokens q [n, Hq, D] over what their request's heads hold and causally over all of
+    k [m, H, D] and v [m, H, Dv]: [n, Hq, Dv]. All heads are compressed; rows may lie apart. In a graph there may be
+    more rows than tokens, which are the first."""
     most, all_heads, dim = q.shape
     heads, v_dim = layer.heads.numel(), v.shape[2]
     group = all_heads // k.shape[1]
@@ -174,7 +175,7 @@ def _keep(
     ring, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr, P: tl.constexpr,
     TOKENS: tl.constexpr,
 ):  # fmt: skip
-    which, count, prefix = tl.program_id(1), tl.load(numbers), tl.load(numbers + 1)
+    which, count, prefix = tl.program_id(1), tl.load(numbers), tl.load(numbers + 2)
     if tl.program_id(0) * TOKENS >= count:
         return
     head = tl.load(heads + which)
@@ -196,8 +197,8 @@ def _keep(
 
 
 def keep(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind) -> None:
-    """After `append`: new tokens k [n, H, D], v [n, H, Dv] take the rows of those that leave their request's heads; of
-    two that have the same row, the later. There may be more rows than new tokens, as for `append`."""
+    """After `append`, for all at once: new tokens k [n, H, D], v [n, H, Dv] take the rows of those that leave their
+    request's heads; of two that have the same row, the later. There may be more rows than tokens, as for `append`."""
     most, _, dim = k.shape
     v_dim, each = v.shape[2], 16
     _keep[(triton.cdiv(most, each), layer.heads.numel())](

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.hot_pool import PINNED, HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.early import early, overlaps
@@ -299,4 +299,28 @@ def choose(
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
         work.evens, per_request, layer.first, turn, splits, sink, window, work.room, work.limit(units, layer.run),
         MERGED=merged, **early(pdl), **sizes,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["first", "programs"])
+def _age(
+    length, cap, which, page_start, page_list, used, first, programs,
+    P: tl.constexpr, PINNED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    number, tokens = first + tl.load(which + tl.program_id(0)), tl.load(length)
+    rows, start = tl.load(cap + number), tl.load(page_start + number)
+    for opening in range(tl.program_id(1) * TILE, rows, programs * TILE):
+        row = opening + tl.arange(0, TILE)
+        flat = tl.load(page_list + start + row // P, mask=row < rows, other=0).to(tl.int64) * P + row % P
+        before = tl.load(used + flat, mask=row < rows, other=0)
+        fresh = (row < rows) & (before >= tokens) & (before < PINNED // 2) & (tokens > 0)
+        tl.store(used + flat, tokens - 1 + row * 0, mask=fresh)
+
+
+def age(layer: LayerIndex, step: StepTables, hot: HotPool) -> None:
+    """What a lone request's heads wanted at this length may go again; what is pinned stays."""
+    programs = 16
+    _age[(layer.heads.numel(), programs)](
+        step.length, step.cap, layer.which, step.page_start, step.page_list, hot.used, layer.first, programs,
+        P=hot.page_size, PINNED=PINNED, TILE=TILE, num_warps=WARPS,
     )  # fmt: skip
