@@ -11,7 +11,7 @@ from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.triton.probe import span
 from hetero_sglang.ops.triton.store import ring_row
 
-_QUERIES = 64  # rows of a tile: new tokens by query heads of a group
+_QUERIES = 64  # rows of a tile, at most: new tokens by query heads of a group
 _TOKENS = 64  # that a program reads at a time
 _SPLITS = 16  # of what a head holds, at most
 _MERGED = 16  # rows that a program puts together
@@ -139,7 +139,7 @@ def append(
     heads, v_dim = layer.heads.numel(), v.shape[2]
     group = all_heads // k.shape[1]
     padded = triton.next_power_of_2(group)
-    rows = max(_QUERIES, padded)
+    rows = max(16, padded, min(_QUERIES, triton.next_power_of_2(most * padded)))
     each, programs = rows // padded, _programs(q.device) // heads
     tiles = triton.cdiv(most, each)
     splits = max(1, min(_SPLITS, programs))  # at most
@@ -153,8 +153,8 @@ def append(
         behind.numbers, q.stride(0), k.stride(0), v.stride(0), layer.first, behind.window, behind.run, behind.sink,
         behind.ring, programs, scale * 1.4426950408889634, all_heads, GROUP=group, PADDED=padded, D=dim, DV=v_dim,
         PAD=max(16, triton.next_power_of_2(dim)), PAD_V=max(16, triton.next_power_of_2(v_dim)),
-        P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2, num_warps=4,
-        num_stages=2, **parts,
+        P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2,
+        num_warps=8 if max(dim, v_dim) > 64 else 4, num_stages=2, **parts,
     )  # fmt: skip
     if splits > 1:
         _merge[(triton.cdiv(most * all_heads, _MERGED),)](
