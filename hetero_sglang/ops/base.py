@@ -21,6 +21,7 @@ from hetero_sglang.config.layout import LayerLayout
 NAMES = (
     "AttendStep",  # a DecodeKernel: attention of one decode step
     "Workspace",  # what probes and choices of a step write and read
+    "age",  # what a prompt's new tokens have wanted may go for others of them
     "append",  # attention of a prompt's new tokens over what a working set holds
     "ask",  # what many queries of a request look at, by its heads' key indexes
     "bring",  # rows of a prefix from the host store
