@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from hetero_sglang.errors import HeteroError, ending_the_process
 MANY, FEW = 576, 64  # new tokens: more and fewer than an append may have
 SLOTS = 12_000  # so that another text takes a prefix's place on the device
 USERS = {"the same user": FEW, "another user": MANY, "by the index": FEW}  # in this order: the first has the set
+# By --hetero-append: where `sparse` may, it makes a set of the index for many new tokens too.
+ASKING = {"auto": ["the same user", "another user"], "sparse": ["by the index"]}
 
 
 def main() -> None:
@@ -35,6 +38,7 @@ def main() -> None:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="checkpoint folder")
     add("--ratios", nargs="+", default=["0.12", "0.25"])
+    add("--appends", nargs="+", choices=ASKING, default=list(ASKING), help="ways of --hetero-append (all)")
     add("--prompt", type=int, default=3072)
     add("--generated", type=int, default=1024)
     add("--texts", type=int, default=2, help="of each kind (2)")
@@ -45,26 +49,26 @@ def main() -> None:
     with ending_the_process(), Run(given, prompt=given.prompt, generated=given.generated) as run:
         tokens = given.prompt + given.generated + MANY
         chosen = texts(given.kinds, HELD_OUT, load_tokenizer(given.model), tokens, given.texts, given.prompt)
-        for ratio in given.ratios:
-            flags = {"hetero_keep_ratio": ratio, "hetero_append": "sparse", "max_total_tokens": SLOTS}
+        for ratio, append in product(given.ratios, given.appends):
+            flags = {"hetero_keep_ratio": ratio, "hetero_append": append, "max_total_tokens": SLOTS}
             flags |= {"enable_custom_logit_processor": True, **named(given.server_flags)}
             with Server(given.model, kv_policy="heterocache", **flags) as server:
-                lost: dict[str, list[np.ndarray]] = {user: [] for user in USERS}
+                lost: dict[str, list[np.ndarray]] = {user: [] for user in ASKING[append]}
                 for number, text in enumerate(chosen):
-                    run.does(f"{ratio}: {text.name}")
-                    for user, each in _lost(server, text, chosen[number - 1], given.generated).items():
+                    run.does(f"{ratio}, {append}: {text.name}")
+                    for user, each in _lost(server, text, chosen[number - 1], given.generated, list(lost)).items():
                         lost[user].append(each)
                 stats = server.stats()
             ways = {name: stats[name] for name in ("appended_tokens", "resumed_requests", "restored_requests")}
-            for user in USERS:
-                each = np.concatenate(lost[user])
+            for user, parts in lost.items():
+                each = np.concatenate(parts)
                 told = {"nats": float(each.mean()), "off": float(np.abs(each).mean()), "tokens": len(each)}
                 run.keep({"ratio": ratio, "user": user, **told, **ways})
                 print(f"{ratio} {user:<14} {told['nats']:+.4f} nats a token, {told['off']:.4f} either way", flush=True)
         print("saved", run.save())
 
 
-def _lost(server: Server, text: Text, other: Text, generated: int) -> dict[str, np.ndarray]:
+def _lost(server: Server, text: Text, other: Text, generated: int, users: list[str]) -> dict[str, np.ndarray]:
     """By user, how much more each of the new tokens costs than where all is computed anew, in nats [n]."""
     told, ids = text.prompt + generated, list(text.ids)
     forced = ids[text.prompt : told]
@@ -76,7 +80,8 @@ def _lost(server: Server, text: Text, other: Text, generated: int) -> dict[str, 
     if made != forced:
         raise HeteroError(f"The server left the text ({text.name}): see its log.")
     found = {}
-    for user, prefix in begins.items():
+    for user in users:
+        prefix = begins[user]
         if user == "by the index":
             server.generate(list(other.ids), 1)
         found[user] = _scores(server, ids[: prefix + USERS[user]], prefix)
