@@ -15,7 +15,6 @@ from hetero_sglang.cache.working_set import WorkingSet
 class Listed:
     """Where the list of a set's pages is, which it was when the set had been `moved` so often."""
 
-    begin: int
     count: int
     moved: int
     starts: torch.Tensor  # [2, Hc], of each head's pages, and of those of its index
@@ -58,11 +57,6 @@ class DeviceTables:
             self._append(slot, ws)
         return True
 
-    def pages(self, slot: int) -> torch.Tensor:
-        """Every page of the request in this slot, on the device: int32 [n]."""
-        listed = self._lists[self._known[slot][0]]
-        return self.page_list[listed.begin : listed.begin + listed.count]
-
     def _repack(self) -> None:
         self._known = {slot: held for slot, held in self._known.items() if held[0].alive and held[0].slot == slot}
         self._end = 0
@@ -77,7 +71,7 @@ class DeviceTables:
         starts = self._end + counts.flatten().cumsum(0).view_as(counts) - counts  # [2, Hc]
         count = int(counts.sum())
         self.page_list[self._end : self._end + count] = self._upload(ws.pages)
-        listed = self._lists[ws] = Listed(self._end, count, ws.moved, starts)
+        listed = self._lists[ws] = Listed(count, ws.moved, starts)
         self._end += count
         self._point(slot, ws, listed)
 

@@ -3,6 +3,7 @@ keep, and their token slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -77,8 +78,7 @@ class Places:
 
     def go(self, prompts: Sequence[Prompt]) -> dict[int, Going]:
         """By request slot; nothing waits for it."""
-        lengths = [seq.length for seq in prompts]
-        ends = torch.tensor(lengths).cumsum(0).tolist()
+        ends = accumulate(seq.length for seq in prompts)
         slots = upload(torch.cat([seq.slots for seq in prompts]).int(), self.device)
         if room := min(slots.numel(), self.slots.numel()):
             self.slots[:room] = slots[:room]
