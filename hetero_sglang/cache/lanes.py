@@ -77,7 +77,7 @@ class Recorder:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """What does the work again, with what its tensors hold then; on the CPU the work itself. Here it is done once,
-        for its kernels to be compiled. It may wait for nothing."""
+        twice: for its kernels to be compiled, and for the device to know it. It may wait for nothing."""
         if self._stream is None:
             return work
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
@@ -88,6 +88,7 @@ class Recorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             work()
             graph.capture_end()
+            graph.replay()  # the first time takes longer
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         return graph.replay
 

@@ -2,8 +2,9 @@
 
 HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every look, whatever they hold; or a file
 with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: at most so many rows
-come to a head with a key index when it looks for some. HETERO_WAIT_FOR_RANKINGS=1: every
-ranking of the worker is waited for between steps, so that tokens of two runs can be compared."""
+come to a head with a key index when a step looks for some, and BLOCK_ROWS times as many when some new tokens of a
+prompt do. HETERO_WAIT_FOR_RANKINGS=1: every ranking of the worker is waited for between steps, so that tokens of two
+runs can be compared."""
 
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ ALLOWED = "HETERO_DEVELOPMENT"
 FETCH_RATE = "HETERO_FETCH_RATE"
 CHANGED_ROWS = "HETERO_CHANGED_ROWS"
 WAIT = "HETERO_WAIT_FOR_RANKINGS"
+BLOCK_ROWS = 6  # as on SmolLM2-135M: 80 to 94 rows come for eight new tokens, 11 to 17 for a step's
 
 
 def check() -> None:

@@ -13,7 +13,7 @@ from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.index_plan import IndexPlan
 
 HOT_PAGE = 16  # rows of a hot page
-APPEND = {"exact": 0, "auto": 128, "sparse": 1 << 31}  # new tokens that may attend to a working set
+APPEND = {"exact": 0, "auto": 512, "sparse": 1 << 31}  # new tokens that may attend to a working set
 
 
 @dataclass(frozen=True)

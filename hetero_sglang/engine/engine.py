@@ -11,6 +11,7 @@ from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.engine.append import Append
 from hetero_sglang.engine.finder import Finder, Parts
+from hetero_sglang.engine.going import BLOCKS
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.pivots import Pivots
 from hetero_sglang.engine.plan import Prompt
@@ -96,7 +97,8 @@ class Engine:
             self.held = dict(zip((seq.ws.slot for seq in held), upload(rows, self.device), strict=True))
         going_on = [seq for seq in prompts if seq.appends]
         if going_on and self.append:
-            self.append.begin(going_on, self.step_for(max(s.length for s in going_on)))
+            longest = max(seq.length for seq in going_on)
+            self.append.begin(going_on, self.graph_step or self.eager(BLOCKS, longest))
         self.prefixes.begin([seq for seq in prompts if not seq.appends])
 
     def extend(
@@ -154,7 +156,7 @@ class Engine:
         if seq.held:  # rows of its prefix are where they were, perhaps in pages that others share
             ws.length = seq.length
             unread = self.tables.page_list[:1]
-            behind = Behind(self.held[ws.slot], rule.window, 1, rule.sink, rule.ring)
+            behind = Behind(self.held[ws.slot], 1, rule.window, 1, rule.sink, rule.ring)
             step = StepTables.alone(self.tables, ws.slot, unread, unread)
             self.ops.keep(keys[seq.prefix :], values[seq.prefix :], buffers, step, behind)
             if seq.last and self.finder:
@@ -212,10 +214,6 @@ class Engine:
         if self.append and self.graph_step and len(self.scales) == len(self.layers):
             scales = [self.scales[layer] for layer in range(len(self.layers))]
             self.append.record(self.graph_step, self.query_heads, self.cache.hot.k.dtype, scales, self.context)
-
-    def step_for(self, longest: int) -> DecodeStep:
-        """Buffers of a step that a prefill may use."""
-        return self.graph_step or self.eager(1, longest)
 
     def begin_decode(
         self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor

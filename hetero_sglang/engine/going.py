@@ -1,5 +1,5 @@
-"""Prompts that go on with working sets, as the device sees them: one row of numbers each, at an address that graphs
-keep, and their token slots."""
+"""Prompts that go on with working sets, as the device sees them: rows of numbers, at an address that graphs keep, and
+their token slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,69 +12,64 @@ from hetero_sglang.cache.lanes import upload
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.ops.base import StepTables
 
-BLOCK = 8  # new tokens that look for rows together: more want more than heads can hold at once
-BLOCKS = 16  # of a prompt, at most; where it has more tokens they are longer
-LATEST = 8  # of the last ones, that say which of the new tokens are held beyond the window
+BLOCK = 8  # new tokens that look for rows together: more want more than can come to a head
+BLOCKS = 16  # that look at once, at most
+LATEST = 8  # of the last ones, that say what the set holds afterwards
 _ALIGNED = 4  # numbers: kernels are compiled once for all rows and fields
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some of a prompt's new tokens; of a prompt that has not so many, none."""
+class Round:
+    """Some blocks of a prompt's new tokens, and what else a graph of its layers reads; all int32 on the device."""
 
-    tokens: slice
-    numbers: torch.Tensor  # [4] int32, as `Behind`'s
-    step: StepTables  # of a step of the request alone, that sees what its set stands for
-    asked: torch.Tensor  # [BLOCK or more] int32, which of the new tokens look for rows
+    row: torch.Tensor  # all of the following
+    numbers: torch.Tensor  # [4], `Behind`'s
+    step: StepTables  # each block a request of its own that sees what the set stands for; of length 0 where it is none
+    starts: torch.Tensor  # [blocks], where the token slots begin
+    asked: torch.Tensor  # [blocks * BLOCK], which of the new tokens look for rows
+    every: torch.Tensor  # [4], `Behind`'s of all new tokens
+    after: StepTables  # of a step of the request alone, that sees the new tokens too
+    latest: torch.Tensor  # [LATEST], which of the new tokens look for rows then
+
+    @property
+    def before(self) -> StepTables:
+        """Of a step of the request alone, that sees what its set stands for."""
+        step = self.step
+        return StepTables(step.length[:1], step.cap[:1], step.page_start[:1], step.page_list, step.clock)
 
 
 @dataclass(frozen=True)
 class Going:
-    """A request's set; all int32 on the device."""
+    """A request's set."""
 
-    slots: torch.Tensor  # of all its tokens, those of other requests before them
-    starts: torch.Tensor  # [1], where its own begin
-    numbers: torch.Tensor  # [4], `Behind`'s of all new tokens
-    blocks: list[Block]
-    after: StepTables  # of a step of it alone, that sees the new tokens too
-    latest: torch.Tensor  # [LATEST], which of the new tokens look for others of them
-    first: int = 0  # as `starts`
-    header: torch.Tensor | None = None  # what a graph is to read; None: it has no room for the request
+    slots: torch.Tensor  # int32, of all its tokens, those of other requests before them
+    first: int  # where its own begin
+    rounds: list[Round]
+    fits: bool  # whether graphs have room for the request
 
 
 class Places:
     """A row `now` of what graphs read, and room for the token slots of a pass's requests."""
 
-    def __init__(self, tables: DeviceTables, clock: torch.Tensor, context: int | None = None) -> None:
-        """`clock` [1]: of a step; `context`: tokens of a request; None: there are no graphs."""
-        self.tables, self.clock, self.device = tables, clock, tables.device
-        self.heads = tables.cap.shape[1]
-        self.now = torch.zeros(sum(self._sizes(BLOCK)), dtype=torch.int32, device=self.device)
+    def __init__(self, tables: DeviceTables, clock: torch.Tensor, blocks: int, context: int | None = None) -> None:
+        """`clock` [1]: of a step; `blocks` of a round, at most; `context`: tokens of a request; None: there are no
+        graphs."""
+        self.tables, self.clock, self.device, self.blocks = tables, clock, tables.device, blocks
+        heads = tables.cap.shape[1]
+        fields = [4, blocks, blocks, blocks * BLOCK, 4, 1, LATEST, heads, heads]
+        self.sizes = [size + -size % _ALIGNED for size in fields]
+        self.now = torch.zeros(sum(self.sizes), dtype=torch.int32, device=self.device)
         room = 0 if context is None else max(context, 1 << 19)
         self.slots = torch.zeros(room, dtype=torch.int32, device=self.device)
 
-    def none(self) -> Going:
-        """What graphs read: until they run, no token of no request."""
-        return self._read(self.now, self.slots, BLOCK, BLOCKS)
-
-    def _sizes(self, block: int) -> list[int]:
-        """Of a row's fields: starts, after, latest, numbers, each block's length, numbers and who asks, caps, pages."""
-        parts = [1, 1, LATEST, 4, *[1, 4, block] * BLOCKS, self.heads, self.heads]
-        return [part + -part % _ALIGNED for part in parts]
-
-    def _read(
-        self, row: torch.Tensor, slots: torch.Tensor, block: int, count: int, first: int = 0,
-        header: torch.Tensor | None = None,
-    ) -> Going:  # fmt: skip
-        """`count`: blocks of it."""
-        starts, after, latest, numbers, *some, cap, pages = row.split(self._sizes(block))
-        tables = cap[None, : self.heads], pages[None, : self.heads], self.tables.page_list, self.clock
-        blocks = [
-            Block(slice(at * block, (at + 1) * block), mine, StepTables(length[:1], *tables), asked[:block])
-            for at, (length, mine, asked) in enumerate(zip(some[::3], some[1::3], some[2::3], strict=True))
-        ]
-        seen = StepTables(after[:1], *tables)
-        return Going(slots, starts[:1], numbers, blocks[:count], seen, latest, first, header)
+    def read(self, row: torch.Tensor, blocks: int) -> Round:
+        """Its first `blocks`. Of `now`: what graphs read; until they run, no token of no request."""
+        numbers, lengths, starts, asked, every, after, latest, cap, pages = row.split(self.sizes)
+        heads = self.tables.cap.shape[1]
+        cap, pages, others = cap[None, :heads], pages[None, :heads], (self.tables.page_list, self.clock)
+        step = StepTables(lengths[:blocks], cap.expand(blocks, -1), pages.expand(blocks, -1), *others)
+        seen = StepTables(after[:1], cap, pages, *others)
+        return Round(row, numbers, step, starts[:blocks], asked[: blocks * BLOCK], every, seen, latest)
 
     def go(self, prompts: Sequence[Prompt]) -> dict[int, Going]:
         """By request slot; nothing waits for it."""
@@ -84,22 +79,30 @@ class Places:
             self.slots[:room] = slots[:room]
         made = {}
         for seq, end in zip(prompts, ends, strict=True):
-            block, first = max(BLOCK, -(-seq.count // BLOCKS)), end - seq.length
-            row = upload(self._row(seq, first, block), self.device)
-            *_, cap, pages = row.split(self._sizes(block))
-            cap[: self.heads] = self.tables.cap[seq.ws.slot]
-            pages[: self.heads] = self.tables.page_start[seq.ws.slot]
-            header = row if block == BLOCK and end <= self.slots.numel() else None
-            made[seq.ws.slot] = self._read(row, slots, block, -(-seq.count // block), first, header)
+            each, first = self.blocks * BLOCK, end - seq.length
+            begins = range(0, seq.count, each)
+            rows = upload(torch.tensor([self._row(seq, first, begin) for begin in begins]).int(), self.device)
+            *_, cap, pages = rows.split(self.sizes, 1)
+            for field, table in ((cap, self.tables.cap), (pages, self.tables.page_start)):
+                field[:, : table.shape[1]] = table[seq.ws.slot]
+            blocks = [-(-min(each, seq.count - begin) // BLOCK) for begin in begins]
+            rounds = [self.read(row, some) for row, some in zip(rows, blocks, strict=True)]
+            made[seq.ws.slot] = Going(slots, first, rounds, end <= self.slots.numel())
         return made
 
-    def _row(self, seq: Prompt, first: int, block: int) -> torch.Tensor:
-        """Of a request whose token slots begin at `first`; but for its caps and pages."""
+    def _row(self, seq: Prompt, first: int, begin: int) -> list[int]:
+        """Of a round that begins at this new token; the request's token slots begin at `first`. But for its caps and
+        pages."""
         behind, newest = [seq.prefix, seq.ws.length], seq.count - 1
-        fields = [[first], [seq.length], [max(0, newest - n) for n in range(LATEST)], [seq.count, 0, *behind]]
-        for begin in range(0, block * BLOCKS, block):
-            here = max(0, min(block, seq.count - begin))
-            asked = [min(begin + n, newest) for n in range(block)]
-            fields += [[seq.ws.length if here else 0], [here, begin, *behind], asked]
+        opens = range(begin, begin + self.blocks * BLOCK, BLOCK)
+        fields = [
+            [min(self.blocks * BLOCK, seq.count - begin), begin, *behind],
+            [seq.ws.length if opening <= newest else 0 for opening in opens],
+            [first] * self.blocks,
+            [min(opening + n, newest) for opening in opens for n in range(BLOCK)],
+            [seq.count, 0, *behind],
+            [seq.length],
+            [max(0, newest - n) for n in range(LATEST)],
+        ]
         row = [value for field in fields for value in field + [0] * (-len(field) % _ALIGNED)]
-        return torch.tensor(row + [0] * (sum(self._sizes(block)) - len(row)), dtype=torch.int32)
+        return row + [0] * (sum(self.sizes) - len(row))

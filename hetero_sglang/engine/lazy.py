@@ -15,7 +15,7 @@ from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.ops.base import Arrivals, LayerIndex, StepTables
-from hetero_sglang.ops.reference.choose import PART, used_at_first
+from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.profile.index_plan import EVERY
@@ -88,27 +88,40 @@ class Lazy(Finder):
         self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
         scale: float, work: Any,
     ) -> torch.Tensor:  # fmt: skip
-        """What queries q [n, Hq, D] of a prefill want of their request's first `length` tokens, at `slots` from
-        starts[0] on: scores [I, U] of runs, of full heads alone. `step` is of the request alone, `work` a step's."""
+        """What queries q [B, n, Hq, D] of a prefill want of their request's first `length` tokens, at `slots` from
+        starts[0] on, n of them together: the first's scores [I, U] of runs, of full heads alone. All requests of `step`
+        are this one, or none; `work` is a step's."""
         mine, rule = self.index[layer], self.settings.rule
         return self.ops.ask(
             q, mine, slots, starts, self._every(mine, step), length, scale, rule.sink, rule.window_of(mine.run), work
         )
 
+    def bring(
+        self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
+        scale: float, work: Any,
+    ) -> Arrivals | None:  # fmt: skip
+        """What queries want and their heads lack, to be attended to by them alone: heads keep what they hold. Arguments
+        as of `ask`. None: no head can say what it wants."""
+        mine, hot, rule = self.index[layer], self.cache.hot, self.settings.rule
+        if not mine.heads.numel():
+            return None
+        self.ask(layer, q, slots, starts, step, length, scale, work)
+        self.ops.lack(mine, step, hot, rule.sink, rule.window_of(mine.run), work)
+        self.ops.swap_in(mine, self.layers[layer].host, slots, starts, step, hot, rule.sink, work, passing=True)
+        return Arrivals(mine, work, Mark(None))
+
     def seek(
         self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
-        scale: float, work: Any, part: int = PART,
+        scale: float, work: Any,
     ) -> None:  # fmt: skip
-        """Before they attend: heads take in what they want, as in a step, up to one `part` of their rows, whatever
-        others of the same length have wanted; other arguments as of `ask`."""
-        mine, hot = self.index[layer], self.cache.hot
+        """Heads take in what queries q [1, n, Hq, D] want, as in a step; other arguments as of `ask`."""
+        mine, hot, rule = self.index[layer], self.cache.hot, self.settings.rule
         if not mine.heads.numel():
             return
         self.ask(layer, q, slots, starts, step, length, scale, work)
-        sink, step = self.settings.rule.sink, self._every(mine, step)
-        self.ops.age(mine, step, hot)
-        self.ops.choose(mine, step, hot, sink, self.settings.rule.window_of(mine.run), work, part=part)
-        self.ops.swap_in(mine, self.layers[layer].host, slots, starts, step, hot, sink, work)
+        step = self._every(mine, step)
+        self.ops.choose(mine, step, hot, rule.sink, rule.window_of(mine.run), work)
+        self.ops.swap_in(mine, self.layers[layer].host, slots, starts, step, hot, rule.sink, work)
         self.ops.seat(mine, step, hot, work)
 
     def _every(self, mine: LayerIndex, step: StepTables) -> StepTables:

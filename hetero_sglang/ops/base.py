@@ -21,7 +21,6 @@ from hetero_sglang.config.layout import LayerLayout
 NAMES = (
     "AttendStep",  # a DecodeKernel: attention of one decode step
     "Workspace",  # what probes and choices of a step write and read
-    "age",  # what a prompt's new tokens have wanted may go for others of them
     "append",  # attention of a prompt's new tokens over what a working set holds
     "ask",  # what many queries of a request look at, by its heads' key indexes
     "bring",  # rows of a prefix from the host store
@@ -30,6 +29,7 @@ NAMES = (
     "fill",  # a working set when its prompt ends
     "index",  # key index rows of new keys
     "keep",  # a prompt's new tokens, to a working set
+    "lack",  # what a prompt's new tokens look at most and their heads do not hold
     "locate",  # where a step has written its newest rows
     "look",  # what pivots look at, and whether their satellites hold it
     "probe",  # what heads look at, by their key indexes
@@ -136,10 +136,11 @@ class Behind:
     """What a prompt's new tokens find: a working set, whose first tokens are their prefix.
 
     `numbers` [4] int32 on the device: how many of the new tokens attend, from which on, tokens of the prefix, tokens
-    that the set stands for. Of full heads' recent tokens, no selected run holds those of the last `window`, nor others
-    of these runs of `run` tokens."""
+    that the set stands for. `block` of them look for rows together. Of full heads' recent tokens, no selected run holds
+    those of the last `window`, nor others of these runs of `run` tokens."""
 
     numbers: torch.Tensor
+    block: int
     window: int
     run: int
     sink: int

@@ -18,8 +18,9 @@ from hetero_sglang.cache.hot_pool import PINNED
 from hetero_sglang.cache.parking import Parked, Parking
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.engine.going import BLOCK
-from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
+from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.reference.index import unpack
+from hetero_sglang.ops.reference.workspace import Workspace as Handed
 
 TOKENS = np.arange(1000)
 
@@ -75,23 +76,46 @@ def test_new_tokens_attend_over_exactly_what_the_set_holds_and_those_before_them
 
 
 def recorded(request: Request, length: int, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], torch.Tensor]:
-    """By head and new token, filled during a prefill: what it holds of `length` tokens when that attends."""
+    """By head and new token, filled during a prefill: what it holds of `length` tokens when that attends, or has beside
+    what it holds."""
     held: dict[tuple[int, int], torch.Tensor] = {}
     ops = engine_of(request.cache).ops
     append = ops.append
 
     def watched(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind,
-        scale: float,
-    ) -> torch.Tensor:  # fmt: skip
+        scale: float, out: torch.Tensor, arrivals: Arrivals | None = None,
+    ) -> None:  # fmt: skip
         count, first, *_ = behind.numbers.tolist()
         for number in range(layer.first, layer.first + HEADS):
             there = held_positions(request, number, length)
-            held.update({(number, at): there for at in range(first, first + count)})
-        return append(q, k, v, layer, step, behind, scale)
+            for at in range(first, first + count):
+                block, blocks = (at - first) // BLOCK, step.length.numel()
+                held[number, at] = torch.cat((there, beside(request, arrivals, layer, number, block, blocks)))
+        append(q, k, v, layer, step, behind, scale, out, arrivals)
 
     monkeypatch.setattr(ops, "append", watched)
     return held
+
+
+def beside(
+    request: Request, arrivals: Arrivals | None, layer: LayerBuffers, number: int, block: int, blocks: int
+) -> torch.Tensor:  # fmt: skip
+    """Tokens that came for a block's heads, told by their keys."""
+    head = int(layer.heads[number - layer.first])
+    if arrivals is None or head not in arrivals.layer.heads.tolist():
+        return torch.empty(0, dtype=torch.int64)
+    work, index = arrivals.work, arrivals.layer
+    if isinstance(work, Handed):
+        came = [x.k[x.head == number - layer.first] for x in work.arrived if x.request == block]
+        keys = torch.cat(came) if came else torch.empty(0, DIM)
+    else:
+        heads = index.heads.numel()
+        unit = block * heads + index.heads.tolist().index(head)
+        begin = unit * work.limit(blocks * heads, index.run) * index.run
+        keys = work.arrived_k[begin : begin + int(work.comes[unit]) * index.run].cpu()
+    every = request.k[layer.first // HEADS][:, head]
+    return (keys[:, None] == every[None]).all(2).int().argmax(1)
 
 
 def check_turn(before: Request, cut: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:

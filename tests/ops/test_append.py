@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.cache.working_set import ring_row
 from hetero_sglang.ops import reference, triton
-from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables, flat_rows
+from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables, flat_rows
+from hetero_sglang.ops.reference.workspace import Arrived
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Rows = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by head, K and V
 SINK, RING, FIRST, PAGES, GARBAGE = 4, 12, 2, 300, 12345
 
 
@@ -26,7 +32,7 @@ class Sets:
         g = torch.Generator().manual_seed(seed)
         self.g, self.caps, self.heads = g, caps, len(caps)
         numbers = torch.tensor([new, 0, prefix, reached], dtype=torch.int32, device=DEVICE)
-        self.behind = Behind(numbers, reached - begins, 1, SINK, RING)
+        self.behind = Behind(numbers, new, reached - begins, 1, SINK, RING)
         self.k, self.v = (torch.randn(reached, self.heads, d, generator=g) for d in (dim, v_dim))
         self.new_q, self.new_k, self.new_v = (
             torch.randn(new, 2 * heads, d, generator=g)[:, heads:]  # slices of wider rows
@@ -67,22 +73,31 @@ class Sets:
         token = torch.cat((torch.arange(min(SINK, fixed)), chosen, recent))
         return token, torch.cat((torch.arange(fixed), ring_row(recent, rows, SINK, RING)))
 
-    def wanted(self, scale: float) -> torch.Tensor:
-        """[n, Hq, Dv] in float64."""
+    def wanted(self, scale: float, came: dict[int, Rows] | None = None) -> torch.Tensor:
+        """[n, Hq, Dv] in float64; `came`: beside, by token, K and V of heads."""
         count, heads, _ = self.new_q.shape
         group = heads // self.heads
         out = torch.empty(count, heads, self.v.shape[2], dtype=torch.float64)
         for token in range(count):
             for head in range(heads):
                 c = head // group
-                k = torch.cat((self.k[self.held[c], c], self.new_k[: token + 1, c])).double()
-                v = torch.cat((self.v[self.held[c], c], self.new_v[: token + 1, c])).double()
+                beside = (came or {}).get(token, {}).get(c, (self.k[:0, c], self.v[:0, c]))
+                k = torch.cat((self.k[self.held[c], c], self.new_k[: token + 1, c], beside[0])).double()
+                v = torch.cat((self.v[self.held[c], c], self.new_v[: token + 1, c], beside[1])).double()
                 out[token, head] = (k @ self.new_q[token, head].double() * scale).softmax(0) @ v
         return out
 
     @property
     def args(self) -> list[torch.Tensor]:
         return [self.new_q.to(DEVICE), self.new_k.to(DEVICE), self.new_v.to(DEVICE)]
+
+
+def attended(ops: ModuleType, sets: Sets, scale: float) -> torch.Tensor:
+    """To what is held and new alone."""
+    q, k, v = sets.args
+    out = q.new_full((*q.shape[:2], v.shape[2]), float("nan"))
+    ops.append(q, k, v, sets.layer, sets.step, sets.behind, scale, out)
+    return out
 
 
 def turning(rows: int) -> int:
@@ -107,7 +122,7 @@ def test_new_tokens_attend_to_what_heads_hold_and_to_those_before_them(
     reached = 900 if new == 40 else 90
     sets = Sets(new, [reached // 2, reached, reached + 40, reached - 1, 17], reached, reached - cut, reached - 9, page,
                 dim, v_dim, group, new)  # fmt: skip
-    out = ops.append(*sets.args, sets.layer, sets.step, sets.behind, dim**-0.5)
+    out = attended(ops, sets, dim**-0.5)
     torch.testing.assert_close(out.cpu().double(), sets.wanted(dim**-0.5), atol=2e-5, rtol=1e-4)
 
 
@@ -149,24 +164,62 @@ def test_new_tokens_take_the_rows_of_those_that_leave(
 
 
 @pytest.mark.parametrize("ops", [reference, triton], ids=["reference", "triton"])
-def test_some_of_the_new_tokens_see_all_that_are_before_them(ops: ModuleType) -> None:
-    """Also where shapes have room for more, as in a graph."""
-    sets = Sets(5, [50, 90, 130], 90, 90, 81, 16, 16, 16, 2, 30)
-    q, k, v = sets.args
-    for first, count in ((0, 8), (8, 8), (24, 6)):
-        some = q[first : first + count]
-        if ops is triton:
-            some = torch.cat((some, torch.full_like(some[:3], float("nan"))))
+@pytest.mark.parametrize(("run", "group"), [(1, 2), (4, 3), (1, 16)])
+def test_some_of_the_new_tokens_attend_to_what_came_for_their_block_too(ops: ModuleType, run: int, group: int) -> None:
+    """They see all that are before them, also where shapes have room for more, as in a graph."""
+    new, block, blocks = 30, 4, 4
+    sets = Sets(5, [50, 90, 130], 90, 90, 81, 16, 16, 16, group, new)
+    for first, count in ((0, 16), (16, 14)):
+        heads = torch.tensor([2, 0], dtype=torch.int32, device=DEVICE)
+        index = LayerIndex(*[heads] * 7, (), FIRST, run=run)
+        work = _arrived(ops, sets, index, blocks, count)
+        wanted = sets.wanted(16**-0.5, {at: work.came[(at - first) // block] for at in range(first, first + count)})
         numbers = torch.tensor([count, first, 90, 90], dtype=torch.int32, device=DEVICE)
-        out = ops.append(some, k, v, sets.layer, sets.step, replace(sets.behind, numbers=numbers), 0.25)[:count]
-        torch.testing.assert_close(out.cpu().double(), sets.wanted(0.25)[first : first + count], atol=2e-5, rtol=1e-4)
+        lengths = torch.full((blocks,), 90, dtype=torch.int32, device=DEVICE)
+        step, behind = replace(sets.step, length=lengths), replace(sets.behind, numbers=numbers, block=block)
+        args = [torch.cat((x, torch.full_like(x[:5], float("nan")))) if ops is triton else x for x in sets.args]
+        out = torch.full((len(args[0]), 3 * group, 16), float("nan"), device=DEVICE)
+        ops.append(*args, sets.layer, step, behind, 16**-0.5, out, Arrivals(index, work.work, Mark(None)))
+        got = out.cpu().double()
+        torch.testing.assert_close(got[first : first + count], wanted[first : first + count], atol=2e-5, rtol=1e-4)
+        assert got[:first].isnan().all() and got[first + count :].isnan().all(), "rows of others were written"
+
+
+@dataclass
+class Came:
+    work: Any
+    came: list[Rows]  # by block
+
+
+def _arrived(ops: ModuleType, sets: Sets, index: LayerIndex, blocks: int, count: int) -> Came:
+    """Rows beside, of each block as many as it likes, for heads that have an index; the rest is poisoned."""
+    hot = HotPool(1, 1, 16, 16, torch.float32, DEVICE)
+    work = ops.Workspace(blocks, 2, 1, 64, 64, index.run, 200, DEVICE, 0, hot)
+    limit, came = work.limit(blocks * 2, index.run) * index.run, []
+    if ops is triton:
+        work.arrived_k.fill_(float("nan"))
+        work.arrived_v.fill_(float("nan"))
+    for b in range(blocks):
+        mine = {}
+        for unit, c in enumerate(index.which.tolist()):
+            runs = [0, 3, 40, 7][(b + unit) % 4]
+            k, v = (torch.randn(runs * index.run, 16, generator=sets.g) for _ in range(2))
+            mine[c] = k, v
+            if ops is reference and runs:
+                head = torch.full((len(k),), c)
+                work.arrived.append(Arrived(b, head, None, k.to(DEVICE), v.to(DEVICE)))
+            elif ops is triton:
+                number = b * 2 + unit
+                work.comes[number] = runs
+                work.arrived_k[number * limit : number * limit + len(k)] = k.to(DEVICE)
+                work.arrived_v[number * limit : number * limit + len(v)] = v.to(DEVICE)
+        came.append(mine)
+    return Came(work, came)
 
 
 def test_a_part_of_a_head_that_has_nothing_counts_nothing() -> None:
     """Splits of the longest head leave none for a short one."""
     sets = Sets(3, [1500, 17], 1600, 1600, 1591, 16, 16, 16, 2, 2)
-    args = sets.args
-    out = triton.append(*args, sets.layer, sets.step, sets.behind, 0.25)
-    again = triton.append(*args, sets.layer, sets.step, replace(sets.behind), 0.25)
+    out, again = attended(triton, sets, 0.25), attended(triton, sets, 0.25)
     torch.testing.assert_close(out.cpu().double(), sets.wanted(0.25), atol=2e-5, rtol=1e-4)
     assert torch.equal(out, again)

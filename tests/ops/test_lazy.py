@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import ask as reference_ask
 from hetero_sglang.ops.reference.index import attention_guess, run_scores, unpack
 from hetero_sglang.ops.reference.index import probe as reference_probe
+from hetero_sglang.ops.reference.lack import lacking
 from hetero_sglang.ops.reference.swap_in import swap_in as bring_swaps
 from hetero_sglang.ops.reference.workspace import Coming
 from hetero_sglang.ops.reference.workspace import Workspace as Handed
@@ -182,18 +184,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("run", "lengths", "caps", "most", "ties", "pinned", "part"),
-    [
-        *((*case, ties, False, PART) for case in CASES for ties in (False, True)),
-        (4, [613], [126], 300, False, True, PART),
-        (1, [713], [190], 300, False, False, 1),
-        (4, [613], [126], 10, True, False, 1),
-    ],
+    ("run", "lengths", "caps", "most", "ties", "pinned"),
+    [*((*case, ties, False) for case in CASES for ties in (False, True)), (4, [613], [126], 300, False, True)],
 )
 def test_a_step_is_the_reference_s(
-    run: int, lengths: list[int], caps: list[int], most: int, ties: bool, pinned: bool, part: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    run: int, lengths: list[int], caps: list[int], most: int, ties: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`pinned`: all but few of the places may not be given away."""
     if ties:  # of many more splits
         for function in (choose, Workspace):
@@ -217,7 +213,7 @@ def test_a_step_is_the_reference_s(
     work.plan(device.step)
     probe(device.q, device.layer, *args, scale, SINK, WINDOW, work)
     flat_scores, begins = work.scores.cpu().clone(), work.place.tolist()
-    choose(device.layer, device.step, device.hot, SINK, WINDOW, work, part=part)
+    choose(device.layer, device.step, device.hot, SINK, WINDOW, work)
     swap_in(device.layer, device.host, *args, device.hot, SINK, work, programs=6)
     assert device.hot.k.isnan().all() and device.hot.v.isnan().all(), "heads may still attend to what is there"
     seat(device.layer, device.step, device.hot, work)
@@ -236,12 +232,12 @@ def test_a_step_is_the_reference_s(
             held = hot.position.view(-1)[rows[..., 0]] // run
             used = hot.used.view(-1)[rows[..., 0]].contiguous()
             low, high = SINK // run, (length - WINDOW) // run
-            swaps = lazy(given[c : c + 1], held, used, length, low, high, max(1, places // part), most, part == 1)
+            swaps = lazy(given[c : c + 1], held, used, length, low, high, max(1, places // PART), most)
             hot.used.view(-1)[rows] = used[..., None]
             came, late = came + swaps.run.numel(), late + swaps.late
             handed = Handed(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, "cpu")
             heads = torch.full_like(swaps.head, WHICH[c])
-            handed.coming.append(Coming(b, heads, swaps.run, rows[swaps.head, swaps.place], None))
+            handed.coming.append(Coming(b, heads, swaps.run, rows[swaps.head, swaps.place]))
             bring_swaps(world.layer, world.host, world.slots, world.starts, world.step, hot, SINK, handed)
     assert came, "nothing came"
     assert work.counted.tolist() == [came * run, late * run, 0, 0]
@@ -342,25 +338,6 @@ def test_whatever_comes_has_room(batch: int, heads: int, run: int, most: int, wi
         assert 1 <= work.limit(units, one) <= most and units * work.limit(units, one) * one <= len(work.arrived)
 
 
-@pytest.mark.parametrize("run", [1, 4])
-def test_what_was_wanted_at_this_length_may_go_again(run: int) -> None:
-    """What was wanted before that, or is pinned, or another head's, is as it was."""
-    world, length = make(9, run, [700], [200]), 700
-    rows = world.rows(0, 0, torch.arange(world.places(0, 0))).flatten()
-    world.hot.used.view(-1)[rows[::3]] = length
-    world.hot.used.view(-1)[rows[1::3]] = length + PINNED
-    device, before = on_device(world), world.hot.used.clone().view(-1)
-    for ops, each in ((reference, world), (triton, device)):
-        ops.age(each.layer, each.step, each.hot)
-    wanted = before.clone()
-    for c in range(HEADS):
-        mine = world.rows(0, c, torch.arange(world.places(0, c))).flatten()
-        wanted[mine] = torch.where((before[mine] >= length) & (before[mine] < PINNED // 2), length - 1, before[mine])
-    held = torch.cat([world.rows(0, c, torch.arange(world.places(0, c))).flatten() for c in range(HEADS)])
-    assert torch.equal(world.hot.used.view(-1)[held], wanted[held]) and (wanted != before).sum() >= len(rows) // 3
-    assert torch.equal(device.hot.used.cpu().view(-1)[held], wanted[held])
-
-
 @pytest.mark.parametrize(
     ("run", "length", "cap", "count", "group", "fields"),
     [(1, 700, 200, 5, GROUP, FIELDS), (4, 613, 126, 33, GROUP, ((8, 4), (24, 2))), (8, 900, 200, 2, 1, ((16, 1),)),
@@ -382,7 +359,7 @@ def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
     for name in ("wanted", "idle", "hits"):
         getattr(work, name).fill_(12345)
     step = replace(device.step, clock=torch.full_like(device.step.clock, -device.layer.turn % 4))
-    ask(q.to(DEVICE), device.layer, device.slots, device.starts, step, length, scale, SINK, WINDOW, work)
+    ask(q[None].to(DEVICE), device.layer, device.slots, device.starts, step, length, scale, SINK, WINDOW, work)
     scores = work.scores[: HEADS * length].view(HEADS, length)[:, : (length - 1) // run].cpu().clone()
     heads = [c for c in range(HEADS) if world.places(0, c)]
     each = []
@@ -393,7 +370,7 @@ def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
         each.append(plain.found[0].scores)
     best = torch.stack(each).amax(0)
     plain = Handed(1, HEADS, group, CONTEXT, length, run, 300, "cpu")
-    reference_ask(q, world.layer, world.slots, world.starts, world.step, length, scale, SINK, WINDOW, plain)
+    reference_ask(q[None], world.layer, world.slots, world.starts, world.step, length, scale, SINK, WINDOW, plain)
     torch.testing.assert_close(plain.found[0].scores, best)
     assert plain.found[0].heads.tolist() == [WHICH[c] for c in heads]
     close = 1e-3 if DEVICE.type == "cpu" else 0.05  # tensor cores round weights
@@ -418,3 +395,71 @@ def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
         got = [store.view(-1, DIM).cpu()[moved] for store in (device.hot.k, device.hot.v)]
         assert torch.equal(torch.cat(got, 1), wanted)
     assert came and work.counted[0] == came * run
+
+
+@pytest.mark.parametrize("ops", [reference, triton], ids=["reference", "triton"])
+@pytest.mark.parametrize(
+    ("run", "length", "cap", "most", "group", "fields"),
+    [(1, 700, 200, 300, GROUP, FIELDS), (4, 613, 126, 300, GROUP, FIELDS), (8, 900, 200, 2, 1, ((16, 1),))],
+)
+def test_what_tokens_want_passes_by(
+    ops: ModuleType, run: int, length: int, cap: int, most: int, group: int, fields: Fields
+) -> None:
+    """Of a prompt's blocks each has what it wants and lacks beside, as far as there is room; nothing else changes."""
+    world = make(3 * run, run, [length], [cap], fields=fields, group=group, turns=(2, 4))
+    if run == 4:  # the second keeps all
+        world.step.cap[0, FIRST + WHICH[1]] = length
+    place, blocks, there = on_device(world) if ops is triton else world, 4, 3
+    q = torch.randn(blocks, 5, TOTAL * group, DIM, generator=torch.Generator().manual_seed(run)).to(place.q.device)
+    lengths = torch.tensor([length] * there + [0], dtype=torch.int32, device=place.q.device)
+    wide = (table.expand(blocks, -1) for table in (place.step.cap, place.step.page_start))
+    clock = torch.full_like(place.step.clock, -place.layer.turn % 4)
+    step = StepTables(lengths, *wide, place.step.page_list, clock)
+    starts = torch.zeros_like(lengths)
+    work = ops.Workspace(blocks, HEADS, group, CONTEXT, blocks * length, run, most, place.q.device, 0, place.hot)
+    if ops is triton:
+        work.scores.fill_(float("nan"))
+        for name in ("wanted", "idle", "hits", "comes"):
+            getattr(work, name).fill_(12345)
+    before = {name: getattr(place.hot, name).clone() for name in ("k", "v", "position", "used", "score")}
+    ops.ask(q, place.layer, place.slots, starts, step, length, DIM**-0.5, SINK, WINDOW, work)
+    scores, close = [], 1e-3 if DEVICE.type == "cpu" else 0.05  # tensor cores round weights
+    for b in range(there):
+        plain = Handed(1, HEADS, group, CONTEXT, length, run, most, "cpu")
+        args = (world.layer, world.slots, world.starts, world.step, length, DIM**-0.5, SINK, WINDOW, plain)
+        scores.append(reference_ask(q[b : b + 1].cpu(), *args))
+        if ops is triton:
+            together = work.scores.view(blocks, -1)[b].view(HEADS, length)[:, : (length - 1) // run].cpu()
+            for c in [c for c in range(HEADS) if world.places(0, c)]:
+                assert ((together[c] / scores[b][c]).log().abs() < close).all()
+                scores[b][c] = together[c]  # bins are told apart by them
+    ops.lack(place.layer, step, place.hot, SINK, WINDOW, work)
+    ops.swap_in(place.layer, place.host, place.slots, starts, step, place.hot, SINK, work, passing=True)
+    for name, was in before.items():
+        assert torch.equal(was.nan_to_num(7), getattr(place.hot, name).nan_to_num(7)), name
+    limit, came = work.limit(blocks * HEADS, run), 0
+    for b in range(blocks):
+        for c in range(HEADS):
+            got = _beside(work, b, c, limit, run)
+            if b == there or not (places := world.places(0, c)):
+                assert not len(got)
+                continue
+            held = world.hot.position.view(-1)[world.rows(0, c, torch.arange(places))[:, 0]][None] // run
+            low, high = SINK // run, (length - WINDOW) // run
+            _, runs = lacking(scores[b][c : c + 1], held, low, high, min(most, limit))
+            token = (runs[:, None] * run + torch.arange(run)).flatten()
+            slot = world.tokens[0][token]
+            wanted = world.host[slot // BLOCK, WHICH[c], slot % BLOCK]
+            assert torch.equal(*(rows[rows[:, 0].argsort()] for rows in (got, wanted)))
+            came += len(token)
+    assert came > 0 and work.counted[0] == came
+
+
+def _beside(work: Workspace | Handed, b: int, c: int, limit: int, run: int) -> torch.Tensor:
+    """Rows [n, D + Dv] that came for block `b` and head `c`."""
+    if isinstance(work, Handed):
+        found = [torch.cat((x.k, x.v), 1)[x.head == WHICH[c]] for x in work.arrived if x.request == b]
+        return torch.cat(found) if found else torch.empty(0, 2 * DIM)
+    unit = b * HEADS + c
+    mine = slice(unit * limit * run, unit * limit * run + int(work.comes[unit]) * run)
+    return torch.cat((work.arrived_k[mine], work.arrived_v[mine]), 1).cpu()

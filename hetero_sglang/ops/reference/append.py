@@ -3,27 +3,34 @@
 import torch
 
 from hetero_sglang.cache.working_set import ring_row
-from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables, flat_rows
+from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables, flat_rows
+from hetero_sglang.ops.reference.attend import by_head
 from hetero_sglang.ops.reference.attention import prefill_attention
 
 
 def append(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind,
-    scale: float,
-) -> torch.Tensor:  # fmt: skip
-    """Attention of some of the new tokens q [n, Hq, D] over what their request's heads hold and causally over all of
-    k [m, H, D] and v [m, H, Dv]: [n, Hq, Dv]. All heads are compressed."""
+    scale: float, out: torch.Tensor, arrivals: Arrivals | None = None,
+) -> None:  # fmt: skip
+    """Attention of some of the new tokens q [n, Hq, D] over what their request's heads hold, what came for their block,
+    and causally over k [n, H, D] and v [n, H, Dv], to `out` [n, Hq, Dv]. All heads are compressed.
+
+    Block b of those that attend is the step's b-th request: there are no more of them."""
     group = q.shape[1] // k.shape[1]
     hot_k, hot_v = (store.view(-1, store.shape[-1]) for store in (layer.hot_k, layer.hot_v))
     count, first, *_ = behind.numbers.tolist()
-    k, v = k[: first + count], v[: first + count]
-    out = q.new_empty(*q.shape[:2], v.shape[2])
+    more = by_head(arrivals)
     for which, head in enumerate(layer.heads.tolist()):
         rows = _rows(layer.first + which, step, behind, layer.hot_k.shape[1])
-        keys, values = torch.cat((hot_k[rows], k[:, head])), torch.cat((hot_v[rows], v[:, head]))
         mine = slice(head * group, (head + 1) * group)
-        out[:, mine] = prefill_attention(q[:, mine], keys[:, None], values[:, None], scale)
-    return out
+        for block, begin in enumerate(range(first, first + count, behind.block)):
+            end = min(begin + behind.block, first + count)
+            keys, values = [hot_k[rows]], [hot_v[rows]]
+            if (block, which) in more:
+                for held, came in zip((keys, values), more[block, which], strict=True):
+                    held.append(came)
+            keys, values = torch.cat([*keys, k[:end, head]]), torch.cat([*values, v[:end, head]])
+            out[begin:end, mine] = prefill_attention(q[begin:end, mine], keys[:, None], values[:, None], scale)
 
 
 def _rows(number: int, step: StepTables, behind: Behind, page: int) -> torch.Tensor:

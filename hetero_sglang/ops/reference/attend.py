@@ -54,7 +54,7 @@ class AttendStep(DecodeKernel):
     ) -> torch.Tensor:  # fmt: skip
         grouped = q.unflatten(1, (-1, self.group))  # [B, H, G, D]
         out = q.new_zeros(*grouped.shape[:-1], self.v_dim)
-        more = _by_head(arrivals)
+        more = by_head(arrivals)
         for b, request in enumerate(self.requests):
             if request is None:
                 continue
@@ -84,7 +84,7 @@ class AttendStep(DecodeKernel):
         return k[counts], v[counts]
 
 
-def _by_head(arrivals: Arrivals | None) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
+def by_head(arrivals: Arrivals | None) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
     """K [n, D] and V [n, Dv] of what has come, by request and compressed head."""
     found = {}
     for each in arrivals.work.arrived if arrivals else []:

@@ -5,7 +5,7 @@ it holds and the tokens that it does not, those worth most are kept. Scores are 
 
 import torch
 
-from hetero_sglang.cache.hot_pool import PINNED, HotPool
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
@@ -38,7 +38,7 @@ def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
 
 def lazy(
     scores: torch.Tensor, held: torch.Tensor, used: torch.Tensor, length: int, low: int, high: int, want: int,
-    most: int, strict: bool = False,
+    most: int,
 ) -> Swaps:  # fmt: skip
     """One step of the rule for C heads; `used` is brought up to date, moving the rows is the caller's.
 
@@ -47,8 +47,7 @@ def lazy(
     are the `want` best, as their scores' bins tell them apart, and none of the lowest bin: of those that share the last
     one's bin what is held counts first. Of the wanted that are not held `most` come, the best bins first, each in the
     place of the unwanted run with the lowest `used_bin`; of equals the first. What was wanted at this length before
-    stays, and so does what is PINNED. `strict`: of the last one's bin nothing is wanted, so that every place can go to
-    what is better."""
+    stays, and so does what is PINNED."""
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
     count = min(want, inside.shape[1])
@@ -56,7 +55,7 @@ def lazy(
         nothing = torch.empty(0, dtype=torch.int64)
         return Swaps(nothing, nothing, nothing, 0)
     bins = score_bin(inside)  # [C, n']
-    edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1) + strict  # [C, 1]
+    edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1)  # [C, 1]
     at = held.long() - low
     hit, stays = (bins >= edge).gather(1, at), used >= length  # [C, n]
     used[hit & ~stays] = length
@@ -72,16 +71,6 @@ def lazy(
     place = order[head, rank[head, run]]
     used[head, place] = length
     return Swaps(head, place, run + low, int((lacking - comes).sum()))
-
-
-def age(layer: LayerIndex, step: StepTables, hot: HotPool) -> None:
-    """What a lone request's heads wanted at this length may go again; what is pinned stays."""
-    length, used = int(step.length[0]), hot.used.view(-1)
-    for number in (layer.first + layer.which).tolist():
-        row = torch.arange(int(step.cap[0, number]), device=used.device)
-        flat = flat_rows(step.page_list, int(step.page_start[0, number]), row, hot.page_size)
-        fresh = (used[flat] >= length) & (used[flat] < PINNED // 2) & (length > 0)
-        used[flat] = torch.where(fresh, length - 1, used[flat])
 
 
 def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int) -> Swaps:
@@ -118,22 +107,22 @@ def _merged(
 
 def choose(
     layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
-    merged: bool = False, part: int = PART,
+    merged: bool = False,
 ) -> None:  # fmt: skip
     """After `probe` or `look`: which runs come to which places, for every head that was found to want any: as many as
-    one `part` of its places, or the better of all.
+    a PART of its places, or the better of all.
 
     `hot.used`, or `hot.score` where rows are `merged`, is brought up to date."""
     for found in work.found:
         caps = step.cap[found.request, layer.first + found.heads].tolist()
         for cap in sorted(set(caps)):  # mostly one
             alike = torch.tensor([i for i, each in enumerate(caps) if each == cap])
-            _choose(found, alike, cap, layer, step, hot, sink, window, work, merged, part)
+            _choose(found, alike, cap, layer, step, hot, sink, window, work, merged)
 
 
 def _choose(
     found: Found, alike: torch.Tensor, cap: int, layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool,
-    sink: int, window: int, work: Workspace, merged: bool, part: int,
+    sink: int, window: int, work: Workspace, merged: bool,
 ) -> None:  # fmt: skip
     """For heads of one size."""
     run, heads, length = layer.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
@@ -157,7 +146,7 @@ def _choose(
         worth = scores[swaps.head, swaps.run]
     else:
         used = hot.used.view(-1)[rows[..., 0]]
-        swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // part), most, part == 1), None
+        swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // PART), most), None
         hot.used.view(-1)[rows] = used[..., None]
     work.counted[0] += swaps.run.numel() * run
     work.counted[1] += swaps.late * run

@@ -70,25 +70,28 @@ def ask(
     q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
     scale: float, sink: int, window: int, work: Workspace,
 ) -> torch.Tensor:  # fmt: skip
-    """As `probe`, for queries q [n, Hq, D] of later tokens of a lone request of `length` tokens: the best score that
-    any of them gives a token counts. Heads have no turns. Returns the scores [I, U] of the tokens' runs, of full heads
-    alone."""
+    """As `probe`, for queries q [B, n, Hq, D] of later tokens of a lone request, which all of the step's are, or none;
+    `length`: its tokens. Of the n that look together, the best score that any of them gives a token counts. Heads have
+    no turns. Returns the first's scores [I, U] of the tokens' runs, of full heads alone."""
     work.plan(step)
-    scores = layer.decode.new_zeros(layer.heads.numel(), (length - 1) // layer.run)
+    scores = layer.decode.new_zeros(len(q), layer.heads.numel(), (length - 1) // layer.run)
     full = (step.cap[0, layer.first + layer.which] < length).nonzero()[:, 0]
     if not full.numel():
-        return scores
+        return scores[0]
     start = int(starts[0])
     codes = unpack(layer.rows[full].index_select(1, slots[start : start + length - 1].long()), layer.fields)
-    best = codes.new_zeros(codes.shape[:2])  # [C, L - 1]
-    for some in q.unflatten(1, (-1, work.group))[:, layer.heads.long()[full]].split(_TOGETHER):
-        weight = torch.einsum("ncgd,cdr->cngr", some.float(), layer.decode[full]) * scale
-        logits = weight.flatten(1, 2) @ codes.transpose(1, 2)  # [C, n G, L - 1]
-        shares = logits.softmax(-1).unflatten(1, (len(some), -1)).mean(2)  # [C, n, L - 1]
-        best = torch.maximum(best, shares.amax(1))
-    scores[full] = run_scores(best, layer.run)
-    work.found.append(Found(0, layer.which[full], scores[full]))
-    return scores
+    for request, there in enumerate(step.length.tolist()):
+        if not there:
+            continue
+        best = codes.new_zeros(codes.shape[:2])  # [C, L - 1]
+        for some in q[request].unflatten(1, (-1, work.group))[:, layer.heads.long()[full]].split(_TOGETHER):
+            weight = torch.einsum("ncgd,cdr->cngr", some.float(), layer.decode[full]) * scale
+            logits = weight.flatten(1, 2) @ codes.transpose(1, 2)  # [C, n G, L - 1]
+            shares = logits.softmax(-1).unflatten(1, (len(some), -1)).mean(2)  # [C, n, L - 1]
+            best = torch.maximum(best, shares.amax(1))
+        scores[request, full] = run_scores(best, layer.run)
+        work.found.append(Found(request, layer.which[full], scores[request, full]))
+    return scores[0]
 
 
 def probe(

@@ -10,22 +10,26 @@ from hetero_sglang.ops.reference.workspace import Arrived, Workspace
 
 def swap_in(
     layer: LayerBuffers | LayerIndex, host: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables,
-    hot: HotPool, sink: int, work: Workspace, programs: int = 0, merged: bool = False,
+    hot: HotPool, sink: int, work: Workspace, programs: int = 0, merged: bool = False, passing: bool = False,
 ) -> None:  # fmt: skip
     """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's.
 
-    To their places, or beside them until `seat` where heads attend meanwhile."""
+    To their places; beside them until `seat`, where heads attend meanwhile; or beside alone, if `passing`."""
     for coming in work.coming:
-        run = coming.rows.shape[1]
+        run = layer.run
         token = (coming.run[:, None] * run + torch.arange(run, device=coming.run.device)).flatten()
         slot = slots[int(starts[coming.request]) + token].long().to(host.device)
-        head, rows = coming.head.repeat_interleave(run).to(host.device), coming.rows.flatten()
+        head, rows = coming.head.repeat_interleave(run).to(host.device), None
+        if coming.rows is not None:
+            rows = coming.rows.flatten()
         values = take_rows(host, slot, head).to(hot.k.device)  # [m, D + Dv]
         k, v = values.split((hot.k.shape[-1], hot.v.shape[-1]), -1)
         if work.aside:
             work.arrived.append(Arrived(coming.request, head, rows, k, v))
-        else:
+        elif rows is not None:
             hot.write(rows, k, v)
+        if rows is None:
+            continue
         hot.position.view(-1)[rows] = token.int()
         if coming.worth is not None:
             hot.score.view(-1)[rows] = coming.worth
@@ -38,6 +42,7 @@ def swap_in(
 def seat(layer: LayerIndex, step: StepTables, hot: HotPool, work: Workspace) -> None:
     """After heads have attended: the rows that came meanwhile are put in their places."""
     for each in work.arrived:
+        assert each.rows is not None
         hot.write(each.rows, each.k, each.v)
     work.arrived.clear()
 

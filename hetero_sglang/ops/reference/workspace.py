@@ -39,24 +39,24 @@ class Swaps:
 
 @dataclass(frozen=True)
 class Coming:
-    """Runs on their way to a request's heads: `head`, `run` [m] int64, the flat hot rows `rows` [m, run], and what they
-    are worth [m], where rows are merged."""
+    """Runs on their way to a request's heads: `head`, `run` [m] int64, the flat hot rows `rows` [m, run] that they are
+    to have, if any, and what they are worth [m], where rows are merged."""
 
     request: int
     head: torch.Tensor
     run: torch.Tensor
-    rows: torch.Tensor
-    worth: torch.Tensor | None
+    rows: torch.Tensor | None
+    worth: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """Rows [n] that have come and are to lie at flat hot rows `rows` [n]: k [n, D], v [n, Dv], of compressed heads
-    `head` [n] of a request."""
+    """Rows [n] that have come and are to lie at flat hot rows `rows` [n], if anywhere: k [n, D], v [n, Dv], of
+    compressed heads `head` [n] of a request."""
 
     request: int
     head: torch.Tensor
-    rows: torch.Tensor
+    rows: torch.Tensor | None
     k: torch.Tensor
     v: torch.Tensor
 
@@ -68,7 +68,7 @@ class Workspace:
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
         device: torch.device | str, pivots: int = 0, hot: HotPool | None = None,
     ) -> None:  # fmt: skip
-        self.group, self.room, self.aside = group, most, hot is not None
+        self.batch, self.group, self.room, self.aside = batch, group, most, hot is not None
         self.most = torch.full((1,), most * run, dtype=torch.int32, device=device)  # rows
         self.counted = torch.zeros(4, dtype=torch.int64, device=device)  # rows that came, late ones, looks, drifts
         self.found: list[Found] = []
@@ -80,14 +80,18 @@ class Workspace:
         """Lists that what comes to a head is cut into."""
         return 1
 
+    def fitting(self, context: int) -> int:
+        """Requests of so many tokens that there is room for at once; one at least."""
+        return self.batch
+
     def limit(self, units: int, run: int) -> int:
         """Runs that come to a head in a step of so many units, at the utmost."""
         return limit(units, run, self.room) if self.aside else self.room
 
     def plan(self, step: StepTables) -> None:
         """Once per step."""
-        self.found.clear()
-        self.coming.clear()
+        for handed in (self.found, self.coming, self.arrived):
+            handed.clear()
 
     def offer(self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int) -> None:
         """Scores [L] of a lone request's tokens, found elsewhere for `head` of a layer's `heads`; for `choose`."""
@@ -103,4 +107,4 @@ class Workspace:
         for unit in count.nonzero()[:, 0].tolist():
             some = slice(int(count[unit]))
             head = torch.full_like(tokens[unit, some], unit % heads)
-            self.coming.append(Coming(unit // heads, head, tokens[unit, some], rows[unit, some, None], None))
+            self.coming.append(Coming(unit // heads, head, tokens[unit, some], rows[unit, some, None]))

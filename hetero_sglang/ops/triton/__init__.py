@@ -3,9 +3,10 @@
 from hetero_sglang.ops.triton.append import append, keep
 from hetero_sglang.ops.triton.ask import ask
 from hetero_sglang.ops.triton.attend import AttendStep
-from hetero_sglang.ops.triton.choose import age, choose
+from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.fill import fill, restore
 from hetero_sglang.ops.triton.index import index
+from hetero_sglang.ops.triton.lack import lack
 from hetero_sglang.ops.triton.look import look
 from hetero_sglang.ops.triton.probe import probe
 from hetero_sglang.ops.triton.slots import copy_slots
@@ -15,6 +16,6 @@ from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.ops.triton.write_back import locate, write_back
 
 __all__ = [
-    "AttendStep", "Workspace", "age", "append", "ask", "bring", "choose", "copy_slots", "fill", "index", "keep",
-    "locate", "look", "probe", "restore", "seat", "store", "swap_in", "write_back",
+    "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "index", "keep",
+    "lack", "locate", "look", "probe", "restore", "seat", "store", "swap_in", "write_back",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
+from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.triton.probe import span
 from hetero_sglang.ops.triton.store import ring_row
 
@@ -32,18 +32,39 @@ def _attended(logit, top, total, result, values, here):
 
 
 @triton.jit
+def _came(
+    query, top, total, result, k, v, begin, end, theirs, scale,
+    D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Take in rows [begin, end) of what came for a block, of which the queries `theirs` [M] are."""
+    within, at, at_v = tl.arange(0, N), tl.arange(0, PAD), tl.arange(0, PAD_V)
+    for opens in range(begin, end, N):
+        row = opens + within
+        here, flat = row < end, row[:, None]
+        keys = tl.load(k + flat * D + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
+        values = tl.load(v + flat * DV + at_v[None, :], mask=here[:, None] & (at_v < DV)[None, :], other=0.0)
+        logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        top, total, result = _attended(logit, top, total, result, values, theirs[:, None] & here[None, :])
+    return top, total, result
+
+
+@triton.jit
 def _splits(count, prefix, programs, PER_TILE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr):
     """Parts of what a head holds, so that `programs` of them for each tile are at work at once."""
     tiles = tl.maximum(tl.cdiv(count, PER_TILE), 1)
     return tl.maximum(tl.minimum(tl.minimum(programs // tiles, prefix // LEAST), SPLITS), 1)
 
 
-@triton.jit(do_not_specialize=["first", "window", "run", "sink", "ring", "programs", "all_heads"])
+@triton.jit(
+    do_not_specialize=["first", "window", "run", "sink", "ring", "programs", "all_heads", "n_heads", "each", "block"]
+)
 def _append(
-    q, k, v, hot_k, hot_v, heads, cap, page_start, page_list, out, partial, weight, numbers, q_stride, k_stride,
-    v_stride, first, window, run, sink, ring, programs, scale, all_heads,
+    q, k, v, hot_k, hot_v, heads, cap, page_start, page_list, out, partial, weight, numbers, arrived_k, arrived_v,
+    comes, indexed, q_stride, k_stride, v_stride, first, window, run, sink, ring, programs, scale, all_heads, n_heads,
+    each, block,
     GROUP: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr,
     PAD_V: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+    RUN: tl.constexpr, HEADS: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
     tile, which, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count, opening = tl.load(numbers), tl.load(numbers + 1)
@@ -57,7 +78,7 @@ def _append(
     token, member = tile * (M // PADDED) + row // PADDED, row % PADDED
     real = (token < count) & (member < GROUP)
     asked = head * GROUP + member
-    mine = q + token.to(tl.int64) * q_stride + asked * D
+    mine = q + (opening + token).to(tl.int64) * q_stride + asked * D
     query = tl.load(mine[:, None] + at[None, :], mask=real[:, None] & (at < D)[None, :], other=0.0)
     kept, start = tl.load(cap + first + which), tl.load(page_start + first + which)
     turning = tl.maximum(tl.minimum(kept - sink, ring), 1)
@@ -68,8 +89,8 @@ def _append(
     total = tl.zeros([M], tl.float32)
     result = tl.zeros([M, PAD_V], tl.float32)
     begin, end = span(held, split, splits, N)
-    for each in range(begin, end, N):
-        place = each + within
+    for opens in range(begin, end, N):
+        place = opens + within
         here = place < end
         place = tl.where(place < fixed, place, ring_row(begins + place - fixed, kept, sink, ring))
         page = tl.load(page_list + start + place // P, mask=here, other=0).to(tl.int64)
@@ -78,11 +99,24 @@ def _append(
         values = tl.load(hot_v + flat * DV + at_v[None, :], mask=here[:, None] & (at_v < DV)[None, :], other=0.0)
         logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         top, total, result = _attended(logit, top, total, result, values, real[:, None] & here[None, :])
+    if MORE:
+        every = tl.arange(0, HEADS)
+        unit = tl.max(tl.where(tl.load(indexed + every, mask=every < n_heads, other=-1) == head, every, -1), 0)
+        last = (tl.minimum((tile + 1) * (M // PADDED), count) - 1) // block
+        if unit >= 0:
+            for mine_of in range(tile * (M // PADDED) // block, last + 1):
+                unit_of = mine_of * n_heads + unit
+                opens, ends = span(tl.load(comes + unit_of) * RUN, split, splits, N)
+                theirs, begins_at = real & (token // block == mine_of), unit_of.to(tl.int64) * each
+                top, total, result = _came(
+                    query, top, total, result, arrived_k + begins_at * D, arrived_v + begins_at * DV, opens, ends,
+                    theirs, scale, D, DV, PAD, PAD_V, N,
+                )  # fmt: skip
     if split == splits - 1:
         last = opening + tl.minimum((tile + 1) * (M // PADDED), count)
         own_k, own_v = k + head * D, v + head * DV
-        for each in range(0, last, N):
-            new = each + within
+        for opens in range(0, last, N):
+            new = opens + within
             here, where = new < last, new.to(tl.int64)[:, None]
             keys = tl.load(own_k + where * k_stride + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
             there = here[:, None] & (at_v < DV)[None, :]
@@ -95,6 +129,7 @@ def _append(
     number = token.to(tl.int64) * all_heads + asked
     inside = real[:, None] & (at_v < DV)[None, :]
     if splits == 1:
+        number += opening.to(tl.int64) * all_heads
         tl.store(out + number[:, None] * DV + at_v[None, :], result.to(out.dtype.element_ty), mask=inside)
     else:
         number += split.to(tl.int64) * count * all_heads
@@ -107,7 +142,7 @@ def _merge(
     out, partial, weight, numbers, programs, all_heads, DV: tl.constexpr, PAD_V: tl.constexpr, ROWS: tl.constexpr,
     PER_TILE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
-    count, prefix = tl.load(numbers), tl.load(numbers + 2)
+    count, opening, prefix = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
     splits, rows = _splits(count, prefix, programs, PER_TILE, SPLITS, LEAST), count * all_heads
     if (splits == 1) | (tl.program_id(0) * ROWS >= rows):
         return
@@ -125,35 +160,43 @@ def _merge(
         result += tl.load(partial + place[:, None] * DV + at[None, :], mask=inside, other=0.0) * share[:, None]
         total += share
     result = result / total[:, None]
-    tl.store(out + row.to(tl.int64)[:, None] * DV + at[None, :], result.to(out.dtype.element_ty), mask=inside)
+    to = opening.to(tl.int64) * all_heads + row
+    tl.store(out + to[:, None] * DV + at[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 def append(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables, behind: Behind,
-    scale: float,
-) -> torch.Tensor:  # fmt: skip
-    """Attention of some of the new tokens q [n, Hq, D] over what their request's heads hold and causally over all of
-    k [m, H, D] and v [m, H, Dv]: [n, Hq, Dv]. All heads are compressed; rows may lie apart. In a graph there may be
-    more rows than tokens, which are the first."""
-    most, all_heads, dim = q.shape
+    scale: float, out: torch.Tensor, arrivals: Arrivals | None = None,
+) -> None:  # fmt: skip
+    """Attention of some of the new tokens q [n, Hq, D] over what their request's heads hold, what came for their block,
+    and causally over k [n, H, D] and v [n, H, Dv], to `out` [n, Hq, Dv]. All heads are compressed; rows may lie apart.
+
+    Block b of those that attend is the step's b-th request: there are no more of them. n may be more than there are."""
+    all_heads, dim = q.shape[1:]
     heads, v_dim = layer.heads.numel(), v.shape[2]
-    group = all_heads // k.shape[1]
+    group, most = all_heads // k.shape[1], min(len(q), step.length.numel() * behind.block)
     padded = triton.next_power_of_2(group)
     rows = max(16, padded, min(_QUERIES, triton.next_power_of_2(most * padded)))
     each, programs = rows // padded, _programs(q.device) // heads
     tiles = triton.cdiv(most, each)
     splits = max(1, min(_SPLITS, programs))  # at most
     room = max(min(max(programs // n, 1), splits) * min(n * each, most) for n in range(1, tiles + 1))
-    out = q.new_empty(most, all_heads, v_dim)
     partial = q.new_empty(room, all_heads, v_dim, dtype=torch.float32)
     weight = q.new_empty(room, all_heads, dtype=torch.float32)
     parts = dict(SPLITS=splits, LEAST=_LEAST)
+    came, n_heads, theirs, run = (k, v, layer.heads, layer.heads), 0, 0, 1
+    if arrivals is not None:
+        work, indexed, run = arrivals.work, arrivals.layer.heads, arrivals.layer.run
+        came, n_heads = (work.arrived_k, work.arrived_v, work.comes, indexed), indexed.numel()
+        theirs = work.limit(step.length.numel() * n_heads, run) * run
     _append[(tiles, heads, splits)](
         q, k, v, layer.hot_k, layer.hot_v, layer.heads, step.cap, step.page_start, step.page_list, out, partial, weight,
-        behind.numbers, q.stride(0), k.stride(0), v.stride(0), layer.first, behind.window, behind.run, behind.sink,
-        behind.ring, programs, scale * 1.4426950408889634, all_heads, GROUP=group, PADDED=padded, D=dim, DV=v_dim,
+        behind.numbers, *came, q.stride(0), k.stride(0), v.stride(0), layer.first, behind.window, behind.run,
+        behind.sink, behind.ring, programs, scale * 1.4426950408889634, all_heads, n_heads, theirs, behind.block,
+        GROUP=group, PADDED=padded, D=dim, DV=v_dim,
         PAD=max(16, triton.next_power_of_2(dim)), PAD_V=max(16, triton.next_power_of_2(v_dim)),
-        P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2,
+        P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2, RUN=run,
+        HEADS=triton.next_power_of_2(heads), MORE=arrivals is not None,
         num_warps=8 if max(dim, v_dim) > 64 else 4, num_stages=2, **parts,
     )  # fmt: skip
     if splits > 1:
@@ -161,7 +204,6 @@ def append(
             out, partial, weight, behind.numbers, programs, all_heads, DV=v_dim,
             PAD_V=max(16, triton.next_power_of_2(v_dim)), ROWS=_MERGED, PER_TILE=each, **parts,
         )  # fmt: skip
-    return out
 
 
 def _programs(device: torch.device) -> int:

@@ -14,7 +14,8 @@ from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import WORD
 
 _PARTS = 32  # of a head's tokens, at most
-_ASKERS = 64  # queries at a time
+_ASKERS = 128  # queries at a time
+_TOGETHER = 64  # columns of what a group's queries make of a token, at most
 _MOST = 100.0  # by which another logit may be higher: sums stay numbers
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
 
@@ -31,17 +32,17 @@ def _fields(way, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.co
 
 @triton.jit
 def _codes(table, slot, here, way, word, shift, bits, R: tl.constexpr, WORDS: tl.constexpr):
-    """Codes float32 [T, PAD] of the tokens at `slot` [T]."""
+    """Codes int32 [T, PAD] of the tokens at `slot` [T]."""
     words = table + slot[:, None] * WORDS + word[None, :]
     packed = tl.load(words, mask=here[:, None] & (way < R)[None, :], other=0).to(tl.uint16, bitcast=True).to(tl.int32)
-    return ((packed >> shift[None, :]) & ((1 << bits) - 1)[None, :]).to(tl.float32)
+    return (packed >> shift[None, :]) & ((1 << bits) - 1)[None, :]
 
 
 @triton.jit(do_not_specialize=["askers", "slots_in_all", "first", "parts"])
 def _sums(
     slots, starts, lengths, cap, which, rows, weights, tops, totals, askers, slots_in_all, first, parts,
     R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, ASKERS: tl.constexpr,
-    NOTHING: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
+    NOTHING: tl.constexpr, MOST: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
     N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
     """Of a part's tokens: a logit of each query's that is as high as others, and the sum of exponents beside that. The
@@ -60,32 +61,33 @@ def _sums(
     weight = tl.load(mine, mask=(member < askers)[None, :] & (way < R)[:, None], other=0.0)  # [PAD, ASKERS]
     here = begin + within < end
     slot = tl.load(slots + begin + within, mask=here, other=0).to(tl.int64)
-    code = _codes(table, slot, here, way, word, shift, bits, R, WORDS)
-    near = tl.max(tl.where(here[:, None], tl.dot(code, weight, input_precision=PRECISION), NOTHING), 0)  # [ASKERS]
+    code = _codes(table, slot, here, way, word, shift, bits, R, WORDS).to(weight.dtype)
+    near = tl.max(tl.where(here[:, None], tl.dot(code, weight, input_precision="ieee"), NOTHING), 0)  # [ASKERS]
     total = tl.zeros([TOKENS, ASKERS], tl.float32)
     for start in range(begin, end, TOKENS):
         here = start + within < end
         slot = tl.load(slots + start + within, mask=here, other=0).to(tl.int64)
-        code = _codes(table, slot, here, way, word, shift, bits, R, WORDS)
-        above = tl.dot(code, weight, input_precision=PRECISION) - near[None, :]
+        code = _codes(table, slot, here, way, word, shift, bits, R, WORDS).to(weight.dtype)
+        above = tl.dot(code, weight, input_precision="ieee") - near[None, :]
         total += tl.where(here[:, None], tl.exp2(tl.minimum(above, MOST)), 0.0)
     where = (head * parts + part) * askers + member
     tl.store(tops + where, near, mask=member < askers)
     tl.store(totals + where, tl.sum(total, 0), mask=member < askers)
 
 
-@triton.jit(do_not_specialize=["askers", "parts"])
+@triton.jit(do_not_specialize=["askers", "parts", "blocks"])
 def _whole(
-    tops, totals, wholes, wanted, idle, hits, askers, parts,
+    tops, totals, wholes, wanted, idle, hits, askers, parts, blocks,
     ASKERS: tl.constexpr, PARTS: tl.constexpr, BINS: tl.constexpr, NOTHING: tl.constexpr,
 ):  # fmt: skip
     """The base-2 logarithm of each query's sum over all parts; and `choose`'s counts begin at nothing."""
-    head, block = tl.program_id(0), tl.program_id(1)
-    if block == 0:
-        tl.store(wanted + head * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
-        tl.store(idle + head * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
-        tl.store(hits + 2 * head + tl.arange(0, 2), tl.zeros([2], tl.int32))
-    part, member = tl.arange(0, PARTS), block * ASKERS + tl.arange(0, ASKERS)
+    head = tl.program_id(0)
+    for block in range(tl.program_id(1), blocks, tl.num_programs(1)):
+        unit = block * tl.num_programs(0) + head
+        tl.store(wanted + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
+        tl.store(idle + unit * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
+        tl.store(hits + 2 * unit + tl.arange(0, 2), tl.zeros([2], tl.int32))
+    part, member = tl.arange(0, PARTS), tl.program_id(1) * ASKERS + tl.arange(0, ASKERS)
     there = (part < parts)[:, None] & (member < askers)[None, :]
     where = (head * parts + part)[:, None] * askers + member[None, :]
     top = tl.load(tops + where, mask=there, other=NOTHING)
@@ -95,89 +97,96 @@ def _whole(
     tl.store(wholes + head * askers + member, highest + tl.log2(total), mask=member < askers)
 
 
-@triton.jit(do_not_specialize=["queries", "slots_in_all", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["queries", "askers", "slots_in_all", "first", "parts", "sink", "window"])
 def _best(
-    slots, starts, lengths, cap, which, rows, weights, wholes, scores, wanted, queries, slots_in_all, first, parts,
-    sink, window, GROUP: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
-    TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr,
-    LEAST: tl.constexpr, PRECISION: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr,
-    B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
+    slots, starts, lengths, cap, which, rows, weights, wholes, place_of, scores, wanted, queries, askers, slots_in_all,
+    first, parts, sink, window, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr,
+    WORDS: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr,
+    FINE: tl.constexpr, LEAST: tl.constexpr, NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
+    N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
-    """Of the same parts' runs: the most that a query's group looks at one of its tokens; and their bins' counts."""
-    head, part = tl.program_id(0), tl.program_id(1)
-    length = tl.load(lengths)
-    if tl.load(cap + first + tl.load(which + head)) >= length:
+    """Of the same parts' runs: the most that a query's group looks at one of its tokens, of the queries that look
+    together; and their bins' counts."""
+    head, part, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length, n_heads = tl.load(lengths + block), tl.num_programs(0)
+    begins = tl.load(place_of + block)
+    if (tl.load(cap + first + tl.load(which + head)) >= length) | (begins < 0):
         return
     tokens = length - 1
     begin, end = span(tokens, part, parts, TOKENS)
     slots += tl.load(starts)
     way, within, run = tl.arange(0, PAD), tl.arange(0, TOKENS), tl.arange(0, TOKENS // RUN)
+    column = tl.arange(0, QUERIES * PADDED)
     word, shift, bits = _fields(way, N0, B0, N1, B1, N2, B2, WORD)
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
     low, high = sink // RUN, (length - window) // RUN
-    mine = scores + head.to(tl.int64) * length
+    mine = scores + begins.to(tl.int64) * n_heads + head.to(tl.int64) * length
     counted = tl.zeros([BINS], tl.int32)
     for start in range(begin, end, TOKENS):
         here = start + within < end
         slot = tl.load(slots + start + within, mask=here, other=0).to(tl.int64)
-        code = _codes(table, slot, here, way, word, shift, bits, R, WORDS)
+        code = _codes(table, slot, here, way, word, shift, bits, R, WORDS).to(weights.dtype.element_ty)
         best = tl.zeros([TOKENS], tl.float32)
-        for block in range(0, queries, QUERIES):
-            query = block + tl.arange(0, QUERIES)
-            real = query < queries
-            each = tl.zeros([TOKENS, QUERIES], tl.float32)
-            for member in range(GROUP):
-                asker = (head * GROUP + member) * queries + query
-                theirs = weights + asker.to(tl.int64)[None, :] * R + way[:, None]
-                weight = tl.load(theirs, mask=real[None, :] & (way < R)[:, None], other=0.0)
-                whole = tl.load(wholes + asker, mask=real, other=0.0)
-                logit = tl.dot(code, weight, input_precision=PRECISION) - whole[None, :]
-                each += tl.exp2(tl.minimum(logit, 0.0))
-            best = tl.maximum(best, tl.max(tl.where(real[None, :], each, 0.0), 1) * (1.0 / GROUP))
+        for some in range(0, queries, QUERIES):
+            query, member = some + column // PADDED, column % PADDED
+            real = (query < queries) & (member < GROUP)
+            asker = head * askers + (block * queries + query) * GROUP + member
+            theirs = weights + asker.to(tl.int64)[None, :] * R + way[:, None]
+            weight = tl.load(theirs, mask=real[None, :] & (way < R)[:, None], other=0.0)
+            whole = tl.load(wholes + asker, mask=real, other=-NOTHING)
+            logit = tl.dot(code, weight, input_precision="ieee") - whole[None, :]
+            each = tl.reshape(tl.exp2(tl.minimum(logit, 0.0)), [TOKENS, QUERIES, PADDED])
+            best = tl.maximum(best, tl.max(tl.sum(each, 2), 1) * (1.0 / GROUP))
         number = start // RUN + run
         complete = (number + 1) * RUN <= tokens
         most = tl.max(tl.reshape(best, [TOKENS // RUN, RUN]), 1)
         tl.store(mine + number, most, mask=complete)
         inside = complete & (number >= low) & (number < high)
         counted += tl.histogram(score_bin(most, BINS, FINE, LEAST), BINS, mask=inside)
-    tl.atomic_add(wanted + head * BINS + tl.arange(0, BINS), counted, mask=counted > 0, sem="relaxed")
+    counts = wanted + (block * n_heads + head) * BINS + tl.arange(0, BINS)
+    tl.atomic_add(counts, counted, mask=counted > 0, sem="relaxed")
 
 
 def ask(
     q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
     scale: float, sink: int, window: int, work: Workspace,
 ) -> torch.Tensor:  # fmt: skip
-    """As a step of many requests that are the same one: what each query q [n, Hq, D] scores is left to the best of all.
-    It is every head's turn by the step's clock. Returns the scores [I, U] of the tokens' runs, of full heads alone; not
-    in a graph, which is made for any `length`."""
+    """As a step of the lone request that all of the step's are, or none; what each query q [B, n, Hq, D] scores is left
+    to the best of the n that look together. It is every head's turn by the step's clock. Returns the first's scores
+    [I, U] of the tokens' runs, of full heads alone, where there are no others; not in a graph, which is made for any
+    `length`."""
     heads, _, directions = layer.decode.shape
-    group, count = work.group, len(q)
-    queries = q.unflatten(1, (-1, group)).index_select(1, layer.heads).float()  # [n, I, G, D]
-    weights = torch.einsum("nigd,idr->ignr", queries, layer.decode) * (scale * 1.4426950408889634)
-    weights = weights.flatten(1, 2).contiguous()  # [I, G * n, R]
-    askers = group * count
-    block = min(_ASKERS, max(16, triton.next_power_of_2(count)))
+    group, (blocks, count) = work.group, q.shape[:2]
+    queries = q.flatten(0, 1).unflatten(1, (-1, group)).index_select(1, layer.heads).float()  # [B * n, I, G, D]
+    weights = torch.einsum("nigd,idr->ingr", queries, layer.decode) * (scale * 1.4426950408889634)
+    # Codes are small numbers: as exact in 16 bits, and weights as good as a matrix unit takes them.
+    dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
+    weights = weights.flatten(1, 2).to(dtype).contiguous()  # [I, B * n * G, R]
+    askers, padded = blocks * count * group, triton.next_power_of_2(group)
+    block = max(1, 16 // padded, min(_TOGETHER // padded, triton.next_power_of_2(count)))
+    together = min(_ASKERS, max(16, triton.next_power_of_2(askers)))
     pad = max(16, triton.next_power_of_2(directions))
-    tokens = max(16, min(64, 4096 // pad))
+    tokens = max(16, min(128, 4096 // pad))
     parts = max(1, min(_PARTS, length // (2 * tokens)))
-    tops, totals = weights.new_empty(2, heads, parts, askers)
-    wholes = weights.new_empty(heads, askers)
+    tops, totals = layer.decode.new_empty(2, heads, parts, askers)
+    wholes = layer.decode.new_empty(heads, askers)
     sizes = dict(
-        R=directions, PAD=pad, WORDS=layer.rows.shape[2], TOKENS=tokens, WORD=WORD, num_warps=4,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **flat_fields(layer.fields),
+        R=directions, PAD=pad, WORDS=layer.rows.shape[2], TOKENS=tokens, WORD=WORD, NOTHING=_NOTHING,
+        **flat_fields(layer.fields),
     )  # fmt: skip
     work.plan(step)
-    _sums[(heads, parts, triton.cdiv(askers, _ASKERS))](
+    _sums[(heads, parts, triton.cdiv(askers, together))](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, tops, totals, askers,
-        layer.rows.shape[1], layer.first, parts, ASKERS=_ASKERS, NOTHING=_NOTHING, MOST=_MOST, **sizes,
+        layer.rows.shape[1], layer.first, parts, ASKERS=together, MOST=_MOST,
+        num_warps=8 if together > 64 else 4, **sizes,
     )  # fmt: skip
-    _whole[(heads, triton.cdiv(askers, _ASKERS))](
-        tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, ASKERS=_ASKERS, PARTS=_PARTS, BINS=BINS,
-        NOTHING=_NOTHING,
+    _whole[(heads, triton.cdiv(askers, _TOGETHER))](
+        tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, blocks, ASKERS=_TOGETHER, PARTS=_PARTS,
+        BINS=BINS, NOTHING=_NOTHING,
     )  # fmt: skip
-    _best[(heads, parts)](
-        slots, starts, step.length, step.cap, layer.which, layer.rows, weights, wholes, work.scores, work.wanted,
-        count, layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, QUERIES=block, RUN=layer.run,
-        BINS=BINS, FINE=FINE, LEAST=LEAST, **sizes,
+    _best[(heads, parts, blocks)](
+        slots, starts, step.length, step.cap, layer.which, layer.rows, weights, wholes, work.place, work.scores,
+        work.wanted, count, askers, layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, PADDED=padded,
+        QUERIES=block, RUN=layer.run, BINS=BINS, FINE=FINE, LEAST=LEAST, num_warps=4, **sizes,
     )  # fmt: skip
     return work.scores[: heads * length].view(heads, length)[:, : (length - 1) // layer.run]

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hetero_sglang.cache.hot_pool import PINNED, HotPool
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.early import early, overlaps
@@ -18,13 +18,13 @@ from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, WARPS, Workspace
 
 @triton.jit
 def _edge(wanted, unit, places, low, high, PART: tl.constexpr, BINS: tl.constexpr):
-    """The bin of the last wanted run, not the lowest, or the next where all places may change; how many are wanted, and
-    how many runs the bins above it have, and itself."""
+    """The bin of the last wanted run, not the lowest; how many are wanted, and how many runs the bins above it have,
+    and itself."""
     bins = tl.arange(0, BINS)
     count = tl.load(wanted + unit * BINS + bins)
     above = tl.sum(count, 0) - tl.cumsum(count, 0) + count  # [BINS] runs of this bin and higher
     want = tl.minimum(tl.maximum(places // PART, 1), high - low)
-    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1) + (PART == 1)
+    edge = tl.maximum(tl.max(tl.where(above >= want, bins, 0), 0), 1)
     return edge, want, tl.sum(tl.where(bins > edge, count, 0), 0), tl.sum(tl.where(bins == edge, count, 0), 0)
 
 
@@ -38,14 +38,14 @@ def _used_bin(used, length, BINS: tl.constexpr, FINE: tl.constexpr, NEVER: tl.co
 
 
 @triton.jit
-def _place_row(page_list, start, place, here, sink, RUN: tl.constexpr, P: tl.constexpr):
+def place_row(page_list, start, place, here, sink, RUN: tl.constexpr, P: tl.constexpr):
     """Flat hot row of the first token of a selected run's place."""
     row = sink + place * RUN
     return tl.load(page_list + start + row // P, mask=here, other=0).to(tl.int64) * P + row % P
 
 
 @triton.jit
-def _append(listed, level, count, same, what, mask, alike, room):
+def append_to(listed, level, count, same, what, mask, alike, room):
     """List `what` where `mask`, after `count` others, and where `alike` in `level`, after `same`; as far as there is
     room. How many there are now."""
     both = tl.cumsum(mask.to(tl.int32) + (alike.to(tl.int32) << 16), 0)  # one pass for two: a tile has fewer
@@ -86,7 +86,7 @@ def _hold(
     for opening in range(begin, end, TILE):  # mostly once
         place = opening + tl.arange(0, TILE)
         here = place < end
-        row = _place_row(page_list, start, place, here, sink, RUN, P)
+        row = place_row(page_list, start, place, here, sink, RUN, P)
         run = tl.load(position + row, mask=here, other=0) // RUN
         before = tl.load(used + row, mask=here, other=0)
         mine = scores + run
@@ -134,7 +134,7 @@ def _keep(
     for opening in range(begin, end, TILE):
         place = opening + tl.arange(0, TILE)
         here = place < end
-        row = _place_row(page_list, start, place, here, sink, 1, P)
+        row = place_row(page_list, start, place, here, sink, 1, P)
         mine = scores + tl.load(position + row, mask=here, other=0)
         score = tl.load(mine, mask=here, other=0.0)
         now = tl.maximum(tl.load(worth + row, mask=here, other=0.0) * left, score)
@@ -196,7 +196,7 @@ def _exchange(
     if not MERGED:
         find = (tokens > rows) & (places > 0) & (begins >= 0) & is_turn(every, unit % n_heads, clock, turn)
         here = here & find
-    row = _place_row(page_list, start, place, here, sink, RUN, P)
+    row = place_row(page_list, start, place, here, sink, RUN, P)
     if PDL:
         gdc_wait()
     if MERGED:
@@ -225,7 +225,7 @@ def _exchange(
                 if count < come:
                     bin = score_bin(score, BINS, FINE, LEAST)
                     if tl.max(bin, 0) >= edge:  # seldom, where few come
-                        count, same_bin = _append(
+                        count, same_bin = append_to(
                             missing + mine * room, even + mine * room, count, same_bin, run, bin > edge, bin == edge,
                             room,
                         )  # fmt: skip
@@ -246,13 +246,13 @@ def _exchange(
                     else:
                         age = _used_bin(before, tokens, BINS, FINE, NEVER)
                         age = tl.where(before >= tokens, BINS, age)  # what stays
-                    older, same = _append(
+                    older, same = append_to(
                         old + mine * room, level + mine * room, older, same, place, here & (age < last),
                         here & (age == last), room,
                     )  # fmt: skip
                     place += TILE
                     here = place < end
-                    row = _place_row(page_list, start, place, here, sink, RUN, P)
+                    row = place_row(page_list, start, place, here, sink, RUN, P)
                     before = tl.load(used + row, mask=here, other=0)
         tl.store(olds + mine, older)
         tl.store(levels + mine, same)
@@ -265,10 +265,10 @@ def _exchange(
 
 def choose(
     layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
-    merged: bool = False, part: int = PART,
+    merged: bool = False,
 ) -> None:  # fmt: skip
     """After `probe` or `look`: which runs come to which places, for every head that is full, or that is to be refilled,
-    as many as one `part` of its places; `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
+    as many as a PART of its places; `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
 
     Of the runs that a split lists only the first that may come are there; `swap_in` reads no further."""
     heads = layer.heads.numel()
@@ -276,7 +276,7 @@ def choose(
     splits, per_request = work.splits(units), step.cap.shape[1]
     every, turn = (layer.every, layer.turn) if isinstance(layer, LayerIndex) else (layer.which, 0)  # no turn is asked
     sizes = dict(
-        n_heads=heads, RUN=layer.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=part, FINE=FINE, NEVER=NEVER,
+        n_heads=heads, RUN=layer.run, P=hot.page_size, BINS=BINS, TILE=TILE, PART=PART, FINE=FINE, NEVER=NEVER,
         LEAST=LEAST, ALIGNED=ALIGNED, PDL=overlaps(step.length.device), num_warps=WARPS,
     )  # fmt: skip
     pdl = overlaps(step.length.device)
@@ -299,28 +299,4 @@ def choose(
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
         work.evens, per_request, layer.first, turn, splits, sink, window, work.room, work.limit(units, layer.run),
         MERGED=merged, **early(pdl), **sizes,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["first", "programs"])
-def _age(
-    length, cap, which, page_start, page_list, used, first, programs,
-    P: tl.constexpr, PINNED: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    number, tokens = first + tl.load(which + tl.program_id(0)), tl.load(length)
-    rows, start = tl.load(cap + number), tl.load(page_start + number)
-    for opening in range(tl.program_id(1) * TILE, rows, programs * TILE):
-        row = opening + tl.arange(0, TILE)
-        flat = tl.load(page_list + start + row // P, mask=row < rows, other=0).to(tl.int64) * P + row % P
-        before = tl.load(used + flat, mask=row < rows, other=0)
-        fresh = (row < rows) & (before >= tokens) & (before < PINNED // 2) & (tokens > 0)
-        tl.store(used + flat, tokens - 1 + row * 0, mask=fresh)
-
-
-def age(layer: LayerIndex, step: StepTables, hot: HotPool) -> None:
-    """What a lone request's heads wanted at this length may go again; what is pinned stays."""
-    programs = 16
-    _age[(layer.heads.numel(), programs)](
-        step.length, step.cap, layer.which, step.page_start, step.page_list, hot.used, layer.first, programs,
-        P=hot.page_size, PINNED=PINNED, TILE=TILE, num_warps=WARPS,
     )  # fmt: skip

@@ -41,7 +41,8 @@ def _swap_in(
     to_k, to_v, position, used, arrived, even, evens, scores, place_of, splits, caps_per_request, first, sink, room,
     limit, n_heads, stored,
     RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, MOST: tl.constexpr, MERGED: tl.constexpr, ASIDE: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MOST: tl.constexpr, MERGED: tl.constexpr, ASIDE: tl.constexpr,
+    PASSING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Some of the runs that come to a unit, each with the place it takes: their rows, and what is known of these."""
     unit = tl.program_id(0)
@@ -60,24 +61,28 @@ def _swap_in(
             run = _entry(missing, above, unit, splits, pair, room, MOST)
         else:
             run = _entry(even, alike, unit, splits, pair - sure, room, MOST)
-        if pair < older:
-            place = _entry(old, below, unit, splits, pair, room, MOST)
-        else:
-            place = _entry(level, same, unit, splits, pair - older, room, MOST)
-        token, row = run * RUN + within, sink + place * RUN + within  # [RUN]
+        token = run * RUN + within  # [RUN]
         slot = tl.load(listed + token).to(tl.int64)
-        to = tl.load(page_list + start + row // P).to(tl.int64) * P + row % P
         source = ((slot // BLOCK * stored + head) * BLOCK + slot % BLOCK) * (D + DV)  # wide loads: a multiple
-        tl.store(position + to, token)
-        if MERGED:
-            mine = scores + tl.load(place_of + request).to(tl.int64) * n_heads + unit % n_heads * tokens
-            tl.store(used + to, tl.load(mine + token))
-        else:
-            tl.store(used + to, tokens + within * 0)
-        if ASIDE:
-            beside = (unit * limit + pair) * RUN + within
-            tl.store(arrived + beside, to)
-            to = beside.to(tl.int64)
+        beside = (unit * limit + pair) * RUN + within
+        to = beside.to(tl.int64)
+        if not PASSING:
+            if pair < older:
+                place = _entry(old, below, unit, splits, pair, room, MOST)
+            else:
+                place = _entry(level, same, unit, splits, pair - older, room, MOST)
+            row = sink + place * RUN + within
+            seat = tl.load(page_list + start + row // P).to(tl.int64) * P + row % P
+            tl.store(position + seat, token)
+            if MERGED:
+                mine = scores + tl.load(place_of + request).to(tl.int64) * n_heads + unit % n_heads * tokens
+                tl.store(used + seat, tl.load(mine + token))
+            else:
+                tl.store(used + seat, tokens + within * 0)
+            if ASIDE:
+                tl.store(arrived + beside, seat)
+            else:
+                to = seat
         key = tl.load(host + source[:, None] + at, mask=at < D)
         value = tl.load(host + source[:, None] + D + at_v, mask=at_v < DV)
         tl.store(to_k + to[:, None] * D + at, key, mask=at < D)
@@ -86,11 +91,11 @@ def _swap_in(
 
 def swap_in(
     layer: LayerBuffers | LayerIndex, host: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables,
-    hot: HotPool, sink: int, work: Workspace, programs: int = PROGRAMS, merged: bool = False,
+    hot: HotPool, sink: int, work: Workspace, programs: int = PROGRAMS, merged: bool = False, passing: bool = False,
 ) -> None:  # fmt: skip
     """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's.
 
-    To their places, or beside them until `seat` where heads attend meanwhile."""
+    To their places; beside them until `seat`, where heads attend meanwhile; or beside alone, if `passing`."""
     heads, aside = layer.heads.numel(), work.aside
     units = step.length.numel() * heads
     dim, v_dim, pdl = hot.k.shape[-1], hot.v.shape[-1], overlaps(slots.device)
@@ -99,11 +104,11 @@ def swap_in(
         step.length, layer.which, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old,
         work.olds, work.level, work.levels, work.comes, host, work.arrived_k if aside else hot.k,
         work.arrived_v if aside else hot.v, hot.position, hot.score if merged else hot.used, work.arrived, work.even,
-        work.evens, work.scores, work.place, work.splits(units), step.cap.shape[1], layer.first, sink, work.room,
+        work.evens, work.scores, work.place, work.splits(units), step.cap.stride(0), layer.first, sink, work.room,
         limit,
         n_heads=heads, stored=host.shape[1], RUN=layer.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), MOST=MOST_SPLITS,
-        MERGED=merged, ASIDE=aside, PDL=pdl, num_warps=1, **early(pdl),
+        MERGED=merged, ASIDE=aside, PASSING=passing, PDL=pdl, num_warps=1, **early(pdl),
     )  # fmt: skip
 
 

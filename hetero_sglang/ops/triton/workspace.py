@@ -50,7 +50,7 @@ class Workspace:
     ) -> None:  # fmt: skip
         """`pivots`: of a layer, at most; `hot`: heads have an index, and rows come while they attend."""
         probed = hot is not None
-        self.heads, self.group, self.tokens, self.room = heads, group, tokens, most
+        self.batch, self.heads, self.group, self.tokens, self.room = batch, heads, group, tokens, most
         units = batch * heads
         self.context = context
 
@@ -133,6 +133,10 @@ class Workspace:
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units."""
         return _pieces(units, self.context, MOST_PARTS, READ, _READERS)
+
+    def fitting(self, context: int) -> int:
+        """Requests of so many tokens that there is room for at once; one at least."""
+        return max(1, min(self.batch, self.tokens // context))
 
     @property
     def aside(self) -> bool:
