@@ -21,7 +21,6 @@ from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.ops.base import Behind, LayerBuffers
 from hetero_sglang.ops.step import DecodeStep
-from hetero_sglang.transfer.write_back import WriteBack
 
 _ASKED = 64  # new tokens, at most, that say what a set is made of
 _RECORDED = (2, 8, BLOCKS)  # of so many blocks there are graphs
@@ -40,12 +39,11 @@ class Append:
     """Attention of prompts that go on with a working set; every head of the model is compressed."""
 
     def __init__(
-        self, cache: TieredCache, ops: Any, tables: DeviceTables, layers: list[LayerBuffers], finder: Lazy,
-        write_back: WriteBack,
+        self, cache: TieredCache, ops: Any, tables: DeviceTables, layers: list[LayerBuffers], finder: Lazy
     ) -> None:  # fmt: skip
         self.cache, self.ops, self.tables, self.layers, self.finder = cache, ops, tables, layers, finder
-        self.write_back, self.rule, self.device = write_back, cache.settings.rule, cache.hot.k.device
-        self.places = Places(tables, finder.turns[:1], 1)
+        self.rule, self.device = cache.settings.rule, cache.hot.k.device
+        self.places = Places(tables, finder.turns[:1], 1, 1)
         self.going: dict[int, Going] = {}  # by request slot
         self.recorded: list[Recorded] = []  # by layer, where there are graphs
 
@@ -58,7 +56,7 @@ class Append:
         up to `context` tokens; `scales`: of the layers' logits."""
         hot, heads, most = self.cache.hot, self.layers[0].heads.numel(), min(self.cache.settings.append, _ROOM)
         self.work = step.work
-        self.places = places = Places(self.tables, self.finder.turns[:1], self._blocks(context), context)
+        self.places = places = Places(self.tables, self.finder.turns[:1], self._blocks(context), most, context)
 
         def make(heads: int, dim: int) -> torch.Tensor:
             return torch.zeros(most, heads, dim, dtype=dtype, device=self.device)
@@ -71,8 +69,9 @@ class Append:
             for blocks in sizes:
                 work = partial(self._read, layer, places.slots, places.read(places.now, blocks))
                 read[blocks] = recorder.record(partial(work, *self.new, self.out, context, scale))
-            work = partial(self._take, layer, places.slots, places.read(places.now, 1))
-            self.recorded.append(Recorded(read, recorder.record(partial(work, *self.new, context, scale))))
+            some = places.read(places.now, 1)
+            work = partial(self._take, layer, places.slots, some, some.new, *self.new, context, scale)
+            self.recorded.append(Recorded(read, recorder.record(work)))
 
     def _blocks(self, context: int) -> int:
         """Of a round, at most, of requests of so many tokens."""
@@ -90,15 +89,16 @@ class Append:
                 seq.ws.length = seq.prefix
         if not self.recorded:
             blocks = self._blocks(max(seq.length for seq in prompts))
-            self.places = Places(self.tables, self.finder.turns[:1], blocks)
+            self.places = Places(self.tables, self.finder.turns[:1], blocks, 1)
         self.going = self.places.go(prompts)
 
     def attend(
-        self, layer: int, seq: Prompt, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """q [n, Hq, D], k [n, H, D], v [n, H, Dv] of the request's new tokens; returns [n, Hq, Dv]."""
+        self, layer: int, seq: Prompt, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """q [n, Hq, D], k [n, H, D], v [n, H, Dv] of the request's new tokens at `slots` [n]; returns [n, Hq, Dv]."""
         going, ws = self.going[seq.ws.slot], seq.ws
-        recorded = self.recorded[layer] if self.recorded and going.fits and seq.count <= len(self.out) else None
+        recorded = self.recorded[layer] if self.recorded and going.fits else None
         if seq.restores:
             self._restore(layer, seq, q, scale)
         if recorded:
@@ -113,12 +113,10 @@ class Append:
                 next(graph for blocks, graph in recorded.read.items() if blocks >= some.starts.numel())()
             else:
                 self._read(layer, going.slots, some, q, k, v, out, ws.length, scale)
-        if seq.count > self.rule.window:
-            self.write_back.hold()  # rows of this pass are looked for in the host store
         if recorded:
             recorded.take()
         else:
-            self._take(layer, going.slots, going.rounds[-1], q, k, v, seq.length, scale)
+            self._take(layer, going.slots, going.rounds[-1], slots, q, k, v, seq.length, scale)
         if layer == len(self.layers) - 1:
             ws.length = max(ws.length, seq.length)
             self.cache.counters.appended_tokens += seq.count
@@ -139,10 +137,13 @@ class Append:
         self.ops.append(q, k, v, self.layers[layer], some.step, self._behind(layer, some.numbers), scale, out, came)
 
     def _take(
-        self, layer: int, slots: torch.Tensor, some: Round, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-        length: int, scale: float,
+        self, layer: int, slots: torch.Tensor, some: Round, new: torch.Tensor, q: torch.Tensor, k: torch.Tensor,
+        v: torch.Tensor, length: int, scale: float,
     ) -> None:  # fmt: skip
-        """The set takes the new tokens in, and what the last of them want; `some`: any of its rounds."""
+        """The stores take in the new tokens, at slots `new` [n], the set too, and then what the last of them want;
+        `some`: any of its rounds."""
+        self.finder.written(layer, new, k)
+        self.ops.store(self.layers[layer], new, k, v, resident=False)
         self.ops.keep(k, v, self.layers[layer], some.after, self._behind(layer, some.every))
         asks = q.index_select(0, some.latest)[None]
         self.finder.seek(layer, asks, slots, some.starts, some.after, length, scale, self.work)

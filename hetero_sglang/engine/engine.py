@@ -54,8 +54,7 @@ class Engine:
         self.finder = self._finder()
         self.append: Append | None = None
         if isinstance(self.finder, Lazy):
-            parts = self.cache, self.ops, self.tables, self.layers, self.finder, self.write_back
-            self.append = Append(*parts)
+            self.append = Append(self.cache, self.ops, self.tables, self.layers, self.finder)
 
     def _layer(self, index: int) -> LayerBuffers:
         cache, spec = self.cache, self.settings.layout.layers[index]
@@ -104,22 +103,24 @@ class Engine:
     def extend(
         self, layer: int, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Exact prefill. q [n, Hq, D], k [n, H, D], v [n, H, Dv] of all requests in turn; returns [n, Hq, Dv]."""
+        """Prefill. q [n, Hq, D], k [n, H, D], v [n, H, Dv] of all requests in turn; returns [n, Hq, Dv]."""
         prompts = self.prompts
-        k, v = k.contiguous(), v.contiguous()
         shape = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
         if prompts is None:
             self.prefill.plan(self.unknown, self.unknown, *shape, scale, q.dtype, [False] * len(self.unknown))
-            return self.prefill.run(q, k, v)
+            return self.prefill.run(q, k.contiguous(), v.contiguous())
         whole = [seq for seq in prompts if not seq.appends]
         if layer == 0:  # before `whole`: the plan's copy too would queue behind the next layer's rows
             counts, lengths = [s.count for s in whole], [s.length for s in whole]
             self.prefill.plan(counts, lengths, *shape, scale, q.dtype, [s.exact for s in whole])
-        self._write(layer, slots, k, v)
         out = q.new_empty(*q.shape[:2], v.shape[2])
         if whole:
-            keys, values = self.prefixes.whole(layer, whole, k, v)
-            queries = q if len(whole) == len(prompts) else torch.cat([q[seq.fresh] for seq in whole])
+            theirs = [slots, q, k.contiguous(), v.contiguous()]
+            if len(whole) < len(prompts):
+                theirs = [torch.cat([every[seq.fresh] for seq in whole]) for every in theirs]
+            new, queries, new_k, new_v = theirs
+            self._write(layer, new, new_k, new_v)
+            keys, values = self.prefixes.whole(layer, whole, new_k, new_v)
             parts = self.prefill.run(queries, keys, values).split([seq.count for seq in whole])
             start = 0
             for seq, part in zip(whole, parts, strict=True):
@@ -131,7 +132,8 @@ class Engine:
         for seq in prompts:
             if seq.appends:
                 assert self.append is not None  # else no set goes on that lacks a token
-                out[seq.fresh] = self.append.attend(layer, seq, q[seq.fresh], k[seq.fresh], v[seq.fresh], scale)
+                mine, (each_q, each_k, each_v) = seq.fresh, (rows_apart(every[seq.fresh]) for every in (q, k, v))
+                out[mine] = self.append.attend(layer, seq, slots[mine], each_q, each_k, each_v, scale)
         if layer == len(self.layers) - 1:
             self.prefixes.end()
         return out

@@ -15,6 +15,7 @@ from hetero_sglang.ops.base import StepTables
 BLOCK = 8  # new tokens that look for rows together: more want more than can come to a head
 BLOCKS = 16  # that look at once, at most
 LATEST = 8  # of the last ones, that say what the set holds afterwards
+_NO_TOKEN = 0  # SGLang's own slot for padding
 _ALIGNED = 4  # numbers: kernels are compiled once for all rows and fields
 
 
@@ -30,6 +31,7 @@ class Round:
     every: torch.Tensor  # [4], `Behind`'s of all new tokens
     after: StepTables  # of a step of the request alone, that sees the new tokens too
     latest: torch.Tensor  # [LATEST], which of the new tokens look for rows then
+    new: torch.Tensor  # token slots of new tokens, as many as a graph may have; no token's where there are fewer
 
     @property
     def before(self) -> StepTables:
@@ -45,18 +47,20 @@ class Going:
     slots: torch.Tensor  # int32, of all its tokens, those of other requests before them
     first: int  # where its own begin
     rounds: list[Round]
-    fits: bool  # whether graphs have room for the request
+    fits: bool  # whether graphs have room for it
 
 
 class Places:
     """A row `now` of what graphs read, and room for the token slots of a pass's requests."""
 
-    def __init__(self, tables: DeviceTables, clock: torch.Tensor, blocks: int, context: int | None = None) -> None:
-        """`clock` [1]: of a step; `blocks` of a round, at most; `context`: tokens of a request; None: there are no
-        graphs."""
-        self.tables, self.clock, self.device, self.blocks = tables, clock, tables.device, blocks
+    def __init__(
+        self, tables: DeviceTables, clock: torch.Tensor, blocks: int, most: int, context: int | None = None
+    ) -> None:
+        """`clock` [1]: of a step; `blocks` of a round, at most; `most`: new tokens of a graph; `context`: tokens of a
+        request; None: there are no graphs."""
+        self.tables, self.clock, self.device, self.blocks, self.most = tables, clock, tables.device, blocks, most
         heads = tables.cap.shape[1]
-        fields = [4, blocks, blocks, blocks * BLOCK, 4, 1, LATEST, heads, heads]
+        fields = [4, blocks, blocks, blocks * BLOCK, 4, 1, LATEST, most, heads, heads]
         self.sizes = [size + -size % _ALIGNED for size in fields]
         self.now = torch.zeros(sum(self.sizes), dtype=torch.int32, device=self.device)
         room = 0 if context is None else max(context, 1 << 19)
@@ -64,12 +68,14 @@ class Places:
 
     def read(self, row: torch.Tensor, blocks: int) -> Round:
         """Its first `blocks`. Of `now`: what graphs read; until they run, no token of no request."""
-        numbers, lengths, starts, asked, every, after, latest, cap, pages = row.split(self.sizes)
+        numbers, lengths, starts, asked, every, after, latest, new, cap, pages = row.split(self.sizes)
         heads = self.tables.cap.shape[1]
         cap, pages, others = cap[None, :heads], pages[None, :heads], (self.tables.page_list, self.clock)
         step = StepTables(lengths[:blocks], cap.expand(blocks, -1), pages.expand(blocks, -1), *others)
         seen = StepTables(after[:1], cap, pages, *others)
-        return Round(row, numbers, step, starts[:blocks], asked[: blocks * BLOCK], every, seen, latest)
+        return Round(
+            row, numbers, step, starts[:blocks], asked[: blocks * BLOCK], every, seen, latest, new[: self.most]
+        )
 
     def go(self, prompts: Sequence[Prompt]) -> dict[int, Going]:
         """By request slot; nothing waits for it."""
@@ -87,7 +93,7 @@ class Places:
                 field[:, : table.shape[1]] = table[seq.ws.slot]
             blocks = [-(-min(each, seq.count - begin) // BLOCK) for begin in begins]
             rounds = [self.read(row, some) for row, some in zip(rows, blocks, strict=True)]
-            made[seq.ws.slot] = Going(slots, first, rounds, end <= self.slots.numel())
+            made[seq.ws.slot] = Going(slots, first, rounds, end <= self.slots.numel() and seq.count <= self.most)
         return made
 
     def _row(self, seq: Prompt, first: int, begin: int) -> list[int]:
@@ -103,6 +109,7 @@ class Places:
             [seq.count, 0, *behind],
             [seq.length],
             [max(0, newest - n) for n in range(LATEST)],
+            seq.slots[seq.prefix :][: self.most].tolist() + [_NO_TOKEN] * (self.most - seq.count),
         ]
         row = [value for field in fields for value in field + [0] * (-len(field) % _ALIGNED)]
         return row + [0] * (sum(self.sizes) - len(row))

@@ -50,14 +50,15 @@ class Prefixes:
     def whole(
         self, layer: int, prompts: list[Prompt], k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """K [sum L, H, D] and V [sum L, H, Dv] of all prompts in turn, whose new tokens' are k, v [n, H, D or Dv]."""
+        """K [sum L, H, D] and V [sum L, H, Dv] of all prompts in turn, whose new tokens' are k, v [n, H, D or Dv], in
+        the same order."""
         if not any(seq.prefix for seq in prompts):
             return k, v
         total, buffers = sum(seq.length for seq in prompts), self.layers[layer]
         made = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
         comes = buffers.compressed.numel() > 0 and self.loader.slots.numel() > 0
         host = self.loader.take(layer).split((k.shape[2], v.shape[2]), 2) if comes else (k[:0], v[:0])
-        start = taken = 0
+        start = taken = fresh = 0
         for seq in prompts:
             count = seq.sources.brought.numel()
             theirs = tuple(each[taken : taken + count] for each in host)
@@ -65,12 +66,12 @@ class Prefixes:
             compressed = self._compressed(layer, seq, theirs) if seq.prefix and buffers.heads.numel() else theirs
             for out, new, store, rows in zip(made, (k, v), resident, compressed, strict=True):
                 mine = out[start : start + seq.length]
-                mine[seq.prefix :] = new[seq.fresh]
+                mine[seq.prefix :] = new[fresh : fresh + seq.count]
                 if seq.prefix and buffers.resident.numel():
                     mine[: seq.prefix].index_copy_(1, buffers.resident, store[seq.sources.slots])
                 if seq.prefix and buffers.heads.numel():
                     mine[: seq.prefix].index_copy_(1, buffers.compressed, rows)
-            start, taken = start + seq.length, taken + count
+            start, taken, fresh = start + seq.length, taken + count, fresh + seq.count
         if comes:
             self.loader.done(layer)
         return made

@@ -429,6 +429,23 @@ def test_a_prompt_that_goes_on_beside_others_changes_nothing_for_them() -> None:
     check_rows(request, 161)
 
 
+def test_a_new_prompt_behind_one_that_goes_on_has_its_own_keys() -> None:
+    before = begun(4, 1, None)
+    cache = before.cache
+    request = turn(cache, before, 2, 155, 161)
+    assert request is not None
+    fresh = [copied(request, slot=slot) for slot in (3, 4)]
+    for number, each in enumerate(fresh):
+        each.token_slots, each.total, each.prompt = slots_of(580, 4)[300 + 140 * number :][:140], 140, 140
+        each.start()
+    together = prefill([request, fresh[0]], [(155, 161), (0, 140)])
+    alone = prefill([fresh[1]], [(0, 140)])
+    for layer in range(LAYERS):
+        assert torch.equal(together[layer][1], alone[layer][0])
+    check_rows(request, 161)
+    check_rows(fresh[0], 140)
+
+
 def test_a_set_that_has_become_too_small_or_does_not_fit_the_prefix_is_left() -> None:
     before = begun(6, 1, None)
     cache = before.cache

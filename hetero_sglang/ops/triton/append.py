@@ -11,7 +11,7 @@ from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.triton.probe import span
 from hetero_sglang.ops.triton.store import ring_row
 
-_QUERIES = 64  # rows of a tile, at most: new tokens by query heads of a group
+_QUERIES = 128  # rows of a tile, at most: new tokens by query heads of a group
 _TOKENS = 64  # that a program reads at a time
 _SPLITS = 16  # of what a head holds, at most
 _MERGED = 16  # rows that a program puts together
@@ -176,7 +176,8 @@ def append(
     heads, v_dim = layer.heads.numel(), v.shape[2]
     group, most = all_heads // k.shape[1], min(len(q), step.length.numel() * behind.block)
     padded = triton.next_power_of_2(group)
-    rows = max(16, padded, min(_QUERIES, triton.next_power_of_2(most * padded)))
+    wide = max(dim, v_dim) * q.element_size() > 256  # bytes of a row
+    rows = max(16, padded, min(_QUERIES // (1 + wide), triton.next_power_of_2(most * padded)))
     each, programs = rows // padded, _programs(q.device) // heads
     tiles = triton.cdiv(most, each)
     splits = max(1, min(_SPLITS, programs))  # at most

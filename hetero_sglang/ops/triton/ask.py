@@ -13,7 +13,8 @@ from hetero_sglang.ops.triton.probe import score_bin, span
 from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import WORD
 
-_PARTS = 32  # of a head's tokens, at most
+_PARTS = 64  # of a head's tokens, at most
+_COUNTERS = 1024  # programs that count, some for each unit
 _ASKERS = 128  # queries at a time
 _TOGETHER = 64  # columns of what a group's queries make of a token, at most
 _MOST = 100.0  # by which another logit may be higher: sums stay numbers
@@ -31,11 +32,18 @@ def _fields(way, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.co
 
 
 @triton.jit
-def _codes(table, slot, here, way, word, shift, bits, R: tl.constexpr, WORDS: tl.constexpr):
-    """Codes int32 [T, PAD] of the tokens at `slot` [T]."""
-    words = table + slot[:, None] * WORDS + word[None, :]
-    packed = tl.load(words, mask=here[:, None] & (way < R)[None, :], other=0).to(tl.uint16, bitcast=True).to(tl.int32)
-    return (packed >> shift[None, :]) & ((1 << bits) - 1)[None, :]
+def _packed(table, slots, token, end, way, word, R: tl.constexpr, WORDS: tl.constexpr):
+    """The words [T, PAD] that have the codes of tokens [T]."""
+    here = token < end
+    slot = tl.load(slots + token, mask=here, other=0).to(tl.int64)
+    return tl.load(table + slot[:, None] * WORDS + word[None, :], mask=here[:, None] & (way < R)[None, :], other=0)
+
+
+@triton.jit
+def _codes(packed, shift, bits, TYPE: tl.constexpr):
+    """Codes [T, PAD] of words."""
+    words = packed.to(tl.uint16, bitcast=True).to(tl.int32)
+    return ((words >> shift[None, :]) & ((1 << bits) - 1)[None, :]).to(TYPE)
 
 
 @triton.jit(do_not_specialize=["askers", "slots_in_all", "first", "parts"])
@@ -59,17 +67,15 @@ def _sums(
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
     mine = weights + (head.to(tl.int64) * askers + member)[None, :] * R + way[:, None]
     weight = tl.load(mine, mask=(member < askers)[None, :] & (way < R)[:, None], other=0.0)  # [PAD, ASKERS]
-    here = begin + within < end
-    slot = tl.load(slots + begin + within, mask=here, other=0).to(tl.int64)
-    code = _codes(table, slot, here, way, word, shift, bits, R, WORDS).to(weight.dtype)
-    near = tl.max(tl.where(here[:, None], tl.dot(code, weight, input_precision="ieee"), NOTHING), 0)  # [ASKERS]
+    packed = _packed(table, slots, begin + within, end, way, word, R, WORDS)
+    logit = tl.dot(_codes(packed, shift, bits, weight.dtype), weight, input_precision="ieee")
+    near = tl.max(tl.where((begin + within < end)[:, None], logit, NOTHING), 0)  # [ASKERS]
     total = tl.zeros([TOKENS, ASKERS], tl.float32)
     for start in range(begin, end, TOKENS):
-        here = start + within < end
-        slot = tl.load(slots + start + within, mask=here, other=0).to(tl.int64)
-        code = _codes(table, slot, here, way, word, shift, bits, R, WORDS).to(weight.dtype)
+        code = _codes(packed, shift, bits, weight.dtype)
+        packed = _packed(table, slots, start + TOKENS + within, end, way, word, R, WORDS)  # is on its way meanwhile
         above = tl.dot(code, weight, input_precision="ieee") - near[None, :]
-        total += tl.where(here[:, None], tl.exp2(tl.minimum(above, MOST)), 0.0)
+        total += tl.where((start + within < end)[:, None], tl.exp2(tl.minimum(above, MOST)), 0.0)
     where = (head * parts + part) * askers + member
     tl.store(tops + where, near, mask=member < askers)
     tl.store(totals + where, tl.sum(total, 0), mask=member < askers)
@@ -97,20 +103,18 @@ def _whole(
     tl.store(wholes + head * askers + member, highest + tl.log2(total), mask=member < askers)
 
 
-@triton.jit(do_not_specialize=["queries", "askers", "slots_in_all", "first", "parts", "sink", "window"])
+@triton.jit(do_not_specialize=["queries", "blocks", "slots_in_all", "first", "parts"])
 def _best(
-    slots, starts, lengths, cap, which, rows, weights, wholes, place_of, scores, wanted, queries, askers, slots_in_all,
-    first, parts, sink, window, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr,
-    WORDS: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, BINS: tl.constexpr,
-    FINE: tl.constexpr, LEAST: tl.constexpr, NOTHING: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
-    N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
+    slots, starts, lengths, cap, which, rows, weights, wholes, place_of, scores, queries, blocks, slots_in_all, first,
+    parts, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
+    TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, NOTHING: tl.constexpr, N0: tl.constexpr,
+    B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
     """Of the same parts' runs: the most that a query's group looks at one of its tokens, of the queries that look
-    together; and their bins' counts."""
-    head, part, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length, n_heads = tl.load(lengths + block), tl.num_programs(0)
-    begins = tl.load(place_of + block)
-    if (tl.load(cap + first + tl.load(which + head)) >= length) | (begins < 0):
+    together."""
+    head, part, n_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    length = tl.load(lengths)
+    if tl.load(cap + first + tl.load(which + head)) >= length:
         return
     tokens = length - 1
     begin, end = span(tokens, part, parts, TOKENS)
@@ -119,31 +123,54 @@ def _best(
     column = tl.arange(0, QUERIES * PADDED)
     word, shift, bits = _fields(way, N0, B0, N1, B1, N2, B2, WORD)
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
-    low, high = sink // RUN, (length - window) // RUN
-    mine = scores + begins.to(tl.int64) * n_heads + head.to(tl.int64) * length
-    counted = tl.zeros([BINS], tl.int32)
+    weights += head.to(tl.int64) * blocks * queries * GROUP * R
+    wholes += head * blocks * queries * GROUP
+    packed = _packed(table, slots, begin + within, end, way, word, R, WORDS)
     for start in range(begin, end, TOKENS):
-        here = start + within < end
-        slot = tl.load(slots + start + within, mask=here, other=0).to(tl.int64)
-        code = _codes(table, slot, here, way, word, shift, bits, R, WORDS).to(weights.dtype.element_ty)
-        best = tl.zeros([TOKENS], tl.float32)
-        for some in range(0, queries, QUERIES):
-            query, member = some + column // PADDED, column % PADDED
-            real = (query < queries) & (member < GROUP)
-            asker = head * askers + (block * queries + query) * GROUP + member
-            theirs = weights + asker.to(tl.int64)[None, :] * R + way[:, None]
-            weight = tl.load(theirs, mask=real[None, :] & (way < R)[:, None], other=0.0)
-            whole = tl.load(wholes + asker, mask=real, other=-NOTHING)
-            logit = tl.dot(code, weight, input_precision="ieee") - whole[None, :]
-            each = tl.reshape(tl.exp2(tl.minimum(logit, 0.0)), [TOKENS, QUERIES, PADDED])
-            best = tl.maximum(best, tl.max(tl.sum(each, 2), 1) * (1.0 / GROUP))
+        code = _codes(packed, shift, bits, weights.dtype.element_ty)
+        packed = _packed(table, slots, start + TOKENS + within, end, way, word, R, WORDS)  # is on its way meanwhile
         number = start // RUN + run
         complete = (number + 1) * RUN <= tokens
-        most = tl.max(tl.reshape(best, [TOKENS // RUN, RUN]), 1)
-        tl.store(mine + number, most, mask=complete)
-        inside = complete & (number >= low) & (number < high)
-        counted += tl.histogram(score_bin(most, BINS, FINE, LEAST), BINS, mask=inside)
-    counts = wanted + (block * n_heads + head) * BINS + tl.arange(0, BINS)
+        for block in range(blocks):
+            begins = tl.load(place_of + block)
+            there = (tl.load(lengths + block) > 0) & (begins >= 0)
+            best = tl.zeros([TOKENS], tl.float32)
+            for some in range(0, tl.where(there, queries, 0), QUERIES):
+                query, member = some + column // PADDED, column % PADDED
+                real = (query < queries) & (member < GROUP)
+                asker = (block * queries + query) * GROUP + member
+                theirs = weights + asker[None, :] * R + way[:, None]
+                weight = tl.load(theirs, mask=real[None, :] & (way < R)[:, None], other=0.0)
+                whole = tl.load(wholes + asker, mask=real, other=-NOTHING)
+                logit = tl.dot(code, weight, input_precision="ieee") - whole[None, :]
+                each = tl.reshape(tl.exp2(tl.minimum(logit, 0.0)), [TOKENS, QUERIES, PADDED])
+                best = tl.maximum(best, tl.max(tl.sum(each, 2), 1) * (1.0 / GROUP))
+            most = tl.max(tl.reshape(best, [TOKENS // RUN, RUN]), 1)
+            mine = scores + begins.to(tl.int64) * n_heads + head.to(tl.int64) * length
+            tl.store(mine + number, most, mask=complete & there)
+
+
+@triton.jit(do_not_specialize=["n_heads", "first", "sink", "window"])
+def _count(
+    lengths, cap, which, place_of, scores, wanted, n_heads, first, sink, window,
+    RUN: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """How many of a unit's runs that may come in have which bin."""
+    unit, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    block, head = unit // n_heads, unit % n_heads
+    length, begins = tl.load(lengths + block), tl.load(place_of + block)
+    if (tl.load(cap + first + tl.load(which + head)) >= length) | (begins < 0):
+        return
+    low, high = sink // RUN, (length - window) // RUN
+    begin, end = span(high, split, splits, TILE)
+    scores += begins.to(tl.int64) * n_heads + head.to(tl.int64) * length
+    counted = tl.zeros([BINS], tl.int32)
+    for start in range(begin, end, TILE):
+        run = start + tl.arange(0, TILE)
+        inside = (run >= low) & (run < end)
+        score = tl.load(scores + run, mask=inside, other=0.0)
+        counted += tl.histogram(score_bin(score, BINS, FINE, LEAST), BINS, mask=inside)
+    counts = wanted + unit * BINS + tl.arange(0, BINS)
     tl.atomic_add(counts, counted, mask=counted > 0, sem="relaxed")
 
 
@@ -184,9 +211,14 @@ def ask(
         tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, blocks, ASKERS=_TOGETHER, PARTS=_PARTS,
         BINS=BINS, NOTHING=_NOTHING,
     )  # fmt: skip
-    _best[(heads, parts, blocks)](
+    _best[(heads, parts)](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, wholes, work.place, work.scores,
-        work.wanted, count, askers, layer.rows.shape[1], layer.first, parts, sink, window, GROUP=group, PADDED=padded,
-        QUERIES=block, RUN=layer.run, BINS=BINS, FINE=FINE, LEAST=LEAST, num_warps=4, **sizes,
+        count, blocks, layer.rows.shape[1], layer.first, parts, GROUP=group, PADDED=padded, QUERIES=block,
+        RUN=layer.run, num_warps=4, **sizes,
+    )  # fmt: skip
+    units = heads * blocks
+    _count[(units, max(1, min(_PARTS, _COUNTERS // units)))](
+        step.length, step.cap, layer.which, work.place, work.scores, work.wanted, heads, layer.first, sink, window,
+        RUN=layer.run, BINS=BINS, FINE=FINE, LEAST=LEAST, TILE=1024, num_warps=4,
     )  # fmt: skip
     return work.scores[: heads * length].view(heads, length)[:, : (length - 1) // layer.run]

@@ -11,7 +11,9 @@ from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.reference.lack import WORTH
 from hetero_sglang.ops.triton.choose import append_to, place_row
 from hetero_sglang.ops.triton.probe import score_bin, span
-from hetero_sglang.ops.triton.workspace import ALIGNED, TILE, WARPS, Workspace
+from hetero_sglang.ops.triton.workspace import ALIGNED, MOST_SPLITS, TILE, WARPS, Workspace
+
+_MARKERS = 2048  # programs that mark what is held, some for each unit
 
 
 @triton.jit
@@ -99,12 +101,12 @@ def lack(
     `swap_in` reads no further."""
     heads = layer.heads.numel()
     units = step.length.numel() * heads
-    splits = work.splits(units)
+    splits, pieces = work.splits(units), max(1, min(MOST_SPLITS, _MARKERS // units))
     shared = step.cap.stride(0), layer.first
     sizes = dict(n_heads=heads, RUN=layer.run, BINS=BINS, FINE=FINE, LEAST=LEAST, num_warps=WARPS)
-    _held[(units, 2 * splits)](
+    _held[(units, pieces)](
         step.length, step.cap, work.place, layer.which, step.page_start, step.page_list, hot.position, work.scores,
-        work.wanted, *shared, 2 * splits, sink, window, P=hot.page_size, TILE=TILE, ALIGNED=ALIGNED, **sizes,
+        work.wanted, *shared, pieces, sink, window, P=hot.page_size, TILE=TILE, ALIGNED=ALIGNED, **sizes,
     )  # fmt: skip
     _lack[(units, splits)](
         step.length, step.cap, work.place, layer.which, work.scores, work.wanted, work.most, work.missing, work.lacking,
