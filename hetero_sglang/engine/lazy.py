@@ -86,15 +86,14 @@ class Lazy(Finder):
 
     def ask(
         self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
-        scale: float, work: Any,
+        scale: float, work: Any, lacking: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         """What queries q [B, n, Hq, D] of a prefill want of their request's first `length` tokens, at `slots` from
         starts[0] on, n of them together: the first's scores [I, U] of runs, of full heads alone. All requests of `step`
-        are this one, or none; `work` is a step's."""
-        mine, rule = self.index[layer], self.settings.rule
-        return self.ops.ask(
-            q, mine, slots, starts, self._every(mine, step), length, scale, rule.sink, rule.window_of(mine.run), work
-        )
+        are this one, or none; `work` is a step's; `lacking`: of what heads do not hold."""
+        mine, rule, hot = self.index[layer], self.settings.rule, self.cache.hot if lacking else None
+        step, window = self._every(mine, step), rule.window_of(mine.run)
+        return self.ops.ask(q, mine, slots, starts, step, length, scale, rule.sink, window, work, hot)
 
     def bring(
         self, layer: int, q: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
@@ -105,8 +104,8 @@ class Lazy(Finder):
         mine, hot, rule = self.index[layer], self.cache.hot, self.settings.rule
         if not mine.heads.numel():
             return None
-        self.ask(layer, q, slots, starts, step, length, scale, work)
-        self.ops.lack(mine, step, hot, rule.sink, rule.window_of(mine.run), work)
+        self.ask(layer, q, slots, starts, step, length, scale, work, lacking=True)
+        self.ops.lack(mine, step, rule.sink, rule.window_of(mine.run), work)
         self.ops.swap_in(mine, self.layers[layer].host, slots, starts, step, hot, rule.sink, work, passing=True)
         return Arrivals(mine, work, Mark(None))
 

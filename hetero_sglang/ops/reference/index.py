@@ -2,7 +2,8 @@
 
 import torch
 
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.ops.base import LayerIndex, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Found, Workspace
 from hetero_sglang.profile.index_plan import WORD, Fields
 
@@ -68,11 +69,12 @@ _TOGETHER = 32  # queries: bounds their logits
 
 def ask(
     q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
-    scale: float, sink: int, window: int, work: Workspace,
+    scale: float, sink: int, window: int, work: Workspace, hot: HotPool | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As `probe`, for queries q [B, n, Hq, D] of later tokens of a lone request, which all of the step's are, or none;
     `length`: its tokens. Of the n that look together, the best score that any of them gives a token counts. Heads have
-    no turns. Returns the first's scores [I, U] of the tokens' runs, of full heads alone."""
+    no turns. Returns the first's scores [I, U] of the tokens' runs, of full heads alone. What is selected in `hot`
+    scores -1."""
     work.plan(step)
     scores = layer.decode.new_zeros(len(q), layer.heads.numel(), (length - 1) // layer.run)
     full = (step.cap[0, layer.first + layer.which] < length).nonzero()[:, 0]
@@ -90,8 +92,20 @@ def ask(
             shares = logits.softmax(-1).unflatten(1, (len(some), -1)).mean(2)  # [C, n, L - 1]
             best = torch.maximum(best, shares.amax(1))
         scores[request, full] = run_scores(best, layer.run)
+        if hot is not None:
+            for i in full.tolist():
+                scores[request, i, _selected(layer, i, step, hot, sink, window)] = -1.0
         work.found.append(Found(request, layer.which[full], scores[request, full]))
     return scores[0]
+
+
+def _selected(layer: LayerIndex, i: int, step: StepTables, hot: HotPool, sink: int, window: int) -> torch.Tensor:
+    """Runs [n] int64 that the layer's i-th head with an index holds of the step's first request."""
+    number, run = layer.first + int(layer.which[i]), layer.run
+    places = max(0, (int(step.cap[0, number]) - sink - window - run + 1) // run)
+    row = sink + torch.arange(places, device=hot.position.device) * run
+    flat = flat_rows(step.page_list, int(step.page_start[0, number]), row, hot.page_size)
+    return hot.position.view(-1)[flat].long() // run
 
 
 def probe(

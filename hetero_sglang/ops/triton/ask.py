@@ -6,8 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import LayerIndex, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
+from hetero_sglang.ops.triton.choose import place_row
 from hetero_sglang.ops.triton.index import flat_fields
 from hetero_sglang.ops.triton.probe import score_bin, span
 from hetero_sglang.ops.triton.workspace import Workspace
@@ -15,7 +17,10 @@ from hetero_sglang.profile.index_plan import WORD
 
 _PARTS = 64  # of a head's tokens, at most
 _COUNTERS = 1024  # programs that count, some for each unit
-_ASKERS = 128  # queries at a time
+_MARKERS = 32  # of a head
+_ASKERS = 128  # queries whose exponents are added up at a time
+_ADDED = 64  # tokens, at most, of each
+_ADDERS = 8  # warps
 _TOGETHER = 64  # columns of what a group's queries make of a token, at most
 _MOST = 100.0  # by which another logit may be higher: sums stay numbers
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
@@ -105,13 +110,14 @@ def _whole(
 
 @triton.jit(do_not_specialize=["queries", "blocks", "slots_in_all", "first", "parts"])
 def _best(
-    slots, starts, lengths, cap, which, rows, weights, wholes, place_of, scores, queries, blocks, slots_in_all, first,
-    parts, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
+    slots, starts, lengths, cap, which, rows, weights, wholes, place_of, scores, marks, queries, blocks, slots_in_all,
+    first, parts, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
     TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, NOTHING: tl.constexpr, N0: tl.constexpr,
     B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
+    MARKED: tl.constexpr,
 ):  # fmt: skip
     """Of the same parts' runs: the most that a query's group looks at one of its tokens, of the queries that look
-    together."""
+    together; -1 of those that are MARKED."""
     head, part, n_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     length = tl.load(lengths)
     if tl.load(cap + first + tl.load(which + head)) >= length:
@@ -130,7 +136,9 @@ def _best(
         code = _codes(packed, shift, bits, weights.dtype.element_ty)
         packed = _packed(table, slots, start + TOKENS + within, end, way, word, R, WORDS)  # is on its way meanwhile
         number = start // RUN + run
-        complete = (number + 1) * RUN <= tokens
+        complete, held = (number + 1) * RUN <= tokens, 0
+        if MARKED:
+            held = tl.load(marks + head.to(tl.int64) * tokens + number, mask=complete, other=0)
         for block in range(blocks):
             begins = tl.load(place_of + block)
             there = (tl.load(lengths + block) > 0) & (begins >= 0)
@@ -147,7 +155,7 @@ def _best(
                 best = tl.maximum(best, tl.max(tl.sum(each, 2), 1) * (1.0 / GROUP))
             most = tl.max(tl.reshape(best, [TOKENS // RUN, RUN]), 1)
             mine = scores + begins.to(tl.int64) * n_heads + head.to(tl.int64) * length
-            tl.store(mine + number, most, mask=complete & there)
+            tl.store(mine + number, tl.where(held > 0, -1.0, most), mask=complete & there)
 
 
 @triton.jit(do_not_specialize=["n_heads", "first", "sink", "window"])
@@ -168,27 +176,49 @@ def _count(
     for start in range(begin, end, TILE):
         run = start + tl.arange(0, TILE)
         inside = (run >= low) & (run < end)
-        score = tl.load(scores + run, mask=inside, other=0.0)
-        counted += tl.histogram(score_bin(score, BINS, FINE, LEAST), BINS, mask=inside)
+        score = tl.load(scores + run, mask=inside, other=-1.0)
+        counted += tl.histogram(score_bin(score, BINS, FINE, LEAST), BINS, mask=score >= 0)
     counts = wanted + unit * BINS + tl.arange(0, BINS)
     tl.atomic_add(counts, counted, mask=counted > 0, sem="relaxed")
 
 
+@triton.jit(do_not_specialize=["first", "sink", "window"])
+def _mark(
+    lengths, cap, which, page_start, page_list, position, marks, first, sink, window,
+    RUN: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A head's selected runs."""
+    head, piece, pieces = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    number, length = first + tl.load(which + head), tl.load(lengths)
+    rows, start = tl.load(cap + number), tl.load(page_start + number)
+    if rows >= length:
+        return
+    marks += head.to(tl.int64) * (length - 1)
+    begin, end = span((rows - sink - window - RUN + 1) // RUN, piece, pieces, TILE)
+    for opening in range(begin, end, TILE):
+        place = opening + tl.arange(0, TILE)
+        here = place < end
+        row = place_row(page_list, start, place, here, sink, RUN, P)
+        run = tl.load(position + row, mask=here, other=0) // RUN
+        tl.store(marks + run, tl.full([TILE], 1, tl.int8), mask=here)
+
+
 def ask(
     q: torch.Tensor, layer: LayerIndex, slots: torch.Tensor, starts: torch.Tensor, step: StepTables, length: int,
-    scale: float, sink: int, window: int, work: Workspace,
+    scale: float, sink: int, window: int, work: Workspace, hot: HotPool | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As a step of the lone request that all of the step's are, or none; what each query q [B, n, Hq, D] scores is left
     to the best of the n that look together. It is every head's turn by the step's clock. Returns the first's scores
     [I, U] of the tokens' runs, of full heads alone, where there are no others; not in a graph, which is made for any
-    `length`."""
+    `length`. Of what is selected in `hot` there is no score."""
     heads, _, directions = layer.decode.shape
     group, (blocks, count) = work.group, q.shape[:2]
     queries = q.flatten(0, 1).unflatten(1, (-1, group)).index_select(1, layer.heads).float()  # [B * n, I, G, D]
     weights = torch.einsum("nigd,idr->ingr", queries, layer.decode) * (scale * 1.4426950408889634)
     # Codes are small numbers: as exact in 16 bits, and weights as good as a matrix unit takes them.
     dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
-    weights = weights.flatten(1, 2).to(dtype).contiguous()  # [I, B * n * G, R]
+    most = torch.finfo(torch.float16).max  # beyond it there is nothing to tell apart
+    weights = weights.flatten(1, 2).clamp(-most, most).to(dtype).contiguous()  # [I, B * n * G, R]
     askers, padded = blocks * count * group, triton.next_power_of_2(group)
     block = max(1, 16 // padded, min(_TOGETHER // padded, triton.next_power_of_2(count)))
     together = min(_ASKERS, max(16, triton.next_power_of_2(askers)))
@@ -198,23 +228,29 @@ def ask(
     tops, totals = layer.decode.new_empty(2, heads, parts, askers)
     wholes = layer.decode.new_empty(heads, askers)
     sizes = dict(
-        R=directions, PAD=pad, WORDS=layer.rows.shape[2], TOKENS=tokens, WORD=WORD, NOTHING=_NOTHING,
+        R=directions, PAD=pad, WORDS=layer.rows.shape[2], WORD=WORD, NOTHING=_NOTHING,
         **flat_fields(layer.fields),
     )  # fmt: skip
     work.plan(step)
     _sums[(heads, parts, triton.cdiv(askers, together))](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, tops, totals, askers,
-        layer.rows.shape[1], layer.first, parts, ASKERS=together, MOST=_MOST,
-        num_warps=8 if together > 64 else 4, **sizes,
+        layer.rows.shape[1], layer.first, parts, ASKERS=together, MOST=_MOST, TOKENS=min(_ADDED, tokens),
+        num_warps=max(4, _ADDERS * together // _ASKERS), **sizes,
     )  # fmt: skip
     _whole[(heads, triton.cdiv(askers, _TOGETHER))](
         tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, blocks, ASKERS=_TOGETHER, PARTS=_PARTS,
         BINS=BINS, NOTHING=_NOTHING,
     )  # fmt: skip
+    if hot is not None:
+        work.marks[: heads * length].zero_()
+        _mark[(heads, _MARKERS)](
+            step.length, step.cap, layer.which, step.page_start, step.page_list, hot.position, work.marks, layer.first,
+            sink, window, RUN=layer.run, P=hot.page_size, TILE=256, num_warps=4,
+        )  # fmt: skip
     _best[(heads, parts)](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, wholes, work.place, work.scores,
-        count, blocks, layer.rows.shape[1], layer.first, parts, GROUP=group, PADDED=padded, QUERIES=block,
-        RUN=layer.run, num_warps=4, **sizes,
+        work.marks, count, blocks, layer.rows.shape[1], layer.first, parts, GROUP=group, PADDED=padded, QUERIES=block,
+        RUN=layer.run, MARKED=hot is not None, TOKENS=tokens, num_warps=4, **sizes,
     )  # fmt: skip
     units = heads * blocks
     _count[(units, max(1, min(_PARTS, _COUNTERS // units)))](

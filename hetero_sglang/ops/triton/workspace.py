@@ -68,6 +68,7 @@ class Workspace:
         # of tokens, by query
         self.exponents = make(tokens * heads * probed * asked_in_all(group), dtype=torch.bfloat16)
         self.scores = make(tokens * heads, dtype=torch.float32)  # of runs; a unit's begin where its tokens do
+        self.marks = make(heads * context * probed, dtype=torch.int8)  # of a lone request's runs that a head holds
         self.wanted = make(units, BINS)  # runs by the bin of their score
         self.idle = make(units, BINS)  # unwanted places by the bin of their last use
         self.hits = make(units, 2)  # wanted places, and those above the edge
