@@ -198,7 +198,7 @@ def append(
         PAD=max(16, triton.next_power_of_2(dim)), PAD_V=max(16, triton.next_power_of_2(v_dim)),
         P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2, RUN=run,
         HEADS=triton.next_power_of_2(heads), MORE=arrivals is not None,
-        num_warps=8 if max(dim, v_dim) > 64 else 4, num_stages=2, **parts,
+        num_warps=8 if max(dim, v_dim) > 64 else 4, num_stages=2 if wide else 3, **parts,
     )  # fmt: skip
     if splits > 1:
         _merge[(triton.cdiv(most * all_heads, _MERGED),)](

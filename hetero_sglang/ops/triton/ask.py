@@ -18,9 +18,8 @@ from hetero_sglang.profile.index_plan import WORD
 _PARTS = 64  # of a head's tokens, at most
 _COUNTERS = 1024  # programs that count, some for each unit
 _MARKERS = 32  # of a head
-_ASKERS = 128  # queries whose exponents are added up at a time
-_ADDED = 64  # tokens, at most, of each
-_ADDERS = 8  # warps
+_ASKERS = 256  # queries whose exponents are added up at a time
+_SUMMANDS = 8192  # of all of them, at a time
 _TOGETHER = 64  # columns of what a group's queries make of a token, at most
 _MOST = 100.0  # by which another logit may be higher: sums stay numbers
 _NOTHING = -1e30  # a logit below all: finite, so that differences are numbers
@@ -131,14 +130,16 @@ def _best(
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
     weights += head.to(tl.int64) * blocks * queries * GROUP * R
     wholes += head * blocks * queries * GROUP
+    marks += head.to(tl.int64) * tokens
+    runs = tokens // RUN
     packed = _packed(table, slots, begin + within, end, way, word, R, WORDS)
+    mark = tl.load(marks + begin // RUN + run, mask=(begin // RUN + run < runs) & MARKED, other=0)
     for start in range(begin, end, TOKENS):
-        code = _codes(packed, shift, bits, weights.dtype.element_ty)
+        code, held = _codes(packed, shift, bits, weights.dtype.element_ty), mark
         packed = _packed(table, slots, start + TOKENS + within, end, way, word, R, WORDS)  # is on its way meanwhile
         number = start // RUN + run
-        complete, held = (number + 1) * RUN <= tokens, 0
-        if MARKED:
-            held = tl.load(marks + head.to(tl.int64) * tokens + number, mask=complete, other=0)
+        following = number + TOKENS // RUN
+        mark = tl.load(marks + following, mask=(following < runs) & MARKED, other=0)
         for block in range(blocks):
             begins = tl.load(place_of + block)
             there = (tl.load(lengths + block) > 0) & (begins >= 0)
@@ -155,7 +156,7 @@ def _best(
                 best = tl.maximum(best, tl.max(tl.sum(each, 2), 1) * (1.0 / GROUP))
             most = tl.max(tl.reshape(best, [TOKENS // RUN, RUN]), 1)
             mine = scores + begins.to(tl.int64) * n_heads + head.to(tl.int64) * length
-            tl.store(mine + number, tl.where(held > 0, -1.0, most), mask=complete & there)
+            tl.store(mine + number, tl.where(held > 0, -1.0, most), mask=(number < runs) & there)
 
 
 @triton.jit(do_not_specialize=["n_heads", "first", "sink", "window"])
@@ -224,6 +225,7 @@ def ask(
     together = min(_ASKERS, max(16, triton.next_power_of_2(askers)))
     pad = max(16, triton.next_power_of_2(directions))
     tokens = max(16, min(128, 4096 // pad))
+    added = max(16, min(tokens, _SUMMANDS // together))
     parts = max(1, min(_PARTS, length // (2 * tokens)))
     tops, totals = layer.decode.new_empty(2, heads, parts, askers)
     wholes = layer.decode.new_empty(heads, askers)
@@ -234,8 +236,8 @@ def ask(
     work.plan(step)
     _sums[(heads, parts, triton.cdiv(askers, together))](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, tops, totals, askers,
-        layer.rows.shape[1], layer.first, parts, ASKERS=together, MOST=_MOST, TOKENS=min(_ADDED, tokens),
-        num_warps=max(4, _ADDERS * together // _ASKERS), **sizes,
+        layer.rows.shape[1], layer.first, parts, ASKERS=together, MOST=_MOST, TOKENS=added,
+        num_warps=8 if together > 64 else 4, **sizes,
     )  # fmt: skip
     _whole[(heads, triton.cdiv(askers, _TOGETHER))](
         tops, totals, wholes, work.wanted, work.idle, work.hits, askers, parts, blocks, ASKERS=_TOGETHER, PARTS=_PARTS,
@@ -250,7 +252,8 @@ def ask(
     _best[(heads, parts)](
         slots, starts, step.length, step.cap, layer.which, layer.rows, weights, wholes, work.place, work.scores,
         work.marks, count, blocks, layer.rows.shape[1], layer.first, parts, GROUP=group, PADDED=padded, QUERIES=block,
-        RUN=layer.run, MARKED=hot is not None, TOKENS=tokens, num_warps=4, **sizes,
+        RUN=layer.run, MARKED=hot is not None, TOKENS=tokens, num_warps=4, num_stages=1,
+        **sizes,
     )  # fmt: skip
     units = heads * blocks
     _count[(units, max(1, min(_PARTS, _COUNTERS // units)))](
