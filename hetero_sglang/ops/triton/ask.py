@@ -36,25 +36,28 @@ def _fields(way, N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.co
 
 
 @triton.jit
-def _packed(table, slots, token, end, way, word, R: tl.constexpr, WORDS: tl.constexpr):
-    """The words [T, PAD] that have the codes of tokens [T]."""
-    here = token < end
+def _packed(table, slots, token, end, WORDS: tl.constexpr, ROOM: tl.constexpr):
+    """The words int32 [T, ROOM] of tokens [T]."""
+    here, word = token < end, tl.arange(0, ROOM)
     slot = tl.load(slots + token, mask=here, other=0).to(tl.int64)
-    return tl.load(table + slot[:, None] * WORDS + word[None, :], mask=here[:, None] & (way < R)[None, :], other=0)
+    words = table + slot[:, None] * WORDS + word[None, :]
+    packed = tl.load(words, mask=here[:, None] & (word < WORDS)[None, :], other=0)
+    return packed.to(tl.uint16, bitcast=True).to(tl.int32)
 
 
 @triton.jit
-def _codes(packed, shift, bits, TYPE: tl.constexpr):
-    """Codes [T, PAD] of words."""
-    words = packed.to(tl.uint16, bitcast=True).to(tl.int32)
+def _codes(packed, word, shift, bits, TYPE: tl.constexpr):
+    """Codes [T, PAD] of words [T, ROOM]."""
+    word = tl.minimum(word, packed.shape[1] - 1)  # beyond an index's directions there is none
+    words = tl.gather(packed, tl.broadcast_to(word[None, :], [packed.shape[0], word.shape[0]]), 1)
     return ((words >> shift[None, :]) & ((1 << bits) - 1)[None, :]).to(TYPE)
 
 
 @triton.jit(do_not_specialize=["askers", "slots_in_all", "first", "parts"])
 def _sums(
     slots, starts, lengths, cap, which, rows, weights, tops, totals, askers, slots_in_all, first, parts,
-    R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr, TOKENS: tl.constexpr, ASKERS: tl.constexpr,
-    NOTHING: tl.constexpr, MOST: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
+    R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr, ROOM: tl.constexpr, TOKENS: tl.constexpr,
+    ASKERS: tl.constexpr, NOTHING: tl.constexpr, MOST: tl.constexpr, N0: tl.constexpr, B0: tl.constexpr,
     N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
     """Of a part's tokens: a logit of each query's that is as high as others, and the sum of exponents beside that. The
@@ -71,13 +74,13 @@ def _sums(
     table = rows + head.to(tl.int64) * slots_in_all * WORDS
     mine = weights + (head.to(tl.int64) * askers + member)[None, :] * R + way[:, None]
     weight = tl.load(mine, mask=(member < askers)[None, :] & (way < R)[:, None], other=0.0)  # [PAD, ASKERS]
-    packed = _packed(table, slots, begin + within, end, way, word, R, WORDS)
-    logit = tl.dot(_codes(packed, shift, bits, weight.dtype), weight, input_precision="ieee")
+    packed = _packed(table, slots, begin + within, end, WORDS, ROOM)
+    logit = tl.dot(_codes(packed, word, shift, bits, weight.dtype), weight, input_precision="ieee")
     near = tl.max(tl.where((begin + within < end)[:, None], logit, NOTHING), 0)  # [ASKERS]
     total = tl.zeros([TOKENS, ASKERS], tl.float32)
     for start in range(begin, end, TOKENS):
-        code = _codes(packed, shift, bits, weight.dtype)
-        packed = _packed(table, slots, start + TOKENS + within, end, way, word, R, WORDS)  # is on its way meanwhile
+        code = _codes(packed, word, shift, bits, weight.dtype)
+        packed = _packed(table, slots, start + TOKENS + within, end, WORDS, ROOM)  # is on its way meanwhile
         above = tl.dot(code, weight, input_precision="ieee") - near[None, :]
         total += tl.where((start + within < end)[:, None], tl.exp2(tl.minimum(above, MOST)), 0.0)
     where = (head * parts + part) * askers + member
@@ -111,9 +114,9 @@ def _whole(
 def _best(
     slots, starts, lengths, cap, which, rows, weights, wholes, place_of, scores, marks, queries, blocks, slots_in_all,
     first, parts, GROUP: tl.constexpr, PADDED: tl.constexpr, R: tl.constexpr, PAD: tl.constexpr, WORDS: tl.constexpr,
-    TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, NOTHING: tl.constexpr, N0: tl.constexpr,
-    B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr, WORD: tl.constexpr,
-    MARKED: tl.constexpr,
+    ROOM: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, RUN: tl.constexpr, NOTHING: tl.constexpr,
+    N0: tl.constexpr, B0: tl.constexpr, N1: tl.constexpr, B1: tl.constexpr, N2: tl.constexpr, B2: tl.constexpr,
+    WORD: tl.constexpr, MARKED: tl.constexpr,
 ):  # fmt: skip
     """Of the same parts' runs: the most that a query's group looks at one of its tokens, of the queries that look
     together; -1 of those that are MARKED."""
@@ -132,11 +135,11 @@ def _best(
     wholes += head * blocks * queries * GROUP
     marks += head.to(tl.int64) * tokens
     runs = tokens // RUN
-    packed = _packed(table, slots, begin + within, end, way, word, R, WORDS)
+    packed = _packed(table, slots, begin + within, end, WORDS, ROOM)
     mark = tl.load(marks + begin // RUN + run, mask=(begin // RUN + run < runs) & MARKED, other=0)
     for start in range(begin, end, TOKENS):
-        code, held = _codes(packed, shift, bits, weights.dtype.element_ty), mark
-        packed = _packed(table, slots, start + TOKENS + within, end, way, word, R, WORDS)  # is on its way meanwhile
+        code, held = _codes(packed, word, shift, bits, weights.dtype.element_ty), mark
+        packed = _packed(table, slots, start + TOKENS + within, end, WORDS, ROOM)  # is on its way meanwhile
         number = start // RUN + run
         following = number + TOKENS // RUN
         mark = tl.load(marks + following, mask=(following < runs) & MARKED, other=0)
@@ -212,7 +215,7 @@ def ask(
     to the best of the n that look together. It is every head's turn by the step's clock. Returns the first's scores
     [I, U] of the tokens' runs, of full heads alone, where there are no others; not in a graph, which is made for any
     `length`. Of what is selected in `hot` there is no score."""
-    heads, _, directions = layer.decode.shape
+    heads, directions, words = layer.decode.shape[0], layer.decode.shape[2], layer.rows.shape[2]
     group, (blocks, count) = work.group, q.shape[:2]
     queries = q.flatten(0, 1).unflatten(1, (-1, group)).index_select(1, layer.heads).float()  # [B * n, I, G, D]
     weights = torch.einsum("nigd,idr->ingr", queries, layer.decode) * (scale * 1.4426950408889634)
@@ -230,7 +233,7 @@ def ask(
     tops, totals = layer.decode.new_empty(2, heads, parts, askers)
     wholes = layer.decode.new_empty(heads, askers)
     sizes = dict(
-        R=directions, PAD=pad, WORDS=layer.rows.shape[2], WORD=WORD, NOTHING=_NOTHING,
+        R=directions, PAD=pad, WORDS=words, ROOM=triton.next_power_of_2(words), WORD=WORD, NOTHING=_NOTHING,
         **flat_fields(layer.fields),
     )  # fmt: skip
     work.plan(step)
