@@ -16,6 +16,7 @@ from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.profile.index_plan import WORD
 
 _PARTS = 64  # of a head's tokens, at most
+_ROOM = 8  # words, at least: the compiler's gather wants something for every thread
 _COUNTERS = 1024  # programs that count, some for each unit
 _MARKERS = 32  # of a head
 _ASKERS = 256  # queries whose exponents are added up at a time
@@ -233,7 +234,7 @@ def ask(
     tops, totals = layer.decode.new_empty(2, heads, parts, askers)
     wholes = layer.decode.new_empty(heads, askers)
     sizes = dict(
-        R=directions, PAD=pad, WORDS=words, ROOM=triton.next_power_of_2(words), WORD=WORD, NOTHING=_NOTHING,
+        R=directions, PAD=pad, WORDS=words, ROOM=max(_ROOM, triton.next_power_of_2(words)), WORD=WORD, NOTHING=_NOTHING,
         **flat_fields(layer.fields),
     )  # fmt: skip
     work.plan(step)
