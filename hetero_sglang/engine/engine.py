@@ -18,7 +18,7 @@ from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.engine.prefill import RaggedPrefill
 from hetero_sglang.engine.prefix import Prefixes
 from hetero_sglang.engine.stepwise import Stepwise
-from hetero_sglang.ops.base import Behind, LayerBuffers, StepTables
+from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.chosen import decode_kernel, operations
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.policy.base import Policy
@@ -40,7 +40,8 @@ class Engine:
         self.tables = DeviceTables(requests, layout.num_compressed, hot.pages, self.device, indexed)
         self.layers = [self._layer(index) for index in range(len(layout.layers))]
         self.prompts: list[Prompt] | None = None
-        self.held: dict[int, torch.Tensor] = {}  # by request slot: `Behind.numbers` of a pass's
+        self.nothing = torch.empty(0, 0, device=self.device)
+        self.rows: torch.Tensor | None = None  # int32 [2, n]: where a pass's new tokens go whose heads hold all
         self.unknown: list[int] = []
         self.clock = 0
         self.scales: dict[int, float] = {}  # of the layers' logits, as the model says
@@ -89,11 +90,16 @@ class Engine:
         self.write_back.send()
         self.write_back.hold()
         for seq in prompts:
-            if seq.held or seq.appends:
+            if seq.whole or seq.appends:
                 self.tables.put(seq.ws.slot, seq.ws)
-        if held := [seq for seq in prompts if seq.held]:
-            rows = torch.tensor([[s.count, 0, s.prefix, s.prefix] for s in held], dtype=torch.int32)
-            self.held = dict(zip((seq.ws.slot for seq in held), upload(rows, self.device), strict=True))
+        self.rows = None
+        if any(seq.whole for seq in prompts):
+            each = [
+                torch.stack((torch.full((seq.count,), seq.ws.slot if seq.whole else -1), seq.positions))
+                for seq in prompts
+                if not seq.appends
+            ]
+            self.rows = upload(torch.cat(each, 1).int(), self.device)
         going_on = [seq for seq in prompts if seq.appends]
         if going_on and self.append:
             longest = max(seq.length for seq in going_on)
@@ -109,26 +115,19 @@ class Engine:
         if prompts is None:
             self.prefill.plan(self.unknown, self.unknown, *shape, scale, q.dtype, [False] * len(self.unknown))
             return self.prefill.run(q, k.contiguous(), v.contiguous())
-        whole = [seq for seq in prompts if not seq.appends]
-        if layer == 0:  # before `whole`: the plan's copy too would queue behind the next layer's rows
-            counts, lengths = [s.count for s in whole], [s.length for s in whole]
-            self.prefill.plan(counts, lengths, *shape, scale, q.dtype, [s.exact for s in whole])
-        out = q.new_empty(*q.shape[:2], v.shape[2])
-        if whole:
-            theirs = [slots, q, k.contiguous(), v.contiguous()]
-            if len(whole) < len(prompts):
-                theirs = [torch.cat([every[seq.fresh] for seq in whole]) for every in theirs]
-            new, queries, new_k, new_v = theirs
-            self._write(layer, new, new_k, new_v)
-            keys, values = self.prefixes.whole(layer, whole, new_k, new_v)
-            parts = self.prefill.run(queries, keys, values).split([seq.count for seq in whole])
-            start = 0
-            for seq, part in zip(whole, parts, strict=True):
-                rows = slice(start, start + seq.length)
+        dense = [seq for seq in prompts if not seq.appends]
+        if layer == 0:  # before their keys: the plan's copy too would queue behind the next layer's rows
+            counts, lengths = [s.count for s in dense], [s.length for s in dense]
+            self.prefill.plan(counts, lengths, *shape, scale, q.dtype, [s.exact for s in dense])
+        if len(dense) == len(prompts):
+            out = self._dense(layer, dense, slots, q, k, v, scale)
+        else:
+            out = q.new_empty(*q.shape[:2], v.shape[2])
+        if 0 < len(dense) < len(prompts):
+            new, *rows = (torch.cat([every[seq.fresh] for seq in dense]) for every in (slots, q, k, v))
+            parts = self._dense(layer, dense, new, rows[0], rows[1], rows[2], scale).split([s.count for s in dense])
+            for seq, part in zip(dense, parts, strict=True):
                 out[seq.fresh] = part
-                self.prefixes.keep(layer, seq, keys[rows], values[rows])
-                self._settle(layer, seq, q[seq.fresh], keys[rows], values[rows], scale)
-                start += seq.length
         for seq in prompts:
             if seq.appends:
                 assert self.append is not None  # else no set goes on that lacks a token
@@ -136,6 +135,25 @@ class Engine:
                 out[mine] = self.append.attend(layer, seq, slots[mine], each_q, each_k, each_v, scale)
         if layer == len(self.layers) - 1:
             self.prefixes.end()
+        return out
+
+    def _dense(
+        self, layer: int, prompts: list[Prompt], slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """Of prompts whose new tokens attend to all before them: as `extend`, of these alone."""
+        buffers, k, v = self.layers[layer], k.contiguous(), v.contiguous()
+        self._write(layer, slots, k, v)
+        keys, values = self.prefixes.whole(layer, prompts, k, v)
+        out = self.prefill.run(q, keys, values)
+        if self.rows is not None and buffers.heads.numel():
+            self.ops.hold(buffers, k, v, *self.rows, self.tables.page_start, self.tables.page_list)
+        start = first = 0
+        for seq in prompts:
+            rows, mine = slice(start, start + seq.length), slice(first, first + seq.count)
+            self.prefixes.keep(layer, seq, keys[rows], values[rows])
+            self._settle(layer, seq, q[mine], keys[rows], values[rows], scale)
+            start, first = start + seq.length, first + seq.count
         return out
 
     def _write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -155,14 +173,10 @@ class Engine:
         if not buffers.heads.numel():
             return
         ws, observe, rule = seq.ws, self.settings.observe, self.settings.rule
-        if seq.held:  # rows of its prefix are where they were, perhaps in pages that others share
+        if seq.whole:  # its rows are there already
             ws.length = seq.length
-            unread = self.tables.page_list[:1]
-            behind = Behind(self.held[ws.slot], 1, rule.window, 1, rule.sink, rule.ring)
-            step = StepTables.alone(self.tables, ws.slot, unread, unread)
-            self.ops.keep(keys[seq.prefix :], values[seq.prefix :], buffers, step, behind)
             if seq.last and self.finder:
-                self.finder.prompted(layer, seq, keys[:, buffers.compressed], keys.new_empty(len(buffers.heads), 0))
+                self.finder.prompted(layer, seq, keys[:0], self.nothing)
             return
         if layer in ws.tail:
             q = torch.cat((ws.tail.pop(layer), q))

@@ -93,7 +93,8 @@ class Finder(ABC):
         self.written(layer, slots, k)
 
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:  # noqa: B027
-        """A layer's working sets are filled: keys [L, C, D] of the compressed heads, scores [C, L]."""
+        """A layer's working sets are filled: keys [L, C, D] of the compressed heads, scores [C, L]; of a request whose
+        heads hold every token and have no index of their own, none."""
 
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
         """Before a step: its requests and their lengths by then."""

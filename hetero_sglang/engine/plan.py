@@ -36,6 +36,7 @@ class Prompt:
     exact: bool  # every head will hold every token that the request is made for
     last: bool  # the prompt ends with these queries
     held: bool = False  # its working set has every token of the prefix
+    whole: bool = False  # and takes all of the new ones in
     appends: bool = False  # its working set goes on: what new tokens attend to is that
     restores: bool = False  # once its new tokens have said what it is to hold of their prefix
     sources: Sources = NOTHING  # where it does not
@@ -44,6 +45,11 @@ class Prompt:
     def prefix(self) -> int:
         """Tokens before these queries."""
         return self.length - self.count
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[count] int64: which of its tokens the new ones are."""
+        return torch.arange(self.prefix, self.length)
 
     @property
     def fresh(self) -> slice:
@@ -64,7 +70,9 @@ def plan_extend(
         held = goes_on and ws.exact(max(length, ws.length))
         restores = last and not ws.length and not ws.tail and cache.restorable(ws, slots[:prefix], count)
         appends = restores or (goes_on and not held)
-        prompts.append(Prompt(ws, length, start, count, slots, ws.exact(ws.final), last, held, appends, restores))
+        whole = held or (last and not prefix and ws.exact(length) and not ws.indexed)
+        exact = ws.exact(ws.final)
+        prompts.append(Prompt(ws, length, start, count, slots, exact, last, held, whole, appends, restores))
         if last and not ws.exact(length):
             cache.compressed(ws)
         start += count

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.config.layout import LayerLayout
@@ -27,6 +26,7 @@ NAMES = (
     "choose",  # which rows come to a head, and which go
     "copy_slots",  # token slots of a step's requests
     "fill",  # a working set when its prompt ends
+    "hold",  # new tokens of prompts whose heads hold all of theirs
     "index",  # key index rows of new keys
     "keep",  # a prompt's new tokens, to a working set
     "lack",  # what a prompt's new tokens look at most and their heads do not hold
@@ -91,12 +91,6 @@ class StepTables:
     page_start: torch.Tensor  # [B, Hc]
     page_list: torch.Tensor  # [n]
     clock: torch.Tensor  # [1], one more in every step
-
-    @classmethod
-    def alone(cls, tables: DeviceTables, slot: int, length: torch.Tensor, clock: torch.Tensor) -> StepTables:
-        """Of a step of the request in this slot only; length and clock [1]."""
-        lone = slice(slot, slot + 1)
-        return cls(length, tables.cap[lone], tables.page_start[lone], tables.page_list, clock)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,31 @@ def test_filling_a_prompt_s_working_sets(length: int, ring: int, restored: bool)
         assert held[flat].unique().numel() == min(rows, length)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_prompts_whose_heads_hold_all(seed: int) -> None:
+    """Of a pass's tokens those of some requests go to their rows, each token's at its number; the others' to none."""
+    one, other = worlds(seed)
+    g = torch.Generator().manual_seed(seed)
+    counts, prefixes, requests = [9, 5, 20, 1], [0, 3, 0, 11], [2, -1, 0, 4]
+    request = torch.cat([torch.full((n,), r) for n, r in zip(counts, requests, strict=True)]).int()
+    token = torch.cat([torch.arange(p, p + n) for n, p in zip(counts, prefixes, strict=True)]).int()
+    k, v = (torch.randn(sum(counts), HEADS, d, generator=g) for d in (DIM, V_DIM))
+    for ops, world in ((reference, one), (triton, other)):
+        for layer in world.layers:
+            if layer.heads.numel():
+                new_k, new_v, mine, which = (each.to(world.device) for each in (k, v, request, token))
+                ops.hold(layer, new_k, new_v, mine, which, world.step.page_start, world.step.page_list)
+    same(one, other)
+    layer, new = one.layers[1], 9 + 5 + 4  # the fifth token of the request in slot 0
+    for c, head in enumerate(layer.heads.tolist()):
+        start = int(one.step.page_start[0, layer.first + c])
+        flat = int(one.step.page_list[start + 4 // PAGE]) * PAGE + 4 % PAGE
+        assert torch.equal(one.hot.k.view(-1, DIM)[flat], k[new, head]) and one.hot.position.view(-1)[flat] == 4
+        assert torch.equal(one.hot.v.view(-1, V_DIM)[flat], v[new, head]) and one.hot.score.view(-1)[flat] == 0
+    written = (~one.hot.k.view(-1, DIM)[:, 0].isnan()).sum()
+    assert written == NUMBERS * (sum(counts) - 5)
+
+
 def test_token_slots_of_a_batch() -> None:
     table = torch.randint(1000, (6, 70), dtype=torch.int32)
     requests, lengths = torch.tensor([4, 0, 2], dtype=torch.int32), torch.tensor([70, 0, 33], dtype=torch.int32)

@@ -6,11 +6,11 @@ from hetero_sglang.ops.reference.choose import choose
 from hetero_sglang.ops.reference.index import ask, index, probe
 from hetero_sglang.ops.reference.lack import lack
 from hetero_sglang.ops.reference.look import look
-from hetero_sglang.ops.reference.store import copy_slots, fill, locate, restore, store, write_back
+from hetero_sglang.ops.reference.store import copy_slots, fill, hold, locate, restore, store, write_back
 from hetero_sglang.ops.reference.swap_in import bring, seat, swap_in
 from hetero_sglang.ops.reference.workspace import Workspace
 
 __all__ = [
-    "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "index", "keep",
+    "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "hold", "index", "keep",
     "lack", "locate", "look", "probe", "restore", "seat", "store", "swap_in", "write_back",
 ]  # fmt: skip

@@ -85,6 +85,23 @@ def fill(
         _place(layer, token, rows < length, scores[c], start, page_list, keys[token, head], values[token, head])
 
 
+def hold(
+    layer: LayerBuffers, k: torch.Tensor, v: torch.Tensor, request: torch.Tensor, token: torch.Tensor,
+    page_start: torch.Tensor, page_list: torch.Tensor,
+) -> None:  # fmt: skip
+    """Place new tokens k [n, H, D], v [n, H, Dv] of requests whose heads hold every token of theirs.
+
+    `request` [n] int32: their slots, -1 of those that are left out; `token` [n] int32: which of the request's each is;
+    page_start [requests, Hc] int32."""
+    mine = (request >= 0).nonzero()[:, 0]
+    start = page_start[request[mine].long(), layer.numbers]  # [m, C]
+    rows = flat_rows(page_list, start, token[mine, None], layer.hot_k.shape[1])
+    for store, values in ((layer.hot_k, k), (layer.hot_v, v)):
+        store.view(-1, store.shape[-1])[rows] = values[mine][:, layer.compressed]
+    layer.position.view(-1)[rows] = token[mine, None].expand_as(rows)
+    layer.score.view(-1)[rows] = 0.0
+
+
 def restore(
     layer: LayerBuffers, slots: torch.Tensor, length: int, selected: torch.Tensor, scores: torch.Tensor,
     cap: torch.Tensor, page_start: torch.Tensor, page_list: torch.Tensor, most: int, sink: int, ring: int,

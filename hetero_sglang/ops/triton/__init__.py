@@ -4,7 +4,7 @@ from hetero_sglang.ops.triton.append import append, keep
 from hetero_sglang.ops.triton.ask import ask
 from hetero_sglang.ops.triton.attend import AttendStep
 from hetero_sglang.ops.triton.choose import choose
-from hetero_sglang.ops.triton.fill import fill, restore
+from hetero_sglang.ops.triton.fill import fill, hold, restore
 from hetero_sglang.ops.triton.index import index
 from hetero_sglang.ops.triton.lack import lack
 from hetero_sglang.ops.triton.look import look
@@ -16,6 +16,6 @@ from hetero_sglang.ops.triton.workspace import Workspace
 from hetero_sglang.ops.triton.write_back import locate, write_back
 
 __all__ = [
-    "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "index", "keep",
+    "AttendStep", "Workspace", "append", "ask", "bring", "choose", "copy_slots", "fill", "hold", "index", "keep",
     "lack", "locate", "look", "probe", "restore", "seat", "store", "swap_in", "write_back",
 ]  # fmt: skip

@@ -102,3 +102,47 @@ def _launch(
         D=dim, DV=v_dim, P=layer.hot_k.shape[1], ROWS=rows, HOST=from_host, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n", "first", "requests_stride", "k_stride", "v_stride"])
+def _hold(
+    k, v, heads, request, token, page_start, page_list, hot_k, hot_v, position, score, n, first, requests_stride,
+    k_stride, v_stride,
+    D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    compressed, new = tl.program_id(1), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mine = tl.load(request + new, mask=new < n, other=-1)
+    here, row = mine >= 0, tl.load(token + new, mask=new < n, other=0)
+    start = tl.load(page_start + mine.to(tl.int64) * requests_stride + first + compressed, mask=here, other=0)
+    flat = tl.load(page_list + start + row // P, mask=here, other=0).to(tl.int64) * P + row % P
+    tl.store(position + flat, row, mask=here)
+    tl.store(score + flat, tl.zeros([ROWS], tl.float32), mask=here)
+    head, new = tl.load(heads + compressed), new.to(tl.int64)
+    at = tl.arange(0, BLOCK_D)
+    both = here[:, None] & (at < D)[None, :]
+    key = tl.load(k + new[:, None] * k_stride + head * D + at[None, :], mask=both)
+    tl.store(hot_k + flat[:, None] * D + at[None, :], key, mask=both)
+    at = tl.arange(0, BLOCK_DV)
+    both = here[:, None] & (at < DV)[None, :]
+    value = tl.load(v + new[:, None] * v_stride + head * DV + at[None, :], mask=both)
+    tl.store(hot_v + flat[:, None] * DV + at[None, :], value, mask=both)
+
+
+def hold(
+    layer: LayerBuffers, k: torch.Tensor, v: torch.Tensor, request: torch.Tensor, token: torch.Tensor,
+    page_start: torch.Tensor, page_list: torch.Tensor,
+) -> None:  # fmt: skip
+    """Place new tokens k [n, H, D], v [n, H, Dv] of requests whose heads hold every token of theirs.
+
+    `request` [n] int32: their slots, -1 of those that are left out; `token` [n] int32: which of the request's each is;
+    page_start [requests, Hc] int32."""
+    n, _, dim = k.shape
+    v_dim, rows = v.shape[2], 32
+    if n == 0:
+        return
+    _hold[(triton.cdiv(n, rows), layer.heads.numel())](
+        k, v, layer.heads, request, token, page_start, page_list, layer.hot_k, layer.hot_v, layer.position, layer.score,
+        n, layer.first, page_start.stride(0), k.stride(0), v.stride(0), D=dim, DV=v_dim, P=layer.hot_k.shape[1],
+        ROWS=rows, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+    )  # fmt: skip
