@@ -15,7 +15,7 @@ ALLOWED = "HETERO_DEVELOPMENT"
 FETCH_RATE = "HETERO_FETCH_RATE"
 CHANGED_ROWS = "HETERO_CHANGED_ROWS"
 WAIT = "HETERO_WAIT_FOR_RANKINGS"
-BLOCK_ROWS = 4  # as on SmolLM2-135M: 80 to 94 rows come for eight new tokens, some 25 when a step looks
+BLOCK_ROWS = 10  # as on SmolLM2-135M: 240 to 280 rows come for eight new tokens, some 25 when a step looks
 
 
 def check() -> None:
