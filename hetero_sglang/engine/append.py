@@ -56,7 +56,7 @@ class Append:
         up to `context` tokens; `scales`: of the layers' logits."""
         hot, heads, most = self.cache.hot, self.layers[0].heads.numel(), min(self.cache.settings.append, _ROOM)
         self.work = step.work
-        self.places = places = Places(self.tables, self.finder.turns[:1], self._blocks(context), most, context)
+        self.places = places = Places(self.tables, self.finder.turns[:1], self._blocks(), most, context)
 
         def make(heads: int, dim: int) -> torch.Tensor:
             return torch.zeros(most, heads, dim, dtype=dtype, device=self.device)
@@ -73,9 +73,9 @@ class Append:
             work = partial(self._take, layer, places.slots, some, some.new, *self.new, context, scale)
             self.recorded.append(Recorded(read, recorder.record(work)))
 
-    def _blocks(self, context: int) -> int:
-        """Of a round, at most, of requests of so many tokens."""
-        return int(min(BLOCKS, self.work.fitting(context)))
+    def _blocks(self) -> int:
+        """Of a round, at most."""
+        return int(min(BLOCKS, self.work.fitting(1)))
 
     # ---- a pass
 
@@ -88,9 +88,8 @@ class Append:
             if seq.restores:
                 seq.ws.length = seq.prefix
         if not self.recorded:
-            blocks = self._blocks(max(seq.length for seq in prompts))
-            self.places = Places(self.tables, self.finder.turns[:1], blocks, 1)
-        self.going = self.places.go(prompts)
+            self.places = Places(self.tables, self.finder.turns[:1], self._blocks(), 1)
+        self.going = self.places.go(prompts, self.work.fitting)
 
     def attend(
         self, layer: int, seq: Prompt, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,

@@ -1,7 +1,7 @@
 """Prompts that go on with working sets, as the device sees them: rows of numbers, at an address that graphs keep, and
 their token slots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -77,17 +77,18 @@ class Places:
             row, numbers, step, starts[:blocks], asked[: blocks * BLOCK], every, seen, latest, new[: self.most]
         )
 
-    def go(self, prompts: Sequence[Prompt]) -> dict[int, Going]:
-        """By request slot; nothing waits for it."""
+    def go(self, prompts: Sequence[Prompt], fitting: Callable[[int], int]) -> dict[int, Going]:
+        """By request slot; nothing waits for it. `fitting`: how many blocks of a request of so many tokens may look at
+        once."""
         ends = accumulate(seq.length for seq in prompts)
         slots = upload(torch.cat([seq.slots for seq in prompts]).int(), self.device)
         if room := min(slots.numel(), self.slots.numel()):
             self.slots[:room] = slots[:room]
         made = {}
         for seq, end in zip(prompts, ends, strict=True):
-            each, first = self.blocks * BLOCK, end - seq.length
+            each, first = min(self.blocks, fitting(seq.length)) * BLOCK, end - seq.length
             begins = range(0, seq.count, each)
-            rows = upload(torch.tensor([self._row(seq, first, begin) for begin in begins]).int(), self.device)
+            rows = upload(torch.tensor([self._row(seq, first, begin, each) for begin in begins]).int(), self.device)
             *_, cap, pages = rows.split(self.sizes, 1)
             for field, table in ((cap, self.tables.cap), (pages, self.tables.page_start)):
                 field[:, : table.shape[1]] = table[seq.ws.slot]
@@ -96,13 +97,13 @@ class Places:
             made[seq.ws.slot] = Going(slots, first, rounds, end <= self.slots.numel() and seq.count <= self.most)
         return made
 
-    def _row(self, seq: Prompt, first: int, begin: int) -> list[int]:
-        """Of a round that begins at this new token; the request's token slots begin at `first`. But for its caps and
-        pages."""
-        behind, newest = [seq.prefix, seq.ws.length], seq.count - 1
+    def _row(self, seq: Prompt, first: int, begin: int, each: int) -> list[int]:
+        """Of a round of `each` new tokens from this one on; the request's token slots begin at `first`. But for its
+        caps and pages."""
+        behind, newest = [seq.prefix, seq.ws.length], min(begin + each, seq.count) - 1
         opens = range(begin, begin + self.blocks * BLOCK, BLOCK)
         fields = [
-            [min(self.blocks * BLOCK, seq.count - begin), begin, *behind],
+            [newest + 1 - begin, begin, *behind],
             [seq.ws.length if opening <= newest else 0 for opening in opens],
             [first] * self.blocks,
             [min(opening + n, newest) for opening in opens for n in range(BLOCK)],
