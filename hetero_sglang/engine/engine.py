@@ -54,7 +54,7 @@ class Engine:
         self.group = query_heads // (len(layout.layers[0].resident) + len(layout.layers[0].compressed))
         self.finder = self._finder()
         self.append: Append | None = None
-        if isinstance(self.finder, Lazy):
+        if isinstance(self.finder, Lazy) and self.settings.append:
             self.append = Append(self.cache, self.ops, self.tables, self.layers, self.finder)
 
     def _layer(self, index: int) -> LayerBuffers:
