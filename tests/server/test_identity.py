@@ -28,9 +28,10 @@ def test_greedy_tokens_equal_plain_sglang(
 
 @pytest.mark.server("indexed")
 def test_heads_with_a_key_index_bring_what_questions_ask_for(server: Server, language: Language) -> None:
+    late = server.stats()["late_rows"]  # others' that had shared a set
     result, stats = evaluate(server.url, language, 4096, documents=1, turns=2, names=8, seed=21), server.stats()
     assert stats["compressed_requests"] >= 2 and stats["kept_bytes"] < 0.31 * stats["dense_bytes"]
-    assert stats["fetched_rows"] > 0 and stats["late_rows"] == 0 and not stats["worker_up"]
+    assert stats["fetched_rows"] > 0 and stats["late_rows"] == late and not stats["worker_up"]
     assert result.score.right == result.score.total == 16, result.to_json()
 
 
