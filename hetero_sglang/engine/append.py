@@ -13,14 +13,13 @@ from typing import Any
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
-from hetero_sglang.cache.lanes import Recorder, upload
+from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config import development
 from hetero_sglang.engine.going import BLOCK, BLOCKS, Going, Places, Round
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.ops.base import Behind, LayerBuffers
-from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep
 
 _ASKED = 64  # new tokens, at most, that say what a set is made of
@@ -164,25 +163,16 @@ class Append:
     def _wanted(
         self, layer: int, caps: list[int], q: torch.Tensor, going: Going, length: int, scale: float
     ) -> torch.Tensor:
-        """Scores [C, U] of runs. Heads without an index have all their keys brought."""
-        mine, some, which = self.finder.index[layer], going.rounds[0], self.finder.which[layer]
-        runs = torch.zeros(len(caps), (length - 1) // mine.run, device=self.device)
-        if full := [number for number, c in enumerate(which) if caps[c] < length]:
+        """Scores [C, U] of runs. Heads without an index go by the others of their layer, or by what is recent."""
+        mine = self.finder.index[layer]
+        count = (length - 1) // mine.run
+        which = self.finder.which[layer]
+        runs = torch.arange(count, dtype=torch.float32, device=self.device).div(count).repeat(len(caps), 1)
+        if which:
+            some = going.rounds[0]
             found = self.finder.ask(layer, q[None], going.slots, some.starts, some.before, length, scale, self.work)
-            runs[[which[number] for number in full]] = found[full]
-        if others := [c for c, cap in enumerate(caps) if cap < length and c not in which]:
-            runs[others] = self._looks(layer, others, q, going.slots[going.first :][: length - 1], scale)
+            full = [number for number, c in enumerate(which) if caps[c] < length]
+            if full:
+                runs[:] = found[full].mean(0)  # [U]
+                runs[[which[number] for number in full]] = found[full]
         return runs
-
-    def _looks(
-        self, layer: int, others: list[int], q: torch.Tensor, slots: torch.Tensor, scale: float
-    ) -> torch.Tensor:  # fmt: skip
-        """How q look at the runs of tokens at `slots` [L], by compressed heads `others`: [n, L // run]."""
-        buffers, heads = self.layers[layer], torch.tensor(others)
-        dim, size = q.shape[2], buffers.host.shape[3]
-        rows = torch.empty(slots.numel(), len(others), size, dtype=buffers.hot_k.dtype, device=self.device)
-        self.ops.bring(buffers.host, slots, rows, heads=upload(heads.int(), self.device))
-        group = q.shape[1] // buffers.role.numel()
-        queries = q.unflatten(1, (-1, group))[:, buffers.compressed[upload(heads, self.device)]]  # [W, n, G, D]
-        scores = self.finder.policy.scores(queries, rows[..., :dim], scale)
-        return run_scores(scores, self.finder.index[layer].run)

@@ -21,7 +21,6 @@ from hetero_sglang.engine.going import BLOCK
 from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.reference.index import unpack
 from hetero_sglang.ops.reference.workspace import Workspace as Handed
-from hetero_sglang.selection.scores import attention_scores
 
 TOKENS = np.arange(1000)
 
@@ -332,11 +331,14 @@ def check_restored(request: Request, before: Request, count: int, monkeypatch: p
         for which, (rows, decode_head) in enumerate(zip(index.rows.cpu(), index.decode.cpu().double(), strict=True)):
             codes = unpack(rows[request.token_slots[: prefix - 1]], FIELDS).double()
             q = request.q[layer][prefix : prefix + count].view(count, HEADS, GROUP, -1)[:, index.heads[which]].double()
-            scores[index.which[which]] = ((q[:BLOCK] @ decode_head) @ codes.T * DIM**-0.5).softmax(-1).mean(1).amax(0)
-        if head not in index.which.tolist():  # it goes by its keys, as at a prompt's end
-            q = request.q[layer][prefix : prefix + count].view(count, HEADS, GROUP, -1)[:, [head]]
-            scores[head] = attention_scores(q, request.k[layer][: prefix - 1, [head]], DIM**-0.5)[0]
-        mine = scores[head, : (prefix - 1) // run * run].view(-1, run).amax(1)
+            asked = q[:BLOCK] if index.which[which] == head else q  # a head that has none goes by all who ask others
+            scores[index.which[which]] = ((asked @ decode_head) @ codes.T * DIM**-0.5).softmax(-1).mean(1).amax(0)
+        runs = scores[:, : (prefix - 1) // run * run].view(HEADS, -1, run).amax(2)
+        mine = runs[head]
+        if head not in index.which.tolist():  # it goes by the others, or by what is recent
+            mine = (
+                runs[index.which.cpu().long()].mean(0) if index.which.numel() else torch.arange(1.0, runs.shape[1] + 1)
+            )
         first, last = rule.sink // run, (prefix - rule.window_of(run)) // run
         best = mine[first:last].topk((cap - rule.sink - rule.ring_rows) // run)
         here = torch.isin((best.indices + first) * run, there)

@@ -47,10 +47,6 @@ def seat(layer: LayerIndex, step: StepTables, hot: HotPool, work: Workspace) -> 
     work.arrived.clear()
 
 
-def bring(
-    host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = 0, heads: torch.Tensor | None = None
-) -> None:
-    """Rows of token slots [n] to `out` [n, C, D + Dv]; host [blocks, C, BLOCK, D + Dv], a layer's. Of these
-    `heads` int32 alone, if given."""
-    rows = take_rows(host, slots.long().to(host.device))
-    out.copy_(rows if heads is None else rows[:, heads.long().to(host.device)])
+def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = 0) -> None:
+    """Rows of token slots [n] to `out` [n, C, D + Dv]; host [blocks, C, BLOCK, D + Dv], a layer's."""
+    out.copy_(take_rows(host, slots.long().to(host.device)))

@@ -142,34 +142,28 @@ def seat(layer: LayerIndex, step: StepTables, hot: HotPool, work: Workspace) -> 
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n_heads", "stored", "n"])
+@triton.jit(do_not_specialize=["n_heads", "n"])
 def _bring(
-    host, slots, out, heads, n, n_heads, stored, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr, SOME: tl.constexpr,
+    host, slots, out, n, n_heads, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     at = tl.arange(0, BLOCK_SIZE)
     for item in range(tl.program_id(0), tl.cdiv(n, ROWS) * n_heads, tl.num_programs(0)):
         head, token = item % n_heads, item // n_heads * ROWS + tl.arange(0, ROWS)
         slot = tl.load(slots + token, mask=token < n, other=0).to(tl.int64)
-        from_head = head
-        if SOME:
-            from_head = tl.load(heads + head)
-        source = ((slot // BLOCK * stored + from_head) * BLOCK + slot % BLOCK) * SIZE
+        source = ((slot // BLOCK * n_heads + head) * BLOCK + slot % BLOCK) * SIZE
         there = (token < n)[:, None] & (at < SIZE)[None, :]
         rows = tl.load(host + source[:, None] + at[None, :], mask=there)
         tl.store(out + ((token.to(tl.int64) * n_heads + head) * SIZE)[:, None] + at[None, :], rows, mask=there)
 
 
-def bring(
-    host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = ALONE, heads: torch.Tensor | None = None
-) -> None:
-    """Rows of token slots [n] on the device to `out` [n, C, D + Dv]; host [blocks, C, BLOCK, D + Dv], a layer's. Of
-    these `heads` int32 alone, if given.
+def bring(host: torch.Tensor, slots: torch.Tensor, out: torch.Tensor, programs: int = ALONE) -> None:
+    """Rows of token slots [n] on the device to `out` [n, C, D + Dv]; host [blocks, C, BLOCK, D + Dv], a layer's.
 
     Slots may lie anywhere; where they follow each other a head's rows are read together."""
-    n, (_, stored, _, size) = slots.numel(), host.shape
-    if n and out.shape[1]:
+    n, (_, heads, _, size) = slots.numel(), host.shape
+    if n and heads:
         _bring[(programs,)](
-            host, slots, out, slots if heads is None else heads, n, n_heads=out.shape[1], stored=stored, SIZE=size,
-            BLOCK=BLOCK, BLOCK_SIZE=triton.next_power_of_2(size), ROWS=64, SOME=heads is not None, num_warps=8,
+            host, slots, out, n, n_heads=heads, SIZE=size, BLOCK=BLOCK, BLOCK_SIZE=triton.next_power_of_2(size),
+            ROWS=64, num_warps=8,
         )  # fmt: skip
