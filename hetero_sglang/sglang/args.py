@@ -85,7 +85,7 @@ class HeteroServerArgs(ServerArgs):
         str,
         Arg(
             "What new tokens behind a cached prefix attend to: the working set that the turn before has left (auto: up "
-            "to 128 of them; sparse: any number, or else one chosen by the key index), or the whole prefix. One of "
+            "to 512 of them; sparse: any number, or else one chosen by the key index), or the whole prefix. One of "
             f"{named('hetero_append')}."
         ),
     ] = "auto"
