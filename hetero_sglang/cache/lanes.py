@@ -76,8 +76,8 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What does the work again, with what its tensors hold then; on the CPU the work itself. Here it is done once,
-        twice: for its kernels to be compiled, and for the device to know it. It may wait for nothing."""
+        """What does the work again, with what its tensors hold then; on the CPU the work itself. Here it is done twice,
+        for its kernels to be compiled and for the device to know the graph. It may wait for nothing."""
         if self._stream is None:
             return work
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))

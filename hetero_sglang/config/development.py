@@ -2,7 +2,7 @@
 
 HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every look, whatever they hold; or a file
 with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: at most so many rows
-come to a head with a key index when a step looks for some, and BLOCK_ROWS times as many when some new tokens of a
+come to a head with a key index when a step looks for some, and BLOCK_ROWS times as many when new tokens of a
 prompt do. HETERO_WAIT_FOR_RANKINGS=1: every ranking of the worker is waited for between steps, so that tokens of two
 runs can be compared."""
 

@@ -3,7 +3,8 @@
 They read like decode steps, a few tokens in each, and all of these at once. Heads that have a key index look for what
 the tokens of each want and lack; that comes beside, to be attended to with what they hold and with the new tokens
 before each. Then the set takes the new tokens in, and what the last of them want. Where there are CUDA graphs a layer's
-operations are two of them or some: launched one by one they would take several times as long as they run."""
+operations are one of them for every round, and one more: launched one by one they would take several times as long as
+they run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.lanes import Recorder
+from hetero_sglang.cache.sizes import ARRIVALS
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config import development
 from hetero_sglang.engine.going import BLOCK, BLOCKS, Going, Places, Round
@@ -25,6 +27,7 @@ from hetero_sglang.ops.step import DecodeStep
 _ASKED = 64  # new tokens, at most, that say what a set is made of
 _RECORDED = (2, 8, BLOCKS)  # of so many blocks there are graphs
 _ROOM = 512  # new tokens that graphs have room for, at most
+_COMING = 256  # rows to a block's head that there is room for, at least
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Append:
             self.recorded.append(Recorded(read, recorder.record(work)))
 
     def _blocks(self) -> int:
-        """Of a round, at most."""
-        return int(min(BLOCKS, self.work.fitting(1)))
+        """Of a round, at most: what comes to each has room."""
+        return int(min(BLOCKS, self.work.fitting(1), max(1, ARRIVALS // (_COMING * self.finder.widest))))
 
     # ---- a pass
 
@@ -111,7 +114,7 @@ class Append:
                 self.places.now.copy_(some.row)
                 next(graph for blocks, graph in recorded.read.items() if blocks >= some.starts.numel())()
             else:
-                self._read(layer, going.slots, some, q, k, v, out, ws.length, scale)
+                self._read(layer, going.slots, some, q, k, v, out, seq.prefix, scale)
         if recorded:
             recorded.take()
         else:
@@ -130,7 +133,8 @@ class Append:
         self, layer: int, slots: torch.Tensor, some: Round, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
         out: torch.Tensor, length: int, scale: float,
     ) -> None:  # fmt: skip
-        """What the round's tokens of q attend to, to `out` [n, Hq, Dv]; `length`: what the set stands for, or may."""
+        """What the round's tokens of q attend to, to `out` [n, Hq, Dv]. They look for tokens of the prefix: what else
+        the set stands for is nobody's. `length`: how many those are, or may be."""
         asks = q.index_select(0, some.asked).unflatten(0, (-1, BLOCK))  # [B, BLOCK, Hq, D]
         came = self.finder.bring(layer, asks, slots, some.starts, some.step, length, scale, self.work)
         self.ops.append(q, k, v, self.layers[layer], some.step, self._behind(layer, some.numbers), scale, out, came)

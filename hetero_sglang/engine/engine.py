@@ -89,8 +89,8 @@ class Engine:
             self.finder.poll()
         self.write_back.send()
         self.write_back.hold()
-        for seq in prompts:
-            if seq.whole or seq.appends:
+        for seq in prompts:  # all at once: one more may move the others' lists
+            if seq.last or seq.whole or seq.appends:
                 self.tables.put(seq.ws.slot, seq.ws)
         self.rows = None
         if any(seq.whole for seq in prompts):
@@ -199,7 +199,6 @@ class Engine:
             selected = pick(scores, counts, rule.sink, seq.length - turning).int()  # [C, n]
             worth = self.finder.worth(layer, scores) if self.finder else scores
         ws.length = seq.length
-        self.tables.put(ws.slot, ws)
         cap, start = self.tables.cap[ws.slot, buffers.numbers], self.tables.page_start[ws.slot, buffers.numbers]
         self.ops.fill(
             buffers, buffers.heads, keys, values, selected, worth, cap, start, self.tables.page_list, max(caps),

@@ -25,7 +25,7 @@ class Round:
 
     row: torch.Tensor  # all of the following
     numbers: torch.Tensor  # [4], `Behind`'s
-    step: StepTables  # each block a request of its own that sees what the set stands for; of length 0 where it is none
+    step: StepTables  # each block a request of its own, as long as the prefix; of length 0 where it is none
     starts: torch.Tensor  # [blocks], where the token slots begin
     asked: torch.Tensor  # [blocks * BLOCK], which of the new tokens look for rows
     every: torch.Tensor  # [4], `Behind`'s of all new tokens
@@ -35,7 +35,7 @@ class Round:
 
     @property
     def before(self) -> StepTables:
-        """Of a step of the request alone, that sees what its set stands for."""
+        """Of a step of the request alone, as long as its prefix."""
         step = self.step
         return StepTables(step.length[:1], step.cap[:1], step.page_start[:1], step.page_list, step.clock)
 
@@ -104,7 +104,7 @@ class Places:
         opens = range(begin, begin + self.blocks * BLOCK, BLOCK)
         fields = [
             [newest + 1 - begin, begin, *behind],
-            [seq.ws.length if opening <= newest else 0 for opening in opens],
+            [seq.prefix if opening <= newest else 0 for opening in opens],
             [first] * self.blocks,
             [min(opening + n, newest) for opening in opens for n in range(BLOCK)],
             [seq.count, 0, *behind],

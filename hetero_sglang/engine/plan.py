@@ -36,7 +36,7 @@ class Prompt:
     exact: bool  # every head will hold every token that the request is made for
     last: bool  # the prompt ends with these queries
     held: bool = False  # its working set has every token of the prefix
-    whole: bool = False  # and takes all of the new ones in
+    whole: bool = False  # its heads will have every token, and lack no more than the new ones
     appends: bool = False  # its working set goes on: what new tokens attend to is that
     restores: bool = False  # once its new tokens have said what it is to hold of their prefix
     sources: Sources = NOTHING  # where it does not

@@ -33,6 +33,8 @@ class Prefixes:
             needed.update(np.unique(places[places != NOWHERE] // size).tolist())
         brought = []
         for seq, places in zip(prompts, found, strict=True):
+            if seq.exact and not seq.prefix:
+                continue  # it reads nothing, and its working set will have every row
             slots, here = seq.slots.numpy(), places != NOWHERE
             lacking = np.empty(0, dtype=np.int64)
             if not seq.exact and not seq.held:  # else its working set has every row

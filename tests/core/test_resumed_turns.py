@@ -395,6 +395,32 @@ def test_what_is_held_whole_is_shared_too_chunk_by_chunk() -> None:
     cache.check_integrity()
 
 
+def test_tokens_that_a_turn_does_not_share_are_not_looked_at() -> None:
+    """Their index rows are those of nobody, or of whoever had the new tokens' slots before."""
+    made = []
+    for garbage in (0, -1, 12345):
+        before = begun(3, 1, None)
+        request = turn(before.cache, before, 2, 152, 161)
+        assert request is not None and before.cache.index is not None
+        for layer in before.cache.index.layers:
+            layer.rows[:, request.token_slots[152:161]] = garbage
+        made.append(prefill([request], [(152, 161)]))
+        check_rows(request, 161)
+    for other in made[1:]:
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(made[0], other, strict=True))
+
+
+def test_a_chunk_that_ends_before_the_set_does() -> None:
+    before = begun(3, (4, 1), None)
+    request = turn(before.cache, before, 2, 152, 170)
+    assert request is not None
+    prefill([request], [(152, 154)])
+    prefill([request], [(154, 170)])
+    check_rows(request, 170)
+    before.cache.finish(2)
+    before.cache.check_integrity()
+
+
 def test_an_append_in_chunks_is_one_that_goes_on_twice() -> None:
     before = begun(5, 1, None)
     cache = before.cache
@@ -429,7 +455,9 @@ def test_a_prompt_that_goes_on_beside_others_changes_nothing_for_them() -> None:
     check_rows(request, 161)
 
 
-def test_a_new_prompt_behind_one_that_goes_on_has_its_own_keys() -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_a_new_prompt_behind_one_that_goes_on_has_its_own_keys(full: bool) -> None:
+    """`full`: the list of all sets' pages, so that it is written anew in this pass."""
     before = begun(4, 1, None)
     cache = before.cache
     request = turn(cache, before, 2, 155, 161)
@@ -438,7 +466,14 @@ def test_a_new_prompt_behind_one_that_goes_on_has_its_own_keys() -> None:
     for number, each in enumerate(fresh):
         each.token_slots, each.total, each.prompt = slots_of(580, 4)[300 + 140 * number :][:140], 140, 140
         each.start()
+    tables = engine_of(cache).tables
+    if full:
+        tables._known.clear()
+        tables._lists.clear()
+        tables._end = 40
+        tables.page_list = tables.page_list[: 39 + request.ws.count + fresh[0].ws.count]
     together = prefill([request, fresh[0]], [(155, 161), (0, 140)])
+    assert not full or tables._end == request.ws.count + fresh[0].ws.count
     alone = prefill([fresh[1]], [(0, 140)])
     for layer in range(LAYERS):
         assert torch.equal(together[layer][1], alone[layer][0])

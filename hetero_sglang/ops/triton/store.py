@@ -43,7 +43,7 @@ def _store(
             tl.store(resident_v + row * DV + at_v, value, mask=here_v)
     else:
         compressed = -1 - place
-        if HOST:
+        if HOST and slot > 0:  # padding's way over the link is spared
             row = (slot // BLOCK * compressed_heads + compressed) * BLOCK + slot % BLOCK
             tl.store(host + row * (D + DV) + at, key, mask=here)
             tl.store(host + row * (D + DV) + D + at_v, value, mask=here_v)

@@ -93,7 +93,8 @@ def swap_in(
     layer: LayerBuffers | LayerIndex, host: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor, step: StepTables,
     hot: HotPool, sink: int, work: Workspace, programs: int = PROGRAMS, merged: bool = False, passing: bool = False,
 ) -> None:  # fmt: skip
-    """After `choose`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv], the layer's.
+    """After `choose`, or `lack` if `passing`: bring the rows of every run that comes; host [blocks, C, BLOCK, D + Dv],
+    the layer's.
 
     To their places; beside them until `seat`, where heads attend meanwhile; or beside alone, if `passing`."""
     heads, aside = layer.heads.numel(), work.aside
