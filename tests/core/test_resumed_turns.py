@@ -433,16 +433,22 @@ def test_an_append_in_chunks_is_one_that_goes_on_twice() -> None:
     assert cache.counters.appended_tokens == 15
 
 
+def new_prompts(request: Request) -> list[Request]:
+    """Two of the same first 140 tokens, in slots 3 and 4, elsewhere."""
+    fresh = [copied(request, slot=slot) for slot in (3, 4)]
+    for number, each in enumerate(fresh):
+        each.token_slots, each.total, each.prompt = slots_of(580, 4)[300 + 140 * number :][:140], 140, 140
+        each.start()
+    return fresh
+
+
 def test_a_prompt_that_goes_on_beside_others_changes_nothing_for_them() -> None:
     """In one pass: a set that goes on, a new prompt and a prefix from the host tier."""
     before = begun(4, 1, None)
     cache = before.cache
     request = turn(cache, before, 2, 155, 161)
     assert request is not None
-    fresh = [copied(request, slot=slot) for slot in (3, 4)]
-    for number, each in enumerate(fresh):
-        each.token_slots, each.total, each.prompt = slots_of(580, 4)[300 + 140 * number :][:140], 140, 140
-        each.start()
+    fresh = new_prompts(request)
     prefill([fresh[1]], [(0, 100)])
     together = prefill([fresh[0], request, fresh[1]], [(0, 140), (155, 161), (100, 140)])
     alone = [copied(each, slot=each.slot + 2) for each in fresh]
@@ -462,10 +468,7 @@ def test_a_new_prompt_behind_one_that_goes_on_has_its_own_keys(full: bool) -> No
     cache = before.cache
     request = turn(cache, before, 2, 155, 161)
     assert request is not None
-    fresh = [copied(request, slot=slot) for slot in (3, 4)]
-    for number, each in enumerate(fresh):
-        each.token_slots, each.total, each.prompt = slots_of(580, 4)[300 + 140 * number :][:140], 140, 140
-        each.start()
+    fresh = new_prompts(request)
     tables = engine_of(cache).tables
     if full:
         tables._known.clear()
