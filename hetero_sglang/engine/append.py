@@ -41,12 +41,14 @@ class Recorded:
 class Append:
     """Attention of prompts that go on with a working set; every head of the model is compressed."""
 
+    places: Places  # those of graphs, or of a pass
+    work: Any  # the step's whose buffers are used
+
     def __init__(
         self, cache: TieredCache, ops: Any, tables: DeviceTables, layers: list[LayerBuffers], finder: Lazy
     ) -> None:  # fmt: skip
         self.cache, self.ops, self.tables, self.layers, self.finder = cache, ops, tables, layers, finder
         self.rule, self.device = cache.settings.rule, cache.hot.k.device
-        self.places = Places(tables, finder.turns[:1], 1, 1)
         self.going: dict[int, Going] = {}  # by request slot
         self.recorded: list[Recorded] = []  # by layer, where there are graphs
 

@@ -123,7 +123,7 @@ class Engine:
             out = self._dense(layer, dense, slots, q, k, v, scale)
         else:
             out = q.new_empty(*q.shape[:2], v.shape[2])
-        if 0 < len(dense) < len(prompts):
+        if dense and len(dense) < len(prompts):
             new, *rows = (torch.cat([every[seq.fresh] for seq in dense]) for every in (slots, q, k, v))
             parts = self._dense(layer, dense, new, rows[0], rows[1], rows[2], scale).split([s.count for s in dense])
             for seq, part in zip(dense, parts, strict=True):

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables
+from hetero_sglang.ops.triton.decode import indexed_head
 from hetero_sglang.ops.triton.probe import span
 from hetero_sglang.ops.triton.store import ring_row
 
@@ -100,8 +101,7 @@ def _append(
         logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         top, total, result = _attended(logit, top, total, result, values, real[:, None] & here[None, :])
     if MORE:
-        every = tl.arange(0, HEADS)
-        unit = tl.max(tl.where(tl.load(indexed + every, mask=every < n_heads, other=-1) == head, every, -1), 0)
+        unit = indexed_head(indexed, head, n_heads, HEADS)
         last = (tl.minimum((tile + 1) * (M // PADDED), count) - 1) // block
         if unit >= 0:
             for mine_of in range(tile * (M // PADDED) // block, last + 1):

@@ -148,14 +148,20 @@ def _decode(
 
 
 @triton.jit
+def indexed_head(indexed, head, n_heads, HEADS: tl.constexpr):
+    """Which of a layer's heads with an index a head is, -1: of none."""
+    every = tl.arange(0, HEADS)
+    return tl.max(tl.where(tl.load(indexed + every, mask=every < n_heads, other=-1) == head, every, -1), 0)
+
+
+@triton.jit
 def _arrivals(
     best, total, result, q, k, v, comes, indexed, n_heads, each, request, head, at, scale,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr,
     RUN: tl.constexpr,
 ):  # fmt: skip
     """A query's running softmax with the rows in it that came to its head meanwhile."""
-    every = tl.arange(0, HEADS)
-    unit = tl.max(tl.where(tl.load(indexed + every, mask=every < n_heads, other=-1) == head, every, -1), 0)
+    unit = indexed_head(indexed, head, n_heads, HEADS)
     count = 0
     if unit >= 0:
         count = tl.load(comes + request * n_heads + unit) * RUN
