@@ -92,8 +92,10 @@ class Setup:
             self.buffers.append(LayerBuffers(role.to(DEVICE), k, v, host, pool.k, pool.v, pool.position, pool.score,
                                              spec.first))  # fmt: skip
         self.tables = DeviceTables(case.batch, layout.num_compressed, pages, DEVICE)
-        for slot in range(case.batch):
-            self.tables.put(slot, WorkingSet(pool, rule, grant))
+        sets = [WorkingSet(pool, rule, grant) for _ in range(case.batch)]
+        for slot, ws in enumerate(sets):
+            ws.slot = slot
+        self.tables.put(sets)
         self.req_to_token = torch.arange(rows, dtype=torch.int32, device=DEVICE).view(case.batch, case.tokens)
         shape = (len(layout.layers), case.batch, HEADS * GROUP, DIM)
         self.q = torch.randn(shape, device=DEVICE).to(DTYPE)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from hetero_sglang.cache.lanes import upload
@@ -17,7 +19,7 @@ class Listed:
 
     count: int
     moved: int
-    starts: torch.Tensor  # [2, Hc], of each head's pages, and of those of its index
+    starts: np.ndarray  # [2, Hc], of each head's pages, and of those of its index
 
 
 class DeviceTables:
@@ -42,44 +44,42 @@ class DeviceTables:
         self._known: dict[int, tuple[WorkingSet, int, int]] = {}  # by slot: whose rows, of which size, how often moved
         self._lists: WeakKeyDictionary[WorkingSet, Listed] = WeakKeyDictionary()
 
-    def put(self, slot: int, ws: WorkingSet) -> bool:
-        """Make slot's rows those of `ws`; False where they already are. A set that goes on elsewhere keeps its list."""
-        stamp = (ws, ws.final, ws.moved)
-        if self._known.get(slot) == stamp:
+    def put(self, sets: Sequence[WorkingSet]) -> bool:
+        """Make the rows of these sets' slots theirs; False where they already are. A set that goes on elsewhere keeps
+        its list. All of a pass at once: one more may move the others' lists."""
+        news = [ws for ws in sets if self._known.get(ws.slot) != (ws, ws.final, ws.moved)]
+        if not news:
             return False
-        self._known[slot] = stamp
-        listed, count = self._lists.get(ws), ws.count
-        if listed is not None and (listed.count, listed.moved) == (count, ws.moved):
-            self._point(slot, ws, listed)
-        elif self._end + count > self.page_list.numel():
-            self._repack()
-        else:
-            self._append(slot, ws)
+        self._known |= {ws.slot: (ws, ws.final, ws.moved) for ws in news}
+        unlisted = [ws for ws in news if not self._is_listed(ws)]
+        if self._end + sum(ws.count for ws in unlisted) > self.page_list.numel():
+            self._known = {slot: held for slot, held in self._known.items() if held[0].alive and held[0].slot == slot}
+            self._end = 0
+            self._lists.clear()
+            news = unlisted = [held[0] for held in self._known.values()]
+        self._append(unlisted)
+        self._point(news)
         return True
 
-    def _repack(self) -> None:
-        self._known = {slot: held for slot, held in self._known.items() if held[0].alive and held[0].slot == slot}
-        self._end = 0
-        self._lists.clear()
-        for slot, (ws, *_) in self._known.items():
-            self._append(slot, ws)
+    def _is_listed(self, ws: WorkingSet) -> bool:
+        listed = self._lists.get(ws)
+        return listed is not None and (listed.count, listed.moved) == (ws.count, ws.moved)
 
-    def _append(self, slot: int, ws: WorkingSet) -> None:
-        if not ws.tables:
-            return
-        counts = torch.tensor([[t.numel() for t in pages] for pages in (ws.tables, ws.index)])
-        starts = self._end + counts.flatten().cumsum(0).view_as(counts) - counts  # [2, Hc]
-        count = int(counts.sum())
-        self.page_list[self._end : self._end + count] = self._upload(ws.pages)
-        listed = self._lists[ws] = Listed(count, ws.moved, starts)
-        self._end += count
-        self._point(slot, ws, listed)
+    def _append(self, sets: Sequence[WorkingSet]) -> None:
+        start = self._end
+        for ws in sets:
+            self._lists[ws] = Listed(ws.count, ws.moved, self._end + ws.table.starts.reshape(2, -1))
+            self._end += ws.count
+        if sets:
+            self.page_list[start : self._end] = self._upload(torch.cat([ws.pages for ws in sets]))
 
-    def _point(self, slot: int, ws: WorkingSet, listed: Listed) -> None:
-        self.page_start[slot] = self._upload(listed.starts[0])
+    def _point(self, sets: Sequence[WorkingSet]) -> None:
+        slots = upload(torch.tensor([ws.slot for ws in sets]), self.device)
+        rows = np.stack([(*self._lists[ws].starts, ws.rows.caps) for ws in sets], 1)  # [3, n, Hc]
+        start, index, cap = self._upload(torch.from_numpy(rows))
+        self.page_start[slots], self.cap[slots] = start, cap
         if self.indexed:
-            self.index_start[slot] = self._upload(listed.starts[1])
-        self.cap[slot] = self._upload(ws.cap)
+            self.index_start[slots] = index
 
     def _upload(self, values: torch.Tensor) -> torch.Tensor:
         return upload(values.to(torch.int32), self.device)

@@ -1,5 +1,6 @@
 """The two-tier cache of one tensor-parallel rank: its stores, its requests, and the laws that tie them together."""
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.caps import Grant
 from hetero_sglang.config.settings import Settings
+
+_ON_THEIR_WAY = 64  # batches of freed slots that need not have arrived; older ones have
 
 
 class TieredCache:
@@ -45,9 +48,7 @@ class TieredCache:
         self.requests: dict[int, WorkingSet] = {}  # by request slot
         self.parking = Parking(settings.rule.slack)
         self.prefixes = PrefixCache(hot, host.rows, settings.layout.num_compressed, self.admission.room)
-        self._freed: list[
-            tuple[torch.Tensor, Mark]
-        ] = []  # token slots on their way, which `prefixes` has not forgotten
+        self._freed: deque[tuple[torch.Tensor, Mark]] = deque()  # token slots that `prefixes` has not forgotten yet
         # token slots [rows] that hold a token, in both tiers; where SGLang's slots are, so that nothing waits for them
         self.written = torch.zeros(host.rows, dtype=torch.bool, device=hot.k.device)
 
@@ -140,19 +141,24 @@ class TieredCache:
     def find_prefix(self, slots: np.ndarray) -> np.ndarray:
         """Where rows of tokens at `slots` [n] are on the device: places [n] in `prefixes`. Waits for slots that are on
         their way."""
-        for freed, arrived in self._freed:  # all ranks forget at the same point
-            arrived.wait()
-            self.admission.keep(-self.prefixes.forget(freed.numpy()))
-        self._freed.clear()
+        self._forget(len(self._freed))
         return self.prefixes.find(slots)
 
+    def _forget(self, count: int) -> None:
+        """The first `count` batches of slots on their way: all ranks do it at the same point."""
+        for _ in range(count):
+            freed, arrived = self._freed.popleft()
+            arrived.wait()
+            self.admission.keep(-self.prefixes.forget(freed.numpy()))
+
     def restorable(self, ws: WorkingSet, slots: torch.Tensor, count: int) -> bool:
-        """Whether a request whose prompt is `count` tokens behind a cached prefix at `slots` [n] makes its working set
-        of the prefix's index: where that takes half of the rows that the device lacks of the whole, or less."""
+        """Whether a request whose prompt is `count` tokens behind a cached prefix at `slots` [n], on the device, makes
+        its working set of the prefix's index: where that takes half of the rows that the device lacks of the whole, or
+        less. Waits for the device where that is asked for."""
         if not self.settings.restores or not 0 < count <= self.settings.append or not slots.numel():
             return False
         caps = self.admission.accounts[ws.slot].rows.caps  # of all ranks, which decide alike
-        lacking = int((self.find_prefix(slots.numpy()) == NOWHERE).sum())
+        lacking = int((self.find_prefix(slots.cpu().numpy()) == NOWHERE).sum())
         return 2 * int(caps.clip(max=slots.numel()).sum()) <= lacking * len(caps)
 
     def keep_prefix(self, slots: np.ndarray, needed: set[int]) -> np.ndarray:
@@ -194,7 +200,7 @@ class TieredCache:
         resident = (self.resident.nbytes + index) // self.host.rows  # bytes of a token
         page = self.hot.nbytes // (self.hot.pages + 1)
         self.counters.compressed_requests += 1
-        self.counters.kept_bytes += (ws.count - sum(ws.shared)) * page + ws.final * resident
+        self.counters.kept_bytes += (ws.count - int(ws.shared.sum())) * page + ws.final * resident
         self.counters.dense_bytes += ws.final * (self.resident.nbytes // self.host.rows + self.host.bytes_per_row)
 
     def finish(self, slot: int) -> None:
@@ -217,6 +223,7 @@ class TieredCache:
         freed = self.host.release(slots)
         if self.prefixes.groups:
             self._freed.append(freed)
+            self._forget(len(self._freed) - _ON_THEIR_WAY)
         self.written.index_fill_(0, slots.to(self.written.device), False)
 
     def reset(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.page_table import PageTable
 from hetero_sglang.config.caps import ROOMY, CapRule, Grant, Rows
 
 
@@ -24,11 +25,10 @@ class WorkingSet:
     """Pages and caps of one request; owns its pages until `release`, but for those that it shares."""
 
     def __init__(
-        self, pool: HotPool, rule: CapRule, grant: Grant, rows: Rows | None = None,
-        tables: list[torch.Tensor] | None = None,
+        self, pool: HotPool, rule: CapRule, grant: Grant, rows: Rows | None = None, shared: PageTable | None = None
     ) -> None:  # fmt: skip
-        """`rows`: others than the rule's; `tables`: each head's first pages, another set's. RuntimeError when the pool
-        has fewer pages: too much was promised."""
+        """`rows`: others than the rule's; `shared`: the first pages, another set's. RuntimeError when the pool has
+        fewer pages: too much was promised."""
         self.pool = pool
         self.rule = rule
         self.grant = grant
@@ -42,9 +42,10 @@ class WorkingSet:
         self.units = 0  # of the policy's index, beyond those that the request's length gives
         self.tail: dict[int, torch.Tensor] = {}  # per layer, the last queries of an unfinished prompt
         self.rows = rows or rule.rows(grant)
-        self.shared = [0] * len(self.rows.caps)  # by head, how many of its first pages are another set's
-        nothing = torch.empty(0, dtype=torch.int64)
-        self._take(tables or [nothing] * len(self.rows.caps), [nothing] * len(self.rows.caps))
+        self.heads = len(self.rows.caps)
+        table = shared or PageTable.empty(2 * self.heads)
+        self.shared = table.counts  # [2 * heads], how many of the first pages are another set's
+        self._take(table)
 
     @property
     def prompt(self) -> int:
@@ -56,17 +57,14 @@ class WorkingSet:
         """Tokens the caps are made for."""
         return self.grant.final
 
-    def _take(self, tables: list[torch.Tensor], index: list[torch.Tensor]) -> None:
-        """Pages that `rows` need beyond these, head by head."""
-        parts = [*tables, *index]
-        wanted = self.rule.pages(self.rows).ravel().tolist()
-        extra = [count - pages.numel() for count, pages in zip(wanted, parts, strict=True)]
-        if any(extra):
-            parts = [torch.cat(pair) for pair in zip(parts, self._alloc(sum(extra)).split(extra), strict=True)]
-        self.tables = parts[: len(tables)]  # per head [pages of the head]
-        self.index = parts[len(tables) :]  # per head [pages of its index]
+    def _take(self, table: PageTable) -> None:
+        """Pages that `rows` need beyond these."""
+        extra = self.rule.pages(self.rows).ravel() - table.counts
+        if extra.any():
+            table = table.followed_by(PageTable(self._alloc(int(extra.sum())), extra))
+        self.table = table  # of each head's rows, then of each head's index
         self.caps: list[int] = self.rows.caps.tolist()
-        self.cap = torch.tensor(self.caps, dtype=torch.int64)  # [heads]
+        self.cap = torch.from_numpy(self.rows.caps)  # [heads] int64
 
     def _alloc(self, count: int) -> torch.Tensor:
         """Pages [count] of the pool. RuntimeError when it has fewer."""
@@ -80,18 +78,17 @@ class WorkingSet:
     @property
     def pages(self) -> torch.Tensor:
         """Every page of this request."""
-        return torch.cat([*self.tables, *self.index]) if self.tables else torch.empty(0, dtype=torch.int64)
+        return self.table.pages
 
     @property
     def count(self) -> int:
         """How many those are."""
-        return sum(pages.numel() for pages in (*self.tables, *self.index))
+        return len(self.table.pages)
 
     @property
     def owned(self) -> torch.Tensor:
         """Those that it shares with nobody, or that others share with it."""
-        own = [*_after(self.tables, self.shared), *self.index]
-        return torch.cat(own) if own else torch.empty(0, dtype=torch.int64)
+        return self.table.split(self.shared)[1].pages if self.shared.any() else self.table.pages
 
     @property
     def index_rows(self) -> int:
@@ -101,7 +98,7 @@ class WorkingSet:
     @property
     def indexed(self) -> bool:
         """Whether room for an index is reserved."""
-        return any(pages.numel() for pages in self.index)
+        return bool(self.table.counts[self.heads :].any())
 
     def exact(self, length: int) -> bool:
         """Whether every head still holds every one of `length` tokens."""
@@ -116,58 +113,50 @@ class WorkingSet:
     def grow(self) -> None:
         """Become what the rule makes of twice the length. RuntimeError when the pool has not so many pages."""
         self.grant, self.rows = self.rule.grown(self.grant, self.rows)
-        self._take(self.tables, self.index)
+        self._take(self.table)
 
     def resume(self, grant: Grant) -> None:
         """Go on for another request. RuntimeError as for one that begins."""
         self.rows = self.rule.resumed(self.rows, grant, self.length)
         self.grant, self.outgrown = grant, False
-        self._take(self.tables, self.index)
+        self._take(self.table)
 
     def share(self) -> "WorkingSet":
         """Another that has the same rows: in the same pages, which are pinned, where neither writes, else in copies.
         RuntimeError as for one that begins."""
-        shared = self._sharable()
-        twin = WorkingSet(self.pool, self.rule, self.grant, self.rows, _first(self.tables, shared))
-        twin.length, twin.shared = self.length, shared
-        self.pool.copy(*(torch.cat(_after(ws.tables, shared)) for ws in (self, twin)))
+        first, after = self._sharable()
+        twin = WorkingSet(self.pool, self.rule, self.grant, self.rows, first)
+        twin.length = self.length
+        self.pool.copy(after.pages, twin.owned)
         return twin
 
     def pin(self, stay: bool) -> None:
         """Rows of pages that others may share stay, or may go again."""
-        self.pool.pin(torch.cat(_first(self.tables, self._sharable())), stay)
+        self.pool.pin(self._sharable()[0].pages, stay)
 
-    def _sharable(self) -> list[int]:
-        return self.rule.shared_pages(self.rows, self.length).tolist()
+    def _sharable(self) -> tuple[PageTable, PageTable]:
+        """What others may share, and the rest."""
+        counts = self.rule.shared_pages(self.rows, self.length)
+        return self.table.split(np.concatenate((counts, np.zeros_like(counts))))
 
     def part(self) -> None:
         """Copy what is shared. RuntimeError as for one that begins."""
-        mine = self._alloc(sum(self.shared))
-        self.pool.copy(torch.cat(_first(self.tables, self.shared)), mine)
-        self.pool.pin(mine, False)
-        own = zip(mine.split(self.shared), _after(self.tables, self.shared), strict=True)
-        self.tables = [torch.cat(pair) for pair in own]
-        self.base, self.shared, self.moved = None, [0] * len(self.shared), self.moved + 1
+        theirs, own = self.table.split(self.shared)
+        mine = PageTable(self._alloc(theirs.pages.numel()), theirs.counts)
+        self.pool.copy(theirs.pages, mine.pages)
+        self.pool.pin(mine.pages, False)
+        self.table = mine.followed_by(own)
+        self.base, self.shared, self.moved = None, np.zeros_like(self.shared), self.moved + 1
 
     def absorb(self, base: "WorkingSet") -> None:
         """What is shared with `base` is this one's, and the rest of that is free."""
-        self.pool.free(torch.cat([*_after(base.tables, self.shared), *base.index]))
-        self.base, self.shared, base.alive = None, [0] * len(self.shared), False
+        self.pool.free(base.table.split(self.shared)[1].pages)
+        self.base, self.shared, base.alive = None, np.zeros_like(self.shared), False
 
     def release(self) -> None:
         """Give every page back; what the worker still ranks for this request is dropped when it arrives."""
         self.alive = False
         self.pool.free(self.owned)
-
-
-def _first(tables: list[torch.Tensor], counts: list[int]) -> list[torch.Tensor]:
-    """So many of each head's pages."""
-    return [pages[:count] for pages, count in zip(tables, counts, strict=True)]
-
-
-def _after(tables: list[torch.Tensor], counts: list[int]) -> list[torch.Tensor]:
-    """And the others."""
-    return [pages[count:] for pages, count in zip(tables, counts, strict=True)]
 
 
 def run_start(ids: torch.Tensor) -> int:

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
@@ -89,17 +90,13 @@ class Engine:
             self.finder.poll()
         self.write_back.send()
         self.write_back.hold()
-        for seq in prompts:  # all at once: one more may move the others' lists
-            if seq.last or seq.whole or seq.appends:
-                self.tables.put(seq.ws.slot, seq.ws)
+        self.tables.put([seq.ws for seq in prompts if seq.last or seq.whole or seq.appends])
         self.rows = None
         if any(seq.whole for seq in prompts):
-            each = [
-                torch.stack((torch.full((seq.count,), seq.ws.slot if seq.whole else -1), seq.positions))
-                for seq in prompts
-                if not seq.appends
-            ]
-            self.rows = upload(torch.cat(each, 1).int(), self.device)
+            dense = [seq for seq in prompts if not seq.appends]
+            slots = np.repeat([seq.ws.slot if seq.whole else -1 for seq in dense], [seq.count for seq in dense])
+            positions = np.concatenate([np.arange(seq.prefix, seq.length) for seq in dense])
+            self.rows = upload(torch.from_numpy(np.stack((slots, positions)).astype(np.int32)), self.device)
         going_on = [seq for seq in prompts if seq.appends]
         if going_on and self.append:
             longest = max(seq.length for seq in going_on)
@@ -146,13 +143,21 @@ class Engine:
         self._write(layer, slots, k, v)
         keys, values = self.prefixes.whole(layer, prompts, k, v)
         out = self.prefill.run(q, keys, values)
-        if self.rows is not None and buffers.heads.numel():
+        if not buffers.heads.numel():
+            return out
+        if self.rows is not None:
             self.ops.hold(buffers, k, v, *self.rows, self.tables.page_start, self.tables.page_list)
         start = first = 0
-        for seq in prompts:
+        for seq in prompts:  # slices are made where they are needed: each takes as long as a small kernel
             rows, mine = slice(start, start + seq.length), slice(first, first + seq.count)
-            self.prefixes.keep(layer, seq, keys[rows], values[rows])
-            self._settle(layer, seq, q[mine], keys[rows], values[rows], scale)
+            if seq.sources.kept.numel():
+                self.prefixes.keep(layer, seq, keys[rows], values[rows])
+            if not seq.whole:
+                self._settle(layer, seq, q[mine], keys[rows], values[rows], scale)
+            else:  # its rows are there already
+                seq.ws.length = seq.length
+                if seq.last and self.finder:
+                    self.finder.prompted(layer, seq, keys[:0], self.nothing)
             start, first = start + seq.length, first + seq.count
         return out
 
@@ -170,14 +175,7 @@ class Engine:
     ) -> None:
         """At prefill end every compressed head gets its working set; before that, only the last queries are kept."""
         buffers = self.layers[layer]
-        if not buffers.heads.numel():
-            return
         ws, observe, rule = seq.ws, self.settings.observe, self.settings.rule
-        if seq.whole:  # its rows are there already
-            ws.length = seq.length
-            if seq.last and self.finder:
-                self.finder.prompted(layer, seq, keys[:0], self.nothing)
-            return
         if layer in ws.tail:
             q = torch.cat((ws.tail.pop(layer), q))
         q = q[-observe:]
@@ -239,7 +237,7 @@ class Engine:
         for ws, length in zip(known, lengths, strict=True):
             self.cache.make_room(ws, length)
             ws.length = length
-        if any([self.tables.put(ws.slot, ws) for ws in known]):  # their pages may have been another's
+        if self.tables.put(known):  # their pages may have been another's
             self.write_back.hold()
         # A lone request's answer follows from itself alone; with several no layer waits for one's length.
         self.clock = lengths[0] if len(lengths) == 1 else self.clock + 1

@@ -81,7 +81,7 @@ class Places:
         """By request slot; nothing waits for it. `fitting`: how many blocks of a request of so many tokens may look at
         once."""
         ends = accumulate(seq.length for seq in prompts)
-        slots = upload(torch.cat([seq.slots for seq in prompts]).int(), self.device)
+        slots = torch.cat([seq.slots for seq in prompts])
         if room := min(slots.numel(), self.slots.numel()):
             self.slots[:room] = slots[:room]
         made = {}
@@ -89,7 +89,8 @@ class Places:
             each, first = min(self.blocks, fitting(seq.length)) * BLOCK, end - seq.length
             begins = range(0, seq.count, each)
             rows = upload(torch.tensor([self._row(seq, first, begin, each) for begin in begins]).int(), self.device)
-            *_, cap, pages = rows.split(self.sizes, 1)
+            *_, new, cap, pages = rows.split(self.sizes, 1)
+            new[:, : min(seq.count, self.most)] = seq.slots[seq.prefix :][: self.most]
             for field, table in ((cap, self.tables.cap), (pages, self.tables.page_start)):
                 field[:, : table.shape[1]] = table[seq.ws.slot]
             blocks = [-(-min(each, seq.count - begin) // BLOCK) for begin in begins]
@@ -98,8 +99,8 @@ class Places:
         return made
 
     def _row(self, seq: Prompt, first: int, begin: int, each: int) -> list[int]:
-        """Of a round of `each` new tokens from this one on; the request's token slots begin at `first`. But for its
-        caps and pages."""
+        """Of a round of `each` new tokens from this one on; the request's token slots begin at `first`. But for its new
+        tokens' slots, its caps and its pages, which the device knows."""
         behind, newest = [seq.prefix, seq.ws.length], min(begin + each, seq.count) - 1
         opens = range(begin, begin + self.blocks * BLOCK, BLOCK)
         fields = [
@@ -110,7 +111,7 @@ class Places:
             [seq.count, 0, *behind],
             [seq.length],
             [max(0, newest - n) for n in range(LATEST)],
-            seq.slots[seq.prefix :][: self.most].tolist() + [_NO_TOKEN] * (self.most - seq.count),
+            [_NO_TOKEN] * self.most,
         ]
         row = [value for field in fields for value in field + [0] * (-len(field) % _ALIGNED)]
         return row + [0] * (sum(self.sizes) - len(row))

@@ -12,7 +12,6 @@ from hetero_sglang.cache.working_set import WorkingSet
 class Sources:
     """Where rows of a prompt's tokens lie; all int64 on the device."""
 
-    slots: torch.Tensor  # [prefix], token slots
     known: torch.Tensor  # [n], tokens of the prefix that the device has
     places: torch.Tensor  # [n], in the cache of prefixes
     brought: torch.Tensor  # [prefix - n], tokens that come from the host
@@ -21,7 +20,7 @@ class Sources:
 
 
 NONE = torch.empty(0, dtype=torch.int64)
-NOTHING = Sources(*[NONE] * 6)
+NOTHING = Sources(*[NONE] * 5)
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Prompt:
     length: int
     start: int
     count: int
-    slots: torch.Tensor  # [length] int64, token slots on the host
+    slots: torch.Tensor  # [length] int32, token slots, on the device
     exact: bool  # every head will hold every token that the request is made for
     last: bool  # the prompt ends with these queries
     held: bool = False  # its working set has every token of the prefix
@@ -47,11 +46,6 @@ class Prompt:
         return self.length - self.count
 
     @property
-    def positions(self) -> torch.Tensor:
-        """[count] int64: which of its tokens the new ones are."""
-        return torch.arange(self.prefix, self.length)
-
-    @property
     def fresh(self) -> slice:
         """The request's new tokens among the pass's."""
         return slice(self.start, self.start + self.count)
@@ -62,10 +56,10 @@ def plan_extend(
 ) -> list[Prompt]:
     """Plan a prefill: request slots, total lengths, new tokens of each; req_to_token [requests, context]."""
     prompts, start = [], 0
-    for request, length, count in zip(requests, lengths, counts, strict=True):
-        ws = cache.requests[request]
-        slots, last = req_to_token[request, :length].to("cpu", torch.int64), length >= ws.prompt
-        prefix = length - count
+    every = torch.cat([req_to_token[request, :length] for request, length in zip(requests, lengths, strict=True)])
+    for request, slots, count in zip(requests, every.int().split(lengths), counts, strict=True):
+        ws, length = cache.requests[request], len(slots)
+        last, prefix = length >= ws.prompt, length - count
         goes_on = 0 < prefix <= ws.length
         held = goes_on and ws.exact(max(length, ws.length))
         restores = last and not ws.length and not ws.tail and cache.restorable(ws, slots[:prefix], count)

@@ -1,6 +1,8 @@
 """Rows of prompts' prefixes for a prefill: from the resident store, a working set, the device's cached prefixes, or the
 host; and what the device keeps of a pass for others to find."""
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,27 +27,25 @@ class Prefixes:
     def begin(self, prompts: list[Prompt]) -> None:
         """Once per prefill pass, of prompts that read whole prefixes: rows start to move."""
         cache, size = self.cache, self.cache.hot.page_size
-        found = []
+        # The others find all rows in their working sets, or read none; where there are no others nothing waits.
+        asking = [seq for seq in prompts if not seq.held and (seq.prefix or not seq.exact)]
+        slots_of, found = _on_host(asking), []
         needed: set[int] = set()  # groups that this pass reads or fills
-        for seq in prompts:
-            slots = seq.slots[: 0 if seq.held else seq.prefix].numpy()
-            found.append(places := cache.find_prefix(slots))
+        for seq, slots in zip(asking, slots_of, strict=True):
+            found.append(places := cache.find_prefix(slots[: seq.prefix].numpy()))
             needed.update(np.unique(places[places != NOWHERE] // size).tolist())
         brought = []
-        for seq, places in zip(prompts, found, strict=True):
-            if seq.exact and not seq.prefix:
-                continue  # it reads nothing, and its working set will have every row
-            slots, here = seq.slots.numpy(), places != NOWHERE
+        for seq, slots, places in zip(asking, slots_of, found, strict=True):
+            here = places != NOWHERE
             lacking = np.empty(0, dtype=np.int64)
-            if not seq.exact and not seq.held:  # else its working set has every row
-                lacking = (cache.prefixes.place[slots] == NOWHERE).nonzero()[0]
-            kept = cache.keep_prefix(slots[lacking], needed)
+            if not seq.exact:  # else its working set will have every row
+                lacking = (cache.prefixes.place[slots.numpy()] == NOWHERE).nonzero()[0]
+            kept = cache.keep_prefix(slots.numpy()[lacking], needed)
             needed.update(np.unique(kept // size).tolist())
-            brought.append(seq.slots[: len(here)][torch.from_numpy(~here)])
+            brought.append(slots[: seq.prefix][torch.from_numpy(~here)])
             cache.counters.prefix_rows_held += int(here.sum()) * len(self.layers)
             index = (here.nonzero()[0], places[here], (~here).nonzero()[0], lacking[: len(kept)], kept)
-            on_device = (upload(torch.from_numpy(each).long(), self.device) for each in index)
-            seq.sources = Sources(upload(seq.slots[: seq.prefix], self.device), *on_device)
+            seq.sources = Sources(*(upload(torch.from_numpy(each).long(), self.device) for each in index))
         rows = torch.cat(brought) if brought and cache.host.nbytes else torch.empty(0, dtype=torch.int64)
         self.loader.begin(rows, mark(self.device))  # last: small copies queue behind large ones
 
@@ -61,19 +61,26 @@ class Prefixes:
         comes = buffers.compressed.numel() > 0 and self.loader.slots.numel() > 0
         host = self.loader.take(layer).split((k.shape[2], v.shape[2]), 2) if comes else (k[:0], v[:0])
         start = taken = fresh = 0
-        for seq in prompts:
-            count = seq.sources.brought.numel()
-            theirs = tuple(each[taken : taken + count] for each in host)
-            resident = (buffers.resident_k, buffers.resident_v)
-            compressed = self._compressed(layer, seq, theirs) if seq.prefix and buffers.heads.numel() else theirs
-            for out, new, store, rows in zip(made, (k, v), resident, compressed, strict=True):
-                mine = out[start : start + seq.length]
-                mine[seq.prefix :] = new[fresh : fresh + seq.count]
-                if seq.prefix and buffers.resident.numel():
-                    mine[: seq.prefix].index_copy_(1, buffers.resident, store[seq.sources.slots])
-                if seq.prefix and buffers.heads.numel():
-                    mine[: seq.prefix].index_copy_(1, buffers.compressed, rows)
-            start, taken, fresh = start + seq.length, taken + count, fresh + seq.count
+        for runs, some in groupby(prompts, lambda seq: seq.prefix == 0):
+            if runs:  # of several prompts that begin, in one copy
+                count = sum(seq.count for seq in some)
+                for out, new in zip(made, (k, v), strict=True):
+                    out[start : start + count] = new[fresh : fresh + count]
+                start, fresh = start + count, fresh + count
+                continue
+            for seq in some:
+                count = seq.sources.brought.numel()
+                theirs = tuple(each[taken : taken + count] for each in host)
+                resident = (buffers.resident_k, buffers.resident_v)
+                compressed = self._compressed(layer, seq, theirs) if buffers.heads.numel() else theirs
+                for out, new, store, rows in zip(made, (k, v), resident, compressed, strict=True):
+                    mine = out[start : start + seq.length]
+                    mine[seq.prefix :] = new[fresh : fresh + seq.count]
+                    if buffers.resident.numel():
+                        mine[: seq.prefix].index_copy_(1, buffers.resident, store[seq.slots[: seq.prefix]])
+                    if buffers.heads.numel():
+                        mine[: seq.prefix].index_copy_(1, buffers.compressed, rows)
+                start, taken, fresh = start + seq.length, taken + count, fresh + seq.count
         if comes:
             self.loader.done(layer)
         return made
@@ -111,3 +118,9 @@ class Prefixes:
     def end(self) -> None:
         """The last layer is through."""
         self.loader.end()
+
+
+def _on_host(prompts: list[Prompt]) -> Sequence[torch.Tensor]:
+    """Token slots [length] int64 of each; waits for the device, once."""
+    every = torch.cat([seq.slots for seq in prompts]).cpu().long() if prompts else torch.empty(0, dtype=torch.int64)
+    return every.split([seq.length for seq in prompts])

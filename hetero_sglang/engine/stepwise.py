@@ -33,7 +33,7 @@ class Stepwise(Finder):
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:
         """Index the prompt's tokens."""
         buffers, ws, span = self.layers[layer], prompt.ws, self.index.span
-        if not ws.index[buffers.first].numel():
+        if not ws.table.counts[ws.heads + buffers.first]:
             return
         heads, length = scores.shape
         count = int(self.settings.layout.layers[layer].fractions[0] * ws.final)

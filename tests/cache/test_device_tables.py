@@ -21,11 +21,12 @@ def test_lists_survive_a_repack() -> None:
     cache = make_cache(made, pages=120)
     tables = DeviceTables(8, made.layout.num_compressed, cache.hot.pages, "cpu")
     kept = cache.start(7, cache.admission.grant(40, 4))
-    tables.put(7, kept)
+    tables.put([kept])
     for _ in range(40):
-        tables.put(2, cache.start(2, cache.admission.grant(30, 4)))
+        tables.put([cache.start(2, cache.admission.grant(30, 4))])
         for slot, ws in ((2, cache.requests[2]), (7, kept)):
-            for number, pages in enumerate(ws.tables):
+            for number in range(ws.heads):
+                pages = ws.table[number]
                 begin = int(tables.page_start[slot, number])
                 assert torch.equal(tables.page_list[begin : begin + pages.numel()].long(), pages)
                 assert int(tables.cap[slot, number]) == ws.caps[number]
@@ -46,20 +47,21 @@ def test_sets_that_go_to_other_slots_keep_their_lists(deeds: list[tuple[str, int
             grant = cache.admission.grant(30, 4)
             if not cache.admission.fits(cache.admission.demand(grant)):
                 continue
-            tables.put(slot, cache.start(slot, grant))
+            tables.put([cache.start(slot, grant)])
         elif deed == "move" and live and slot not in live:
             ws = cache.requests.pop(live[0])
             cache.requests[slot], ws.slot, end = ws, slot, tables._end
-            tables.put(slot, ws)
+            tables.put([ws])
             assert tables._end == end, "the list was copied"
             cache.admission.accounts[slot] = cache.admission.accounts.pop(live[0])
         elif deed == "grow" and live and cache.admission.growth(live[0]) is not None and cache.admission.grow(live[0]):
             cache.requests[live[0]].grow()
-            tables.put(live[0], cache.requests[live[0]])
+            tables.put([cache.requests[live[0]]])
         elif deed == "end" and live:
             cache.finish(live[-1])
         for slot, ws in cache.requests.items():
-            for number, pages in enumerate(ws.tables):
+            for number in range(ws.heads):
+                pages = ws.table[number]
                 begin = int(tables.page_start[slot, number])
                 assert torch.equal(tables.page_list[begin : begin + pages.numel()].long(), pages)
                 assert int(tables.cap[slot, number]) == ws.caps[number]

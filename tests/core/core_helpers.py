@@ -214,7 +214,7 @@ def held_positions(request: Request, number: int, length: int) -> torch.Tensor:
 def flat_rows(ws: WorkingSet, number: int, rows: torch.Tensor) -> torch.Tensor:
     """Flat hot rows of one head's rows [n], given in working-set order."""
     size = ws.pool.page_size
-    return ws.tables[number][rows // size] * size + rows % size
+    return ws.table[number][rows // size] * size + rows % size
 
 
 def selected_tokens(request: Request, number: int) -> torch.Tensor:

@@ -158,7 +158,7 @@ def check_rows(request: Request, length: int) -> None:
         assert held.unique().numel() == held.numel() and held.max() < length
         assert torch.isin(torch.cat((torch.arange(2), torch.arange(length - window, length))), held).all()
         rows = torch.arange(min(request.ws.caps[number], length))
-        flat = request.ws.tables[number][rows // 16] * 16 + rows % 16
+        flat = request.ws.table[number][rows // 16] * 16 + rows % 16
         token = cache.hot.position.view(-1)[flat].long().cpu()
         assert torch.equal(cache.hot.k.view(-1, DIM)[flat].cpu(), request.k[layer][token, head])
         assert torch.equal(cache.hot.v.view(-1, DIM)[flat].cpu(), request.v[layer][token, head])
@@ -273,7 +273,7 @@ def check_shared(room: bool, steps: int, ops: ModuleType | None = None, device: 
     second, third = prefill([turns[1]], [(155, 160)]), prefill([turns[2]], [(155, 160)])
     for layer in range(LAYERS):
         assert torch.equal(first[layer][0], second[layer][0]) and torch.equal(first[layer][0], third[layer][0])
-    pages = torch.cat([t[:n] for t, n in zip(parked.ws.tables, turns[1].ws.shared, strict=True)])
+    pages = parked.ws.table.split(turns[1].ws.shared)[0].pages
     for old, now in zip(was, (cache.hot.k, cache.hot.v, cache.hot.position), strict=True):
         assert torch.equal(old[pages], now[pages]), "a row that is shared was written"
     for each in turns:
@@ -376,7 +376,7 @@ def test_what_is_held_whole_is_shared_too_chunk_by_chunk() -> None:
     (parked,) = cache.parking.sets.values()
     share(cache, (2, 3), 70)
     turns = [copied(before, slot=slot, prompt=70) for slot in (2, 3)]
-    pages = torch.cat([t[:n] for t, n in zip(parked.ws.tables, turns[0].ws.shared, strict=True)])
+    pages = parked.ws.table.split(turns[0].ws.shared)[0].pages
     was = [store[pages].clone() for store in (cache.hot.k, cache.hot.v, cache.hot.position, cache.hot.used)]
     assert pages.numel() and (was[-1] > PINNED // 2).all()
     for each in turns:

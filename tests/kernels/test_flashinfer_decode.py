@@ -63,8 +63,9 @@ class World:
         self.arrivals = [self._arrivals(layer) for layer in range(len(self.buffers))]
 
     def start(self, slot: int, prompt: int, more: int) -> None:
-        self.requests[slot] = WorkingSet(self.pool, self.settings.rule, self.settings.rule.grant(prompt, more))
-        self.tables.put(slot, self.requests[slot])
+        ws = self.requests[slot] = WorkingSet(self.pool, self.settings.rule, self.settings.rule.grant(prompt, more))
+        ws.slot = slot
+        self.tables.put([ws])
         taken, self.free_slots = self.free_slots.split([prompt + more, len(self.free_slots) - prompt - more])
         self.req_to_token[slot, : prompt + more] = taken.int().to(self.device)
 
