@@ -154,7 +154,7 @@ def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[
     """Run one prefill batch over tokens [a, b) of each request; returns outputs [layer][request]."""
     cache = requests[0].cache
     engine, counts = engine_of(cache), [b - a for a, b in spans]
-    table = table_of(requests)
+    table = table_of(requests).to(engine.device)
     engine.begin_extend(plan_extend(cache, [r.slot for r in requests], [b for _, b in spans], counts, table))
     outputs = []
     for layer in range(len(engine.layers)):
