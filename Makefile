@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 # an environment that forbids writing it would compile them anew at every server start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo smollm2 chat test test-all lint lock clean
+.PHONY: demo smollm2 chat test test-all check lock clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.demo
@@ -27,13 +27,13 @@ $(SMOLLM2): | $(STAMP)
 
 # The tests' processes outnumber a small machine's cores: threads that wait must not spin.
 test test-all: export OMP_WAIT_POLICY := PASSIVE
-test: lint  # every law
+test: check  # every law
 	$(VENV)/bin/python -m pytest tests -m "not slow"
 
-test-all: lint  # and the same laws in further cases, or at their full size
+test-all: check  # and the same laws in further cases, or at their full size
 	$(VENV)/bin/python -m pytest tests
 
-lint: $(STAMP)
+check: $(STAMP)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy

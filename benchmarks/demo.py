@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from benchmarks.launch import RECALL, Server
-from benchmarks.recall import Language, Session, ask, score
+from benchmarks.recall import Document, Language, Session, ask, score
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         converse(server, language, document, given.turns, given.names, given.seed)
 
 
-def converse(server: Server, language: Language, document, turns: int, names: int, seed: int) -> None:
+def converse(server: Server, language: Language, document: Document, turns: int, names: int, seed: int) -> None:
     """Hold the session and print the summary."""
     session, right, total = Session(document), 0, 0
     for turn in range(turns):

@@ -16,11 +16,12 @@ import torch
 
 from benchmarks.copies import once
 from benchmarks.kernels import captured
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.lanes import Lane, mark
 from hetero_sglang.config.layout import LayerLayout
-from hetero_sglang.ops.base import Arrivals, LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.ops.base import Arrivals, LayerBuffers, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.triton.choose import choose
 from hetero_sglang.ops.triton.decode import BESIDE, DecodeBuffers, decode_attention

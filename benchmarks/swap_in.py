@@ -17,11 +17,12 @@ from benchmarks import lazy_layers
 from benchmarks.copies import once, seconds
 from benchmarks.kernels import captured
 from benchmarks.run import Run, add_options
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.shared_memory import SharedMemory
 from hetero_sglang.ops import reference
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.triton.swap_in import bring, swap_in
 from hetero_sglang.ops.triton.workspace import Workspace
 

@@ -24,7 +24,7 @@ class SharedMemory:
         """Zeroed memory; `name` shows in /proc/*/maps. HeteroError when it cannot be had or pinned."""
         size = max(1, math.ceil(nbytes / mmap.PAGESIZE)) * mmap.PAGESIZE
         self.fd, self.nbytes = os.memfd_create(name, os.MFD_CLOEXEC), nbytes
-        self._unpin: weakref.finalize | None = None
+        self._unpin: weakref.finalize[..., SharedMemory] | None = None
         try:
             os.ftruncate(self.fd, size)
             self.buffer = mmap.mmap(self.fd, size, mmap.MAP_SHARED)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.selection.scores import pool_average
+from hetero_sglang.ops.reference.attention import pool_average
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +70,10 @@ def watched(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):  # noqa: ANN001, ANN202
+    def attend(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+        scaling: float | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         watcher(module.layer_idx, query[0], key[0], value[0], scale, module.o_proj.weight)
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -10,11 +10,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.lanes import Lane, Mark, mark, upload
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
-from hetero_sglang.ops.base import Arrivals, LayerIndex, StepTables
+from hetero_sglang.ops.base import Arrivals, StepTables
 from hetero_sglang.ops.reference.choose import used_at_first
 from hetero_sglang.ops.reference.index import run_scores
 from hetero_sglang.ops.step import DecodeStep

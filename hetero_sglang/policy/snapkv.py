@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import torch
 
+from hetero_sglang.ops.reference.attention import pool_average
 from hetero_sglang.policy.base import Policy
-from hetero_sglang.selection.scores import observed_weights, pool_average
+from hetero_sglang.selection.scores import observed_weights
 
 
 @dataclass(frozen=True)

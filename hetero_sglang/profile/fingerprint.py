@@ -23,7 +23,7 @@ _SAMPLES = 32
 _SAMPLE_BYTES = 4096
 
 
-def read_config(model_path: str | Path) -> dict:
+def read_config(model_path: str | Path) -> dict[str, Any]:
     """The checkpoint's config.json. Raises HeteroError when there is none or it cannot be read."""
     path = Path(model_path) / "config.json"
     if not path.exists():

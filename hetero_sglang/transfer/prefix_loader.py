@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from hetero_sglang.cache.counters import Counters
-from hetero_sglang.cache.host_store import BLOCK, HostStore
+from hetero_sglang.cache.host_layout import BLOCK
+from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.lanes import Lane, Mark, mark, upload
 from hetero_sglang.cache.sizes import SPREAD
 

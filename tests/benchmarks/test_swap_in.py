@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import lazy_layers, swap_in
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hetero_sglang.cache.counters import Counters
-from hetero_sglang.cache.host_store import BLOCK, HostStore
+from hetero_sglang.cache.host_layout import BLOCK
+from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.lanes import mark
 from hetero_sglang.ops import reference
 from hetero_sglang.transfer.prefix_loader import PrefixLoader

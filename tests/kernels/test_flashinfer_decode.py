@@ -16,11 +16,12 @@ from fake_flashinfer import PROCESSORS, FakeWrapper
 
 from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.ops import triton
-from hetero_sglang.ops.base import Arrivals, LayerBuffers, LayerIndex
+from hetero_sglang.ops.base import Arrivals, LayerBuffers
 from hetero_sglang.ops.chosen import decode_kernel
 from hetero_sglang.ops.reference.attention import decode_exact
 from hetero_sglang.ops.step import DecodeStep

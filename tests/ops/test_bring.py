@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.ops import reference
 from hetero_sglang.ops.triton.swap_in import bring
 

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_index import random_index
 
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import PINNED, HotPool
+from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.ops import reference, triton
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import ask as reference_ask
 from hetero_sglang.ops.reference.index import attention_guess, run_scores, unpack

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.config.layout import LayerLayout
 from hetero_sglang.ops import base, reference, triton

@@ -63,7 +63,7 @@ def installs(calls: list[str]) -> list[str]:
     return [call for call in calls if " install " in call]
 
 
-LINT = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+CHECK = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
 FAST = "-m pytest tests -m not slow"
 
 
@@ -82,9 +82,9 @@ def test_first_run_makes_the_environment_then_installs_lock_and_package_then_run
 
 
 @pytest.mark.parametrize(
-    "goal, runs", [("test", [*LINT, FAST]), ("test-all", [*LINT, "-m pytest tests"]), ("lint", LINT)]
+    "goal, runs", [("test", [*CHECK, FAST]), ("test-all", [*CHECK, "-m pytest tests"]), ("check", CHECK)]
 )
-def test_second_run_only_lints_and_runs(checkout: Checkout, goal: str, runs: list[str]) -> None:
+def test_second_run_only_checks_and_runs(checkout: Checkout, goal: str, runs: list[str]) -> None:
     checkout.make(goal)
     for name in ("requirements.lock", "pyproject.toml"):
         checkout.age(name, -60)

@@ -15,7 +15,7 @@ from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.documents import Document
 from hetero_sglang.calibration.observe import Observation, reduce_group, watched
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.selection.scores import pool_average
+from hetero_sglang.ops.reference.attention import pool_average
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -25,7 +25,8 @@ from transfer_helpers import (
     wait_all,
 )
 
-from hetero_sglang.cache.host_store import BLOCK, HostStore, put_rows
+from hetero_sglang.cache.host_layout import BLOCK
+from hetero_sglang.cache.host_store import HostStore, put_rows
 from hetero_sglang.transfer import client as client_module
 from hetero_sglang.transfer import scoring
 from hetero_sglang.transfer.client import Failed, Scored

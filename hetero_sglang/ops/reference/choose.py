@@ -6,7 +6,8 @@ it holds and the tokens that it does not, those worth most are kept. Scores are 
 import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables, flat_rows
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import LayerBuffers, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
 PART = 3  # a third of a head's places is what a step can want, unless it says otherwise

@@ -3,7 +3,8 @@
 import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerIndex, StepTables, flat_rows
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Found, Workspace
 from hetero_sglang.profile.index_plan import WORD, Fields
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.reference.choose import score_bin
 from hetero_sglang.ops.reference.workspace import Coming, Workspace
 

@@ -4,7 +4,8 @@ import torch
 
 from hetero_sglang.cache.host_store import take_rows
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.reference.workspace import Arrived, Workspace
 
 

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.choose import place_row
 from hetero_sglang.ops.triton.index import flat_fields

@@ -9,7 +9,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST, NEVER, PART
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.probe import is_turn, score_bin, span

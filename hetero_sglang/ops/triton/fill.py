@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.ops.base import LayerBuffers
 
 

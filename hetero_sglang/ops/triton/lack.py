@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.reference.lack import WORTH
 from hetero_sglang.ops.triton.choose import append_to

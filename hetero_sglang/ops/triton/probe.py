@@ -11,7 +11,8 @@ import triton.language as tl
 from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hetero_sglang.ops.base import LayerIndex, StepTables
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.index import MOST_FIELDS, flat_fields

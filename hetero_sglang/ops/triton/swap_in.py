@@ -8,9 +8,10 @@ import triton.language as tl
 from triton import knobs
 from triton.language.extra.cuda import gdc_wait
 
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
-from hetero_sglang.ops.base import LayerBuffers, LayerIndex, StepTables
+from hetero_sglang.cache.index_store import LayerIndex
+from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.triton.early import early, overlaps
 from hetero_sglang.ops.triton.workspace import MOST_SPLITS, Workspace
 

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.cache.host_store import BLOCK
+from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.ops.base import HostPlaces, NewRows, StepTables
 from hetero_sglang.ops.triton.store import ring_row
