@@ -4,7 +4,8 @@ HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every
 with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: at most so many rows
 come to a head with a key index when a step looks for some, and BLOCK_ROWS times as many when new tokens of a
 prompt do. HETERO_WAIT_FOR_RANKINGS=1: every ranking of the worker is waited for between steps, so that tokens of two
-runs can be compared."""
+runs can be compared. HETERO_CHECKSUMS=1: host rows are summed up when they are first seen and compared in every pass.
+HETERO_FAULT, names with commas between or a file with them: what goes wrong on purpose (`FAULTS`)."""
 
 import os
 from pathlib import Path
@@ -15,22 +16,35 @@ ALLOWED = "HETERO_DEVELOPMENT"
 FETCH_RATE = "HETERO_FETCH_RATE"
 CHANGED_ROWS = "HETERO_CHANGED_ROWS"
 WAIT = "HETERO_WAIT_FOR_RANKINGS"
+CHECKSUMS = "HETERO_CHECKSUMS"
+FAULT = "HETERO_FAULT"
+SWITCHES = (FETCH_RATE, CHANGED_ROWS, WAIT, CHECKSUMS, FAULT)
+FAULTS = {
+    "worker-dies": "the retrieval worker ends when it is asked for a ranking",
+    "worker-stalled": "it stops reading",
+    "worker-slow": "a ranking takes it half a second more",
+    "worker-late": "a ranking takes it twelve seconds more, and the request may have ended",
+    "worker-lies": "it names tokens that do not exist",
+    "host-bit": "a bit of a host row of every request flips before every pass; HETERO_CHECKSUMS=1 sees it",
+}
 BLOCK_ROWS = 10  # as on SmolLM2-135M: 240 to 280 rows come for eight new tokens, some 25 when a step looks
 
 
 def check() -> None:
     """HeteroError when a switch is set that is not allowed, or means nothing."""
-    for name in (ALLOWED, WAIT):
+    for name in (ALLOWED, WAIT, CHECKSUMS):
         if os.environ.get(name, "") not in ("", "0", "1"):
             raise HeteroError(f"{name} is {os.environ[name][:40]!r}: set it to 1, or unset it.")
     if os.environ.get(ALLOWED) != "1":
-        for name in (FETCH_RATE, CHANGED_ROWS, WAIT):
+        for name in SWITCHES:
             if os.environ.get(name):
                 raise HeteroError(
                     f"{name} is set, which is for measurements and tests alone: unset it, or set {ALLOWED}=1 as well."
                 )
     fetch_rate()
     changed_rows()
+    if unknown := sorted(faults() - FAULTS.keys()):
+        raise HeteroError(f"{FAULT} names {unknown[0][:40]!r}: choose among {', '.join(FAULTS)}.")
 
 
 def changed_rows() -> int | None:
@@ -51,6 +65,16 @@ def fetch_rate() -> float | None:
     if rate is not None and not 0 <= rate <= 1:
         raise HeteroError(f"{FETCH_RATE} is {given[:40]!r}: set it to a share from 0 to 1 or to a file with one.")
     return rate
+
+
+def faults() -> frozenset[str]:
+    """What goes wrong on purpose, now."""
+    return frozenset(filter(None, (name.strip() for name in _written(FAULT).split(","))))
+
+
+def checksums() -> bool:
+    """Whether host rows are compared with what they were."""
+    return _set(CHECKSUMS) == "1"
 
 
 def waits() -> bool:

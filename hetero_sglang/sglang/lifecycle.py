@@ -1,7 +1,9 @@
 """Where requests and token slots begin and end in SGLang."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
 from hetero_sglang.sglang.admit import first_look, grant_of, turn_of
 from hetero_sglang.sglang.runtime import runtime
+
+logger = logging.getLogger("hetero_sglang")
 
 
 def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) -> None:
@@ -45,6 +49,20 @@ def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
         return original(scheduler, batch, *args, **kwargs)
     finally:
         state.batch = []
+        if state.engine and state.engine.damaged:
+            _end_damaged(batch.reqs, state.engine.damaged)
+
+
+def _end_damaged(reqs: list[Any], damaged: dict[int, int]) -> None:
+    """Requests whose host rows have changed by themselves end with that as the reason, before more is answered."""
+    for req in reqs:
+        if count := damaged.pop(req.req_pool_idx, 0):
+            words = f"host memory has changed under {count} tokens of the request"
+            logger.error("heterocache: %s", words)
+            req.to_finish = FINISH_ABORT(
+                f"{words}: check the machine's memory, and flush the cache before what shares them is asked again",
+                HTTPStatus.INTERNAL_SERVER_ERROR, "HostMemoryError",
+            )  # fmt: skip
 
 
 def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> None:

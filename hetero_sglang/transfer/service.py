@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from hetero_sglang.transfer import protocol
+from hetero_sglang.transfer import misbehaviour, protocol
 from hetero_sglang.transfer.channel import MOST_BYTES, ended
 from hetero_sglang.transfer.protocol import ProtocolError, WorkerSpec
 from hetero_sglang.transfer.scoring import HostKeys, score
@@ -35,6 +35,7 @@ class Service:
         """Say hello, answer until killed or until the client closes its end, as it does however it goes."""
         self._send(protocol.Hello())
         while True:
+            misbehaviour.before_reading()
             message = self._end.recv(MOST_BYTES + 1)
             if not message and ended(self._end):
                 os._exit(0)
@@ -59,6 +60,7 @@ class Service:
 
     def _serve(self, request: protocol.Score, message: bytes) -> None:
         reply: protocol.Reply
+        misbehaviour.before_answering()
         try:
             reply = self._score(request, message)
         except Exception as error:
@@ -72,7 +74,7 @@ class Service:
         self._keys.check(request.items, slots)
         search = partial(score, self._keys, slots, request.pool)
         chosen = list(self._searches.map(search, request.items, queries.reshape(shape)))
-        positions = [np.empty(0, np.int32), *(pair[0] for pair in chosen)]
+        positions = [np.empty(0, np.int32), *(misbehaviour.told(pair[0]) for pair in chosen)]
         scores = [np.empty(0, np.float32), *(pair[1] for pair in chosen)]
         protocol.put(self._scratch, request.start, np.concatenate(positions), np.concatenate(scores))
         return protocol.Scored(request.ticket, [len(positions) for positions, _ in chosen], echo)

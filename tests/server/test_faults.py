@@ -1,0 +1,94 @@
+"""What docs/faults.md promises of a worker or of memory that misbehaves, on a server to which it is done."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from benchmarks.launch import Server
+from benchmarks.recall import Language, score
+
+REPEATS = 20  # questions under each fault, five at once
+
+
+@pytest.fixture(scope="module")
+def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server reads its faults from, at every pass and every message."""
+    file = tmp_path_factory.mktemp("faults") / "fault"
+    file.write_text("")
+    return file
+
+
+@pytest.fixture(scope="module")
+def faulty(fault: Path) -> Iterator[Server]:
+    env = {"HETERO_DEVELOPMENT": "1", "HETERO_CHECKSUMS": "1", "HETERO_FAULT": str(fault)}
+    flags = {"kv_policy": "heterocache", "hetero_index": "none", "hetero_roles": "ratio", "hetero_monitor_interval": 1}
+    flags |= {"max_total_tokens": 20000, "hetero_window": 16}
+    with Server(env=env, **flags) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _ends_well(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Once the fault is over the worker is up within seconds, and nothing is lost."""
+    yield
+    if "faulty" in request.fixturenames:
+        request.getfixturevalue("fault").write_text("")
+        server = request.getfixturevalue("faulty")
+        assert within(30, lambda: server.stats()["worker_up"])
+        server.flush()
+        assert within(10, lambda: server.stats()["integrity"] == "ok" and server.stats()["integrity_current"])
+
+
+def within(seconds: float, holds) -> bool:
+    end = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return held
+
+
+def ask_all(server: Server, language: Language, seed: int, count: int = REPEATS) -> list[tuple[int, int]]:
+    """Right answers, and of how many, of each question; RuntimeError where one has no answer in a minute."""
+    document = language.document(seed, 1200, 30)
+
+    def ask(number: int) -> tuple[int, int]:
+        question = language.ask(document, seed + number, 4)
+        text = server.generate(document.ids + question.ids, question.max_answer_tokens + 2, stop=["\n"])["text"]
+        result = score(text, document, question.names)
+        return result.right, result.total
+
+    with ThreadPoolExecutor(5) as pool:
+        return [job.result(timeout=60) for job in [pool.submit(ask, number) for number in range(count)]]
+
+
+@pytest.mark.parametrize("name", ["worker-dies", "worker-stalled", "worker-lies", "worker-slow", "worker-late"])
+def test_questions_are_answered_from_what_is_held_while_the_worker_misbehaves(
+    name: str, faulty: Server, fault: Path, language: Language
+) -> None:
+    before = faulty.stats()
+    fault.write_text(name)
+    answers = ask_all(faulty, language, seed=len(name))
+    assert faulty.stats()["anchor_refreshes"] > before["anchor_refreshes"], "the worker was never asked"
+    assert len(answers) == REPEATS
+    assert sum(right for right, _ in answers) >= 0.9 * sum(total for _, total in answers)
+    replaced = name in ("worker-dies", "worker-stalled", "worker-lies")
+    if replaced:
+        assert within(15, lambda: faulty.stats()["worker_restarts"] > before["worker_restarts"])
+    else:
+        assert faulty.stats()["worker_restarts"] == before["worker_restarts"], "one that gives signs of life stays"
+
+
+def test_a_flipped_bit_ends_the_request_with_that_as_the_reason(
+    faulty: Server, fault: Path, language: Language
+) -> None:
+    fault.write_text("host-bit")
+    for seed in range(REPEATS):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask_all(faulty, language, 100 + seed, count=1)
+        assert refused.value.code == 500
+        assert "host memory has changed" in refused.value.read().decode()

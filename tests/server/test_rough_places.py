@@ -1,0 +1,82 @@
+"""What docs/faults.md promises of small limits, of a server that is asked to end, and of one with a killed process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.launch import Server
+from benchmarks.recall import Language, score
+
+# A container's 64 MB of shared memory, and few open files.
+ROUGH = 'mount -t tmpfs -o size=64m rough /dev/shm && ulimit -n 256 && exec "$0" "$@"'
+
+
+def ask_all(server: Server, language: Language, pool: ThreadPoolExecutor, count: int) -> list[Future[tuple[int, int]]]:
+    document = language.document(5, 1500, 30)
+
+    def ask(number: int) -> tuple[int, int]:
+        question = language.ask(document, number, 6)
+        text = server.generate(document.ids + question.ids, question.max_answer_tokens + 2, stop=["\n"])["text"]
+        result = score(text, document, question.names)
+        return result.right, result.total
+
+    return [pool.submit(ask, number) for number in range(count)]
+
+
+def test_a_server_in_a_small_container_serves_and_answers_all_before_it_ends(language: Language) -> None:
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("mounts need a privilege that is not here")
+    server = Server(kv_policy="heterocache", hetero_index="none", max_total_tokens=20000, hetero_window=16)
+    server.command = ["unshare", "-m", "sh", "-c", ROUGH, *server.command]
+    with server, ThreadPoolExecutor(12) as pool:
+        asked = ask_all(server, language, pool, 12)
+        while server.stats()["requests"] < 4:
+            time.sleep(0.05)
+        assert server.process is not None
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        server.process.send_signal(signal.SIGTERM)
+        right, total = (sum(numbers) for numbers in zip(*(job.result(timeout=60) for job in asked), strict=True))
+        assert right >= 0.9 * total
+        assert server.process.wait(30) is not None
+        assert not psutil.wait_procs(family, 10)[1], "a process outlives its server"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "seconds"), [("sglang::scheduler", 30), ("sglang::detokenizer", 120), ("", 30)])
+def test_when_one_process_is_killed_the_others_leave_and_a_new_server_starts(
+    victim: str, seconds: float, language: Language
+) -> None:
+    """SGLang waits a minute for diagnostics when its detokenizer goes."""
+    with Server(kv_policy="heterocache", hetero_index="none", max_total_tokens=20000) as server:
+        assert server.process is not None
+        main = psutil.Process(server.process.pid)
+        family = [main, *main.children(recursive=True)]
+        (pid,) = [each.pid for each in family if " ".join(each.cmdline()).strip() == victim] if victim else [main.pid]
+        with ThreadPoolExecutor(6) as pool:
+            asked = ask_all(server, language, pool, 6)
+            while server.stats()["requests"] < 4:
+                time.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
+            server.process.wait(seconds)
+            ends = [job.exception(timeout=10) for job in asked]
+        assert all(end is None or isinstance(end, urllib.error.URLError | OSError) for end in ends), ends
+        assert not psutil.wait_procs(family, 10)[1]
+        assert not [name for name in os.listdir("/dev/shm") if "hetero" in name]
+        server.process = None
+        server.start()
+        assert server.generate([5, 6, 7], 4)["output_ids"]
+
+
+def test_a_clock_that_jumps_is_not_asked() -> None:
+    """Time is measured by clocks that cannot be set."""
+    package = Path(__file__).resolve().parents[2] / "hetero_sglang"
+    assert not [path for path in package.rglob("*.py") if "time.time(" in path.read_text()]
