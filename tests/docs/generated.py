@@ -120,7 +120,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def rendered(text: str) -> str:
     """A page with its parts as the code says them now."""
-    return BLOCK.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}\n{found[4]}", text)
+    return BLOCK.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[4]}", text)
 
 
 if __name__ == "__main__":
