@@ -45,8 +45,8 @@ pages: $(STAMP)  # what pages take from the code
 
 # The site needs none of what serves, and what serves none of the site's packages.
 DOCS := .venv-docs
-EXTRA = $(shell "$(PYTHON)" -c 'import tomllib; \
-  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+EXTRA = $(shell "$(PYTHON)" -c 'import shlex, tomllib; \
+  print(shlex.join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))')
 
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
