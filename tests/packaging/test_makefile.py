@@ -82,7 +82,8 @@ def test_first_run_makes_the_environment_then_installs_lock_and_package_then_run
 
 
 @pytest.mark.parametrize(
-    "goal, runs", [("test", [*LINT, FAST]), ("test-all", [*LINT, "-m pytest tests"]), ("lint", LINT)]
+    "goal, runs",
+    [("test", [*LINT, FAST]), ("check", [*LINT, FAST]), ("test-all", [*LINT, "-m pytest tests"]), ("lint", LINT)],
 )
 def test_second_run_only_lints_and_runs(checkout: Checkout, goal: str, runs: list[str]) -> None:
     checkout.make(goal)
@@ -118,6 +119,13 @@ def test_bytecode_may_be_written_even_where_the_environment_forbids_it(checkout:
     checkout.python.write_text(FAKE_PYTHON + 'echo "forbidden=[$PYTHONDONTWRITEBYTECODE]" >> "$CALLS"\n')
     _, calls = checkout.make("test", PYTHONDONTWRITEBYTECODE="1")
     assert calls[-1] == "forbidden=[]"
+
+
+def test_the_site_is_built_in_an_environment_of_its_own(checkout: Checkout) -> None:
+    done, calls = checkout.make("docs")
+    assert done.returncode == 0, done.stderr
+    assert "-m venv .venv-docs" in calls and "-m venv .venv" not in calls
+    assert calls[-1] == "-m mkdocs build --strict"
 
 
 def test_ci_is_make_test() -> None:
