@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 # an environment that forbids writing it would compile them anew at every server start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo smollm2 chat test test-all check lock clean
+.PHONY: demo smollm2 chat check test test-all pages docs lock clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.demo
@@ -38,11 +38,27 @@ check: $(STAMP)
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 
+pages: $(STAMP)  # what pages take from the code
+	$(VENV)/bin/python tests/docs/generated.py
+
+# The site needs none of what serves, and what serves none of the site's packages.
+DOCS := .venv-docs
+EXTRA = $(shell "$(PYTHON)" -c 'import shlex, tomllib; \
+  print(shlex.join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))')
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
+$(DOCS)/.installed: pyproject.toml
+	@test -x $(DOCS)/bin/python || "$(PYTHON)" -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip --disable-pip-version-check --no-input -qq install $(EXTRA)
+	@touch $@
+
 lock: $(STAMP)  # after packages in .venv were changed by hand
 	$(VENV)/bin/python tests/packaging/lockfile.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(DOCS) build/site
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" && "$(PYTHON)" $(RIGHT_PYTHON) || { echo >&2 \

@@ -19,13 +19,10 @@ from hetero_sglang.config.layout import HeadLayout, build_layout
 from hetero_sglang.config.settings import HOT_PAGE, Settings
 from hetero_sglang.profile.ablation import alike
 from hetero_sglang.profile.files import load_profile, save_profile
-from hetero_sglang.profile.index_plan import EVERY, RUNS, IndexPlan
+from hetero_sglang.profile.index_plan import IndexPlan
+from hetero_sglang.sizing.typical import RUNS_SHARES, TURNS, WEIGHTS, spread
 
 VOCABULARY = 120000  # ids below the special ones
-# Of SmolLM2-135M-Instruct's 30 layers, as a first start calibrates them; see index_profile.
-TURNS = (0.04, 0.53, 0.24, 0.23)
-RUNS_SHARES = (0.8, 0.07, 0.13)
-WEIGHTS = (0.6, 0.63, 0.77, 0.98, 1.27, 2.0)
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -120,13 +117,7 @@ def index_profile(
     path = folder / "index_profile.json"
     # Random weights, of norms too, lie within 0.001: queries and keys are about 2e-5. So codes use their bits, and
     # logits have a spread of 1.7: with every other token heads want other rows.
-    none, *shares = turns
-    number, upto = rng.permutation(layers)[:, None], np.cumsum(shares)[:-1] * layers
-    every = np.array(EVERY)[np.searchsorted(upto, number, side="right")]
-    run = np.array(RUNS)[np.searchsorted(np.cumsum(runs)[:-1] * layers, number[:, 0], side="right")]
-    every = every * (rng.permutation(layers * kv_heads).reshape(layers, kv_heads) >= none * layers * kv_heads)
-    shares = np.quantile(weights, np.linspace(0, 1, layers * kv_heads))
-    weight = rng.permutation(shares).reshape(layers, kv_heads)
+    run, every, weight = spread(layers, kv_heads, rng, turns, runs, weights)
     index = IndexPlan(fields, 7.8e3 * encode * levels, offset, 1.2e5 * encode, run, every, weight)
     save_profile(replace(profile, index=index), path)
     return path

@@ -19,12 +19,13 @@ import uvloop
 
 from benchmarks import shapes
 from benchmarks.capacity import token_slots
-from benchmarks.dummy import FLAGS, RUNS_SHARES, TURNS, WEIGHTS, changed_rows, index_profile, rows_at_once
+from benchmarks.dummy import FLAGS, changed_rows, index_profile, rows_at_once
 from benchmarks.launch import Server
 from benchmarks.multiturn.command import load_of, make_parser, run
 from benchmarks.multiturn.load import Load
 from benchmarks.run import Run, add_log_option, add_options, named
 from hetero_sglang.errors import HeteroError, ending_the_process
+from hetero_sglang.sizing.typical import RUNS_SHARES, TURNS, WEIGHTS
 
 LOADS = {
     "documents": Load(),

@@ -11,6 +11,7 @@ from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.json_file import read_object
+from hetero_sglang.profile.safetensors_header import read_header
 
 # Numbers that decide what a KV head sees; names and dtypes of serving may change freely.
 _CONFIG_FIELDS = (
@@ -18,7 +19,6 @@ _CONFIG_FIELDS = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "sliding_window",
     "tie_word_embeddings",
 )  # fmt: skip
-_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself reads
 _SAMPLES = 32
 _SAMPLE_BYTES = 4096
 
@@ -54,15 +54,8 @@ def _add_weights(digest: hashlib._Hash, path: Path) -> None:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size - 8, _MOST_HEADER_BYTES):
-                raise ValueError(f"its header claims {length} bytes of {size}")
-            header = json.loads(file.read(length))
-            if not isinstance(header, dict):
-                raise ValueError(f"its header is a {type(header).__name__}")
-            header.pop("__metadata__", None)
+            header, start = read_header(file, size)
             digest.update(json.dumps(header, sort_keys=True).encode())
-            start = 8 + length
             for sample in range(_SAMPLES):
                 file.seek(start + (size - start) * sample // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))

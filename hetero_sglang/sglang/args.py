@@ -13,6 +13,7 @@ from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.config.choices import CHOICES
+from hetero_sglang.config.defaults import DRIFT_THRESHOLD, KEEP_RATIO, SINK, WINDOW
 from hetero_sglang.cpu.defaults import apply_cpu_defaults
 from hetero_sglang.errors import HeteroError, ending_the_process
 
@@ -24,11 +25,27 @@ def named(field: str) -> str:
     return ", ".join(CHOICES[field])
 
 
+def said(field: str, meaning: str) -> Arg:
+    """What --help says of a field that takes words."""
+    return Arg(f"{meaning}{one_of(field)}")
+
+
+def one_of(field: str) -> str:
+    """How the help of a field ends that takes words."""
+    return f" One of {named(field)}." if field in CHOICES else ""
+
+
 @dataclasses.dataclass
 class HeteroServerArgs(ServerArgs):
-    """SGLang's arguments plus ours. `--kv-policy full` changes nothing else."""
+    """SGLang's arguments plus ours. `--kv-policy full` changes nothing else. docs/flags.md is made of what is here."""
 
-    kv_policy: A[str, Arg(f"KV cache policy: {named('kv_policy')}.")] = "full"
+    kv_policy: A[
+        str,
+        said(
+            "kv_policy",
+            "KV cache policy: full leaves SGLang as it is, heterocache is the two-tier cache; others are to compare.",
+        ),
+    ] = "full"
     hetero_profile: A[
         str,
         Arg(
@@ -36,57 +53,86 @@ class HeteroServerArgs(ServerArgs):
             "at the first start and kept."
         ),
     ] = "auto"
-    hetero_keep_ratio: A[float, Arg("Device KV bytes kept per token, as a fraction of dense.")] = 0.5
+    hetero_keep_ratio: A[
+        float,
+        Arg(
+            "Device KV bytes kept per token, as a fraction of dense; must be above what the head profile takes in any "
+            "case: its resident heads and its key index."
+        ),
+    ] = KEEP_RATIO
     hetero_host_size: A[
-        float | None, Arg("Host memory for the compressed heads, in GB per rank; default: what the token slots need.")
+        float | None,
+        Arg(
+            "Host memory for the compressed heads, in GB per rank; limits the token slots; default: what they need, at "
+            "most four fifths of what is free."
+        ),
     ] = None
-    hetero_window: A[int, Arg("Most recent tokens every head keeps.")] = 64
-    hetero_sink: A[int, Arg("First tokens every head keeps.")] = 4
+    hetero_window: A[int, Arg("Most recent tokens every head keeps; at least 2.")] = WINDOW
+    hetero_sink: A[int, Arg("First tokens every head keeps.")] = SINK
     hetero_drift_threshold: A[
-        float, Arg("A satellite is refilled when less of its pivot's attention than this lies on its rows; 0: never.")
-    ] = 0.9
+        float,
+        Arg("By pivots: a satellite is refilled when less than this of its pivot's attention lies on its rows; 0: no."),
+    ] = DRIFT_THRESHOLD
     hetero_monitor_interval: A[
         int | None,
-        Arg("Decode steps between two looks of a pivot, or two choices by an index; default: 4, or every step."),
+        Arg(
+            "By pivots, decode steps between two looks of a pivot, by default 4; of quest, fier, rocketkv and "
+            "kvcluster between two choices, by default 1."
+        ),
     ] = None
     hetero_dense_below: A[
-        int | None, Arg("Requests shorter than this many tokens stay exact; default: from the smallest head's budget.")
+        int | None,
+        Arg(
+            "Requests shorter than this many tokens are exact, where the hot pool can hold all their rows; default: "
+            "from the heads' budget. Set lower, heads of the shortest compressed requests have too few rows to be "
+            "refilled."
+        ),
     ] = None
     hetero_retrieval: A[
         str,
-        Arg(
-            "What a refill keeps: the better of what was held and is seen, or what is seen; off: no refills. "
-            f"One of {named('hetero_retrieval')}."
+        said(
+            "hetero_retrieval",
+            "By pivots, what a refill keeps: accumulate: the better of what was held and what is seen; replace, the "
+            "paper's rule: what is seen alone; off: no refills.",
         ),
     ] = "accumulate"
     hetero_roles: A[
         str,
-        Arg(
-            "Which heads are resident: as the profile says, or decided from its measurements for this keep ratio. "
-            f"One of {named('hetero_roles')}."
+        said(
+            "hetero_roles",
+            "By pivots, which heads are resident: profile: as the profile says; ratio: decided at start for this keep "
+            "ratio, from the profile's measurements.",
         ),
     ] = "profile"
-    hetero_reassign: A[bool, Arg("Give satellites that no longer follow their pivot another one, or none.")] = False
+    hetero_reassign: A[
+        bool, Arg("By pivots: give satellites that no longer follow their pivot another one, or none.")
+    ] = False
     hetero_ablation: A[
-        str, Arg(f"Leave out one of HeteroCache's ideas, to measure it: {named('hetero_ablation')}.")
+        str, said("hetero_ablation", "By pivots: leave out one of HeteroCache's ideas, to measure it.")
     ] = "none"
     hetero_index: A[
         str,
-        Arg(
-            "How heads find their rows: by the profile's key index, in the step that needs them, or not at all, "
-            f"as in the paper. One of {named('hetero_index')}; auto: by the index where there is one."
+        said(
+            "hetero_index",
+            "How heads find their rows: directions: by the profile's key index, in the step that needs them; none: by "
+            "pivots, as in the paper; auto: by the index where the profile has one.",
         ),
     ] = "auto"
     hetero_decode_kernel: A[
-        str, Arg(f"What a decode step attends with on a GPU: {named('hetero_decode_kernel')}; auto is the faster one.")
+        str,
+        said(
+            "hetero_decode_kernel",
+            "What attends in decode steps on a GPU; flashinfer does not go with a key index of runs; auto is triton.",
+        ),
     ] = "auto"
 
     hetero_append: A[
         str,
-        Arg(
-            "What new tokens behind a cached prefix attend to: the working set that the turn before has left (auto: up "
-            "to 512 of them; sparse: any number, or else one chosen by the key index), or the whole prefix. One of "
-            f"{named('hetero_append')}."
+        said(
+            "hetero_append",
+            "By key index, what new tokens behind a cached prefix attend to: auto: up to 512 of them, as decode steps "
+            "do, to the working set that the turn before has left, if it is still there; sparse: any number, and else "
+            "to one that they choose by the index; exact: the whole prefix, brought back from the host.",
         ),
     ] = "auto"
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from hetero_sglang.config.defaults import MONITOR_INTERVAL
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.policy.heterocache import HeteroCache, IndexedHeads
@@ -51,7 +52,7 @@ def options_of(args: Any) -> tuple[HeadProfile, dict[str, Any]]:
     """The head profile and the keyword arguments of `settings.resolve`."""
     policy, interval = policy_of(args), args.hetero_monitor_interval
     if interval is None:
-        interval = 1 if policy.refresh is Refresh.STEP else 4
+        interval = 1 if policy.refresh is Refresh.STEP else MONITOR_INTERVAL
     options = {name: getattr(args, f"hetero_{name}") for name in RESOLVED}
     return profile_for(policy, args), {**options, "policy": policy, "monitor_interval": interval}
 

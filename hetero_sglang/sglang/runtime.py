@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hetero_sglang.cache.admission import Account, Admission
+from hetero_sglang.cache.admission import Account
+from hetero_sglang.cache.budget import Budget
 from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.limits import free_host_bytes
 from hetero_sglang.cache.parking import Parked
 from hetero_sglang.cache.resident_store import ResidentStore
-from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within, table
+from hetero_sglang.cache.sizes import Shape, table
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
@@ -91,28 +92,19 @@ class Runtime:
 
         This rank's view: ranks see different free memory, so the least of all must be taken."""
         host = self.host_bytes if self.host_bytes is not None else int(0.8 * free_host_bytes() / self.size)
-        if self.on_device:
-            device_bytes -= max(self.workspaces(shape, rank).total for rank in range(self.size))
-        page, settings = self.settings.rule.page_size, self.settings
-        return slots_within(settings.ranks, shape, page, device_bytes, host, joint, settings.index_bytes)
+        return self._budget(shape).slots(device_bytes, host, joint)
 
-    def workspaces(self, shape: Shape, rank: int, slots: int | None = None) -> Workspaces:
-        """Of a rank whose requests are no longer than the model's context, or its token slots."""
-        longest = self.context if slots is None else min(self.context, slots)
-        index = self.settings.index is not None
-        return Workspaces.of(shape, self.settings.ranks[rank], longest, self.settings.retrieves or index, index)
+    def _budget(self, shape: Shape) -> Budget:
+        return Budget(self.settings, shape, self.context, self.on_device)
 
     def build_cache(self, slots: int, slot_page: int, shape: Shape, dtype: torch.dtype, device: str) -> TieredCache:
         """Allocate every tier for `slots` token slots (plus SGLang's dummy page) and log where the bytes went.
 
         HeteroError where the hot pool could not hold a request that the slots can."""
-        layout, rule = self.settings.layout, self.settings.rule
-        each = zip(self.settings.ranks, self.settings.index_bytes, strict=True)
-        all_sizes = [Sizes(shape, x, rule.page_size, slots, index) for x, index in each]
-        pages = [sizes.hot_pages for sizes in all_sizes]
-        longest = min(self.context, slots)
-        Admission(rule, [x.fractions for x in self.settings.ranks], pages).check_longest(longest)
-        sizes = all_sizes[self.settings.rank]
+        layout, rule, budget = self.settings.layout, self.settings.rule, self._budget(shape)
+        budget.admission(slots)
+        all_sizes = budget.sizes(slots)
+        sizes, pages = all_sizes[self.settings.rank], [each.hot_pages for each in all_sizes]
         pin = torch.device(device).type == "cuda"
         rows = slots + slot_page
         row = shape.head_dim, shape.v_head_dim, dtype
@@ -120,7 +112,7 @@ class Runtime:
         host = HostStore(rows, [len(x.compressed) for x in layout.layers], *row, pin)
         hot = HotPool(sizes.hot_pages, rule.page_size, *row, device)
         cache = self._cache = TieredCache(self.settings, resident, host, hot, self.counters, pages)
-        workspaces = self.workspaces(shape, self.settings.rank, slots) if self.on_device else None
+        workspaces = budget.workspaces(self.settings.rank, slots) if self.on_device else None
         logger.info(
             "%s: keep ratio %g (floor %.3f), %d resident + %d compressed KV heads on rank %d\n%s",
             self.policy,
@@ -129,7 +121,7 @@ class Runtime:
             layout.num_resident,
             layout.num_compressed,
             self.settings.rank,
-            table(sizes, cache.admission, longest, workspaces),
+            table(sizes, cache.admission, budget.longest(slots), workspaces),
         )
         return cache
 

@@ -20,9 +20,10 @@ HEADER = """\
 
 
 def declared() -> dict[str, list[str]]:
-    """The requirements of pyproject.toml by group: run-time, each extra, build (editable ones too)."""
+    """The requirements of pyproject.toml by group: run-time, each extra but the site's, build (editable ones too)."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = {"run-time": list(data["project"]["dependencies"]), **data["project"]["optional-dependencies"]}
+    del groups["docs"]  # `make docs` has an environment of its own
     groups["build"] = [*data["build-system"]["requires"], "editables"]
     return groups
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,16 @@ import pytest
 import hetero_sglang
 
 ROOT = Path(hetero_sglang.__file__).parent
-FLOORS = {
-    "errors": 0, "config": 0, "profile": 0, "cpu": 0,
-    "cache": 1,
-    "ops": 2,
-    "selection": 3, "transfer": 3,
-    "policy": 4,
-    "engine": 5,
-    "sglang": 6, "calibration": 6, "cli": 7, "plugin": 7,
-}  # fmt: skip
+MAP = Path(__file__).parents[2] / "CONTRIBUTING.md"
+
+
+def module_map() -> dict[str, tuple[int, set[str]]]:
+    """Of CONTRIBUTING.md: each folder's floor and what it imports from."""
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \|.*\| ([\w`, ]*?) ?\|$", MAP.read_text(), re.MULTILINE)
+    return {name: (int(floor), set(re.findall(r"`(\w+)`", below))) for floor, name, below in rows}
+
+
+FLOORS = {name: floor for name, (floor, _) in module_map().items()}
 
 
 def house(name: str) -> str:
@@ -50,12 +52,21 @@ def test_a_module_imports_from_floors_below_alone(path: Path) -> None:
         assert FLOORS[other] < FLOORS[mine] or (FLOORS[other] == FLOORS[mine] == 0), f"{mine} imports {other}"
 
 
-def test_the_lowest_floor_has_no_circles() -> None:
-    below = {name: set[str]() for name, floor in FLOORS.items() if floor == 0}
+def found() -> dict[str, set[str]]:
+    """What each folder really imports from."""
+    below: dict[str, set[str]] = {}
     for path in modules():
         mine = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if mine in below:
-            below[mine] |= imports(path) - {mine}
+        below.setdefault(mine, set()).update(imports(path) - {mine})
+    return below
+
+
+def test_the_map_says_what_is_imported() -> None:
+    assert {name: below for name, (_, below) in module_map().items()} == found()
+
+
+def test_there_are_no_circles() -> None:
+    below = found()
     while free := [name for name, others in below.items() if not others & below.keys()]:
         for name in free:
             del below[name]

@@ -120,6 +120,13 @@ def test_bytecode_may_be_written_even_where_the_environment_forbids_it(checkout:
     assert calls[-1] == "forbidden=[]"
 
 
+def test_the_site_is_built_in_an_environment_of_its_own(checkout: Checkout) -> None:
+    done, calls = checkout.make("docs")
+    assert done.returncode == 0, done.stderr
+    assert "-m venv .venv-docs" in calls and "-m venv .venv" not in calls
+    assert calls[-1] == "-m mkdocs build --strict"
+
+
 def test_ci_is_make_test() -> None:
     run = ROOT / ".ci" / "run"
     assert os.access(run, os.X_OK)

@@ -1,0 +1,1 @@
+"""What fits a GPU's memory, told before anything is started."""
