@@ -30,6 +30,11 @@ class Stepwise(Finder):
         self.room = max(self.room, -(-self._most(context) // splits))
         return super().workspace(batch, context)
 
+    def fixed(self, recorded: bool) -> dict[str, str]:
+        why = "decode steps are CUDA graphs, recorded with its value at start"
+        graphs = {"monitor_interval": why, "retrieval": why} if recorded else {}
+        return {"drift_threshold": "the policy has no pivots that watch for drift", **graphs}
+
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:
         """Index the prompt's tokens."""
         buffers, ws, span = self.layers[layer], prompt.ws, self.index.span
@@ -72,7 +77,7 @@ class Stepwise(Finder):
     def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
         buffers, rule, hot = self.layers[layer], self.settings.rule, self.cache.hot
         heads, batch = buffers.heads.numel(), tables.length.numel()
-        if not heads:
+        if not heads or not self.settings.tuning.retrieval:
             return
         inputs = step.inputs[:, :batch].long().repeat_interleave(heads, 1)  # [.., N], N requests' heads
         length, prompt, room = inputs[LENGTH], inputs[PROMPT], inputs[ROOM] // self.index.rows

@@ -54,6 +54,9 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
     state = runtime()
     state.current = False
     if slot in state.cache.requests:
+        if state.replies and req.finished():
+            ws, account = state.cache.requests[slot], state.cache.admission.accounts[slot]
+            state.replies.tell(req, ws, account, req.effective_kv_committed_len())
         done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT)
         if done and state.settings.append and state.cache.requests[slot].length:  # a next turn may come
             tokens = (req.origin_input_ids + req.output_ids)[: req.effective_kv_committed_len()]
