@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetero_sglang.cache.durations import Durations
-from hetero_sglang.sglang.metrics import COUNTER, GAUGE, METRICS, PREFIX, SECONDS
+from hetero_sglang.sglang.metrics import COUNTER, GAUGE, METRICS, PREFIX, SECONDS, Reading
 from hetero_sglang.sglang.runtime import Runtime, runtime
 
 _SOON = 1.0  # seconds between two exports while nothing runs
@@ -21,11 +21,12 @@ class Exporter:
         self._series: dict[tuple[str, str], Any] = {}  # by metric and the value of its own label
         self._counted: dict[tuple[str, str], float] = {}  # as last exported
         self._families: dict[str, Any] = {}
+        now = Reading(state)
         for metric in METRICS:
             names = [*labels, *([metric.label] if metric.label else [])]
             kind = getattr(prometheus_client, metric.kind.capitalize())
             more: dict[str, Any] = {"multiprocess_mode": "mostrecent"} if metric.kind == GAUGE else {}
-            if isinstance(durations := metric.read(state), Durations):
+            if isinstance(durations := metric.read(now), Durations):
                 more = {"buckets": SECONDS}
             self._families[metric.name] = kind(PREFIX + metric.name, metric.help, labelnames=names, **more)
             if isinstance(durations, Durations):
@@ -37,8 +38,9 @@ class Exporter:
         self.at = time.monotonic()
         if self.state.engine is not None:
             self.state.engine.stats()  # brings the counters up to date
+        now = Reading(self.state)
         for metric in METRICS:
-            value = metric.read(self.state)
+            value = metric.read(now)
             if isinstance(value, Durations):
                 continue
             for which, number in value.items() if isinstance(value, Mapping) else [("", value)]:

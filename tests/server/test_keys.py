@@ -21,7 +21,7 @@ READ = ("/hetero/stats", "/hetero/profile", "/hetero/config")
 
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[Server]:
-    """Every rank's metrics too, and streams in pieces."""
+    """Streams come in pieces."""
     server = Server(
         kv_policy="heterocache",
         hetero_index="none",
@@ -30,8 +30,9 @@ def keyed() -> Iterator[Server]:
         max_total_tokens=8000,
         incremental_streaming_output=True,
     )
-    with server:
-        yield server
+    server.start()
+    yield server
+    server.stop(at_once=True)
 
 
 def asked(server: Server, path: str, key: str | None, body: Any = None) -> tuple[int, Any]:
