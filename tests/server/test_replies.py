@@ -57,6 +57,15 @@ def test_streams_say_it_at_their_end_and_samples_each(server: Server, language: 
     assert [each["meta_info"]["hetero"]["all_rows"] for each in many] == [(n + 5) * HEADS["usual"] for n in lengths]
 
 
+@pytest.mark.server("usual")
+def test_a_chat_by_openai_s_protocol_says_it_where_it_is_asked(server: Server) -> None:
+    chat = {"model": "default", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2}
+    (choice,) = server.post("/v1/chat/completions", {**chat, "return_meta_info": True})["choices"]
+    assert choice["meta_info"]["hetero"]["exact"] is True
+    (choice,) = server.post("/v1/chat/completions", chat)["choices"]
+    assert "meta_info" not in choice
+
+
 @pytest.mark.server("indexed")
 def test_a_turn_says_that_it_went_on_and_what_it_appended(server: Server, language: Language) -> None:
     server.flush()
