@@ -142,7 +142,7 @@ def resolve(
             f"{int(poorest * dense_below)} rows for a prompt of --hetero-dense-below {dense_below} tokens; "
             f"lower them or set --hetero-dense-below to at least {needed}."
         )
-    return Settings(
+    settings = Settings(
         policy=policy,
         layout=layout,
         ranks=ranks,
@@ -162,6 +162,8 @@ def resolve(
         append=APPEND[append],
         index_bytes=tuple(bytes_of_index(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )
+    settings.tuning.retrieval = settings.retrieves or plan is not None
+    return settings
 
 
 def profile_share(profile: HeadProfile) -> float:

@@ -77,7 +77,7 @@ class Stepwise(Finder):
     def find(self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float) -> None:
         buffers, rule, hot = self.layers[layer], self.settings.rule, self.cache.hot
         heads, batch = buffers.heads.numel(), tables.length.numel()
-        if not heads or not self.settings.tuning.retrieval:
+        if not heads:
             return
         inputs = step.inputs[:, :batch].long().repeat_interleave(heads, 1)  # [.., N], N requests' heads
         length, prompt, room = inputs[LENGTH], inputs[PROMPT], inputs[ROOM] // self.index.rows
@@ -86,6 +86,8 @@ class Stepwise(Finder):
         made = inputs[UNITS] + length // self.index.span
         units = torch.where(room > 0, torch.minimum(made, room), 0)
         self._extend(start, first, cap, length, units, (made <= room) & (length > prompt))
+        if not self.settings.tuning.retrieval:
+            return
         queries = q.unflatten(1, (-1, self.group))[:, buffers.compressed].flatten(0, 1)  # [N, G, D]
         due = (cap < length) & (room > 0) & ((length - prompt) % self.settings.monitor_interval == 0)
         places = torch.where(due, cap - rule.sink - rule.window, 0).clamp(min=0)  # [N]

@@ -40,10 +40,10 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
 
     @auth_level(AuthLevel.ADMIN_OPTIONAL)
     async def change_hetero_config(request: Request) -> Any:
+        body = await request.body()
         async with changing:  # what is checked is what is changed
             try:
-                before = await hetero_config()
-                change = parse(await request.body())
+                before, change = await hetero_config(), parse(body)
                 Tuning(**{name: before[name] for name in tune.NAMES}).changed(change, before["fixed"])
             except HeteroError as error:
                 return JSONResponse({"error": {"message": str(error)}}, 400)

@@ -9,7 +9,7 @@ import pytest
 from core_helpers import Request, decode, engine_of, make_cache, make_settings, prefill, random_profile, worker_up
 from test_engine import scattered_slots
 from test_lazy_heads import lazy_settings, slots_of
-from test_policies_in_engine import settings_of
+from test_policies_in_engine import LAYERS, STEP, chosen_by, held, settings_of
 
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.tuning import LONGEST, NAMES, Tuning
@@ -127,18 +127,30 @@ def test_heads_with_an_index_bring_nothing_while_retrieval_is_off_and_find_all_t
     assert grown(cache, request, range(190, 200))[2] > 0
 
 
-def test_policies_that_choose_anew_do_not_while_retrieval_is_off() -> None:
-    cache = make_cache(settings_of("quest"))
-    request = begun(cache, 500)
-    assert grown(cache, request, range(501, 506))[2] > 0
+@pytest.mark.parametrize("name", STEP)
+def test_policies_that_choose_anew_do_not_while_retrieval_is_off_and_have_indexed_all_tokens_then(name: str) -> None:
+    cache, prompt = make_cache(settings_of(name)), 331
+    rule, policy, layers = cache.settings.rule, cache.settings.policy, cache.settings.layout.layers
+    request = Request(cache, 1, prompt, prompt + 80, scattered_slots(prompt + 80, 3), prompt)
+    request.start()
+    prefill([request], [(0, prompt)])
     cache.settings.tuning.retrieval = False
-    assert grown(cache, request, range(506, 512))[2] == 0
+    assert grown(cache, request, range(prompt + 1, prompt + 75))[2] == 0
+    cache.settings.tuning.retrieval = True
+    length = prompt + 75
+    assert grown(cache, request, range(length, length + 1))[2] > 0
+    for layer in range(LAYERS):
+        for head, wanted in enumerate(chosen_by(policy, request, layer, prompt, length)):
+            cap = request.ws.caps[layers[layer].first + head]
+            fixed = set(range(rule.sink)) | set(range(length - rule.turning(cap), length))
+            assert held(request, layer, head, length) == wanted | fixed
 
 
 def test_what_graphs_have_recorded_may_not_change() -> None:
     pivots = engine_of(make_cache(make_settings(random_profile(4), drift_threshold=0.9, anchor_interval=0)))
     indexed, stepwise = engine_of(make_cache(lazy_settings(5, 1))), engine_of(make_cache(settings_of("quest")))
     none = engine_of(make_cache(make_settings(random_profile(4), drift_threshold=0.0)))
+    assert not none.settings.tuning.retrieval and indexed.settings.tuning.retrieval
     looks = {"drift_threshold", "monitor_interval"}
     assert pivots.fixed() == {} and set(indexed.fixed()) == looks
     assert set(stepwise.fixed()) == {"drift_threshold"} and set(none.fixed()) == set(NAMES)
