@@ -9,6 +9,7 @@ from hetero_sglang.errors import HeteroError
 # name -> module with `run(argv) -> exit code`, and what it does
 COMMANDS = {
     "profile": ("hetero_sglang.calibration.commands", "find out what each KV head of a model does, and show it"),
+    "patch": ("hetero_sglang.patching.command", "put the plugin into SGLang's source, where plugins are not loaded"),
 }
 
 

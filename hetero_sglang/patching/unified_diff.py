@@ -1,5 +1,6 @@
 """Unified diffs, applied strictly: every line is where the diff says, or nothing is."""
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class FileDiff:
 
 def parse(text: str) -> list[FileDiff]:
     """The diffs of all files in a patch; what stands above the first is for people. Raises HeteroError."""
-    lines = iter(enumerate(text.splitlines(keepends=True), 1))
+    lines = iter(enumerate(_lines(text), 1))
     found: list[FileDiff] = []
     for number, line in lines:
         if line.startswith("--- "):
@@ -50,7 +51,7 @@ def apply(diff: FileDiff, content: str | None) -> str:
     """The file's content afterwards; None: there is no such file. Raises HeteroError naming a line that differs."""
     if diff.creates != (content is None):
         raise HeteroError(f"{diff.path} is {'there already' if diff.creates else 'missing'}, against its patch.")
-    lines = (content or "").splitlines(keepends=True)
+    lines = _lines(content or "")
     made: list[str] = []
     done = 0
     for hunk in diff.hunks:
@@ -60,6 +61,10 @@ def apply(diff: FileDiff, content: str | None) -> str:
         made += lines[done:start] + hunk.new
         done = start + len(hunk.old)
     return "".join(made + lines[done:])
+
+
+def _lines(text: str) -> list[str]:
+    return io.StringIO(text, newline="\n").readlines()  # splitlines() would also split at form feeds and their like
 
 
 def _path(line: str, mark: str, prefix: str) -> str:

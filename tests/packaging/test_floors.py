@@ -17,7 +17,7 @@ FLOORS = {
     "selection": 3, "transfer": 3,
     "policy": 4,
     "engine": 5,
-    "sglang": 6, "calibration": 6, "cli": 7, "plugin": 7,
+    "sglang": 6, "calibration": 6, "patching": 7, "cli": 8, "plugin": 8,
 }  # fmt: skip
 
 
