@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     parser = Parser("hetero-sglang patch", f"Put hetero_sglang into the source of SGLang {TESTED}, or take it out.")
     parser.add_argument("what", choices=VERBS)
     parser.add_argument(
-        "path", nargs="?", type=Path, help="the folder that holds the package sglang; default: that of the installed one"
+        "path", nargs="?", type=Path, help="the folder that holds the package sglang; default: the installed one's"
     )
     args = parser.parse_args(argv)
     print(VERBS[args.what](Tree(args.path or installed())))

@@ -26,7 +26,7 @@ class State(enum.Enum):
 
 
 class Tree:
-    """Files are put in their place by a rename each, behind a manifest: whatever interrupts that, `revert` undoes it."""
+    """Files come into their place by a rename each, behind a manifest: what interrupts that is undone by `revert`."""
 
     def __init__(self, root: Path) -> None:
         """Raises HeteroError unless the folder holds the package."""
@@ -34,7 +34,7 @@ class Tree:
         self.manifest = root / MANIFEST
         if not (root / "sglang" / "srt").is_dir():
             raise HeteroError(
-                f"{root} holds no package sglang; name the folder that does (site-packages, or python in a source tree)."
+                f"{root} holds no package sglang; name the one that does (site-packages, or python in a source tree)."
             )
 
     def state(self) -> tuple[State, list[str]]:
