@@ -55,7 +55,7 @@ def apply(diff: FileDiff, content: str | None) -> str:
     made: list[str] = []
     done = 0
     for hunk in diff.hunks:
-        start = max(hunk.line - 1, 0)
+        start = hunk.line - 1 if hunk.old else hunk.line  # lines that only come in come behind the named one
         if start < done or lines[start : start + len(hunk.old)] != hunk.old:
             raise HeteroError(f"{diff.path} is not what its patch expects from line {hunk.line} on.")
         made += lines[done:start] + hunk.new

@@ -1,0 +1,74 @@
+"""SGLang with patches in its source, and no plugin loaded, serves what the plugin's server does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import urllib.error
+from pathlib import Path
+
+import pytest
+from servers import TABLE
+
+from benchmarks.identity import Case, collect, differing
+from benchmarks.launch import ROOT, Server
+from benchmarks.recall import Language
+from hetero_sglang.cpu.platform import CHOICE_VARIABLE, ENGINE_VARIABLE
+from hetero_sglang.patching.command import installed
+from hetero_sglang.patching.tree import Tree
+
+POLICY = "indexed"  # which waits for nobody's rankings: one server's tokens are another's
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the installed SGLang, patched."""
+    root = tmp_path_factory.mktemp("source")
+    shutil.copytree(installed() / "sglang", root / "sglang", symlinks=True)
+    Tree(root).apply()
+    return root
+
+
+def server_of(source: Path, **flags: object) -> Server:
+    """From that source; no plugin has the name that alone is let in (an empty list would let in all)."""
+    path = os.pathsep.join((str(source), str(ROOT)))
+    made = Server(**{**flags, "env": {"PYTHONPATH": path, "SGLANG_PLUGINS": "none"}})
+    for name in (ENGINE_VARIABLE, CHOICE_VARIABLE):  # set here once this process has imported sglang
+        made.env.pop(name, None)
+    return made
+
+
+def requests(language: Language) -> list[Case]:
+    """One that stays whole, a first turn and a second, both compressed."""
+    document = language.document(5, 2600, 40)
+    first, second = (language.ask(document, seed, 4) for seed in (1, 2))
+    long = document.ids + first.ids
+    return [
+        Case("short", document.ids[:60], 16, alone=True),
+        Case("first turn", long, 40, alone=True),
+        Case("second turn", long + second.ids, 40, alone=True),
+    ]
+
+
+@pytest.mark.server(POLICY)
+def test_patched_source_serves_the_plugins_tokens(server: Server, language: Language, source: Path) -> None:
+    asked = requests(language)
+    wanted = collect(server, asked)
+    with server_of(source, **TABLE[POLICY]) as patched:
+        assert differing(asked, wanted, collect(patched, asked)) == []
+        stats = patched.stats()
+        assert stats["compressed_requests"] == 2 and stats["fetched_rows"] > 0
+        patched.flush()
+        assert patched.stats()["integrity"] == "ok"
+        log = patched.log.read_text(errors="replace")
+    assert str(source) in log and "Skipping plugin heterocache" in log
+    assert "Executed general plugin" not in log and "hook(s) to" not in log
+
+
+@pytest.mark.server("plain")
+def test_patched_source_serves_full_as_sglang_does(server: Server, language: Language, source: Path) -> None:
+    asked = requests(language)
+    with server_of(source, **TABLE["plain"]) as patched:
+        assert differing(asked, collect(server, asked), collect(patched, asked)) == []
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            patched.stats()
