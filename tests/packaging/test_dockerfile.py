@@ -42,12 +42,15 @@ def lacks(wheel: Path) -> set[str]:
     wanted["hetero_sglang/profile/shipped/recall-8m.json"] = (
         ROOT / "assets" / "recall-8m" / "hetero_profile.json"
     ).read_bytes()
+    for name in tracked():
+        if name.startswith("patches/"):
+            wanted[f"hetero_sglang/patching/{name}"] = (ROOT / name).read_bytes()
     about = files[f"{folder}/METADATA"].decode()
     lines = {"License-Expression: Apache-2.0", "License-File: LICENSE", "Requires-Dist: torch"}
     return {name for name, content in wanted.items() if files.get(name) != content} | lines - set(about.splitlines())
 
 
-def test_the_wheel_of_the_image_holds_the_code_the_shipped_profile_and_the_licence(tmp_path: Path) -> None:
+def test_the_wheel_of_the_image_holds_the_code_what_is_shipped_with_it_and_the_licence(tmp_path: Path) -> None:
     done, wheels = build(TEXT, tmp_path)
     assert done.returncode == 0, done.stderr
     (wheel,) = wheels
@@ -63,6 +66,7 @@ def test_the_wheel_of_the_image_holds_the_code_the_shipped_profile_and_the_licen
         " README.md",
         " LICENSE",
         "COPY assets/recall-8m/hetero_profile.json assets/recall-8m/\n",
+        "COPY patches patches\n",
         "COPY hetero_sglang hetero_sglang\n",
     ],
 )

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from servers import TABLE
 
-from benchmarks.identity import Case, collect, differing
 from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
 from hetero_sglang.cpu.platform import CHOICE_VARIABLE, ENGINE_VARIABLE
@@ -38,28 +37,22 @@ def server_of(source: Path, **flags: object) -> Server:
     return made
 
 
-def requests(language: Language) -> list[Case]:
-    """One that stays whole, a first turn and a second, both compressed."""
+def answers(server: Server, language: Language) -> list[list[int]]:
+    """Tokens of three requests: one that is short, a first turn and a second."""
+    server.flush()  # what a start leaves in the radix tree changes last bits
     document = language.document(5, 2600, 40)
     first, second = (language.ask(document, seed, 4) for seed in (1, 2))
-    long = document.ids + first.ids
-    return [
-        Case("short", document.ids[:60], 16, alone=True),
-        Case("first turn", long, 40, alone=True),
-        Case("second turn", long + second.ids, 40, alone=True),
-    ]
+    prompts = [document.ids[:300] + first.ids, document.ids + first.ids, document.ids + first.ids + second.ids]
+    return [server.generate(prompt, first.max_answer_tokens, stop=["\n"])["output_ids"] for prompt in prompts]
 
 
 @pytest.mark.server(POLICY)
 def test_patched_source_serves_the_plugins_tokens(server: Server, language: Language, source: Path) -> None:
-    asked = requests(language)
-    wanted = collect(server, asked)
+    wanted = answers(server, language)
     with server_of(source, **TABLE[POLICY]) as patched:
-        assert differing(asked, wanted, collect(patched, asked)) == []
+        assert answers(patched, language) == wanted
         stats = patched.stats()
-        assert stats["compressed_requests"] == 2 and stats["fetched_rows"] > 0
-        patched.flush()
-        assert patched.stats()["integrity"] == "ok"
+        assert stats["compressed_requests"] == 2 and stats["fetched_rows"] > 0 and stats["integrity"] == "ok"
         log = patched.log.read_text(errors="replace")
     assert str(source) in log and "Skipping plugin heterocache" in log
     assert "Executed general plugin" not in log and "hook(s) to" not in log
@@ -67,8 +60,8 @@ def test_patched_source_serves_the_plugins_tokens(server: Server, language: Lang
 
 @pytest.mark.server("plain")
 def test_patched_source_serves_full_as_sglang_does(server: Server, language: Language, source: Path) -> None:
-    asked = requests(language)
+    wanted = answers(server, language)
     with server_of(source, **TABLE["plain"]) as patched:
-        assert differing(asked, collect(server, asked), collect(patched, asked)) == []
+        assert answers(patched, language) == wanted
         with pytest.raises(urllib.error.HTTPError, match="404"):
             patched.stats()
