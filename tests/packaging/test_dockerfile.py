@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,14 @@ def test_the_wheel_of_the_image_holds_the_code_what_is_shipped_with_it_and_the_l
     assert done.returncode == 0, done.stderr
     (wheel,) = wheels
     assert lacks(wheel) == set()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    command = [sys.executable, "-m", "hetero_sglang.cli", "patch", "check"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    checked = subprocess.run(
+        command, cwd=tmp_path / "installed", env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert checked.returncode == 0, checked.stderr  # the patches are found there
     copied = next(i.rest for i in instructions(TEXT) if i.word == "COPY" and "--from=" in i.rest).split()[1]
     workdir = next(i.rest for i in instructions(TEXT) if i.word == "WORKDIR")
     assert copied == f"{workdir}/{wheel.parent.relative_to(tmp_path)}"
