@@ -90,24 +90,29 @@ class Tree:
         backups = {path: self._digest(_beside(self.root / path, BACKUP)) for path in patched}
         if lost := [path for path, found in backups.items() if found != hashes[path].before]:
             raise HeteroError(f"the backup of {_named(lost)} is not what it was; {self._anew()}.")
-        try:
-            self._restore(hashes)
-        except OSError as error:
-            raise HeteroError(f"{error.filename} cannot be put back ({error.strerror}); then revert again.") from None
+        self._restore(hashes)
         return len(hashes)
 
     def _restore(self, hashes: Hashes) -> None:
-        for path, pair in reversed(hashes.items()):
-            file = self.root / path
-            backup = _beside(file, BACKUP)
-            _beside(file, NEW).unlink(missing_ok=True)
-            if pair.before is None:
-                file.unlink(missing_ok=True)
-            elif backup.exists() and self._digest(file) != pair.before:
-                os.replace(backup, file)
-            backup.unlink(missing_ok=True)
-        _beside(self.manifest, NEW).unlink(missing_ok=True)
-        self.manifest.unlink(missing_ok=True)
+        try:
+            for path, pair in reversed(hashes.items()):
+                self._put_back(self.root / path, pair.before)
+            _beside(self.manifest, NEW).unlink(missing_ok=True)
+            self.manifest.unlink(missing_ok=True)
+        except OSError as error:
+            raise HeteroError(
+                f"{error.filename} cannot be put back ({error.strerror}); see to that and run "
+                f"`hetero-sglang patch revert`."
+            ) from None
+
+    def _put_back(self, file: Path, before: str | None) -> None:
+        backup = _beside(file, BACKUP)
+        _beside(file, NEW).unlink(missing_ok=True)
+        if before is None:
+            file.unlink(missing_ok=True)
+        elif backup.exists() and self._digest(file) != before:
+            os.replace(backup, file)
+        backup.unlink(missing_ok=True)
 
     def _hashes(self) -> Hashes:
         """Those that the files were patched with, or else would be."""

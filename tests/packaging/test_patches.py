@@ -230,6 +230,22 @@ def test_an_apply_that_fails_undoes_itself(
     assert snapshot(root) == before
 
 
+def test_a_revert_that_fails_can_be_done_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(root)
+    Tree(root).apply()
+
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(1, "Operation not permitted", str(target))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "replace", refused)
+        code, said = patch(capsys, "revert", root)
+    assert code == 2 and "cannot be put back (Operation not permitted)" in said
+    assert patch(capsys, "revert", root)[0] == 0 and snapshot(root) == before
+
+
 def test_without_hetero_sglang_nothing_of_sglang_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Tree(root).apply()
     monkeypatch.setitem(sys.modules, "hetero_sglang", None)
