@@ -30,8 +30,8 @@ def seam(function: Function, module: str | None = None) -> Function:
     return call
 
 
-def arguments(plain: type) -> type:
-    """The class that takes the place of SGLang's `plain` ServerArgs, which it derives from."""
+def arguments(base: type) -> type:
+    """The class that takes the place of SGLang's ServerArgs, its `base`, as soon as that is there."""
     sys.modules.pop(ARGUMENTS, None)  # half imported, if it was its import that led to SGLang's: now it can be whole
     return importlib.import_module(ARGUMENTS).HeteroServerArgs
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +74,21 @@ def test_a_function_without_its_patch_is_named() -> None:
 def test_a_seam_may_be_where_a_function_was_imported() -> None:
     seam.seam(twice, "somewhere.else")
     assert "somewhere.else.twice" in seam.plain
+
+
+@pytest.mark.parametrize("first", ["made_args", "made_sglang"])
+def test_whichever_is_imported_first_there_is_one_class_of_arguments(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = "from made_sglang import ServerArgs\nclass HeteroServerArgs(ServerArgs): ...\n"
+    theirs = "from hetero_sglang.sglang.seam import arguments\n"
+    theirs += "class ServerArgs: ...\nServerArgs = arguments(ServerArgs)\n"
+    (tmp_path / "made_args.py").write_text(ours)
+    (tmp_path / "made_sglang.py").write_text(theirs)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(seam, "ARGUMENTS", "made_args")
+    for name in ("made_args", "made_sglang"):
+        sys.modules.pop(name, None)
+    importlib.import_module(first)
+    found = importlib.import_module("made_args").HeteroServerArgs
+    assert found is importlib.import_module("made_sglang").ServerArgs and len(found.__mro__) == 3
