@@ -56,6 +56,7 @@ def test_patched_source_serves_the_plugins_tokens(server: Server, language: Lang
     assert f"{source}/sglang/" in log and "Failed to load plugin" not in log
 
 
+@pytest.mark.slow
 @pytest.mark.server("plain")
 def test_patched_source_serves_full_as_sglang_does(server: Server, language: Language, source: Path) -> None:
     wanted = answers(server, language)
