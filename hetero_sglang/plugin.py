@@ -17,24 +17,9 @@ def _register() -> None:
     check_version()
     development.check()
     from sglang.srt.entrypoints.engine import Engine
-    from sglang.srt.plugins.hook_registry import HookType
 
-    from hetero_sglang.cpu import grammar, paged
-    from hetero_sglang.sglang import port
     from hetero_sglang.sglang.args import HeteroServerArgs
-    from hetero_sglang.sglang.bodies import watch
-    from hetero_sglang.sglang.control import add_routes
-    from hetero_sglang.sglang.hooks import enter_scheduler, install
+    from hetero_sglang.sglang.hooks import install, process_seams
 
-    install(
-        [
-            *paged.seams(),
-            *grammar.seams(),
-            ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
-            ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, HookType.BEFORE),
-            ("sglang.srt.entrypoints.http_server.launch_server", port.launching, HookType.BEFORE),
-            ("sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__", watch, HookType.AFTER),
-            ("sglang.srt.entrypoints.http_server._setup_and_run_http_server", add_routes, HookType.BEFORE),
-        ]
-    )
+    install(process_seams())
     Engine.server_args_class = HeteroServerArgs

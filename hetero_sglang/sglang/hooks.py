@@ -1,12 +1,38 @@
 """Every seam of SGLang 0.5.17 this project touches, in one table."""
 
+import importlib.util
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType, _wrap_fn
 
-from hetero_sglang.errors import HeteroError
+from hetero_sglang.config import development
+from hetero_sglang.cpu import grammar, paged
+from hetero_sglang.errors import HeteroError, ending_the_process
+from hetero_sglang.sglang import seam
 from hetero_sglang.sglang.runtime import start_runtime
+from hetero_sglang.sglang.version import check_version
+
+PATCHED = "sglang.srt.hetero"  # a module that patched source has (patches/)
+
+
+def process_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
+    """Hooks of every process, whatever its policy; each looks at that itself."""
+    from hetero_sglang.sglang import control, port
+    from hetero_sglang.sglang.args import HeteroServerArgs
+    from hetero_sglang.sglang.bodies import watch
+
+    before, http = HookType.BEFORE, "sglang.srt.entrypoints.http_server"
+    return [
+        *paged.seams(),
+        *grammar.seams(),
+        ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
+        ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, before),
+        (f"{http}.launch_server", port.launching, before),
+        ("sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__", watch, HookType.AFTER),
+        (f"{http}._setup_and_run_http_server", control.add_routes, before),
+    ]
 
 
 def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
@@ -45,6 +71,9 @@ def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
 
 def install(seams: list[tuple[str, Callable[..., Any], HookType]]) -> None:
     """Apply hooks now and refuse to go on when one of ours did not take. Raises HeteroError naming the targets."""
+    if importlib.util.find_spec(PATCHED):
+        _fill(seams)
+        return
     for target, hook, kind in seams:
         if hook not in (h for _, h, _ in HookRegistry._hooks.get(target, ())):
             HookRegistry.register(target, hook, kind)
@@ -61,8 +90,35 @@ def install(seams: list[tuple[str, Callable[..., Any], HookType]]) -> None:
         )
 
 
+def _fill(seams: list[tuple[str, Callable[..., Any], HookType]]) -> None:
+    """Put hooks into the seams of patched source. Raises HeteroError naming the targets that are none."""
+    missing = []
+    for target, hook, kind in seams:
+        try:
+            found = pkgutil.resolve_name(target)  # which imports the seam's module
+        except (ImportError, AttributeError):
+            found = None
+        if target in seam.plain:
+            seam.hooked[target] = _wrap_fn(seam.plain[target], hook, kind)
+        elif found is not hook:  # a class that stands in its place
+            missing.append(target)
+    if missing:
+        raise HeteroError(
+            f"{len(missing)} of SGLang's functions lack their patch ({', '.join(sorted(missing))}): run "
+            f"`hetero-sglang patch revert` and `hetero-sglang patch apply`."
+        )
+
+
 def _ours(hook: Callable[..., Any]) -> bool:
     return hook.__module__.split(".")[0] == "hetero_sglang"
+
+
+def enter_process() -> None:
+    """At the first seam that a process of patched source comes to; ends the process with a sentence if it must."""
+    with ending_the_process():
+        check_version(importlib.import_module(PATCHED).RELEASE)
+        development.check()
+        install(process_seams())
 
 
 def enter_scheduler(server_args: Any, gpu_id: int, tp_rank: int, *args: Any, **kwargs: Any) -> None:

@@ -48,18 +48,31 @@ def lacks(wheel: Path) -> set[str]:
     wanted["hetero_sglang/profile/shipped/recall-8m.json"] = (
         ROOT / "assets" / "recall-8m" / "hetero_profile.json"
     ).read_bytes()
+    for name in tracked():
+        if name.startswith("patches/"):
+            wanted[f"hetero_sglang/patching/{name}"] = (ROOT / name).read_bytes()
     about = files[f"{folder}/METADATA"].decode()
     lines = {"License-Expression: Apache-2.0", "License-File: LICENSE", "Requires-Dist: torch"}
     return {name for name, content in wanted.items() if files.get(name) != content} | lines - set(about.splitlines())
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_wheel_of_the_image_holds_the_code_the_shipped_profile_and_the_licence(name: str, tmp_path: Path) -> None:
+def test_the_wheel_of_the_image_holds_the_code_what_is_shipped_with_it_and_the_licence(
+    name: str, tmp_path: Path
+) -> None:
     text = TEXTS[name]
     done, wheels = build(text, tmp_path)
     assert done.returncode == 0, done.stderr
     (wheel,) = wheels
     assert lacks(wheel) == set()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    command = [sys.executable, "-m", "hetero_sglang.cli", "patch", "check"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    checked = subprocess.run(
+        command, cwd=tmp_path / "installed", env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert checked.returncode == 0, checked.stderr  # the patches are found there
     copied = [rest.split()[1] for rest in rests(text, "COPY") if "--from=" in rest]
     assert f"{rests(text, 'WORKDIR')[0]}/{wheel.parent.relative_to(tmp_path)}" in copied
 
@@ -70,6 +83,7 @@ def test_the_wheel_of_the_image_holds_the_code_the_shipped_profile_and_the_licen
         " README.md",
         " LICENSE",
         "COPY assets/recall-8m/hetero_profile.json assets/recall-8m/\n",
+        "COPY patches patches\n",
         "COPY hetero_sglang hetero_sglang\n",
     ],
 )
