@@ -67,6 +67,17 @@ def architectures() -> str:
     return ", ".join(f"`{name}`" for name in MODELS) + "."
 
 
+def metrics() -> str:
+    """Ours on /metrics."""
+    from hetero_sglang.sglang.metrics import HISTOGRAM, METRICS, PREFIX, SECONDS
+
+    lines = [f"| `{PREFIX}` | kind | label | meaning |", "|---|---|---|---|"]
+    for each in METRICS:
+        lines.append(f"| `{each.name}` | {each.kind} | {f'`{each.label}`' if each.label else ''} | {each.help} |")
+    named = ", ".join(f"`{each.name}`" for each in METRICS if each.kind == HISTOGRAM)
+    return "\n".join(lines) + f"\n\nThe buckets of {named} end at {', '.join(f'{x:g}' for x in SECONDS)} seconds."
+
+
 def _size(*arguments: str, **config: Any) -> str:
     from benchmarks import shapes
     from hetero_sglang.cli import main
@@ -111,6 +122,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "refused": refused,
     "architectures": architectures,
+    "metrics": metrics,
     "sizes": sizes,
     "sizes-32k": sizes_of_32k,
     "sizes-64gb": sizes_of_64_gb,
