@@ -10,7 +10,7 @@ from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.replies import settle
-from hetero_sglang.sglang.request_check import check, shown
+from hetero_sglang.sglang.request_check import check, place, shown
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -44,8 +44,8 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
         except UNREADABLE as error:
             if begun:
                 raise
-            logger.warning("a request could not be read", exc_info=True)
-            raise HeteroError(f"The request cannot be read ({type(error).__name__}: {error}); correct it.") from error
+            logger.warning("a request could not be read: %s", place(error))
+            raise HeteroError(f"The request cannot be read ({type(error).__name__}); correct it.") from None
 
     def create_tokenized_object(*args: Any, **kwargs: Any) -> Any:
         made = create(*args, **kwargs)

@@ -12,7 +12,7 @@ import msgspec
 import zmq
 from sglang.srt.managers import io_struct
 
-from hetero_sglang.sglang.request_check import check
+from hetero_sglang.sglang.request_check import check, place
 from hetero_sglang.sglang.runtime import runtime
 
 logger = logging.getLogger("hetero_sglang")
@@ -25,7 +25,7 @@ def handle_generate(original: Callable[..., None], scheduler: Any, request: Any)
         original(scheduler, request)
     except Exception as error:
         runtime().counters.refused_requests += 1
-        logger.warning("request %s was refused", request.rid, exc_info=True)
+        logger.warning("a request was refused: %s", place(error))
         reason = {"type": "abort", "status_code": HTTPStatus.BAD_REQUEST, "message": f"{error}"}
         aborted = io_struct.AbortReq(rid=request.rid, finished_reason=reason)
         scheduler.ipc_channels.send_to_tokenizer.send_output(aborted, request)

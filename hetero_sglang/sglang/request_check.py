@@ -6,6 +6,7 @@ a batch runs, and the process of everybody's requests goes down with it."""
 import functools
 import itertools
 import re
+import traceback
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -135,6 +136,16 @@ def speakable(text: str | None) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as a sentence can hold it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """A value in a sentence that is logged, too: of texts and lists, which may be a prompt's, the size alone."""
+    if value is None or isinstance(value, bool | int | float):
+        text = repr(value)
+        return text if len(text) <= 30 else f"{text[:27]}..."
+    if isinstance(value, str | bytes):
+        return f"of {len(value)} characters"
+    return f"of {len(value)} entries" if hasattr(value, "__len__") else f"of type {type(value).__name__}"
+
+
+def place(error: Exception) -> str:
+    """What kind of error it is and where it came up, for the log: its own words may be a request's."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name}, {frame.filename}:{frame.lineno}"
