@@ -120,7 +120,7 @@ class Ranking:
 
     def check_integrity(self, idle: bool) -> None:
         """RuntimeError when a ranking is under way for a live request although none is: `idle`."""
-        if idle and any(asked.ws.alive for asked in self._asked.values()):
+        if idle and any(asked.ws.alive and asked.ws.slot >= 0 for asked in self._asked.values()):  # else it is parked
             raise RuntimeError(f"{self.under_way} rankings are under way for requests although none is live")
 
     def close(self) -> None:

@@ -33,9 +33,12 @@ def streamed(server: Server, request: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.server("usual")
 def test_a_reply_says_how_many_rows_were_kept(server: Server, language: Language) -> None:
     ids = language.document(4, 3000, 30).ids
-    told = server.post("/generate", body(ids, 40))["meta_info"]["hetero"]
+    for _ in range(20):  # the worker takes its time on a busy machine
+        told = server.post("/generate", body(ids, 100))["meta_info"]["hetero"]
+        if told["refills"]:
+            break
     assert set(told) == FIELDS
-    assert told["all_rows"] == (len(ids) + 40 - 1) * HEADS["usual"], "the last token has no row yet"
+    assert told["all_rows"] == (len(ids) + 100 - 1) * HEADS["usual"], "the last token has no row yet"
     assert 0.1 < told["kept_rows"] / told["all_rows"] < 0.7 and told["exact"] is False
     assert told["resumed"] is False and told["appended_tokens"] == 0 and told["refills"] > 0
     short = server.post("/generate", body(ids[:50], 4))["meta_info"]["hetero"]

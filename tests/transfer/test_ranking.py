@@ -198,10 +198,13 @@ def test_without_a_worker_nothing_is_asked(world: World) -> None:
 def test_a_ranking_for_a_live_request_is_an_error_when_idle(world: World) -> None:
     world.start([*FAKE, "slow"])
     ws = world.request()
+    ws.slot = 3
     world.ask(ws, torch.arange(100))
     world.ranking.check_integrity(idle=False)
     with pytest.raises(RuntimeError, match="1 rankings"):
         world.ranking.check_integrity(idle=True)
+    ws.slot = -1
+    world.ranking.check_integrity(idle=True)  # it is parked: its request has ended
     ws.release()
     world.ranking.check_integrity(idle=True)
 
