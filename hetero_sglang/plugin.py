@@ -23,8 +23,8 @@ def _register() -> None:
     from hetero_sglang.sglang import port
     from hetero_sglang.sglang.args import HeteroServerArgs
     from hetero_sglang.sglang.bodies import watch
+    from hetero_sglang.sglang.control import add_routes
     from hetero_sglang.sglang.hooks import enter_scheduler, install
-    from hetero_sglang.sglang.reporting import add_routes
 
     install(
         [

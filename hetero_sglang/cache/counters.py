@@ -1,6 +1,8 @@
 """What the cache counts. Plain integers, owned by the scheduler's thread, read by /hetero/stats and Prometheus."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+
+from hetero_sglang.cache.durations import Durations
 
 
 @dataclass
@@ -24,13 +26,20 @@ class Counters:
     refused_rankings: int = 0  # the worker is down, or has too much to do
     fetched_rows: int = 0  # rows that came in the step that wanted them
     fetched_bytes: int = 0
+    worker_rows: int = 0  # of these, those that came for rankings of the worker
     late_rows: int = 0  # rows a step wanted that did not come in it: beyond the bound, or no row was free
     prefix_rows_copied: int = 0  # of cached prefixes, a token and layer each: in whole blocks
     prefix_rows_read: int = 0  # and one by one, where slots lie scattered
     prefix_rows_held: int = 0  # and those that the device still had
     refused_growth: int = 0  # a long generation found the hot pool full and began to compress
     waiting_for_hot_pages: int = 0  # admission attempts put off because the hot pool was full
+    waiting_for_token_slots: int = 0  # because SGLang's token slots were
+    waiting_for_prefill: int = 0  # because the pass had enough tokens or requests
+    refused_requests: int = 0  # that could not become requests of the queue
     worker_restarts: int = 0
+    ranking: Durations = field(default_factory=Durations)  # of the worker's rankings, from question to answer
+    hot_page_wait: Durations = field(default_factory=Durations)  # of requests that were put off for hot pages
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        """What is counted, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}

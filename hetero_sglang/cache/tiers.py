@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,11 +16,22 @@ from hetero_sglang.cache.lanes import Mark
 from hetero_sglang.cache.parking import Parked, Parking
 from hetero_sglang.cache.prefix_cache import NOWHERE, PrefixCache
 from hetero_sglang.cache.resident_store import ResidentStore
+from hetero_sglang.cache.tally import Tally
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.caps import Grant
 from hetero_sglang.config.settings import Settings
 
 _ON_THEIR_WAY = 64  # batches of freed slots that need not have arrived; older ones have
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Tokens that a tier holds, and could hold, the bytes that it has, and those of a token."""
+
+    used: int
+    total: int
+    nbytes: int
+    token_bytes: int
 
 
 class TieredCache:
@@ -101,6 +113,7 @@ class TieredCache:
             self.counters.shared_requests += self.admission.users[key] > 1
         self.admission.open(slot, account.grant, account)
         ws.resume(account.grant)
+        ws.tally = Tally(resumed=True)
         self.requests[slot], ws.slot = ws, slot
         self.counters.requests += 1
         self.counters.resumed_requests += 1
@@ -247,6 +260,27 @@ class TieredCache:
         if free_slots is not None and bool(self.written[free_slots].any()):
             kept = int(self.written[free_slots].sum())
             raise RuntimeError(f"{kept} of {free_slots.numel()} free token slots still count as holding a token")
+
+    def page_states(self) -> dict[str, int]:
+        """Hot pages, each once: of live requests, free, parked, or of cached prefixes; told in microseconds."""
+        books, rank = self.admission, self.settings.rank
+        free, prefix = self.hot.available, int(books.groups * books.group[rank])
+        idle = int(books.idle[rank])
+        used = self.hot.pages - free - idle
+        return {"used": used, "free": free, "parked": idle - prefix, "prefix": prefix}
+
+    def tiers(self, slots: int, all_slots: int) -> dict[str, Tier]:
+        """By name, where `slots` of `all_slots` token slots are taken; told in microseconds."""
+        rows, heads = self.host.rows, self.settings.layout.num_compressed
+        index, hot = self.index.nbytes if self.index else 0, self.hot
+        fixed = {"resident": self.resident.nbytes, "index": index, "host": self.host.nbytes}
+        found = {
+            name: Tier(slots if nbytes else 0, all_slots if nbytes else 0, nbytes, nbytes // rows)
+            for name, nbytes in fixed.items()
+        }
+        used, held = self.page_states()["used"], hot.page_size / max(1, heads)  # tokens in a page
+        page = hot.nbytes // (hot.pages + 1)
+        return {**found, "hot": Tier(int(used * held), int(hot.pages * held), hot.nbytes, int(page / held))}
 
     def levels(self) -> dict[str, int]:
         """What is in use, told in microseconds."""

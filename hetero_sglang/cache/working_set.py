@@ -11,6 +11,7 @@ import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.page_table import PageTable
+from hetero_sglang.cache.tally import Tally
 from hetero_sglang.config.caps import ROOMY, CapRule, Grant, Rows
 
 
@@ -37,6 +38,7 @@ class WorkingSet:
         self.base: int | None = None  # key of the parked set whose pages it shares
         self.moved = 0  # how often its rows have gone to other pages
         self.slot = -1  # request slot, once it has one
+        self.tally = Tally()  # of its request
         self.busy: set[int] = set()  # heads that the worker ranks tokens for
         self.length = 0  # tokens that its rows stand for, once it has any
         self.units = 0  # of the policy's index, beyond those that the request's length gives

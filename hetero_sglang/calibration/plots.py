@@ -9,7 +9,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from hetero_sglang.calibration.summary import LETTERS
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.measurements import Measurements
@@ -49,7 +48,7 @@ def plot_roles(profile: HeadProfile) -> Figure:
     figure, axes = _table_figure(profile.num_layers, profile.num_kv_heads, title)
     axes.imshow(codes, cmap=ListedColormap(list(COLOURS.values())), vmin=-0.5, vmax=3.5, aspect="auto")
     for (layer, head), code in np.ndenumerate(codes):
-        axes.text(head, layer, LETTERS[_ORDER[code]], ha="center", va="center", fontsize=8)
+        axes.text(head, layer, _ORDER[code].letter, ha="center", va="center", fontsize=8)
     for layer in range(1, profile.num_layers):
         axes.axhline(layer - 0.5, color="white", linewidth=1)
     for head in range(1, profile.num_kv_heads):

@@ -8,8 +8,6 @@ from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.index_plan import IndexPlan
 from hetero_sglang.profile.roles import Role
 
-LETTERS = {Role.PIVOT: "P", Role.SATELLITE: "s", Role.ANCHOR: "a", Role.VOLATILE: "V"}
-
 
 def summary(profile: HeadProfile, keep_ratios: tuple[float, ...], strict: bool = False) -> str:
     """Origin, roles per layer, cluster sizes and budgets. With `strict` a ratio at or below the floor raises
@@ -66,7 +64,7 @@ def _origin(profile: HeadProfile) -> str:
 
 
 def _roles(profile: HeadProfile) -> str:
-    named = ", ".join(f"{profile.counts[role]} {role} ({letter})" for role, letter in LETTERS.items())
+    named = ", ".join(f"{profile.counts[role]} {role} ({role.letter})" for role in Role)
     return (
         f"{named}\n{profile.num_resident} of {profile.num_heads} heads resident: "
         f"the floor is {profile.floor:.4f}, a keep ratio must be above it"
@@ -78,7 +76,7 @@ def _layers(profile: HeadProfile) -> str:
     measured = profile.measurements
     lines = [f"layer  {'heads':<{width}}  weights      " + ("stability    " if measured else "") + "clusters"]
     for index, layer in enumerate(profile.layers):
-        letters = "".join(LETTERS[role] for role in layer.roles)
+        letters = "".join(role.letter for role in layer.roles)
         letters = " ".join(letters[i : i + 8] for i in range(0, len(letters), 8))
         weights = [layer.weights[h] for h in layer.compressed]
         row = f"{index:5}  {letters:<{width}}  {_range(weights):<13}"

@@ -1,4 +1,4 @@
-"""All start-up choices, resolved and validated once into a frozen record."""
+"""All start-up choices, resolved and validated once into a record that is frozen but for its tuning."""
 
 import os
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from statistics import fmean
 from hetero_sglang.config.caps import ROOMY, CapRule, length_for
 from hetero_sglang.config.description import Description, Refresh
 from hetero_sglang.config.layout import HeadLayout, build_layout
+from hetero_sglang.config.tuning import Tuning
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.budget import cap_fractions
 from hetero_sglang.profile.head_profile import HeadProfile
@@ -28,8 +29,7 @@ class Settings:
     keep_ratio: float
     floor: float
     observe: int  # queries that choose the rows at prefill end
-    drift_threshold: float
-    monitor_interval: int  # decode steps between two looks of a pivot
+    tuning: Tuning  # what may change afterwards
     anchor_interval: int  # looks between two refreshes of an anchor; 0 never
     retrieval: str  # accumulate | replace | off
     reassign: bool  # satellites that no longer follow their pivot get another, or none
@@ -44,13 +44,23 @@ class Settings:
     most_swaps: int = 2048  # runs that come to a head in one step, at most
 
     @property
+    def drift_threshold(self) -> float:
+        """Of now."""
+        return self.tuning.drift_threshold
+
+    @property
+    def monitor_interval(self) -> int:
+        """Of now."""
+        return self.tuning.monitor_interval
+
+    @property
     def runs(self) -> list[int]:
         """Of each layer: neighbouring tokens that come and go together."""
         return [1] * len(self.layout.layers) if self.index is None else self.index.run.tolist()
 
     @property
     def retrieves(self) -> bool:
-        """Whether heads find rows while requests decode, and not by a key index.
+        """Whether heads were to find rows while requests decode, at start, and not by a key index.
 
         There is nothing to find without drift, nor where every head keeps everything."""
         changes = self.policy.refresh is Refresh.STEP
@@ -132,7 +142,7 @@ def resolve(
             f"{int(poorest * dense_below)} rows for a prompt of --hetero-dense-below {dense_below} tokens; "
             f"lower them or set --hetero-dense-below to at least {needed}."
         )
-    return Settings(
+    settings = Settings(
         policy=policy,
         layout=layout,
         ranks=ranks,
@@ -141,8 +151,7 @@ def resolve(
         keep_ratio=keep_ratio,
         floor=profile.floor,
         observe=observe,
-        drift_threshold=drift_threshold,
-        monitor_interval=monitor_interval,
+        tuning=Tuning(drift_threshold, monitor_interval),
         anchor_interval=anchor_interval,
         retrieval=retrieval,
         reassign=reassign,
@@ -153,6 +162,8 @@ def resolve(
         append=APPEND[append],
         index_bytes=tuple(bytes_of_index(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )
+    settings.tuning.retrieval = settings.retrieves or plan is not None
+    return settings
 
 
 def profile_share(profile: HeadProfile) -> float:

@@ -42,7 +42,7 @@ class Anchors:
         self.last: tuple[DecodeStep, list[tuple[int, WorkingSet, int]]] | None = None  # who ran: row, request, length
         self.asking: list[_Asking] = []
         self.ranked: list[Ranked] = []
-        self.work: Any = None
+        self.work: Any = None  # counts what comes for rankings apart
 
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
         """Before a step whose inputs are there: ask about the one before, and bring what was ranked since."""
@@ -73,6 +73,8 @@ class Anchors:
         """Queries of the step that `ran` leave the device, for anchors whose turn it was. Each request of `before`: its
         row then, its row in the coming `step`, and its length then."""
         every, layers = self.settings.monitor_interval * self.settings.anchor_interval, self.settings.layout.layers
+        if not self.settings.tuning.retrieval:
+            return
         held = False
         for row, now, ws, length in before:
             if (length - ws.prompt) % every:
@@ -102,7 +104,7 @@ class Anchors:
             widest, context = max(layer.heads.numel() for layer in self.parts.layers), self.parts.context
             size = (1, widest, self.parts.group, context, context, 1, self.settings.refill_rows)
             self.work = ops.Workspace(*size, self.device)
-            self.work.counted = step.work.counted
+        ws.tally.refills += len(ranked)
         fading = 0.0 if self.settings.retrieval == "replace" else self.settings.decay
         self.work.plan(now)
         for each in ranked:

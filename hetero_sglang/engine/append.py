@@ -124,6 +124,7 @@ class Append:
         if layer == len(self.layers) - 1:
             ws.length = max(ws.length, seq.length)
             self.cache.counters.appended_tokens += seq.count
+            ws.tally.appended_tokens += seq.count
             self.cache.counters.restored_requests += seq.restores
         return out
 

@@ -12,6 +12,7 @@ from hetero_sglang.cache.scrub import Scrub
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config import development
 from hetero_sglang.config.description import Refresh
+from hetero_sglang.config.tuning import NAMES
 from hetero_sglang.engine.append import Append
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.engine.going import BLOCKS
@@ -298,11 +299,20 @@ class Engine:
 
     def stats(self) -> dict[str, int | bool]:
         """What the cache does not count itself; waits for nothing."""
+        if self.finder:
+            self.finder.count()
+        return self.worker()
+
+    def worker(self) -> dict[str, int | bool]:
+        """The retrieval worker, and what it was asked."""
         nothing = {"rankings_under_way": 0, "worker_up": False, "worker_pid": 0}
+        return {**nothing, **(self.finder.stats() if self.finder else {})}
+
+    def fixed(self) -> dict[str, str]:
+        """What of `Tuning` may not change while requests are served, and why."""
         if self.finder is None:
-            return nothing
-        self.finder.count()
-        return {**nothing, **self.finder.stats()}
+            return dict.fromkeys(NAMES, "no head looks for rows while requests decode, as this server was started")
+        return self.finder.fixed(self.graph_step is not None)
 
     def check_integrity(self) -> None:
         """As the cache's; RuntimeError when something is under way for requests although none is live."""

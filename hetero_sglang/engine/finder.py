@@ -48,7 +48,7 @@ class Finder(ABC):
         self.device = self.cache.hot.k.device
         self.widest = max(len(x.compressed) for x in self.settings.layout.layers)
         self.counted: torch.Tensor | None = None  # by the device: rows that came, late ones, looks, drifts
-        self._counts = torch.zeros(4, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        self._counts = torch.zeros(2, 4, dtype=torch.int64, pin_memory=self.device.type == "cuda")  # and beside steps
         self._read: Mark | None = None
         self._steps = 0
 
@@ -107,14 +107,28 @@ class Finder(ABC):
         if self.counted is None or (self._read is not None and not self._read.passed):
             return
         if self.device.type == "cpu":
-            self._counts.copy_(self.counted)
-        counters, host = self.cache.counters, self.cache.host
-        rows, counters.late_rows, counters.drift_checks, counters.drift_triggers = self._counts.tolist()
-        counters.fetched_rows = rows
-        counters.fetched_bytes = rows * (host.head_dim + host.v_head_dim) * host.dtype.itemsize
+            self._ask()
+        counters, host, (steps, ranked) = self.cache.counters, self.cache.host, self._counts.tolist()
+        rows, late, counters.drift_checks, counters.drift_triggers = steps
+        counters.worker_rows, counters.fetched_rows, counters.late_rows = ranked[0], rows + ranked[0], late + ranked[1]
+        counters.fetched_bytes = counters.fetched_rows * (host.head_dim + host.v_head_dim) * host.dtype.itemsize
         if self.device.type == "cuda":
-            self._counts.copy_(self.counted, non_blocking=True)
+            self._ask()
             self._read = mark(self.device)
+
+    def _ask(self) -> None:
+        assert self.counted is not None
+        self._counts[0].copy_(self.counted, non_blocking=True)
+        if (beside := self.beside_steps()) is not None:
+            self._counts[1].copy_(beside, non_blocking=True)
+
+    def beside_steps(self) -> torch.Tensor | None:
+        """As `counted`, of what does not come by steps themselves."""
+        return None
+
+    def fixed(self, recorded: bool) -> dict[str, str]:
+        """What of `Tuning` may not change while requests are served, and why; `recorded`: steps are CUDA graphs."""
+        return {}
 
     def poll(self) -> None:  # noqa: B027 - most have nothing under way
         """Between two steps: take what has arrived."""

@@ -69,8 +69,12 @@ class Lazy(Finder):
         self.ops.index(k, slots, mine.heads, mine.rows, mine.encode, mine.offset, mine.fields)
 
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
-        self.allow(step.work, development.changed_rows())
+        self.allow(step.work, development.changed_rows() if self.settings.tuning.retrieval else 0)
         super().begin(step, known, lengths)
+
+    def fixed(self, recorded: bool) -> dict[str, str]:
+        why = "heads with a key index watch no pivots"
+        return {"drift_threshold": why, "monitor_interval": why}
 
     def allow(self, work: Any, rows: int | None) -> None:
         """So many rows may come to a head at once; None: as many as a workspace holds."""

@@ -64,7 +64,7 @@ class Pivots(Finder):
         self.leader[slot, numbers], self.filled[slot, numbers] = self.led[numbers], prompt.length
 
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
-        wanted = development.fetch_rate()
+        wanted = development.fetch_rate() if self.settings.tuning.retrieval else 0.0
         rate = -1.0 if wanted is None else wanted
         if rate != self._rate:
             self._rate = rate
@@ -97,6 +97,13 @@ class Pivots(Finder):
         self.ops.swap_in(buffers, buffers.host, step.slots, step.starts, tables, hot, rule.sink, work, merged=True)
         if self.reassign:
             self.reassign.compare(layer, step, tables, q, scale)
+
+    def beside_steps(self) -> torch.Tensor | None:
+        return self.anchors.work.counted if self.anchors and self.anchors.work is not None else None
+
+    def fixed(self, recorded: bool) -> dict[str, str]:
+        why = "decode steps are CUDA graphs, recorded with its value at start"
+        return {"drift_threshold": why, "monitor_interval": why} if recorded else {}
 
     def poll(self) -> None:
         if self.anchors:

@@ -30,6 +30,11 @@ class Stepwise(Finder):
         self.room = max(self.room, -(-self._most(context) // splits))
         return super().workspace(batch, context)
 
+    def fixed(self, recorded: bool) -> dict[str, str]:
+        why = "decode steps are CUDA graphs, recorded with its value at start"
+        graphs = {"monitor_interval": why, "retrieval": why} if recorded else {}
+        return {"drift_threshold": "the policy has no pivots that watch for drift", **graphs}
+
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:
         """Index the prompt's tokens."""
         buffers, ws, span = self.layers[layer], prompt.ws, self.index.span
@@ -81,6 +86,8 @@ class Stepwise(Finder):
         made = inputs[UNITS] + length // self.index.span
         units = torch.where(room > 0, torch.minimum(made, room), 0)
         self._extend(start, first, cap, length, units, (made <= room) & (length > prompt))
+        if not self.settings.tuning.retrieval:
+            return
         queries = q.unflatten(1, (-1, self.group))[:, buffers.compressed].flatten(0, 1)  # [N, G, D]
         due = (cap < length) & (room > 0) & ((length - prompt) % self.settings.monitor_interval == 0)
         places = torch.where(due, cap - rule.sink - rule.window, 0).clamp(min=0)  # [N]

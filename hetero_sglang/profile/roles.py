@@ -12,6 +12,11 @@ class Role(StrEnum):
     VOLATILE = "volatile"  # unlike the other heads, attention shifts
 
     @property
+    def letter(self) -> str:
+        """Capital where K/V of every token stays on the device."""
+        return {"pivot": "P", "satellite": "s", "anchor": "a", "volatile": "V"}[self.value]
+
+    @property
     def resident(self) -> bool:
         """Whether K/V of every token stays on the device."""
         return self in (Role.PIVOT, Role.VOLATILE)

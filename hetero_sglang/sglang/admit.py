@@ -1,5 +1,6 @@
 """How many requests may begin: SGLang's admission and preemption (managers/schedule_policy.py), with hot pages."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -98,8 +99,17 @@ def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwar
         state.scheduler.enable_priority_preemption and adder.preempt_to_schedule(req, state.scheduler.server_args)
     ):
         state.counters.waiting_for_hot_pages += 1
+        req.hetero_waits_since = getattr(req, "hetero_waits_since", time.monotonic())
         return AddReqResult.NO_TOKEN
-    return original(adder, req, *args, **kwargs)
+    result = original(adder, req, *args, **kwargs)
+    if adder.can_run_list and adder.can_run_list[-1] is req:
+        if (since := vars(req).pop("hetero_waits_since", None)) is not None:
+            state.counters.hot_page_wait.add(time.monotonic() - since)
+    elif result is AddReqResult.NO_TOKEN:
+        state.counters.waiting_for_token_slots += 1
+    else:
+        state.counters.waiting_for_prefill += 1
+    return result
 
 
 def promised(adder: Any) -> np.ndarray:

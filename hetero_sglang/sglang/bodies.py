@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang.replies import settle
 from hetero_sglang.sglang.request_check import check, shown
 
 logger = logging.getLogger("hetero_sglang")
@@ -39,7 +40,7 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
         try:
             async for answer in generate(obj, request):
                 begun = True
-                yield answer
+                yield settle(answer)
         except UNREADABLE as error:
             if begun:
                 raise

@@ -13,6 +13,7 @@ import zmq
 from sglang.srt.managers import io_struct
 
 from hetero_sglang.sglang.request_check import check
+from hetero_sglang.sglang.runtime import runtime
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -23,6 +24,7 @@ def handle_generate(original: Callable[..., None], scheduler: Any, request: Any)
         check(request, scheduler.model_config)
         original(scheduler, request)
     except Exception as error:
+        runtime().counters.refused_requests += 1
         logger.warning("request %s was refused", request.rid, exc_info=True)
         reason = {"type": "abort", "status_code": HTTPStatus.BAD_REQUEST, "message": f"{error}"}
         aborted = io_struct.AbortReq(rid=request.rid, finished_reason=reason)

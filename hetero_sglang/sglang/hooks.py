@@ -11,7 +11,7 @@ from hetero_sglang.sglang.runtime import start_runtime
 
 def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
     """Hooks of a scheduler process that runs a policy; a process of `--kv-policy full` has none of them."""
-    from hetero_sglang.sglang import admit, backend, gauges, guard, lifecycle, pool, reporting
+    from hetero_sglang.sglang import admit, backend, exporter, guard, lifecycle, pool, reporting, tune
 
     around, after = HookType.AROUND, HookType.AFTER
     memory, managers = "sglang.srt.mem_cache", "sglang.srt.managers"
@@ -36,8 +36,9 @@ def scheduler_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
         (f"{managers}.scheduler.Scheduler.run_batch", lifecycle.batch_runs, around),
         (f"{managers}.scheduler.Scheduler.__init__", reporting.scheduler_built, after),
         (f"{managers}.scheduler.Scheduler.get_internal_state", reporting.internal_state, after),
+        (f"{managers}.scheduler.Scheduler.set_internal_state", tune.set_internal_state, around),
         (f"{managers}.scheduler.Scheduler.on_idle", reporting.idle, HookType.BEFORE),
-        ("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats", gauges.logged, after),
+        ("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats", exporter.logged, after),
         (f"{managers}.scheduler.Scheduler.release_host_resources", reporting.host_released, after),
     ]
 

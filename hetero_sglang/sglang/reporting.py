@@ -1,11 +1,11 @@
-"""What operators see: /hetero routes, /server_info, the idle integrity check."""
+"""What operators see: statistics, /server_info, the idle integrity check."""
 
 import gc
 import logging
 import time
 from typing import Any
 
-from hetero_sglang.sglang import gauges
+from hetero_sglang.sglang import exporter, tune
 from hetero_sglang.sglang.lifecycle import free_slots
 from hetero_sglang.sglang.runtime import Check, runtime
 
@@ -21,6 +21,7 @@ def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> 
     runtime().scheduler = scheduler
     if (engine := runtime().engine) is not None:
         engine.record()
+    exporter.start(scheduler)
     gc.collect()
     gc.freeze()
 
@@ -54,8 +55,9 @@ def _stuck(scheduler: Any) -> str | None:
 
 
 def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
-    """AFTER Scheduler.get_internal_state: /server_info carries `hetero` in its internal states."""
+    """AFTER Scheduler.get_internal_state: /server_info carries `hetero` and `hetero_config` in its internal states."""
     result.internal_state["hetero"] = stats(scheduler)
+    result.internal_state[tune.KEY] = tune.config()
     return result
 
 
@@ -64,6 +66,7 @@ def idle(scheduler: Any) -> None:
     state = runtime()
     assert state.engine is not None  # built with the scheduler
     state.engine.poll()
+    exporter.tell_soon()
     if not scheduler.waiting_queue or scheduler._engine_paused or not scheduler.running_batch.is_empty():
         state.waiting_since = None
     elif state.waiting_since is None:
@@ -81,7 +84,8 @@ def idle(scheduler: Any) -> None:
         logger.error("heterocache lost track of memory: %s", error)
         verdict = str(error)
     state.check, state.current = Check(verdict, time.monotonic(), int(state.cache.written.sum())), True
-    gauges.tell()
+    if state.exporter is not None:
+        state.exporter.tell()
 
 
 def host_released(result: None, scheduler: Any) -> None:
@@ -91,16 +95,3 @@ def host_released(result: None, scheduler: Any) -> None:
         state.engine.close()
     if state.built:
         state.cache.close()
-
-
-def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
-    """BEFORE http_server._setup_and_run_http_server: GET /hetero/stats on the server's own port."""
-    if getattr(server_args, "kv_policy", "full") == "full":
-        return
-    from sglang.srt.entrypoints.http_server import app
-
-    async def hetero_stats() -> Any:
-        states = await tokenizer_manager.get_internal_state()
-        return [s.get("hetero") for s in states]
-
-    app.add_api_route("/hetero/stats", hetero_stats, methods=["GET"])

@@ -22,6 +22,7 @@ from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
 from hetero_sglang.sglang.asked import options_of, profile_warning
+from hetero_sglang.sglang.replies import Replies
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -61,8 +62,8 @@ class Runtime:
     on_device: bool  # a GPU runs the steps
     engine: Engine | None = None  # once SGLang has built its backend
     scheduler: Any = None
-    labels: dict[str, str] | None = None  # of metrics, where they are on
-    told: dict[str, int] = field(default_factory=dict)  # counters when metrics were last exported
+    exporter: Any = None  # of metrics, where they are on
+    replies: Replies | None = None  # says in replies what became of their rows, where it can
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
     preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
     turns: dict[str, Turn] = field(default_factory=dict)  # by request: of those that this pass looks at, the next turns
@@ -147,6 +148,8 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=server_args.get_model_config().context_len,
         on_device=server_args.attention_backend == "flashinfer",
+        # several tokenizer processes lack the plugin that makes the value of SGLang's list
+        replies=Replies(server_args.incremental_streaming_output) if server_args.tokenizer_worker_num == 1 else None,
     )
     return _runtime
 

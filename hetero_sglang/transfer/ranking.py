@@ -26,6 +26,7 @@ class Asked:
     numbers: set[int]  # of these heads among the rank's compressed ones
     slots: torch.Tensor  # [L] int64, on the CPU
     generations: torch.Tensor  # [L] int32, of the slots when asked
+    at: float  # when, by the monotonic clock
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Ranking:
         if self.client is None or not free:
             return
         items = [Query(*heads[at], topk[at]) for at in free]
-        asked = Asked(ws, [heads[at] for at in free], {numbers[at] for at in free}, slots, self.host.stamp(slots))
+        mine, stamp = [heads[at] for at in free], self.host.stamp(slots)
+        asked = Asked(ws, mine, {numbers[at] for at in free}, slots, stamp, time.monotonic())
         ticket = self.client.score(slots, items, queries[free], POOL)
         if ticket is None:
             self.counters.refused_rankings += 1
@@ -95,7 +97,9 @@ class Ranking:
             asked.ws.busy -= asked.numbers
             if isinstance(done, Failed):
                 self.counters.failed_rankings += 1
-            elif asked.ws.alive and bool(self.host.unchanged(asked.slots, asked.generations).all()):
+                continue
+            self.counters.ranking.add(time.monotonic() - asked.at)
+            if asked.ws.alive and bool(self.host.unchanged(asked.slots, asked.generations).all()):
                 for (layer, head), positions, scores in zip(asked.heads, done.positions, done.scores, strict=True):
                     ranked.append(Ranked(asked.ws, layer, head, positions, scores))
         self.counters.worker_restarts = self.client.restarts

@@ -189,6 +189,29 @@ def test_heads_with_an_index_find_their_rows(run: Run, probed: np.ndarray | None
     assert pairs[0][1].cache.counters.fetched_rows > 0 and pairs[0][1].cache.counters.late_rows == 0
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_nothing_comes_while_retrieval_is_off(indexed: bool) -> None:
+    """Kernels read it on the device, so that graphs follow it too."""
+    plain = {"drift_threshold": 1.0, "monitor_interval": 1, "anchor_interval": 0}
+    settings = lazy_settings(3, 1) if indexed else make_settings(random_profile(4, layers=1, heads=6), **plain)
+    cache = make_cache(settings, device=DEVICE)
+    engine = engine_of(cache, triton)
+    request = Request(cache, 1, 90, 110, torch.randperm(590)[:110] + 1, seed=1)
+    request.start()
+    prefill([request], [(0, 90)])
+    came = []
+    for steps, retrieval in ((range(91, 95), True), (range(95, 98), False), (range(98, 102), True)):
+        before, settings.tuning.retrieval = cache.counters.fetched_rows, retrieval
+        for length in steps:
+            decode([request], [length])
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+            engine.poll()
+            engine.poll()  # the first asks anew
+        came.append(cache.counters.fetched_rows - before > 0)
+    assert came == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("run", "probed", "cut", "count"),
     [

@@ -25,7 +25,7 @@ def main():
         if state["integrity_current"]:
             break
         time.sleep(0.05)
-    print("RESULT" + json.dumps({"text": reply["text"], "state": state}))
+    print("RESULT" + json.dumps({"text": reply["text"], "state": state, "meta": reply["meta_info"]}))
     engine.shutdown()
 
 if __name__ == "__main__":
@@ -47,6 +47,7 @@ def test_the_engine_takes_the_policy_as_a_keyword(language: Language, tmp_path: 
     assert score(result["text"], document, question.names).right == 4
     assert result["state"]["keep_ratio"] == 0.6 and result["state"]["compressed_requests"] == 1
     assert result["state"]["integrity"] == "ok"
+    assert result["meta"]["hetero"]["exact"] is False
 
 
 @pytest.mark.server("two-ranks")

@@ -1,0 +1,75 @@
+"""Our metrics in the scheduler process's Prometheus registry, whose files SGLang's /metrics reads."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hetero_sglang.cache.durations import Durations
+from hetero_sglang.sglang.metrics import COUNTER, GAUGE, METRICS, PREFIX, SECONDS, Reading
+from hetero_sglang.sglang.runtime import Runtime, runtime
+
+_SOON = 1.0  # seconds between two exports while nothing runs
+
+
+class Exporter:
+    """Made once per process, under SGLang's own labels."""
+
+    def __init__(self, labels: dict[str, Any], state: Runtime) -> None:
+        import prometheus_client  # reads at import where SGLang has its processes' files
+
+        self.labels, self.state, self.at = labels, state, 0.0
+        self._series: dict[tuple[str, str], Any] = {}  # by metric and the value of its own label
+        self._counted: dict[tuple[str, str], float] = {}  # as last exported
+        self._families: dict[str, Any] = {}
+        now = Reading(state)
+        for metric in METRICS:
+            names = [*labels, *([metric.label] if metric.label else [])]
+            kind = getattr(prometheus_client, metric.kind.capitalize())
+            more: dict[str, Any] = {"multiprocess_mode": "mostrecent"} if metric.kind == GAUGE else {}
+            if isinstance(durations := metric.read(now), Durations):
+                more = {"buckets": SECONDS}
+            self._families[metric.name] = kind(PREFIX + metric.name, metric.help, labelnames=names, **more)
+            if isinstance(durations, Durations):
+                durations.listen = self._families[metric.name].labels(**labels).observe
+        self.tell()
+
+    def tell(self) -> None:
+        """Export what has been counted since the last time, and what is so now."""
+        self.at = time.monotonic()
+        if self.state.engine is not None:
+            self.state.engine.stats()  # brings the counters up to date
+        now = Reading(self.state)
+        for metric in METRICS:
+            value = metric.read(now)
+            if isinstance(value, Durations):
+                continue
+            for which, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+                key = metric.name, which
+                if key not in self._series:
+                    mine = {metric.label: which} if metric.label else {}
+                    self._series[key] = self._families[metric.name].labels(**self.labels, **mine)
+                if metric.kind == COUNTER:
+                    self._series[key].inc(number - self._counted.get(key, 0))
+                    self._counted[key] = number
+                else:
+                    self._series[key].set(number)
+
+
+def start(scheduler: Any) -> None:
+    """Once the scheduler is built: export where SGLang does, from this rank (--enable-metrics)."""
+    context = scheduler.metrics_collector_context
+    if context.current_scheduler_metrics_enabled:
+        runtime().exporter = Exporter(dict(context.collector.labels), runtime())
+
+
+def logged(result: None, collector: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER SchedulerMetricsCollector.log_stats: ours whenever SGLang's own are set."""
+    if (exporter := runtime().exporter) is not None:
+        exporter.tell()
+
+
+def tell_soon() -> None:
+    """While nothing runs: what passes with time is not older than a second."""
+    exporter = runtime().exporter
+    if exporter is not None and time.monotonic() - exporter.at > _SOON:
+        exporter.tell()
