@@ -10,6 +10,7 @@ from hetero_sglang.errors import HeteroError
 COMMANDS = {
     "profile": ("hetero_sglang.calibration.commands", "find out what each KV head of a model does, and show it"),
     "size": ("hetero_sglang.sizing.command", "tell what fits a GPU's memory, and how much host memory it takes"),
+    "top": ("hetero_sglang.top.command", "show what a server does, once a second"),
 }
 
 

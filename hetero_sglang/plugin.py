@@ -25,6 +25,7 @@ def _register() -> None:
     from hetero_sglang.sglang.bodies import watch
     from hetero_sglang.sglang.control import add_routes
     from hetero_sglang.sglang.hooks import enter_scheduler, install
+    from hetero_sglang.sglang.page.door import hang_door
 
     install(
         [
@@ -35,6 +36,7 @@ def _register() -> None:
             ("sglang.srt.entrypoints.http_server.launch_server", port.launching, HookType.BEFORE),
             ("sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__", watch, HookType.AFTER),
             ("sglang.srt.entrypoints.http_server._setup_and_run_http_server", add_routes, HookType.BEFORE),
+            ("sglang.srt.utils.auth.add_api_key_middleware", hang_door, HookType.AFTER),
         ]
     )
     Engine.server_args_class = HeteroServerArgs
