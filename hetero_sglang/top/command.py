@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from hetero_sglang.config.parser import Parser
@@ -34,7 +35,7 @@ def run(argv: list[str]) -> int:
             while True:
                 try:
                     for event in events(url, given.api_key):
-                        live.update(view(url, event), refresh=True)
+                        live.update(shown(url, event), refresh=True)
                         met = True
                 except HeteroError:
                     if not met:  # it never was what we look for
@@ -48,9 +49,20 @@ def run(argv: list[str]) -> int:
 def _once(url: str, key: str | None) -> int:
     for number, event in enumerate(events(url, key)):
         if number or event["rates"]["decoded_tokens"] is not None:  # the first may know no rates yet
-            Console().print(view(url, event))
+            Console().print(shown(url, event))
             return 0
     raise HeteroError(f"{url} went away before it had said what it does; try again.")
+
+
+def shown(url: str, event: dict[str, Any]) -> RenderableType:
+    """As `view`. Raises HeteroError where the event has not what it reads."""
+    try:
+        return view(url, event)
+    except (LookupError, TypeError, ValueError) as error:
+        raise HeteroError(
+            f"{url} says something else than this version reads ({type(error).__name__}: {error}); use the "
+            f"`hetero-sglang` that the server was installed with."
+        ) from None
 
 
 def address(given: str) -> str:

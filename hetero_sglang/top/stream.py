@@ -39,11 +39,19 @@ def events(url: str, key: str | None) -> Iterator[dict[str, Any]]:
         try:
             for line in reply:
                 if line.startswith(b"data: "):
-                    yield json.loads(line.removeprefix(b"data: "))
+                    yield _event(line.removeprefix(b"data: "))
         except ValueError:
             raise HeteroError(_foreign(url)) from None
         except FAULTS:
             return
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """ValueError where it is none of ours."""
+    event = json.loads(line)
+    if not isinstance(event, dict) or not event.keys() >= {"rates", "waiting", "ranks"} or not event["ranks"]:
+        raise ValueError(line)
+    return event
 
 
 def _refusal(url: str, key: str | None, status: int) -> str:
