@@ -28,7 +28,7 @@ def present(state: "Runtime") -> dict[str, Any]:
         "clock": time.monotonic(),
         "running": len(slots),
         "waiting": len(state.scheduler.waiting_queue),
-        "requests": [
+        "running_requests": [
             {
                 "number": ws.tally.number,
                 "tokens": ws.length,

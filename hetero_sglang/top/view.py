@@ -81,7 +81,7 @@ def _tiers(rank: dict[str, Any]) -> Table:
 
 
 def _requests(rank: dict[str, Any]) -> RenderableType:
-    listed = rank["requests"][:MOST]
+    listed = rank["running_requests"][:MOST]
     if not listed:
         return Text("nothing runs", "dim")
     table = Table("request", "tokens", "hot rows kept", "of", "", box=None, pad_edge=False)

@@ -20,7 +20,7 @@ from hetero_sglang.sglang.page.routes import add_page
 TIER = {"used": 100, "total": 1000, "nbytes": 4_000_000, "token_bytes": 4000}
 PROFILE = {
     "policy": "heterocache", "source": "folder/made-up.json", "model": "none", "kv_heads": 2, "layers": 2,
-    "matrix": ["Ps", "aV"], "index": None, "shares": [[1.0, 0.25], [0.25, 1.0]],
+    "letters": {"P": "pivot", "s": "satellite", "a": "anchor", "V": "volatile"}, "matrix": ["Ps", "aV"], "index": None, "shares": [[1.0, 0.25], [0.25, 1.0]],
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class Scheduler:
         }  # fmt: skip
         now = {
             "policy": "heterocache, by pivots", "clock": time.monotonic(), "running": 1, "waiting": number,
-            "requests": [request], "head_shares": [[1.0, 0.5], [0.2, 1.0]],
+            "running_requests": [request], "head_shares": [[1.0, 0.5], [0.2, 1.0]],
             "tiers": {name: TIER for name in ("resident", "hot", "host")} | {"index": dict.fromkeys(TIER, 0)},
             "hot_page_states": {"used": 5, "free": 4, "parked": 1, "prefix": 0},
         }  # fmt: skip
@@ -69,6 +69,7 @@ def serving(scheduler: Scheduler, port: int | None = None) -> Iterator[str]:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
+    listener.listen()  # who comes before the server is ready waits
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:
