@@ -20,7 +20,8 @@ from hetero_sglang.sglang.page.routes import add_page
 TIER = {"used": 100, "total": 1000, "nbytes": 4_000_000, "token_bytes": 4000}
 PROFILE = {
     "policy": "heterocache", "source": "folder/made-up.json", "model": "none", "kv_heads": 2, "layers": 2,
-    "letters": {"P": "pivot", "s": "satellite", "a": "anchor", "V": "volatile"}, "matrix": ["Ps", "aV"], "index": None, "shares": [[1.0, 0.25], [0.25, 1.0]],
+    "letters": {"P": "pivot", "s": "satellite", "a": "anchor", "V": "volatile"},
+    "matrix": ["Ps", "aV"], "index": None, "shares": [[1.0, 0.25], [0.25, 1.0]],
 }  # fmt: skip
 
 

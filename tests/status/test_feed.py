@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -89,6 +90,26 @@ def test_a_scheduler_that_does_not_answer_once_does_not_end_the_stream() -> None
     with serving(scheduler) as url:
         watcher = Watcher(url)
         assert watcher.next()["ranks"] and watcher.next()["ranks"]
+        watcher.leave()
+
+
+def test_who_leaves_before_the_answer_comes_does_not_take_the_question_back() -> None:
+    scheduler, answer, ends = Scheduler(), Scheduler().get_internal_state, []
+
+    async def slow() -> Any:
+        try:
+            await asyncio.sleep(1.5)
+        finally:
+            ends.append(asyncio.current_task().cancelling())  # type: ignore[union-attr]
+        return await answer()
+
+    scheduler.get_internal_state = slow  # type: ignore[method-assign]
+    with serving(scheduler) as url:
+        Watcher(url).leave()
+        time.sleep(2.5)
+        assert ends == [0], "it was asked once, and heard"
+        watcher = Watcher(url)
+        assert watcher.next()["ranks"]
         watcher.leave()
 
 

@@ -40,9 +40,6 @@ class Feed:
             yield
         finally:
             self._watchers -= 1
-            if not self._watchers and self._task is not None:
-                self._task.cancel()
-                self._task, self._latest = None, None
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events until the server winds down: the first has the history; a slow reader misses some."""
@@ -63,7 +60,8 @@ class Feed:
                 await asyncio.wait_for(self._news.wait(), _EVERY)
 
     async def _poll(self) -> None:
-        while True:
+        """Until nobody watches. It is not cancelled: SGLang would give the answer to whoever asks next."""
+        while self._watchers:
             begun = time.monotonic()
             try:
                 ranks = await self._ask()
@@ -77,6 +75,7 @@ class Feed:
             except Exception:  # the next second may do better; watchers see that nothing comes
                 logger.warning("the status page got no answer from the scheduler", exc_info=True)
             await asyncio.sleep(max(0.0, begun + _EVERY - time.monotonic()))
+        self._task = self._latest = None
 
 
 def rates_between(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, float | None]:
