@@ -26,6 +26,7 @@ class Feed:
         self._watchers = 0
         self._task: asyncio.Task[None] | None = None
         self._latest: dict[str, Any] | None = None
+        self._text = ""  # of the latest, made once for all
         self._number = 0  # of the latest
         self._news = asyncio.Event()  # replaced by the next one when it is set
         self._history: deque[list[float | None]] = deque(maxlen=POINTS)  # time, RATES, requests waiting
@@ -50,9 +51,9 @@ class Feed:
         while not self._ended():
             if self._number > seen and self._latest is not None:
                 seen, quiet = self._number, time.monotonic()
-                more = {"history": list(self._history)} if history else {}
+                text = _event({**self._latest, "history": list(self._history)}) if history else self._text
                 history = False
-                yield f"data: {json.dumps({**self._latest, **more}, separators=(',', ':'))}\n\n"
+                yield text
             elif time.monotonic() - quiet > _QUIET:
                 quiet = time.monotonic()
                 yield ": nothing new\n\n"
@@ -68,6 +69,7 @@ class Feed:
                 rates = rates_between(self._latest["ranks"] if self._latest else [], ranks)
                 waiting = sum(rank["waiting"] for rank in ranks)
                 self._latest = {"at": round(time.time(), 2), "rates": rates, "waiting": waiting, "ranks": ranks}
+                self._text = _event(self._latest)
                 self._history.append([self._latest["at"], *rates.values(), waiting])
                 self._number += 1
                 self._news.set()
@@ -76,6 +78,10 @@ class Feed:
                 logger.warning("the status page got no answer from the scheduler", exc_info=True)
             await asyncio.sleep(max(0.0, begun + _EVERY - time.monotonic()))
         self._task = self._latest = None
+
+
+def _event(told: dict[str, Any]) -> str:
+    return f"data: {json.dumps(told, separators=(',', ':'))}\n\n"
 
 
 def rates_between(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, float | None]:
