@@ -11,6 +11,7 @@ COMMANDS = {
     "profile": ("hetero_sglang.calibration.commands", "find out what each KV head of a model does, and show it"),
     "size": ("hetero_sglang.sizing.command", "tell what fits a GPU's memory, and how much host memory it takes"),
     "patch": ("hetero_sglang.patching.command", "put the plugin into SGLang's source, where plugins are not loaded"),
+    "top": ("hetero_sglang.top.command", "show what a server does, once a second"),
 }
 
 

@@ -14,7 +14,9 @@ class Counters:
     shared_requests: int = 0  # of these, those that others went on with too: pages are shared until there are free ones
     restored_requests: int = 0  # those whose first new tokens chose rows of a cached prefix by its key index
     appended_tokens: int = 0  # new tokens of prompts that attended to working sets, not to the whole prefix
-    compressed_requests: int = 0  # of these, longer than a working set at prefill end
+    prefilled_tokens: int = 0  # that passes of prompts have gone through
+    decoded_tokens: int = 0  # a decode step's, one for each of its requests
+    compressed_requests: int = 0  # of the requests, those longer than a working set at prefill end
     kept_bytes: int = 0  # device bytes these hold, indexes included, and
     dense_bytes: int = 0  # what plain SGLang would hold for them
     drift_checks: int = 0  # satellites' rows compared with what their pivot looks at

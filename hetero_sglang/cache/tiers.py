@@ -71,6 +71,7 @@ class TieredCache:
         ws = self.requests[slot] = WorkingSet(self.hot, self.settings.rule, grant)
         ws.slot = slot
         self.counters.requests += 1
+        ws.tally.number = self.counters.requests
         return ws
 
     def resumable(self, parked: Parked, grant: Grant, prefix: int, length: int) -> Account | None:
@@ -113,9 +114,9 @@ class TieredCache:
             self.counters.shared_requests += self.admission.users[key] > 1
         self.admission.open(slot, account.grant, account)
         ws.resume(account.grant)
-        ws.tally = Tally(resumed=True)
         self.requests[slot], ws.slot = ws, slot
         self.counters.requests += 1
+        ws.tally = Tally(self.counters.requests, resumed=True)
         self.counters.resumed_requests += 1
 
     def park(self, slot: int, tokens: np.ndarray, salt: str | None) -> None:

@@ -9,21 +9,26 @@ from typing import Any
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
+from hetero_sglang.config.layout import HeadLayout
+from hetero_sglang.config.settings import resolve
 from hetero_sglang.config.tuning import NAMES, Tuning
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.files import load_profile
+from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.outline import outline
 from hetero_sglang.sglang import tune
 from hetero_sglang.sglang.asked import AUTO, options_of
 
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
-    """BEFORE http_server._setup_and_run_http_server: /hetero/stats, /hetero/profile and /hetero/config."""
+    """BEFORE http_server._setup_and_run_http_server: /hetero/stats, /hetero/profile, /hetero/config, the page."""
     if getattr(server_args, "kv_policy", "full") == "full":
         return
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from sglang.srt.entrypoints.http_server import app
+
+    from hetero_sglang.sglang.page.routes import add_page
 
     profile, changing = served_profile(server_args), asyncio.Lock()
 
@@ -57,6 +62,7 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
     app.add_api_route("/hetero/profile", hetero_profile, methods=["GET"])
     app.add_api_route("/hetero/config", hetero_config, methods=["GET"])
     app.add_api_route("/hetero/config", change_hetero_config, methods=["POST"])
+    add_page(app, tokenizer_manager)
 
 
 def parse(body: bytes) -> Any:
@@ -74,4 +80,16 @@ def served_profile(server_args: Any) -> dict[str, Any]:
     """The heads' roles as they are served, and the profile file that they come from."""
     source = None if server_args.hetero_profile == AUTO else str(server_args.hetero_profile)
     about = load_profile(source).provenance if source else {}
-    return {"policy": server_args.kv_policy, "source": source, **outline(options_of(server_args)[0], about)}
+    profile, options = options_of(server_args)
+    return {
+        "policy": server_args.kv_policy,
+        "source": source,
+        **outline(profile, about),
+        "shares": shares(profile, resolve(profile, **options).layout),
+    }
+
+
+def shares(profile: HeadProfile, layout: HeadLayout) -> list[list[float]]:
+    """By layer and KV head, the share of a long request's tokens that the head may keep on the device."""
+    kept = [dict(zip(layer.compressed, layer.fractions, strict=True)) for layer in layout.layers]
+    return [[round(layer.get(head, 1.0), 4) for head in range(profile.num_kv_heads)] for layer in kept]

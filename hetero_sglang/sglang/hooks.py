@@ -22,6 +22,7 @@ def process_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
     from hetero_sglang.sglang import control, port
     from hetero_sglang.sglang.args import HeteroServerArgs
     from hetero_sglang.sglang.bodies import watch
+    from hetero_sglang.sglang.page import door
 
     before, http = HookType.BEFORE, "sglang.srt.entrypoints.http_server"
     return [
@@ -32,6 +33,7 @@ def process_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
         (f"{http}.launch_server", port.launching, before),
         ("sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__", watch, HookType.AFTER),
         (f"{http}._setup_and_run_http_server", control.add_routes, before),
+        ("sglang.srt.utils.auth.add_api_key_middleware", door.hang_door, HookType.AFTER),
     ]
 
 

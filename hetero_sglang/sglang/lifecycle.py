@@ -43,6 +43,10 @@ def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
     state.current = False
     state.waiting_since = None
     state.batch = [req.req_pool_idx for req in batch.reqs]
+    if batch.forward_mode.is_decode():
+        state.counters.decoded_tokens += len(state.batch)
+    else:
+        state.counters.prefilled_tokens += batch.extend_num_tokens or 0
     if batch.out_cache_loc is not None:
         state.cache.slots_taken(batch.out_cache_loc)
     try:

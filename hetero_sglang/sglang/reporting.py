@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Any
 
-from hetero_sglang.sglang import exporter, tune
+from hetero_sglang.sglang import exporter, present, tune
 from hetero_sglang.sglang.lifecycle import free_slots
 from hetero_sglang.sglang.runtime import Check, runtime
 
@@ -55,8 +55,9 @@ def _stuck(scheduler: Any) -> str | None:
 
 
 def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
-    """AFTER Scheduler.get_internal_state: /server_info carries `hetero` and `hetero_config` in its internal states."""
+    """AFTER Scheduler.get_internal_state: /server_info carries what is ours in its internal states."""
     result.internal_state["hetero"] = stats(scheduler)
+    result.internal_state[present.KEY] = present.present(runtime())
     result.internal_state[tune.KEY] = tune.config()
     return result
 

@@ -6,16 +6,20 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import PROGRAM, tab
 
 from benchmarks.launch import RECALL, Server
+from hetero_sglang.cli import main
 from hetero_sglang.profile.files import load_profile
 
 pytestmark = pytest.mark.server
 
 USER, ADMIN = "of-users", "of-admins"
+LIVE = "document.getElementById('link')?.textContent === 'live'"
 READ = ("/hetero/stats", "/hetero/profile", "/hetero/config")
 
 
@@ -50,6 +54,57 @@ def asked(server: Server, path: str, key: str | None, body: Any = None) -> tuple
 def test_reading_needs_the_api_key(keyed: Server) -> None:
     for path in READ:
         assert [asked(keyed, path, key)[0] for key in (None, "wrong", ADMIN, USER)] == [401, 401, 401, 200], path
+
+
+def opened(server: Server, path: str, accept: str, key: str | None = None) -> tuple[int, str]:
+    """Status and the first line of what comes."""
+    headers = {"Accept": accept, **({"Authorization": f"Bearer {key}"} if key else {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(server.url + path, headers=headers), timeout=30) as reply:
+            return reply.status, reply.readline().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_page_and_its_events_need_the_api_key(keyed: Server) -> None:
+    for path in ("/hetero", "/hetero/events"):
+        told = [opened(keyed, path, "*/*", key) for key in (None, "wrong", ADMIN, USER)]
+        assert [status for status, _ in told] == [401, 401, 401, 200], path
+        assert all("Unauthorized" in said for _, said in told[:3])
+
+
+def test_a_browser_is_asked_for_the_key(keyed: Server, tmp_path: Path) -> None:
+    status, door = opened(keyed, "/hetero", "text/html,*/*")
+    assert status == 401 and "API key" in door and "Integrity" not in door
+    assert opened(keyed, "/hetero/stats", "text/html,*/*")[1] == '{"error":"Unauthorized"}'
+    assert opened(keyed, "/hetero", "text/html", USER)[0] == 200
+    if PROGRAM is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    with tab(tmp_path) as page:
+        page.open(keyed.url + "/hetero")
+        give = "document.getElementById('key').value = {!r}; document.querySelector('#form button').click()"
+        page.until("document.getElementById('form') !== null")
+        page.value(give.format("wrong"))
+        page.until("document.getElementById('said').textContent.includes('not the server')")
+        page.value(give.format(USER))
+        page.until(LIVE)
+        assert "tokens" in page.text() and USER not in page.value("document.documentElement.outerHTML")
+        page.call("Page.reload")
+        page.until("document.getElementById('link') === null")
+        page.until(LIVE)
+        page.value("sessionStorage.setItem('hetero-key', 'an-older-one')")
+        page.call("Page.reload")
+        page.until("document.getElementById('said')?.textContent.includes('another key')")
+        assert page.value("sessionStorage.getItem('hetero-key')") is None
+
+
+def test_top_takes_the_key(keyed: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", keyed.url, "--once", "--api-key", USER]) == 0
+    assert "hot pages" in capsys.readouterr().out
+    for key, words in (([], "wants a key"), (["--api-key", "wrong"], "wants another key")):
+        assert main(["top", keyed.url, "--once", *key]) == 2
+        out, error = capsys.readouterr()
+        assert not out and words in error and len(error.splitlines()) == 1
 
 
 def test_changing_needs_the_admin_key(keyed: Server) -> None:

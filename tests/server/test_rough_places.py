@@ -77,6 +77,6 @@ def test_when_one_process_is_killed_the_others_leave_and_a_new_server_starts(
 
 
 def test_a_clock_that_jumps_is_not_asked() -> None:
-    """Time is measured by clocks that cannot be set."""
+    """Time is measured by clocks that cannot be set; that of the status page's points is told to people alone."""
     package = Path(__file__).resolve().parents[2] / "hetero_sglang"
-    assert not [path for path in package.rglob("*.py") if "time.time(" in path.read_text()]
+    assert [path.name for path in package.rglob("*.py") if "time.time(" in path.read_text()] == ["feed.py"]

@@ -1,0 +1,62 @@
+"""What runs at this moment, for whoever watches: made when it is asked for, of what the host knows."""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hetero_sglang.sglang.metrics import Reading
+
+if TYPE_CHECKING:
+    from hetero_sglang.sglang.runtime import Runtime
+
+KEY = "hetero_present"  # in SGLang's internal state
+MOST = 64  # requests that are told one by one, the oldest
+
+
+def present(state: "Runtime") -> dict[str, Any]:
+    """Tiers, queues, and the requests by number; nothing of what they say. Waits for nothing."""
+    now, numbered = Reading(state), sorted(state.cache.requests.items(), key=lambda item: item[1].tally.number)
+    slots = [slot for slot, _ in numbered]
+    lengths = np.array([ws.length for _, ws in numbered], dtype=np.int64)
+    caps = [state.cache.admission.accounts[slot].rows.caps for slot in slots]  # of all ranks' heads
+    held = np.minimum(np.stack(caps), lengths[:, None]) if caps else np.zeros((0, 0), dtype=np.int64)
+    kept, heads = held.sum(1).tolist(), held.shape[1]
+    return {
+        "policy": state.policy,
+        "clock": time.monotonic(),
+        "running": len(slots),
+        "waiting": len(state.scheduler.waiting_queue),
+        "running_requests": [
+            {
+                "number": ws.tally.number,
+                "tokens": ws.length,
+                "prompt": ws.prompt,
+                "kept_rows": rows,
+                "all_rows": heads * ws.length,
+                "exact": rows == heads * ws.length,
+                "resumed": ws.tally.resumed,
+                "appended_tokens": ws.tally.appended_tokens,
+                "refills": ws.tally.refills,
+            }
+            for (_, ws), rows in zip(numbered[:MOST], kept, strict=False)
+        ],
+        "head_shares": head_shares(state, held.sum(0), int(lengths.sum())) if lengths.any() else None,
+        "tiers": {name: asdict(tier) for name, tier in now.tiers.items()},
+        "hot_page_states": now.hot_pages,
+    }
+
+
+def head_shares(state: "Runtime", held: np.ndarray, tokens: int) -> list[list[float]]:
+    """By layer and KV head, the share of the `tokens` of live requests whose rows are on the device; `held`: rows of
+    the compressed heads of all ranks in turn."""
+    ranks, heads = state.settings.ranks, state.scheduler.model_config.get_total_num_kv_heads()
+    shares, at = np.ones((len(state.settings.layout.layers), heads)), 0
+    for rank, layout in enumerate(ranks):
+        first = rank * heads // len(ranks)
+        for index, layer in enumerate(layout.layers):
+            mine = held[at : at + len(layer.compressed)]
+            shares[index, [first + head for head in layer.compressed]] = mine / tokens
+            at += len(layer.compressed)
+    return shares.round(3).tolist()

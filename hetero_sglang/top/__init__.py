@@ -1,0 +1,1 @@
+"""`hetero-sglang top`: a server's status page in the terminal."""
