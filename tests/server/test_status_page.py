@@ -19,6 +19,7 @@ from browser import PROGRAM, tab
 from benchmarks.launch import Server
 from benchmarks.recall import Language
 from hetero_sglang.cli import main
+from hetero_sglang.sglang.page.content import read
 
 needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here (Debian: apt install chromium)")
 MARKER = "marker-that-nobody-should-read"
@@ -67,7 +68,7 @@ def test_events_say_what_statistics_say_and_what_runs(server: Server, language: 
         told, stats = events(server, 3), server.stats()
         requests = told[-1]["ranks"][0]["running_requests"]
     assert [("history" in event) for event in told] == [True, False, False]
-    assert all(0.5 < later["at"] - event["at"] < 3 for event, later in zip(told, told[1:], strict=False))
+    assert all(0.5 < later["at"] - event["at"] < 15 for event, later in zip(told, told[1:], strict=False))
     rank = told[-1]["ranks"][0]
     assert (
         set(stats) <= set(rank) and rank["requests"] == stats["requests"] and rank["keep_ratio"] == stats["keep_ratio"]
@@ -86,11 +87,13 @@ def test_events_say_what_statistics_say_and_what_runs(server: Server, language: 
 
 @pytest.mark.server("usual")
 def test_nothing_of_a_prompt_is_told(server: Server, language: Language) -> None:
+    idle = json.dumps(events(server, 1))
     with busy(server, language) as document:
-        told = json.dumps(events(server, 2)) + server.get("/hetero")
-    words = [word for word in re.findall(r"\w+", language.decode(document[:200])) if len(word) > 5]
-    assert words and MARKER not in told and not [word for word in words if word in told]
-    assert str(document[:3])[1:-1] not in told and str(document[:3])[1:-1].replace(" ", "") not in told
+        assert server.get("/hetero") == read("status.html"), "all that moves comes by events"
+        told = json.dumps(events(server, 2))
+    words = {word for word in re.findall(r"[a-z]+", language.decode(document)) if len(word) > 3 and word not in idle}
+    assert len(words) > 20 and not [word for word in words if word in told]
+    assert MARKER not in told and str(document[:3])[1:-1] not in told
 
 
 @pytest.mark.server("usual")
