@@ -21,7 +21,7 @@ from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
-from hetero_sglang.sglang.asked import options_of, profile_warning
+from hetero_sglang.sglang.asked import AUTO, options_of, profile_warning
 from hetero_sglang.sglang.replies import Replies
 
 logger = logging.getLogger("hetero_sglang")
@@ -56,7 +56,8 @@ class Runtime:
 
     settings: Settings
     policy: str  # --kv-policy, and how its heads find rows
-    profile_warning: str | None  # what speaks against the head profile
+    profile: str | None  # the head profile's file
+    profile_warning: str | None  # what speaks against it
     host_bytes: int | None  # --hetero-host-size
     context: int  # tokens of the longest request the model takes
     on_device: bool  # a GPU runs the steps
@@ -115,7 +116,7 @@ class Runtime:
         cache = self._cache = TieredCache(self.settings, resident, host, hot, self.counters, pages)
         workspaces = budget.workspaces(self.settings.rank, slots) if self.on_device else None
         logger.info(
-            "%s: keep ratio %g (floor %.3f), %d resident + %d compressed KV heads on rank %d\n%s",
+            "%s: keep ratio %g (floor %.3f), %d resident + %d compressed KV heads on rank %d\n%s\n  head profile: %s",
             self.policy,
             self.settings.keep_ratio,
             self.settings.floor,
@@ -123,6 +124,7 @@ class Runtime:
             layout.num_compressed,
             self.settings.rank,
             table(sizes, cache.admission, budget.longest(slots), workspaces),
+            self.profile or "none is read by this policy",
         )
         return cache
 
@@ -144,6 +146,7 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
     _runtime = Runtime(
         settings=settings,
         policy=f"{server_args.kv_policy}{_how(settings, server_args.hetero_index)}",
+        profile=None if server_args.hetero_profile == AUTO else str(server_args.hetero_profile),
         profile_warning=profile_warning(server_args),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=server_args.get_model_config().context_len,

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.launch import Server
+from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language, score
 
 # A container's 64 MB of shared memory, and few open files.
@@ -44,6 +44,7 @@ def test_a_server_in_a_small_container_serves_and_answers_all_before_it_ends(lan
         assert server.process is not None
         family = psutil.Process(server.process.pid).children(recursive=True)
         server.process.send_signal(signal.SIGTERM)
+        assert f"head profile: {RECALL / 'hetero_profile.json'}" in server.log.read_text()
         right, total = (sum(numbers) for numbers in zip(*(job.result(timeout=60) for job in asked), strict=True))
         assert right >= 0.9 * total
         assert server.process.wait(30) is not None
