@@ -180,6 +180,7 @@ class World:
         self.state = runtime.Runtime(
             settings=settings,
             policy="heterocache",
+            profile=None,
             profile_warning=None,
             host_bytes=None,
             context=slots,
