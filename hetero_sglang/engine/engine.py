@@ -54,7 +54,7 @@ class Engine:
         self.prefill = RaggedPrefill(self.device)
         self.prefixes = Prefixes(cache, self.ops, self.layers, self.tables)
         self.write_back = WriteBack(self.ops, host, hot, layout.layers)
-        self.scrub = Scrub(host)
+        self.scrub = Scrub(host) if development.checksums() else None
         self.damaged: dict[int, int] = {}  # by request slot, tokens whose host rows have changed by themselves
         self.query_heads = query_heads
         self.group = query_heads // (len(layout.layers[0].resident) + len(layout.layers[0].compressed))
@@ -95,9 +95,9 @@ class Engine:
             self.finder.poll()
         self.write_back.send()
         self.write_back.hold()
-        if development.checksums():
+        if self.scrub:
             for seq in prompts:
-                self._look(seq.ws.slot, seq.slots[: seq.prefix])
+                self._look(self.scrub, seq.ws.slot, seq.slots[: seq.prefix])
         self.tables.put([seq.ws for seq in prompts if seq.last or seq.whole or seq.appends])
         self.rows = None
         if any(seq.whole for seq in prompts):
@@ -213,14 +213,14 @@ class Engine:
         if self.finder:
             self.finder.prompted(layer, seq, keys[:, compressed], scores)
 
-    def _look(self, request: int, slots: torch.Tensor) -> None:
+    def _look(self, scrub: Scrub, request: int, slots: torch.Tensor) -> None:
         """Whether the host rows of a request's tokens at `slots` [n], which have all been sent, are what they were."""
         self.write_back.latest.wait()
         on_host = slots.to("cpu", torch.int64)
         if "host-bit" in development.faults() and len(on_host):
-            self.scrub.damaged(on_host)
-            self.scrub.flip(int(on_host[len(on_host) // 2]))
-        if count := len(self.scrub.damaged(on_host)):
+            scrub.damaged(on_host)
+            scrub.flip(int(on_host[len(on_host) // 2]))
+        if count := len(scrub.damaged(on_host)):
             self.damaged[request] = count
 
     # ---- decode
@@ -251,9 +251,9 @@ class Engine:
     ) -> None:
         """Before a step is run or replayed: update what it reads; `width` - len(requests) rows are padding."""
         self.write_back.send()
-        if development.checksums():
+        if self.scrub:
             for request, length in zip(requests, lengths, strict=True):
-                self._look(request, req_to_token[request, : length - 1])
+                self._look(self.scrub, request, req_to_token[request, : length - 1])
         known = [self.cache.requests[request] for request in requests]
         for ws, length in zip(known, lengths, strict=True):
             self.cache.make_room(ws, length)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetero_sglang.sglang.metrics import Reading
+from hetero_sglang.sglang.replies import facts
 
 if TYPE_CHECKING:
     from hetero_sglang.sglang.runtime import Runtime
@@ -22,7 +23,6 @@ def present(state: "Runtime") -> dict[str, Any]:
     lengths = np.array([ws.length for _, ws in numbered], dtype=np.int64)
     caps = [state.cache.admission.accounts[slot].rows.caps for slot in slots]  # of all ranks' heads
     held = np.minimum(np.stack(caps), lengths[:, None]) if caps else np.zeros((0, 0), dtype=np.int64)
-    kept, heads = held.sum(1).tolist(), held.shape[1]
     return {
         "policy": state.policy,
         "clock": time.monotonic(),
@@ -33,14 +33,9 @@ def present(state: "Runtime") -> dict[str, Any]:
                 "number": ws.tally.number,
                 "tokens": ws.length,
                 "prompt": ws.prompt,
-                "kept_rows": rows,
-                "all_rows": heads * ws.length,
-                "exact": rows == heads * ws.length,
-                "resumed": ws.tally.resumed,
-                "appended_tokens": ws.tally.appended_tokens,
-                "refills": ws.tally.refills,
+                **facts(ws, state.cache.admission.accounts[slot], ws.length),
             }
-            for (_, ws), rows in zip(numbered[:MOST], kept, strict=False)
+            for slot, ws in numbered[:MOST]
         ],
         "head_shares": head_shares(state, held.sum(0), int(lengths.sum())) if lengths.any() else None,
         "tiers": {name: asdict(tier) for name, tier in now.tiers.items()},
