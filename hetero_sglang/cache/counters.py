@@ -1,8 +1,10 @@
 """What the cache counts. Plain integers, owned by the scheduler's thread, read by /hetero/stats and Prometheus."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hetero_sglang.cache.durations import Durations
+from hetero_sglang.cache.shares import Shares
 
 
 @dataclass
@@ -39,6 +41,9 @@ class Counters:
     waiting_for_prefill: int = 0  # because the pass had enough tokens or requests
     refused_requests: int = 0  # that could not become requests of the queue
     worker_restarts: int = 0
+    looks: Sequence[int] = ()  # `drift_checks` by group of layers
+    drifts: Sequence[int] = ()  # and `drift_triggers`
+    held: Shares = field(default_factory=Shares)  # of `drift_checks`, what share of its pivot's attention was held
     ranking: Durations = field(default_factory=Durations)  # of the worker's rankings, from question to answer
     hot_page_wait: Durations = field(default_factory=Durations)  # of requests that were put off for hot pages
 

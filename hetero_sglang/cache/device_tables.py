@@ -26,7 +26,8 @@ class DeviceTables:
     """`cap`, `page_start` and `index_start` [requests, Hc] int32, `page_list` [3 * pages] int32.
 
     Head h of the request in slot s owns the hot pages page_list[page_start[s, h] :], as many as its cap needs, and
-    those from index_start[s, h] on for its index, where the policy has one.
+    those from index_start[s, h] on for its index, where the policy has one. `came` and `told` [requests, 2, Hc] int32:
+    rows that came to it since its request began, and those that were too many; on the device, and as the host knows it.
     Written on the stream that runs the forward passes, so a step never sees half a change."""
 
     def __init__(
@@ -38,15 +39,19 @@ class DeviceTables:
         self.cap = torch.zeros(requests, heads, dtype=torch.int32, device=device)
         self.page_start = torch.zeros(requests, heads, dtype=torch.int32, device=device)
         self.index_start = torch.zeros_like(self.cap)
+        self.came = torch.zeros(requests, 2, heads, dtype=torch.int32, device=device)
+        self.told = torch.zeros_like(self.came, device="cpu").pin_memory() if self.came.is_cuda else self.came
         # Every page is in one list, and as many in others' too (Admission.lists): after a repack a third is free.
         self.page_list = torch.zeros(max(1, 3 * pages), dtype=torch.int32, device=device)
         self._end = 0
         self._known: dict[int, tuple[WorkingSet, int, int]] = {}  # by slot: whose rows, of which size, how often moved
+        self._counts: dict[int, int] = {}  # by slot, the number of the request that `came` is of
         self._lists: WeakKeyDictionary[WorkingSet, Listed] = WeakKeyDictionary()
 
     def put(self, sets: Sequence[WorkingSet]) -> bool:
         """Make the rows of these sets' slots theirs; False where they already are. A set that goes on elsewhere keeps
         its list. All of a pass at once: one more may move the others' lists."""
+        self._begin([ws for ws in sets if self._counts.get(ws.slot) != ws.tally.number])
         news = [ws for ws in sets if self._known.get(ws.slot) != (ws, ws.final, ws.moved)]
         if not news:
             return False
@@ -60,6 +65,18 @@ class DeviceTables:
         self._append(unlisted)
         self._point(news)
         return True
+
+    def _begin(self, sets: Sequence[WorkingSet]) -> None:
+        """Nothing has come yet to their requests."""
+        for ws in sets:
+            self._counts[ws.slot] = ws.tally.number
+            self.came[ws.slot].zero_()
+            self.tell(ws.slot)
+
+    def tell(self, slot: int) -> None:
+        """The host knows what came, once the stream is here."""
+        if self.came.is_cuda:
+            self.told[slot].copy_(self.came[slot], non_blocking=True)
 
     def _is_listed(self, ws: WorkingSet) -> bool:
         listed = self._lists.get(ws)

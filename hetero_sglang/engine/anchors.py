@@ -12,7 +12,7 @@ from hetero_sglang.config import development
 from hetero_sglang.config.layout import OWN
 from hetero_sglang.engine.finder import Parts
 from hetero_sglang.ops.base import StepTables
-from hetero_sglang.ops.step import CLOCK, DecodeStep
+from hetero_sglang.ops.step import CLOCK, REQUEST, DecodeStep
 from hetero_sglang.transfer.ranking import Ranked, Ranking
 
 
@@ -99,6 +99,7 @@ class Anchors:
         now = StepTables(
             upload(torch.tensor([length], dtype=torch.int32), self.device), tables.cap[slot : slot + 1],
             tables.page_start[slot : slot + 1], tables.page_list, step.inputs[CLOCK, :1],
+            step.inputs[REQUEST, row : row + 1], tables.came, tables.told,
         )  # fmt: skip
         if self.work is None:
             widest, context = max(layer.heads.numel() for layer in self.parts.layers), self.parts.context

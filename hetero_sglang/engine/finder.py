@@ -9,11 +9,12 @@ import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.lanes import Mark, mark
+from hetero_sglang.cache.shares import Shares
 from hetero_sglang.cache.sizes import LOOK_WORKSPACE
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.engine.plan import Prompt
-from hetero_sglang.ops.base import Arrivals, LayerBuffers, StepTables
+from hetero_sglang.ops.base import PARTS, Arrivals, Counted, LayerBuffers, StepTables
 from hetero_sglang.ops.step import DecodeStep
 from hetero_sglang.policy.base import Policy
 
@@ -47,8 +48,9 @@ class Finder(ABC):
         self.context = parts.context
         self.device = self.cache.hot.k.device
         self.widest = max(len(x.compressed) for x in self.settings.layout.layers)
-        self.counted: torch.Tensor | None = None  # by the device: rows that came, late ones, looks, drifts
-        self._counts = torch.zeros(2, 4, dtype=torch.int64, pin_memory=self.device.type == "cuda")  # and beside steps
+        self.counted: torch.Tensor | None = None  # by the device
+        on_device = self.device.type == "cuda"
+        self._counts = torch.zeros(2, Counted.COUNT, dtype=torch.int64, pin_memory=on_device)  # and beside steps
         self._read: Mark | None = None
         self._steps = 0
 
@@ -109,8 +111,13 @@ class Finder(ABC):
         if self.device.type == "cpu":
             self._ask()
         counters, host, (steps, ranked) = self.cache.counters, self.cache.host, self._counts.tolist()
-        rows, late, counters.drift_checks, counters.drift_triggers = steps
-        counters.worker_rows, counters.fetched_rows, counters.late_rows = ranked[0], rows + ranked[0], late + ranked[1]
+        counters.worker_rows = ranked[Counted.ROWS]
+        counters.fetched_rows = steps[Counted.ROWS] + ranked[Counted.ROWS]
+        counters.late_rows = steps[Counted.LATE] + ranked[Counted.LATE]
+        counters.looks = steps[Counted.LOOKS : Counted.DRIFTS]
+        counters.drifts = steps[Counted.DRIFTS : Counted.HELD]
+        counters.held = Shares(steps[Counted.HELD : Counted.SUM], steps[Counted.SUM] / PARTS)
+        counters.drift_checks, counters.drift_triggers = sum(counters.looks), sum(counters.drifts)
         counters.fetched_bytes = counters.fetched_rows * (host.head_dim + host.v_head_dim) * host.dtype.itemsize
         if self.device.type == "cuda":
             self._ask()

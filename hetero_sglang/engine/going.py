@@ -2,7 +2,7 @@
 their token slots."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -37,7 +37,8 @@ class Round:
     def before(self) -> StepTables:
         """Of a step of the request alone, as long as its prefix."""
         step = self.step
-        return StepTables(step.length[:1], step.cap[:1], step.page_start[:1], step.page_list, step.clock)
+        first = {name: getattr(step, name)[:1] for name in ("length", "cap", "page_start", "request")}
+        return replace(step, **first)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Places:
         request; None: there are no graphs."""
         self.tables, self.clock, self.device, self.blocks, self.most = tables, clock, tables.device, blocks, most
         heads = tables.cap.shape[1]
-        fields = [4, blocks, blocks, blocks * BLOCK, 4, 1, LATEST, most, heads, heads]
+        fields = [4, blocks, blocks, blocks * BLOCK, 4, 1, LATEST, blocks, most, heads, heads]
         self.sizes = [size + -size % _ALIGNED for size in fields]
         self.now = torch.zeros(sum(self.sizes), dtype=torch.int32, device=self.device)
         room = 0 if context is None else max(context, 1 << 19)
@@ -68,11 +69,12 @@ class Places:
 
     def read(self, row: torch.Tensor, blocks: int) -> Round:
         """Its first `blocks`. Of `now`: what graphs read; until they run, no token of no request."""
-        numbers, lengths, starts, asked, every, after, latest, new, cap, pages = row.split(self.sizes)
-        heads = self.tables.cap.shape[1]
-        cap, pages, others = cap[None, :heads], pages[None, :heads], (self.tables.page_list, self.clock)
-        step = StepTables(lengths[:blocks], cap.expand(blocks, -1), pages.expand(blocks, -1), *others)
-        seen = StepTables(after[:1], cap, pages, *others)
+        numbers, lengths, starts, asked, every, after, latest, request, new, cap, pages = row.split(self.sizes)
+        tables, heads = self.tables, self.tables.cap.shape[1]
+        cap, pages, counts = cap[None, :heads], pages[None, :heads], (tables.came, tables.told)
+        wide, others = (cap.expand(blocks, -1), pages.expand(blocks, -1)), (tables.page_list, self.clock)
+        step = StepTables(lengths[:blocks], *wide, *others, request[:blocks], *counts)
+        seen = StepTables(after[:1], cap, pages, *others, request[:1], *counts)
         return Round(
             row, numbers, step, starts[:blocks], asked[: blocks * BLOCK], every, seen, latest, new[: self.most]
         )
@@ -111,6 +113,7 @@ class Places:
             [seq.count, 0, *behind],
             [seq.length],
             [max(0, newest - n) for n in range(LATEST)],
+            [seq.ws.slot] * self.blocks,
             [_NO_TOKEN] * self.most,
         ]
         row = [value for field in fields for value in field + [0] * (-len(field) % _ALIGNED)]

@@ -17,7 +17,7 @@ from hetero_sglang.engine.anchors import Anchors
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.engine.reassign import Reassign
-from hetero_sglang.ops.base import LayerPivots, StepTables, Watch
+from hetero_sglang.ops.base import LAYER_GROUPS, LayerPivots, StepTables, Watch
 from hetero_sglang.ops.step import PROMPT, REQUEST, DecodeStep
 
 
@@ -89,6 +89,7 @@ class Pivots(Finder):
         watch = Watch(
             step.inputs[REQUEST, :width], step.inputs[PROMPT, :width], self.leader, self.filled, self.rate,
             settings.monitor_interval, settings.drift_threshold, decay, ROOMY * (rule.sink + rule.window),
+            layer * LAYER_GROUPS // len(self.layers),
         )  # fmt: skip
         self.ops.look(
             q, buffers, self.pivots[layer], step.slots, step.starts, tables, scale, watch, rule.sink, rule.window, work

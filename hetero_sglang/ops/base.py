@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -39,6 +40,25 @@ NAMES = (
     "swap_in",  # rows that were chosen, from the host store
     "write_back",  # a step's newest rows, to the host store
 )
+
+
+LAYER_GROUPS = 4  # parts of the model, from its first layers to its last ones
+SHARES = 10  # equal parts of [0, 1]
+
+
+class Counted(IntEnum):
+    """Where a workspace counts what, since the start."""
+
+    ROWS = 0  # that came
+    LATE = 1  # that should have come
+    LOOKS = 2  # of pivots at satellites, by group of layers
+    DRIFTS = LOOKS + LAYER_GROUPS  # looks that found too little held, likewise
+    HELD = DRIFTS + LAYER_GROUPS  # looks by the share of its pivot's attention that a satellite held
+    SUM = HELD + SHARES  # of these shares, in PARTS
+    COUNT = SUM + 1  # how many there are
+
+
+PARTS = 1000  # of a share
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,9 @@ class StepTables:
     page_start: torch.Tensor  # [B, Hc]
     page_list: torch.Tensor  # [n]
     clock: torch.Tensor  # [1], one more in every step
+    request: torch.Tensor  # [B] request slots
+    came: torch.Tensor  # [requests, 2, Hc], since each request began: rows that came, and those that were too many
+    told: torch.Tensor  # the same in host memory: what a step has counted is there once the step has ended
 
 
 @dataclass(frozen=True)
@@ -123,6 +146,7 @@ class Watch:
     threshold: float  # the share of its pivot's attention that a satellite must hold
     decay: float  # of what a row is worth, per look; 0: the newest look alone counts
     least: int  # rows of a head that is refilled at all
+    group: int  # the layer's, of LAYER_GROUPS
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,9 @@ class DecodeStep:
 
     def tables_of(self, width: int) -> StepTables:
         """What the step reads of its first `width` requests."""
-        lengths, clock = self.inputs[LENGTH, :width], self.inputs[CLOCK, :1]
-        return StepTables(lengths, self.cap[:width], self.page_start[:width], self.tables.page_list, clock)
+        lengths, requests, clock = self.inputs[LENGTH, :width], self.inputs[REQUEST, :width], self.inputs[CLOCK, :1]
+        tables, cap, start = self.tables, self.cap[:width], self.page_start[:width]
+        return StepTables(lengths, cap, start, tables.page_list, clock, requests, tables.came, tables.told)
 
     def plan(self, width: int) -> StepTables:
         """Recorded in the graph: the requests' caps and page lists, and every layer's work cut into equal items."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetero_sglang.cache.durations import Durations
-from hetero_sglang.sglang.metrics import COUNTER, GAUGE, METRICS, PREFIX, SECONDS, Reading
+from hetero_sglang.cache.shares import Shares
+from hetero_sglang.sglang.metrics import COUNTER, GAUGE, HISTOGRAM, METRICS, PREFIX, SECONDS, TENTHS, Reading
 from hetero_sglang.sglang.runtime import Runtime, runtime
 
 _SOON = 1.0  # seconds between two exports while nothing runs
@@ -25,12 +26,15 @@ class Exporter:
         for metric in METRICS:
             names = [*labels, *([metric.label] if metric.label else [])]
             kind = getattr(prometheus_client, metric.kind.capitalize())
-            more: dict[str, Any] = {"multiprocess_mode": "mostrecent"} if metric.kind == GAUGE else {}
-            if isinstance(durations := metric.read(now), Durations):
-                more = {"buckets": SECONDS}
+            value = metric.read(now)
+            more: dict[str, Any] = {}
+            if metric.kind == GAUGE:
+                more = {"multiprocess_mode": "mostrecent"}
+            if metric.kind == HISTOGRAM:
+                more = {"buckets": SECONDS if isinstance(value, Durations) else TENTHS}
             self._families[metric.name] = kind(PREFIX + metric.name, metric.help, labelnames=names, **more)
-            if isinstance(durations, Durations):
-                durations.listen = self._families[metric.name].labels(**labels).observe
+            if isinstance(value, Durations):
+                value.listen = self._families[metric.name].labels(**labels).observe
         self.tell()
 
     def tell(self) -> None:
@@ -43,6 +47,9 @@ class Exporter:
             value = metric.read(now)
             if isinstance(value, Durations):
                 continue
+            if isinstance(value, Shares):
+                self._share(metric.name, value)
+                continue
             for which, number in value.items() if isinstance(value, Mapping) else [("", value)]:
                 key = metric.name, which
                 if key not in self._series:
@@ -53,6 +60,14 @@ class Exporter:
                     self._counted[key] = number
                 else:
                     self._series[key].set(number)
+
+    def _share(self, name: str, value: Shares) -> None:
+        """Counted elsewhere, so a histogram takes them in as its own counts are."""
+        family = self._families[name].labels(**self.labels)
+        counters = dict(zip(map(str, range(len(value.parts))), family._buckets, strict=False))
+        for which, number in (*zip(counters, value.parts, strict=True), ("sum", value.total)):
+            counters.get(which, family._sum).inc(number - self._counted.get((name, which), 0))
+            self._counted[name, which] = number
 
 
 def start(scheduler: Any) -> None:

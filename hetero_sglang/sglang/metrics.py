@@ -1,12 +1,14 @@
 """Every metric of ours on /metrics: its name, what it means, and whose number it is."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hetero_sglang.cache.durations import Durations
+from hetero_sglang.cache.shares import Shares
+from hetero_sglang.ops.base import LAYER_GROUPS, SHARES
 
 if TYPE_CHECKING:
     from hetero_sglang.cache.tiers import Tier
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
 PREFIX = "sglang:hetero_"
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TENTHS = tuple(part / SHARES for part in range(1, SHARES + 1))
 FINE = ("ok", "not checked yet")  # verdicts of the integrity check
 
-Value = float | Mapping[str, float] | Durations
+Value = float | Mapping[str, float] | Durations | Shares
 
 
 class Reading:
@@ -60,7 +63,7 @@ class Reading:
 @dataclass(frozen=True)
 class Metric:
     """`read`: the number now, since the start where it is a counter; by the value of `label` where there is one. Of a
-    histogram, what hears of every time that is taken; its buckets are SECONDS."""
+    histogram, what hears of every time that is taken, whose buckets are SECONDS; or Shares, in TENTHS."""
 
     name: str
     kind: str
@@ -82,6 +85,11 @@ def _count(name: str) -> Callable[[Reading], Value]:
 def _level(name: str) -> Callable[[Reading], Value]:
     """One of `TieredCache.levels`."""
     return lambda now: now.levels[name]
+
+
+def _quarters(counts: Sequence[int]) -> dict[str, float]:
+    """By group of layers, from the first ones on."""
+    return {f"{at + 1}/{LAYER_GROUPS}": count for at, count in enumerate(counts)}
 
 
 def _tier(number: Callable[["Tier"], float]) -> Callable[[Reading], Value]:
@@ -225,14 +233,22 @@ METRICS = (
     Metric(
         "drift_looks_total",
         COUNTER,
-        "Looks at whether a satellite holds what its pivot attends to.",
-        _count("drift_checks"),
+        "Looks at whether a satellite holds what its pivot attends to, by quarter of the model's layers.",
+        lambda now: _quarters(now.counters.looks),
+        "layers",
     ),
     Metric(
         "drift_triggers_total",
         COUNTER,
         "Looks that found too little held, so that the satellite was refilled.",
-        _count("drift_triggers"),
+        lambda now: _quarters(now.counters.drifts),
+        "layers",
+    ),
+    Metric(
+        "drift_look_share",
+        HISTOGRAM,
+        "Looks by the share of its pivot's attention that lay on the satellite's rows.",
+        lambda now: now.counters.held,
     ),
     Metric(
         "fetched_rows_total",

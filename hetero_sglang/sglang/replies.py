@@ -6,6 +6,8 @@ one value for a request, said with its last tokens, so no step has more to do fo
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hetero_sglang.cache.admission import Account
 from hetero_sglang.cache.working_set import WorkingSet
 
@@ -31,13 +33,14 @@ class Replies:
 
     aligned: bool
 
-    def tell(self, req: Any, ws: WorkingSet, account: Account, length: int) -> None:
+    def tell(self, req: Any, ws: WorkingSet, account: Account, came: torch.Tensor, length: int) -> None:
         """The request ends with rows of `length` tokens: its reply says so."""
-        req.customized_info = {**(req.customized_info or {}), KEY: Once(facts(ws, account, length), self.aligned)}
+        said = Once(facts(ws, account, came, length), self.aligned)
+        req.customized_info = {**(req.customized_info or {}), KEY: said}
 
 
-def facts(ws: WorkingSet, account: Account, length: int) -> dict[str, int | bool]:
-    """Of all ranks' heads, after `length` tokens."""
+def facts(ws: WorkingSet, account: Account, came: torch.Tensor, length: int) -> dict[str, int | bool]:
+    """Of all ranks' heads, after `length` tokens; what `came` [2, Hc], DeviceTables', of this rank's."""
     caps = account.rows.caps
     return {
         "kept_rows": int(caps.clip(max=length).sum()),
@@ -45,6 +48,8 @@ def facts(ws: WorkingSet, account: Account, length: int) -> dict[str, int | bool
         "exact": length <= int(caps.min(initial=length)),
         "resumed": ws.tally.resumed,
         "appended_tokens": ws.tally.appended_tokens,
+        "fetched_rows": int(came[0].sum()),
+        "late_rows": int(came[1].sum()),
         "refills": ws.tally.refills,
     }
 

@@ -89,6 +89,11 @@ class Runtime:
         """Tensor-parallel ranks."""
         return len(self.settings.ranks)
 
+    def came(self, slot: int) -> torch.Tensor:
+        """Of the request in this slot, as far as the host knows: [2, Hc], rows that came to its heads, and late."""
+        assert self.engine is not None, "a request runs"
+        return self.engine.tables.told[slot]
+
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
         """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.
 

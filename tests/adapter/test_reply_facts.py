@@ -46,13 +46,24 @@ def test_others_answers_stay_as_they_are() -> None:
 
 def test_what_a_model_says_of_its_tokens_is_kept() -> None:
     import numpy as np
+    import torch
 
     from hetero_sglang.cache.tally import Tally
 
     req = SimpleNamespace(customized_info={"own": [1, 2]})
     account = SimpleNamespace(rows=SimpleNamespace(caps=np.array([10, 100])))
-    Replies(False).tell(req, SimpleNamespace(tally=Tally(resumed=True, appended_tokens=3)), account, 40)
+    came = torch.tensor([[5, 7], [0, 2]])
+    Replies(False).tell(req, SimpleNamespace(tally=Tally(resumed=True, appended_tokens=3)), account, came, 40)
     assert req.customized_info["own"] == [1, 2]
     assert req.customized_info[KEY][0:2] == [
-        {"kept_rows": 50, "all_rows": 80, "exact": False, "resumed": True, "appended_tokens": 3, "refills": 0}
+        {
+            "kept_rows": 50,
+            "all_rows": 80,
+            "exact": False,
+            "resumed": True,
+            "appended_tokens": 3,
+            "fetched_rows": 12,
+            "late_rows": 2,
+            "refills": 0,
+        }
     ]

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 from core_helpers import make_cache, make_settings, random_profile
 
 from hetero_sglang.cache.device_tables import DeviceTables
+from hetero_sglang.cache.tally import Tally
 
 
 def test_lists_survive_a_repack() -> None:
@@ -31,6 +32,21 @@ def test_lists_survive_a_repack() -> None:
                 assert torch.equal(tables.page_list[begin : begin + pages.numel()].long(), pages)
                 assert int(tables.cap[slot, number]) == ws.caps[number]
         cache.finish(2)
+
+
+def test_what_came_is_counted_anew_for_every_request() -> None:
+    """Also where it goes on with the set of one that has ended, in the same slot; not where a set has only grown."""
+    made = make_settings(random_profile(3, layers=2, heads=4))
+    cache = make_cache(made, pages=200)
+    tables = DeviceTables(8, made.layout.num_compressed, cache.hot.pages, "cpu")
+    ws = cache.start(3, cache.admission.grant(30, 4))
+    tables.put([ws])
+    tables.came[3] += 5
+    tables.put([cache.start(4, cache.admission.grant(30, 4)), ws])
+    assert (tables.told[3] == 5).all() and (tables.told[4] == 0).all()
+    ws.tally = Tally(ws.tally.number + 7, resumed=True)
+    tables.put([ws])
+    assert (tables.told[3] == 0).all()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["begin", "move", "grow", "end"]), st.integers(0, 7)), max_size=40))

@@ -11,6 +11,7 @@ from core_helpers import (
     Request,
     decode,
     dense,
+    engine_of,
     held_positions,
     make_cache,
     make_settings,
@@ -176,6 +177,8 @@ def test_what_is_wanted_most_is_held_in_the_same_step(runs: Run) -> None:
                 here = torch.isin(runs * run, held)  # a bin ends at 8/7 to 5/4 of its begin
                 assert here[scores[sink:high] > 1.25 * last].all()
                 assert int((here & (scores[sink:high] > last / 1.25)).sum()) >= want
+    engine_of(cache).stats()
+    assert int(engine_of(cache).tables.told[1, 0].sum()) == cache.counters.fetched_rows > 0
     assert cache.counters.late_rows == 0
 
 

@@ -94,6 +94,15 @@ def test_fetched_rows_are_the_right_bytes_and_every_token_is_held_once(busy_cach
     counters = busy_cache.counters
     assert counters.fetched_rows > 100 and counters.drift_triggers > 10 and counters.anchor_refreshes > 5
     assert counters.failed_rankings == 0
+    engine_of(busy_cache).stats()
+    told = engine_of(busy_cache).tables.told
+    assert int(told[[1, 2], 0].sum()) == counters.fetched_rows, "each row came to one of the requests"
+    assert (told[1, 0] > 0).any() and (told[2, 0] > 0).any() and int(told[:, 1].sum()) == counters.late_rows
+    looks, held = counters.looks, counters.held
+    assert all(looks) and sum(looks) == sum(held.parts) == counters.drift_checks
+    assert all(drifts <= made for drifts, made in zip(counters.drifts, looks, strict=True))
+    lowest = sum(part * count for part, count in enumerate(held.parts)) / len(held.parts)
+    assert lowest - 1e-2 * sum(looks) <= held.total <= lowest + sum(looks) / len(held.parts)
 
 
 def test_generated_tokens_can_be_fetched_back(busy_cache: TieredCache) -> None:

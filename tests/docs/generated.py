@@ -69,13 +69,14 @@ def architectures() -> str:
 
 def metrics() -> str:
     """Ours on /metrics."""
-    from hetero_sglang.sglang.metrics import HISTOGRAM, METRICS, PREFIX, SECONDS
+    from hetero_sglang.sglang.metrics import HISTOGRAM, METRICS, PREFIX, SECONDS, TENTHS
 
     lines = [f"| `{PREFIX}` | kind | label | meaning |", "|---|---|---|---|"]
     for each in METRICS:
         lines.append(f"| `{each.name}` | {each.kind} | {f'`{each.label}`' if each.label else ''} | {each.help} |")
-    named = ", ".join(f"`{each.name}`" for each in METRICS if each.kind == HISTOGRAM)
-    return "\n".join(lines) + f"\n\nThe buckets of {named} end at {', '.join(f'{x:g}' for x in SECONDS)} seconds."
+    named = ", ".join(f"`{each.name}`" for each in METRICS if each.kind == HISTOGRAM and "seconds" in each.name)
+    ends = f"\n\nThe buckets of {named} end at {', '.join(f'{x:g}' for x in SECONDS)} seconds"
+    return "\n".join(lines) + f"{ends}, those of shares at {', '.join(f'{x:g}' for x in TENTHS)}."
 
 
 def _size(*arguments: str, **config: Any) -> str:

@@ -167,6 +167,9 @@ def test_pivots_refill_their_satellites(
     counters = pairs[0][1].cache.counters
     assert counters.fetched_rows > 0 and 0 < counters.drift_triggers < counters.drift_checks + seed
     assert (counters.anchor_refreshes > 0) == reassign
+    told = [engine.tables.told for engine in engines]
+    assert torch.equal(*told) and int(told[1].sum()) == counters.fetched_rows + counters.late_rows
+    assert counters.looks == pairs[0][0].cache.counters.looks and sum(counters.held.parts) == counters.drift_checks
     for engine in engines:
         engine.close()
 
@@ -185,8 +188,9 @@ def test_heads_with_an_index_find_their_rows(run: Run, probed: np.ndarray | None
         every = range(mine[0].cache.settings.layout.num_compressed)
         gone = [[selected_tokens(request, number) for number in every] for request in mine]
         check_held(mine, lengths, decode(mine, lengths, 4), gone)
-    engine_of(pairs[0][1].cache).poll()
-    assert pairs[0][1].cache.counters.fetched_rows > 0 and pairs[0][1].cache.counters.late_rows == 0
+    engine, counters = engine_of(pairs[0][1].cache), pairs[0][1].cache.counters
+    engine.poll()
+    assert int(engine.tables.told[:, 0].sum()) == counters.fetched_rows > 0 and counters.late_rows == 0
 
 
 @pytest.mark.parametrize("indexed", [False, True])

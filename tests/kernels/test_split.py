@@ -99,7 +99,7 @@ def test_every_token_is_read_once_whatever_the_lengths(data: st.DataObject) -> N
         if data.draw(st.booleans()):
             page_start = page_start.flip(0).contiguous()
         tokens = torch.tensor(length, dtype=torch.int32, device=DEVICE)
-        split(StepTables(tokens, cap, page_start, page_list, tokens), case.tables, CONTEXT)
+        split(StepTables(tokens, cap, page_start, page_list, *[tokens] * 4), case.tables, CONTEXT)
         for number, (_, heads, first, *_) in enumerate(case.tables.places.tolist()):
             begins, lengths, ranges = read(case, number)
             for row in range(case.rows[number]):
@@ -121,7 +121,7 @@ def test_long_rows_fill_the_items_there_are() -> None:
     length = torch.tensor([131072], dtype=torch.int32, device=DEVICE)
     cap = torch.tensor([[32000, 8000]], dtype=torch.int32, device=DEVICE)
     page_start = torch.tensor([[0, 9000]], dtype=torch.int32, device=DEVICE)
-    split(StepTables(length, cap, page_start, page_list, length), case.tables, 200000)
+    split(StepTables(length, cap, page_start, page_list, *[length] * 4), case.tables, 200000)
     for number, tokens in enumerate(([131072], [32000, 8000])):
         _, lengths, ranges = read(case, number)
         assert lengths == tokens

@@ -61,7 +61,7 @@ class Sets:
                                            position, torch.full((pages, page), float("nan")))), FIRST,
         )  # fmt: skip
         nothing = torch.zeros(1, dtype=torch.int32)
-        self.step = StepTables(*(each.to(DEVICE) for each in (nothing, cap, start, order, nothing)))
+        self.step = StepTables(*(each.to(DEVICE) for each in (nothing, cap, start, order, *[nothing] * 4)))
 
     def _tokens(self, rows: int, reached: int, begins: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of a head, and their rows: chosen ones at random, the ring's newest; each row has one."""

@@ -16,7 +16,7 @@ from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import PINNED, HotPool
 from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.ops import reference, triton
-from hetero_sglang.ops.base import StepTables
+from hetero_sglang.ops.base import Counted, StepTables
 from hetero_sglang.ops.reference.choose import PART, lazy, used_at_first
 from hetero_sglang.ops.reference.index import ask as reference_ask
 from hetero_sglang.ops.reference.index import attention_guess, run_scores, unpack
@@ -70,6 +70,12 @@ class World:
         """0 of a head that keeps all tokens."""
         cap = int(self.step.cap[b, FIRST + WHICH[c]])
         return (cap - SINK - WINDOW - self.run + 1) // self.run if int(self.step.length[b]) > cap else 0
+
+
+def nothing_came(requests: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Request slots [B], and what counts for them: on the device and in host memory."""
+    came = torch.zeros(requests.numel(), 2, FIRST + STORED, dtype=torch.int32, device=requests.device)
+    return requests, came, torch.zeros_like(came, device="cpu").pin_memory() if came.is_cuda else came
 
 
 def rounded(weight: torch.Tensor, fields: Fields) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,8 +147,9 @@ def make(
             cap[b, FIRST + WHICH[c]], start[b, FIRST + WHICH[c]] = head_cap + MORE * c, given
             given += -(-(head_cap + MORE * c) // PAGE)
     world.step = StepTables(
-        torch.tensor(lengths, dtype=torch.int32), cap, start, order, torch.tensor([lengths[0]]).int()
-    )
+        torch.tensor(lengths, dtype=torch.int32), cap, start, order, torch.tensor([lengths[0]]).int(),
+        *nothing_came(torch.randperm(batch, generator=g).int()),
+    )  # fmt: skip
     for b, length in enumerate(lengths):
         for c in range(HEADS):
             if not (places := world.places(b, c)):
@@ -171,6 +178,8 @@ def on_device(world: World) -> World:
         getattr(hot, name).copy_(getattr(world.hot, name))
     layer = LayerIndex(**{k: move(v) for k, v in vars(world.layer).items()})
     step = StepTables(**{k: move(v) for k, v in vars(world.step).items()})
+    _, came, told = nothing_came(step.request)
+    step = replace(step, came=came, told=told)
     host = world.host.pin_memory() if DEVICE.type == "cuda" else world.host
     return World(layer, step, hot, host, world.slots.to(DEVICE), world.starts.to(DEVICE),
                  world.q.to(DEVICE), world.tokens)  # fmt: skip
@@ -235,13 +244,16 @@ def test_a_step_is_the_reference_s(
             low, high = SINK // run, (length - WINDOW) // run
             swaps = lazy(given[c : c + 1], held, used, length, low, high, max(1, places // PART), most)
             hot.used.view(-1)[rows] = used[..., None]
-            came, late = came + swaps.run.numel(), late + swaps.late
+            came, late = came + swaps.run.numel(), late + int(swaps.late)
+            world.step.came[int(world.step.request[b]), 1, FIRST + WHICH[c]] += int(swaps.late) * run
             handed = Handed(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, "cpu")
             heads = torch.full_like(swaps.head, WHICH[c])
             handed.coming.append(Coming(b, heads, swaps.run, rows[swaps.head, swaps.place]))
             bring_swaps(world.layer, world.host, world.slots, world.starts, world.step, hot, SINK, handed)
     assert came, "nothing came"
-    assert work.counted.tolist() == [came * run, late * run, 0, 0]
+    assert work.counted.tolist() == [came * run, late * run] + [0] * (Counted.COUNT - 2)
+    assert torch.equal(device.step.came.cpu(), world.step.came), "by request and head"
+    assert torch.equal(device.step.told, world.step.came)
     got, taken = device.hot.position.cpu(), device.hot.used.cpu()
     for rows, positions in stays.items():
         assert torch.equal(got.view(-1)[rows], positions) and (taken.view(-1)[rows] > PINNED // 2).all()
@@ -395,7 +407,7 @@ def test_what_many_queries_of_a_prompt_ask_for_comes_as_in_a_step(
         wanted = world.host[slot // BLOCK, WHICH[c], slot % BLOCK]
         got = [store.view(-1, DIM).cpu()[moved] for store in (device.hot.k, device.hot.v)]
         assert torch.equal(torch.cat(got, 1), wanted)
-    assert came and work.counted[0] == came * run
+    assert came and work.counted[Counted.ROWS] == came * run == device.step.came.sum()
 
 
 @pytest.mark.parametrize("ops", [reference, triton], ids=["reference", "triton"])
@@ -413,9 +425,11 @@ def test_what_tokens_want_passes_by(
     place, blocks, there = on_device(world) if ops is triton else world, 4, 3
     q = torch.randn(blocks, 5, TOTAL * group, DIM, generator=torch.Generator().manual_seed(run)).to(place.q.device)
     lengths = torch.tensor([length] * there + [0], dtype=torch.int32, device=place.q.device)
-    wide = (table.expand(blocks, -1) for table in (place.step.cap, place.step.page_start))
+    cap, start = (table.expand(blocks, -1) for table in (place.step.cap, place.step.page_start))
     clock = torch.full_like(place.step.clock, -place.layer.turn % 4)
-    step = StepTables(lengths, *wide, place.step.page_list, clock)
+    step = replace(
+        place.step, length=lengths, cap=cap, page_start=start, clock=clock, request=torch.zeros_like(lengths)
+    )
     starts = torch.zeros_like(lengths)
     work = ops.Workspace(blocks, HEADS, group, CONTEXT, blocks * length, run, most, place.q.device, 0, place.hot)
     if ops is triton:
@@ -455,7 +469,7 @@ def test_what_tokens_want_passes_by(
             wanted = world.host[slot // BLOCK, WHICH[c], slot % BLOCK]
             assert torch.equal(*(rows[rows[:, 0].argsort()] for rows in (got, wanted)))
             came += len(token)
-    assert came > 0 and work.counted[0] == came
+    assert came > 0 and work.counted[Counted.ROWS] == came == place.step.came[0, 0].sum()
 
 
 def _beside(work: Workspace | Handed, b: int, c: int, limit: int, run: int) -> torch.Tensor:

@@ -69,7 +69,7 @@ def worlds(seed: int, dtype: torch.dtype = torch.float32) -> tuple[World, World]
             )  # fmt: skip
         start = torch.arange(5 * NUMBERS).view(5, NUMBERS) * 11
         tables = (torch.tensor(lengths), torch.tensor(caps), start, order)
-        step = StepTables(*(t.int().to(device) for t in (*tables, torch.zeros(1))))
+        step = StepTables(*(t.int().to(device) for t in (*tables, *[torch.zeros(1)] * 4)))
         slots, starts = torch.full((5 * 60,), 10_000, dtype=torch.int32), torch.arange(5, dtype=torch.int32) * 60
         for b, length in enumerate(lengths):
             slots[b * 60 + max(0, length - 1)] = every[b] if length else 0

@@ -13,7 +13,7 @@ from servers import Servers
 from benchmarks.launch import Server
 from benchmarks.recall import Language
 
-FIELDS = {"kept_rows", "all_rows", "exact", "resumed", "appended_tokens", "refills"}
+FIELDS = {"kept_rows", "all_rows", "exact", "resumed", "appended_tokens", "fetched_rows", "late_rows", "refills"}
 HEADS = {"usual": 18, "indexed": 32}  # of recall-8m's 32 that are compressed
 
 

@@ -44,11 +44,12 @@ class Scheduler:
         }  # fmt: skip
         request = {
             "number": 7 + number, "tokens": 100 + self.asked, "prompt": 60, "kept_rows": 50, "all_rows": 200,
-            "exact": False, "resumed": True, "appended_tokens": 5, "refills": 1,
+            "exact": False, "resumed": True, "appended_tokens": 5, "refills": 1, "fetched_rows": 1234, "late_rows": 0,
         }  # fmt: skip
         now = {
             "policy": "heterocache, by pivots", "clock": time.monotonic(), "running": 1, "waiting": number,
             "running_requests": [request], "head_shares": [[1.0, 0.5], [0.2, 1.0]],
+            "head_fetches": [[0.0, 12.5], [3.0, 0.0]],
             "tiers": {name: TIER for name in ("resident", "hot", "host")} | {"index": dict.fromkeys(TIER, 0)},
             "hot_page_states": {"used": 5, "free": 4, "parked": 1, "prefix": 0},
         }  # fmt: skip

@@ -32,6 +32,11 @@ def test_the_page_reconnects_when_the_server_comes_back(tmp_path: Path) -> None:
             assert "#8" in page.text() and "resumed" in page.text()
             kinds = page.value("[...document.querySelectorAll('#heads [data-kind]')].map(cell => cell.dataset.kind)")
             assert kinds == ["R", "p", "o", "R"]
+            colours = "[...document.querySelectorAll('#heads [data-kind]')].map(cell => cell.style.background)"
+            held = page.value(colours)
+            choose = "const s = document.getElementById('shown'); s.value = 'fetched';"
+            page.value(f"(() => {{ {choose} s.dispatchEvent(new Event('change')); return true }})()")
+            assert page.value(colours) != held and "12.5 rows a token" in page.text() and "1,234" in page.text()
             assert page.value("document.getElementById('errors').hidden")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.index_store import LayerIndex
-from hetero_sglang.ops.base import LayerBuffers, StepTables, flat_rows
+from hetero_sglang.ops.base import Counted, LayerBuffers, StepTables, flat_rows
 from hetero_sglang.ops.reference.workspace import Coming, Found, Swaps, Workspace
 
 PART = 3  # a third of a head's places is what a step can want, unless it says otherwise
@@ -54,7 +54,7 @@ def lazy(
     count = min(want, inside.shape[1])
     if not count or not places:
         nothing = torch.empty(0, dtype=torch.int64)
-        return Swaps(nothing, nothing, nothing, 0)
+        return Swaps(nothing, nothing, nothing, torch.zeros(heads, dtype=torch.int64))
     bins = score_bin(inside)  # [C, n']
     edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1)  # [C, 1]
     at = held.long() - low
@@ -71,7 +71,7 @@ def lazy(
     head, run = ((sure | level) & (rank < comes[:, None])).nonzero().unbind(1)
     place = order[head, rank[head, run]]
     used[head, place] = length
-    return Swaps(head, place, run + low, int((lacking - comes).sum()))
+    return Swaps(head, place, run + low, lacking - comes)
 
 
 def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int, high: int, most: int) -> Swaps:
@@ -83,7 +83,7 @@ def merge(scores: torch.Tensor, held: torch.Tensor, kept: torch.Tensor, low: int
     found = [_merged(*each, low, high, most) for each in zip(scores, held.long(), kept, strict=True)]
     head = torch.cat([torch.full_like(run, c) for c, (run, _, _) in enumerate(found)])
     run, place = (torch.cat([each[which] for each in found]) for which in (0, 1))
-    return Swaps(head, place, run, sum(late for *_, late in found))
+    return Swaps(head, place, run, torch.tensor([late for *_, late in found]))
 
 
 def _merged(
@@ -149,8 +149,10 @@ def _choose(
         used = hot.used.view(-1)[rows[..., 0]]
         swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // PART), most), None
         hot.used.view(-1)[rows] = used[..., None]
-    work.counted[0] += swaps.run.numel() * run
-    work.counted[1] += swaps.late * run
+    late = swaps.late.to(hot.k.device) * run
+    work.counted[Counted.ROWS] += swaps.run.numel() * run
+    work.counted[Counted.LATE] += late.sum()
+    step.came[int(step.request[found.request]), 1, layer.first + heads.long()] += late.int()
     if swaps.run.numel():
         flat = rows[swaps.head, swaps.place]  # [m, run]
         work.coming.append(Coming(found.request, heads[swaps.head], swaps.run, flat, worth))

@@ -3,7 +3,7 @@
 import torch
 
 from hetero_sglang.cache.index_store import LayerIndex
-from hetero_sglang.ops.base import StepTables
+from hetero_sglang.ops.base import Counted, StepTables
 from hetero_sglang.ops.reference.choose import score_bin
 from hetero_sglang.ops.reference.workspace import Coming, Workspace
 
@@ -24,6 +24,6 @@ def lack(layer: LayerIndex, step: StepTables, sink: int, window: int, work: Work
     most = min(int(work.most) // run, work.limit(step.length.numel() * layer.heads.numel(), run))
     for found in work.found:
         head, runs = best(found.scores, sink // run, (int(step.length[found.request]) - window) // run, most)
-        work.counted[0] += runs.numel() * run
+        work.counted[Counted.ROWS] += runs.numel() * run
         if runs.numel():
             work.coming.append(Coming(found.request, found.heads[head], runs, None))

@@ -2,7 +2,7 @@
 
 import torch
 
-from hetero_sglang.ops.base import LayerBuffers, LayerPivots, StepTables, Watch, flat_rows
+from hetero_sglang.ops.base import PARTS, SHARES, Counted, LayerBuffers, LayerPivots, StepTables, Watch, flat_rows
 from hetero_sglang.ops.reference.attention import pool_average
 from hetero_sglang.ops.reference.workspace import Found, Workspace
 
@@ -33,9 +33,16 @@ def look(
             for satellite in members:
                 held = _held(layer, step, b, satellite, int(caps[satellite]))
                 share = float(seen[held].sum() / seen.sum())
-                work.counted[2] += 1
+                count_look(work.counted, share, watch.group)
                 if drifted(share, request, layer.first + satellite, length, watch):
                     _refill(layer, satellite, request, length, b, scores, watch, work)
+
+
+def count_look(counted: torch.Tensor, share: float, group: int) -> None:
+    """A satellite holds this share of its pivot's attention."""
+    counted[Counted.LOOKS + group] += 1
+    counted[Counted.HELD + min(int(share * SHARES), SHARES - 1)] += 1
+    counted[Counted.SUM] += int(share * PARTS)
 
 
 def drifted(share: float, request: int, number: int, length: int, watch: Watch) -> bool:
@@ -68,6 +75,6 @@ def _refill(
     looks = (length - int(watch.filled[request, number])) / watch.interval
     fading = 0.0 if watch.decay == 0 else watch.decay**looks
     watch.filled[request, number] = length
-    work.counted[3] += 1
+    work.counted[Counted.DRIFTS + watch.group] += 1
     head = torch.tensor([satellite], device=scores.device)
     work.found.append(Found(b, head, scores[None], torch.tensor([fading], device=scores.device)))

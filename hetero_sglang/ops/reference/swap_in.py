@@ -19,6 +19,8 @@ def swap_in(
     To their places; beside them until `seat`, where heads attend meanwhile; or beside alone, if `passing`."""
     for coming in work.coming:
         run = layer.run
+        came = step.came[int(step.request[coming.request]), 0]  # [Hc]
+        came.index_add_(0, layer.first + coming.head.long(), torch.full_like(coming.head, run, dtype=torch.int32))
         token = (coming.run[:, None] * run + torch.arange(run, device=coming.run.device)).flatten()
         slot = slots[int(starts[coming.request]) + token].long().to(host.device)
         head, rows = coming.head.repeat_interleave(run).to(host.device), None

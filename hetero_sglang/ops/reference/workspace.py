@@ -6,7 +6,7 @@ import torch
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.sizes import ARRIVALS
-from hetero_sglang.ops.base import StepTables
+from hetero_sglang.ops.base import Counted, StepTables
 
 
 def limit(units: int, run: int, most: int) -> int:
@@ -29,12 +29,12 @@ class Found:
 @dataclass(frozen=True)
 class Swaps:
     """Runs that come, m in all: `head` [m] of those asked about, `place` [m] among its selected runs, `run` [m] of the
-    request's tokens; all int64, in order of heads. `late` counts runs that should have come, but were too many."""
+    request's tokens; all int64, in order of heads. `late` [C]: runs that should have come, but were too many."""
 
     head: torch.Tensor
     place: torch.Tensor
     run: torch.Tensor
-    late: int
+    late: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Workspace:
     ) -> None:  # fmt: skip
         self.batch, self.group, self.room, self.aside = batch, group, most, hot is not None
         self.most = torch.full((1,), most * run, dtype=torch.int32, device=device)  # rows
-        self.counted = torch.zeros(4, dtype=torch.int64, device=device)  # rows that came, late ones, looks, drifts
+        self.counted = torch.zeros(Counted.COUNT, dtype=torch.int64, device=device)
         self.found: list[Found] = []
         self.coming: list[Coming] = []
         self.arrived: list[Arrived] = []
@@ -103,7 +103,7 @@ class Workspace:
     ) -> None:
         """What comes was chosen elsewhere, for N requests' heads: the first count[n] of `tokens` [N, S] to `places`
         [N, S] among the selected rows, which are the flat hot rows `rows` [N, S]; for `swap_in`."""
-        self.counted[0] += count.sum()
+        self.counted[Counted.ROWS] += count.sum()
         for unit in count.nonzero()[:, 0].tolist():
             some = slice(int(count[unit]))
             head = torch.full_like(tokens[unit, some], unit % heads)

@@ -167,8 +167,8 @@ def _merged_edge(wanted, idle, unit, places, BINS: tl.constexpr):
 )
 def _exchange(
     length, cap, clock, place_of, which, every, page_start, page_list, used, scores, wanted, idle, hits, most, missing,
-    lacking, old, olds, level, levels, comes, counted, flag, even, evens, caps_per_request, first, turn, splits, sink,
-    window, room, limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
+    lacking, old, olds, level, levels, comes, lates, counted, flag, even, evens, caps_per_request, first, turn, splits,
+    sink, window, room, limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
     MERGED: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -259,6 +259,7 @@ def _exchange(
         tl.store(levels + mine, same)
         if split == 0:
             tl.store(comes + unit, come)
+            tl.store(lates + unit, lack - come)
         if (split == 0) & (lack > 0):
             tl.atomic_add(counted, (come * RUN).to(tl.int64), sem="relaxed")
             tl.atomic_add(counted + 1, ((lack - come) * RUN).to(tl.int64), sem="relaxed")
@@ -297,7 +298,7 @@ def choose(
     _exchange[(units, splits, 2)](
         step.length, step.cap, step.clock, work.place, layer.which, every, step.page_start, step.page_list,
         hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
-        work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.counted, work.flag, work.even,
-        work.evens, per_request, layer.first, turn, splits, sink, window, work.room, work.limit(units, layer.run),
-        MERGED=merged, **early(pdl), **sizes,
+        work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.lates, work.counted, work.flag,
+        work.even, work.evens, per_request, layer.first, turn, splits, sink, window, work.room,
+        work.limit(units, layer.run), MERGED=merged, **early(pdl), **sizes,
     )  # fmt: skip

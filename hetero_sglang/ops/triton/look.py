@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hetero_sglang.ops.base import LayerBuffers, LayerPivots, StepTables, Watch
+from hetero_sglang.ops.base import PARTS, SHARES, Counted, LayerBuffers, LayerPivots, StepTables, Watch
 from hetero_sglang.ops.reference.attention import POOL
 from hetero_sglang.ops.reference.choose import BINS, FINE, LEAST
 from hetero_sglang.ops.triton.probe import score_bin, span
@@ -15,6 +15,10 @@ from hetero_sglang.ops.triton.workspace import MOST_PARTS, MOST_SPLITS, Workspac
 
 _TOKENS = 256  # that a program looks at together, once logits are there
 _BLOCK = 32  # and before
+_COUNTED = dict(
+    LOOKS=int(Counted.LOOKS), DRIFTS=int(Counted.DRIFTS), HELD=int(Counted.HELD), SUM=int(Counted.SUM), SHARES=SHARES,
+    PARTS=PARTS,
+)  # fmt: skip
 
 
 @triton.jit
@@ -186,12 +190,13 @@ def _chance(request, number, length):
 
 
 @triton.jit(do_not_specialize=["n_heads", "n_pivots", "interval", "parts", "splits", "per_request", "all_heads",
-                               "first", "least", "sink", "window", "threshold", "decay"])  # fmt: skip
+                               "first", "least", "sink", "window", "threshold", "decay", "layer_group"])  # fmt: skip
 def _refill(
     length, prompt, request_slot, cap, place, leader, filled, rate, logits, sums, shares, scores, wanted, flag, fading,
     counted, interval, parts, splits, per_request, all_heads, first, least, sink, window, threshold, decay,
-    n_heads, n_pivots, GROUP: tl.constexpr, TOKENS: tl.constexpr, MOST: tl.constexpr,
-    MOST_SPLITS: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
+    layer_group, n_heads, n_pivots, GROUP: tl.constexpr, TOKENS: tl.constexpr, MOST: tl.constexpr,
+    MOST_SPLITS: tl.constexpr, LOOKS: tl.constexpr, DRIFTS: tl.constexpr, HELD: tl.constexpr, SHARES: tl.constexpr,
+    SUM: tl.constexpr, PARTS: tl.constexpr, BINS: tl.constexpr, FINE: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """A satellite that holds too little gets its pivot's scores, and their bins' counts."""
     unit, part = tl.program_id(0), tl.program_id(1)
@@ -199,7 +204,7 @@ def _refill(
     tokens = _tokens(length, prompt, place, request, interval)
     slot = tl.load(request_slot + request)
     pivot, _ = _leader(leader, slot, cap, number, all_heads, unit, tokens, least, per_request, n_heads)
-    drifted = 0
+    drifted, held, seen = 0, 0.0, 1.0
     if pivot >= 0:
         split, every = tl.arange(0, MOST_SPLITS), tl.arange(0, MOST)
         held = tl.sum(tl.load(shares + unit * MOST_SPLITS + split, mask=split < splits, other=0.0), 0)
@@ -209,13 +214,16 @@ def _refill(
     if part == 0:
         tl.store(flag + unit, drifted)
         if pivot >= 0:
-            tl.atomic_add(counted + 2, 1, sem="relaxed")
+            share = tl.minimum(tl.maximum(held / seen, 0.0), 1.0)
+            tl.atomic_add(counted + LOOKS + layer_group, 1, sem="relaxed")
+            tl.atomic_add(counted + HELD + tl.minimum((share * SHARES).to(tl.int32), SHARES - 1), 1, sem="relaxed")
+            tl.atomic_add(counted + SUM, (share * PARTS).to(tl.int64), sem="relaxed")
         if drifted != 0:
             where = filled + slot.to(tl.int64) * all_heads + number
             looks = (tokens - tl.load(where)).to(tl.float32) / interval
             tl.store(fading + unit, tl.where(decay > 0, tl.exp2(tl.log2(tl.maximum(decay, 1e-30)) * looks), 0.0))
             tl.store(where, tokens)
-            tl.atomic_add(counted + 3, 1, sem="relaxed")
+            tl.atomic_add(counted + DRIFTS + layer_group, 1, sem="relaxed")
     if drifted != 0:
         theirs = _logits_of(logits, place, request, pivot, tokens, n_pivots, GROUP) + GROUP * tokens.to(tl.int64)
         mine = scores + tl.load(place + request).to(tl.int64) * n_heads + unit % n_heads * tokens
@@ -260,6 +268,6 @@ def look(
         step.length, watch.prompt, watch.request, step.cap, work.place, watch.leader, watch.filled, watch.rate,
         work.logits, work.sums, work.shares, work.scores, work.wanted, work.flag, work.fading, work.counted,
         watch.interval, parts, splits, per_request, all_heads, layer.first, watch.least, sink, window, watch.threshold,
-        watch.decay, n_heads=heads, TOKENS=_TOKENS, MOST_SPLITS=MOST_SPLITS, BINS=BINS, FINE=FINE, LEAST=LEAST,
-        num_warps=4, **sizes,
+        watch.decay, watch.group, n_heads=heads, TOKENS=_TOKENS, MOST_SPLITS=MOST_SPLITS, BINS=BINS, FINE=FINE,
+        LEAST=LEAST, num_warps=4, **_COUNTED, **sizes,
     )  # fmt: skip

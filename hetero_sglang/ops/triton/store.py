@@ -1,5 +1,7 @@
 """Where new tokens go: resident store, host store and ring rows of the hot pool, in one launch per layer."""
 
+from dataclasses import fields
+
 import torch
 import triton
 import triton.language as tl
@@ -80,7 +82,7 @@ def store(
     v_dim, page = v.shape[-1], layer.hot_k.shape[1]
     if n == 0:
         return
-    tables = step or StepTables(slots, slots, slots, slots, slots)
+    tables = step or StepTables(*[slots] * len(fields(StepTables)))
     _store[(n, heads)](
         k, v, slots, layer.role, layer.resident_k, layer.resident_v, layer.host, layer.hot_k, layer.hot_v,
         layer.position, layer.score, tables.length, tables.cap, tables.page_start, tables.page_list,

@@ -36,11 +36,20 @@ def _entry(lists, count, unit, splits, number, room, MOST: tl.constexpr):
     return tl.load(lists + (unit * splits + split) * room + number - before, mask=split < splits, other=0)
 
 
-@triton.jit(do_not_specialize=["n_heads", "stored", "splits", "caps_per_request", "first", "sink", "room", "limit"])
+@triton.jit
+def _count(came, told, where, rows, TOLD: tl.constexpr):
+    """So many more rows have come. Told by the only program of a unit's head that does: the host reads it later."""
+    before = tl.atomic_add(came + where, rows, sem="relaxed")
+    if TOLD:
+        tl.store(told + where, before + rows)
+
+
+@triton.jit(do_not_specialize=["n_heads", "stored", "splits", "caps_per_request", "all_heads", "first", "sink", "room",
+                               "limit"])  # fmt: skip
 def _swap_in(
-    length, which, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, host,
-    to_k, to_v, position, used, arrived, even, evens, scores, place_of, splits, caps_per_request, first, sink, room,
-    limit, n_heads, stored,
+    length, which, page_start, page_list, slots, starts, missing, lacking, old, olds, level, levels, comes, lates, host,
+    to_k, to_v, position, used, arrived, even, evens, scores, place_of, request_slot, came, told, splits,
+    caps_per_request, all_heads, first, sink, room, limit, n_heads, stored,
     RUN: tl.constexpr, P: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MOST: tl.constexpr, MERGED: tl.constexpr, ASIDE: tl.constexpr,
     PASSING: tl.constexpr, PDL: tl.constexpr,
@@ -88,6 +97,11 @@ def _swap_in(
         value = tl.load(host + source[:, None] + D + at_v, mask=at_v < DV)
         tl.store(to_k + to[:, None] * D + at, key, mask=at < D)
         tl.store(to_v + to[:, None] * DV + at_v, value, mask=at_v < DV)
+    if (tl.program_id(1) == 0) & (tokens > 0):  # after the rows, which heads wait for
+        where = tl.load(request_slot + request).to(tl.int64) * 2 * all_heads + first + head
+        _count(came, told, where, come * RUN, not PASSING)
+        if not PASSING:
+            _count(came, told, where + all_heads, tl.load(lates + unit) * RUN, True)
 
 
 def swap_in(
@@ -104,10 +118,10 @@ def swap_in(
     limit = work.limit(units, layer.run)
     _swap_in[(units, max(1, min(limit, programs // units)))](
         step.length, layer.which, step.page_start, step.page_list, slots, starts, work.missing, work.lacking, work.old,
-        work.olds, work.level, work.levels, work.comes, host, work.arrived_k if aside else hot.k,
+        work.olds, work.level, work.levels, work.comes, work.lates, host, work.arrived_k if aside else hot.k,
         work.arrived_v if aside else hot.v, hot.position, hot.score if merged else hot.used, work.arrived, work.even,
-        work.evens, work.scores, work.place, work.splits(units), step.cap.stride(0), layer.first, sink, work.room,
-        limit,
+        work.evens, work.scores, work.place, step.request, step.came, step.told, work.splits(units),
+        step.cap.stride(0), step.came.shape[2], layer.first, sink, work.room, limit,
         n_heads=heads, stored=host.shape[1], RUN=layer.run, P=hot.page_size, D=dim, DV=v_dim, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim), MOST=MOST_SPLITS,
         MERGED=merged, ASIDE=aside, PASSING=passing, PDL=pdl, num_warps=1, **early(pdl),

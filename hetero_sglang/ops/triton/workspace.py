@@ -6,7 +6,7 @@ import triton.language as tl
 
 from hetero_sglang.cache.hot_pool import HotPool
 from hetero_sglang.cache.sizes import ARRIVALS
-from hetero_sglang.ops.base import StepTables
+from hetero_sglang.ops.base import Counted, StepTables
 from hetero_sglang.ops.reference.choose import BINS, score_bin
 from hetero_sglang.ops.reference.workspace import limit
 from hetero_sglang.ops.triton.index import MOST_FIELDS
@@ -81,8 +81,8 @@ class Workspace:
         self.olds = make(lists)
         self.level = make(lists, most)  # and of the edge's bin
         self.levels = make(lists)
-        self.comes = make(units)  # runs that come
-        self.counted = make(4, dtype=torch.int64)  # since the start: rows that came, late ones, looks, drifts
+        self.comes, self.lates = make(units), make(units)  # runs that come, and those that are too many
+        self.counted = make(Counted.COUNT, dtype=torch.int64)
         self.flag = make(units)  # whether a head is to be refilled
         self.fading = make(units, dtype=torch.float32)  # what is left of the worth of its rows
         arrivals = max(min(ARRIVALS, units * most * run), units * run) if hot else 0
@@ -129,7 +129,7 @@ class Workspace:
         self.levels[: units * splits].zero_()
         self.evens[: units * splits].zero_()
         self.comes[:units] = count
-        self.counted[0] += count.sum()
+        self.counted[Counted.ROWS] += count.sum()
 
     def parts(self, units: int) -> int:
         """Pieces of a unit's tokens in a step of so many units."""
