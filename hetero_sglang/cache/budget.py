@@ -8,6 +8,8 @@ from hetero_sglang.cache.admission import Admission
 from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within
 from hetero_sglang.config.settings import Settings
 
+_MUCH = 0.1  # of the device's bytes, which may well stay unused
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -33,6 +35,10 @@ class Budget:
         page = settings.rule.page_size
         return slots_within(settings.ranks, self.shape, page, device_bytes, host_bytes, joint, settings.index_bytes)
 
+    def unused(self, device_bytes: int, slots: int, joint: bool = False) -> float:
+        """The share of the device's bytes that so many token slots leave; `joint` as of `slots`."""
+        return 1 - slots / max(slots, self.slots(device_bytes, None, joint), 1)
+
     def sizes(self, slots: int) -> list[Sizes]:
         """Every rank's tiers."""
         page, each = self.settings.rule.page_size, zip(self.settings.ranks, self.settings.index_bytes, strict=True)
@@ -48,3 +54,24 @@ class Budget:
     def longest(self, slots: int | None = None) -> int:
         """Tokens of the longest request."""
         return self.context if slots is None else min(self.context, slots)
+
+
+@dataclass(frozen=True)
+class Unused:
+    """What the bytes of device and host had room for: `slots` token slots, which leave a `share` of the device's."""
+
+    slots: int
+    device_bytes: int
+    share: float
+
+    def said(self, slots: int, keep_ratio: float) -> str:
+        """Where the host alone bounds the `slots` that there are, and by far: what that leaves, and what to do."""
+        if self.share < _MUCH or slots < (1 - _MUCH) * self.slots:  # fewer were asked for
+            return ""
+        more = min(1.0, keep_ratio / (1 - self.share))
+        return (
+            f"host memory bounds the token slots, so that {self.share * self.device_bytes / 1e9:.3g} of "
+            f"{self.device_bytes / 1e9:.3g} GB of device memory for KV stay unused: give the host tier more "
+            f"(--hetero-host-size, or the container's memory limit), or keep more on the device (--hetero-keep-ratio "
+            f"up to {more:.2g})."
+        )

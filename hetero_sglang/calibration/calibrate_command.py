@@ -61,10 +61,11 @@ def calibrate(argv: list[str], verbs: str) -> None:
         found,
     )
     save_profile(profile, args.out)
+    print(f"wrote {Path(args.out)}")
     print(
-        f"wrote {Path(args.out)}: tau-stable {about['tau_stable']:g}, tau-sim {about['tau_sim']:g}, "
-        f"{profile.num_resident} of {profile.num_heads} heads resident, "
-        f"keep ratios above {profile.floor:.4f} are possible"
+        f"{'by pivots (--hetero-index none)' if profile.index else 'by pivots'}: tau-stable {about['tau_stable']:g}, "
+        f"tau-sim {about['tau_sim']:g}, {profile.num_resident} of {profile.num_heads} heads resident, keep ratios "
+        f"above {profile.floor:.4f} are possible"
     )
     print(index_line(profile))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hetero_sglang.cache.admission import Account
-from hetero_sglang.cache.budget import Budget
+from hetero_sglang.cache.budget import Budget, Unused
 from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.cache.hot_pool import HotPool
@@ -66,6 +66,7 @@ class Runtime:
     exporter: Any = None  # of metrics, where they are on
     replies: Replies | None = None  # says in replies what became of their rows, where it can
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
+    unused: Unused | None = None  # once SGLang has asked for its token slots
     preempted: list[Any] = field(default_factory=list)  # requests that make room in this scheduling pass
     turns: dict[str, Turn] = field(default_factory=dict)  # by request: of those that this pass looks at, the next turns
     check: Check = field(default_factory=lambda: Check("not checked yet", time.monotonic(), 0))  # the latest
@@ -99,7 +100,10 @@ class Runtime:
 
         This rank's view: ranks see different free memory, so the least of all must be taken."""
         host = self.host_bytes if self.host_bytes is not None else int(0.8 * free_host_bytes() / self.size)
-        return self._budget(shape).slots(device_bytes, host, joint)
+        budget = self._budget(shape)
+        slots = budget.slots(device_bytes, host, joint)
+        self.unused = Unused(slots, device_bytes, budget.unused(device_bytes, slots, joint))
+        return slots
 
     def _budget(self, shape: Shape) -> Budget:
         return Budget(self.settings, shape, self.context, self.on_device)
@@ -131,6 +135,8 @@ class Runtime:
             table(sizes, cache.admission, budget.longest(slots), workspaces),
             self.profile or "none is read by this policy",
         )
+        if self.unused and (said := self.unused.said(slots, self.settings.keep_ratio)):
+            logger.warning("%s", said)
         return cache
 
 

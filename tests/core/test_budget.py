@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetero_sglang.cache.admission import Admission
+from hetero_sglang.cache.budget import Budget, Unused
 from hetero_sglang.cache.sizes import Shape, Sizes, Workspaces, slots_within, table
 from hetero_sglang.config.caps import Grant
 from hetero_sglang.config.layout import build_layout
@@ -113,3 +114,18 @@ def test_a_refused_window_is_legal_at_the_length_the_message_gives() -> None:
         resolve(profile, window=4000, dense_below=512, **base)
     needed = int(re.search(r"at least (\d+)", str(refusal.value)).group(1))
     resolve(profile, window=4000, dense_below=needed, **base)
+
+
+def test_device_memory_that_the_host_s_leaves_unused_is_told() -> None:
+    """Only where the host bounds the slots, by far, and nobody asked for fewer."""
+    budget = Budget(make_settings(random_profile(2)), SHAPE, 1000, False)
+    device_bytes = 10_000_000
+    alone = budget.slots(device_bytes, None)
+    sizes = budget.sizes(alone)[0]
+    few = budget.slots(device_bytes, alone // 4 * sizes.host_bytes_per_slot)
+    assert few == alone // 4 and budget.unused(device_bytes, few) == pytest.approx(0.75, abs=0.01)
+    assert budget.unused(device_bytes, alone) == 0
+    told = Unused(few, device_bytes, 0.75)
+    assert "0.0075 of 0.01 GB" in told.said(few, 0.2) and "up to 0.8)" in told.said(few, 0.2)
+    assert "up to 1)" in told.said(few, 0.5)
+    assert not told.said(few // 2, 0.2) and not Unused(alone, device_bytes, 0.0).said(alone, 0.2)
