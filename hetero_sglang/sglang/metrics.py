@@ -245,7 +245,7 @@ METRICS = (
         "layers",
     ),
     Metric(
-        "drift_look_share",
+        "drift_held_ratio",
         HISTOGRAM,
         "Looks by the share of its pivot's attention that lay on the satellite's rows.",
         lambda now: now.counters.held,

@@ -12,6 +12,6 @@ def test_names_follow_the_conventions() -> None:
     for metric in METRICS:
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", metric.name) and metric.kind in (COUNTER, GAUGE, HISTOGRAM)
         assert (metric.kind == COUNTER) == metric.name.endswith("_total")
-        assert metric.kind != HISTOGRAM or metric.name.endswith("_seconds")
+        assert metric.kind != HISTOGRAM or metric.name.endswith(("_seconds", "_ratio"))
         assert metric.help[0].isupper() or metric.help[0].isdigit(), metric.help
         assert metric.help.endswith(".") and len(metric.help.split()) > 4 and "\n" not in metric.help

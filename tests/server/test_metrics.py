@@ -62,8 +62,8 @@ def test_every_metric_is_there_and_counters_move_with_a_request(server: Server, 
             [numbers[f"drift_{name}_total", f"{quarter}/4"] for quarter in (1, 2, 3, 4)] for numbers in (after, before)
         )
         assert sum(now) == counted[f"drift_{wanted}"] and sum(now) > sum(was)
-    assert after["drift_look_share_count", ""] == counted["drift_checks"]
-    assert 0 < after["drift_look_share_sum", ""] < counted["drift_checks"]
+    assert after["drift_held_ratio_count", ""] == counted["drift_checks"]
+    assert 0 < after["drift_held_ratio_sum", ""] < counted["drift_checks"]
     assert after["ranking_seconds_count", ""] > before["ranking_seconds_count", ""]
     assert after["rankings_total", ""] > before["rankings_total", ""] and after["worker_up", ""] == 1
     for metric in METRICS:
