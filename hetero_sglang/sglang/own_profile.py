@@ -110,8 +110,9 @@ def _kept(memory: int, out: Path) -> Path:
     """`out` with what the memory holds; where that cannot be written, the memory, as ranks can read it."""
     path = Path(f"/proc/{os.getpid()}/fd/{memory}")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, path.read_text(encoding="utf-8"))
-    except HeteroError as error:
+    except (OSError, HeteroError) as error:
         logger.warning(
             "The head profile is used and not kept (%s); for later starts set XDG_CACHE_HOME to a folder that can be "
             "written, or give a profile with `--hetero-profile FILE`.",

@@ -164,6 +164,7 @@ def test_one_that_was_kept_is_read_from_a_folder_that_cannot_be_written(model, w
 @pytest.mark.parametrize(("backend", "device"), [("torch_native", "cpu"), ("flashinfer", "cuda:4")])
 def test_it_is_made_on_the_first_device_that_serves(model, whole, backend, device, monkeypatch):
     asked = []
+
     def command(model: Path, out: Path, device: str) -> list[str]:
         asked.append((model, device))
         return [sys.executable, "-c", whole, str(out)]
