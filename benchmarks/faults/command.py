@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from benchmarks import results
@@ -37,9 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     keep(name, tally)
                     print(line(name, tally), flush=True)
                     broken += tally.times - tally.held
-        starts = Starts(load, Path(scratch), given.log)
-        for name in (name for name in STARTS if name in given.fault):
-            tally = starts.do(name, given.times, partial(keep, name))
+        starts, begun = Starts(load, Path(scratch), given.log), time.monotonic()
+        tallies = {name: Tally() for name in STARTS if name in given.fault}
+        for name in list(tallies) * given.times:  # in turn, so that each has had some when time runs out
+            if time.monotonic() - begun < given.limit:
+                starts.once(name, tallies[name])
+                keep(name, tallies[name])
+        for name, tally in tallies.items():
             print(line(name, tally), flush=True)
             broken += tally.times - tally.held
     print("saved", path)
@@ -62,5 +67,6 @@ def make_parser() -> argparse.ArgumentParser:
     add, names = parser.add_argument, [*RUNNING, *STARTS]
     add("--fault", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)} (all)")
     add("--times", type=int, default=20, help="each (20)")
+    add("--limit", type=float, default=math.inf, metavar="SECONDS", help="make no more starts then (no limit)")
     add("--log", type=Path, metavar="FILE", help="of the latest server")
     return parser

@@ -79,6 +79,6 @@ def _said(error: urllib.error.HTTPError) -> str:
     try:
         said = json.loads(body)
         said = said.get("error", said)
-        return f"{error.code} {said.get('type', '')}: {said['message']}"
+        return f"{error.code} {said['message']}"
     except (ValueError, KeyError, AttributeError):
         return f"{error.code} {body[:100]}"

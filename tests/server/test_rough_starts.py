@@ -11,6 +11,7 @@ from tiny_models import write_checkpoint
 
 from benchmarks.faults.load import Load
 from benchmarks.faults.starts import Starts
+from benchmarks.faults.tally import Tally
 from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language
 
@@ -42,5 +43,6 @@ def test_a_server_that_can_keep_no_head_profile_makes_one_and_serves(options: st
 
 
 def test_a_host_tier_that_cannot_be_mapped_is_refused_with_the_limit(language: Language, tmp_path: Path) -> None:
-    tally = Starts(Load(language), tmp_path).do("memory-unmapped", 1)
+    tally = Tally()
+    Starts(Load(language), tmp_path).once("memory-unmapped", tally)
     assert tally.held == 1, tally.said
