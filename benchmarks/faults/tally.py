@@ -15,7 +15,7 @@ _MOST_SAID = 5
 @dataclass
 class Tally:
     """`failures`: requests that ended without an answer, by the reason they were given; `worst_seconds`: the longest
-    that what failed took to be as before."""
+    from the last request's end until all was as before, or had left."""
 
     times: int = 0
     held: int = 0
