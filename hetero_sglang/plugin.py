@@ -1,6 +1,6 @@
 """Entry point `sglang.srt.plugins`: flags in every process, the cache in scheduler processes that want it."""
 
-from hetero_sglang.errors import ending_the_process
+from hetero_sglang.errors import HeteroError, ending_the_process
 
 
 def register() -> None:
@@ -16,7 +16,13 @@ def _register() -> None:
 
     check_version()
     development.check()
-    from sglang.srt.entrypoints.engine import Engine
+    try:
+        from sglang.srt.entrypoints.engine import Engine
+    except OSError as error:  # FlashInfer makes a folder when it is imported
+        raise HeteroError(
+            f"SGLang cannot be imported ({error}); set HOME, or FLASHINFER_WORKSPACE_BASE, to a folder that can be "
+            "written."
+        ) from None
 
     from hetero_sglang.sglang.args import HeteroServerArgs
     from hetero_sglang.sglang.hooks import install, process_seams

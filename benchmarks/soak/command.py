@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
-from benchmarks.results import run_information, write
+from benchmarks.results import put, run_information
 from benchmarks.run import named
 from benchmarks.soak import verdict
 from benchmarks.soak.crowd import Crowd
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row = run(given)
     print(table(row))
     if given.json:
-        keep(given.json, row)
+        put(given.json, row)
         print("saved", given.json)
     for sentence in row["broken"]:
         print(f"BROKEN: {sentence}")
@@ -78,13 +77,6 @@ def flags_of(given: argparse.Namespace) -> dict[str, Any]:
         ours["hetero_index"] = given.hetero_index
     room = {"kv_policy": given.kv_policy, "page_size": given.page_size, **ROOM}
     return {**room, **ours, **named(given.flags)}
-
-
-def keep(path: Path, row: dict[str, Any]) -> None:
-    """Put the row in the file, in the place of an earlier one of its name."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [each for each in rows if each["name"] != row["name"]] + [row]
-    write(path, {"rows": rows})
 
 
 def table(row: dict[str, Any]) -> str:

@@ -31,7 +31,8 @@ class SharedMemory:
         except OSError as error:
             os.close(self.fd)
             raise HeteroError(
-                f"{_gb(nbytes)} of host memory cannot be mapped ({error.strerror}): lower --hetero-host-size."
+                f"{_gb(nbytes)} of host memory cannot be mapped ({error.strerror}; limit of a process's addresses "
+                f"{_limit(resource.RLIMIT_AS)}): raise that limit (ulimit -v), or lower --hetero-host-size."
             ) from error
         if pin:
             try:
@@ -72,9 +73,9 @@ class SharedMemory:
             ) from error
         if code != 0:
             raise HeteroError(
-                f"{_gb(self.nbytes)} of host memory cannot be pinned (cudaHostRegister error {code}; "
-                f"memlock limit {_memlock()}): raise that limit (ulimit -l, docker run --ulimit memlock=-1) "
-                f"or the container's memory, or lower --hetero-host-size."
+                f"{_gb(self.nbytes)} of host memory cannot be pinned (cudaHostRegister error {code}; memlock limit "
+                f"{_limit(resource.RLIMIT_MEMLOCK)}): raise that limit (ulimit -l, docker run --ulimit memlock=-1) or "
+                f"the container's memory, or lower --hetero-host-size."
             )
         self._unpin = weakref.finalize(self, _unregister, address)
         self._unpin.atexit = False  # the driver may be gone by then, and exit unpins anyway
@@ -90,8 +91,8 @@ def _unregister(address: int) -> None:
     torch.cuda.cudart().cudaHostUnregister(address)
 
 
-def _memlock() -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+def _limit(which: int) -> str:
+    soft, _ = resource.getrlimit(which)
     return "unlimited" if soft == resource.RLIM_INFINITY else _gb(soft)
 
 

@@ -61,6 +61,8 @@ def check_writable(path: str | Path) -> None:
     target = Path(path)
     if target.exists() and not target.is_file():
         raise HeteroError(f"{target} is no regular file, so nothing can be written there; choose another path.")
+    if _nameless(target):
+        return
     try:
         with tempfile.TemporaryFile(dir=target.parent) as file:
             file.write(b" " * 4096)
@@ -69,9 +71,13 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a file through a temporary one beside it, so that none is left half-written."""
+    """Writes a file through a temporary one beside it, so that none is left half-written; memory of an open descriptor
+    (/proc/PID/fd/N), which has no name to be found by, at once."""
     target = Path(path)
     check_writable(target)
+    if _nameless(target):
+        target.write_text(text, encoding="utf-8")
+        return
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -85,6 +91,10 @@ def write_text(path: str | Path, text: str) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise HeteroError(f"{target} cannot be written: {error.strerror or error}; nothing was left behind.") from None
+
+
+def _nameless(target: Path) -> bool:
+    return target.exists() and target.stat().st_nlink == 0
 
 
 def find_profile(model_path: str | Path, explicit: str | None = None) -> Path | None:

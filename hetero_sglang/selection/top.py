@@ -9,11 +9,11 @@ def best(scores: torch.Tensor, counts: torch.Tensor, inside: torch.Tensor) -> to
     """Bool [N, L]: each row's counts[n] best among scores [N, L] where `inside` [N, L], or all of those.
 
     Equal scores are taken from the left, so tokens that share one come together, on every device alike; -inf counts as
-    a score."""
+    a score, and NaN as the lowest: whatever a damaged row does to scores, what is chosen exists."""
     if not scores.shape[1]:
         return inside
     lowest = torch.finfo(scores.dtype).min
-    scores = scores.clamp(min=lowest).masked_fill(~inside, float("-inf"))
+    scores = scores.nan_to_num(nan=lowest, neginf=lowest).masked_fill(~inside, float("-inf"))
     wanted = torch.minimum(counts, inside.sum(1))[:, None]  # [N, 1]
     edge = scores.sort(dim=1, descending=True).values.gather(1, (wanted - 1).clamp(min=0))  # the last that gets in
     above, level = scores > edge, scores == edge

@@ -1,4 +1,5 @@
-"""A checkpoint without a head profile gets one before it is served: once, kept in the user's cache folder.
+"""A checkpoint without a head profile gets one before it is served: once, kept in the user's cache folder where that
+can be written.
 
 It is made by a process of its own, which gives the device back whole before a pool is allocated, and by the launcher
 alone, so that all ranks read the same."""
@@ -6,16 +7,17 @@ alone, so that all ranks read the same."""
 import ctypes
 import fcntl
 import logging
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.profile.files import check_writable, find_profile, load_profile
+from hetero_sglang.profile.files import find_profile, load_profile, write_text
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.made_profiles import place
 from hetero_sglang.sglang.asked import AUTO
@@ -41,10 +43,13 @@ def profile_of(args: Any) -> Path:
         )
     model = local_folder(args.model_path) or downloaded(args.model_path, args.revision)
     out = place(model)
-    with _alone(out):  # another server of this model may be making it
-        if not _whole(out):
-            _make(model, out, f"cuda:{args.base_gpu_id}" if args.attention_backend == "flashinfer" else "cpu")
-    return out
+    if out.exists() and _whole(out):  # perhaps in a folder that cannot be written
+        return out
+    with _alone(out):
+        if out.exists() and _whole(out):  # another server of this model has made it meanwhile
+            return out
+        device = f"cuda:{args.base_gpu_id}" if args.attention_backend == "flashinfer" else "cpu"
+        return _kept(_made(model, out, device), out)
 
 
 def downloaded(model: str, revision: str | None) -> Path:
@@ -62,25 +67,20 @@ def downloaded(model: str, revision: str | None) -> Path:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Inside, nobody else on this machine makes `out`. Raises HeteroError where it cannot be written."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(out)
-        lock = out.with_suffix(".lock").open("w")
-    except (OSError, HeteroError) as error:
-        raise HeteroError(
-            f"a head profile cannot be kept in {out.parent} ({str(error).rstrip('.')}); set XDG_CACHE_HOME to a folder "
-            f"that can be written, or give a profile with `--hetero-profile FILE`."
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Inside, nobody else on this machine makes `out`, if its folder can be written."""
+    with ExitStack() as held:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(out.with_suffix(".lock").open("w"))
+        except OSError:  # nobody can put it there
+            pass
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _whole(path: Path) -> bool:
-    """Whether a profile is there and can be read; one that was damaged is made anew."""
-    if not path.exists():
-        return False
+    """Whether the profile that is there can be read; one that is damaged is made anew."""
     try:
         load_profile(path)
     except HeteroError as error:
@@ -89,14 +89,38 @@ def _whole(path: Path) -> bool:
     return True
 
 
-def _make(model: Path, out: Path, device: str) -> None:
+def _made(model: Path, out: Path, device: str) -> int:
+    """A descriptor of memory that holds the model's profile; it ends with this process, and no disk is needed.
+
+    HeteroError where calibration fails."""
     logger.warning("%s has no head profile yet: it is calibrated now, once, for %s.", model, out)
-    done = subprocess.run(command(model, out, device), stdout=sys.stderr.fileno(), preexec_fn=_end_with_parent)
+    memory = os.memfd_create("hetero-profile", os.MFD_CLOEXEC)
+    words = command(model, Path(f"/proc/self/fd/{memory}"), device)
+    done = subprocess.run(words, stdout=sys.stderr.fileno(), preexec_fn=_end_with_parent, pass_fds=(memory,))
     if done.returncode:
+        os.close(memory)
         raise HeteroError(
             f"the calibration of {model} ended with exit code {done.returncode}, as said above; give a profile with "
             f"`--hetero-profile FILE`, or use --kv-policy full."
         )
+    return memory
+
+
+def _kept(memory: int, out: Path) -> Path:
+    """`out` with what the memory holds; where that cannot be written, the memory, as ranks can read it."""
+    path = Path(f"/proc/{os.getpid()}/fd/{memory}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, path.read_text(encoding="utf-8"))
+    except (OSError, HeteroError) as error:
+        logger.warning(
+            "The head profile is used and not kept (%s); for later starts set XDG_CACHE_HOME to a folder that can be "
+            "written, or give a profile with `--hetero-profile FILE`.",
+            str(error).rstrip("."),
+        )
+        return path
+    os.close(memory)
+    return out
 
 
 def command(model: Path, out: Path, device: str) -> list[str]:

@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.launch import RECALL
 from benchmarks.recall import Language
+from benchmarks.results import put
 from benchmarks.soak import pools, verdict
-from benchmarks.soak.command import keep, table
+from benchmarks.soak.command import table
 from benchmarks.soak.crowd import GROUPS, MOST_USERS, OPENING, OWN, SHARED, Crowd
 from benchmarks.soak.footprint import Footprint, Watch
 from benchmarks.soak.plan import Fate, Planner
@@ -220,7 +221,7 @@ def test_a_run_is_kept_beside_others_and_told(tmp_path: Path) -> None:
     assert row["ends"]["answered"] == row["sent"] == 3 and row["counters"] == {"requests": 4} and row["stopped"]
     path = tmp_path / "soak.json"
     for each in (row, row | {"name": "b"}, row | {"sent": 5}):
-        keep(path, each)
+        put(path, each)
     assert [(each["name"], each["sent"]) for each in json.loads(path.read_text())["rows"]] == [("b", 3), ("a", 5)]
     assert "fds: 300, then 300" in table(row)
     assert "too few samples" in table(row | {"quarters": None})

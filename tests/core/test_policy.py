@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -85,6 +87,15 @@ def test_the_best_are_taken_from_the_left(levels: list[int], count: int, low: in
     found = top.listed(top.best(scores, torch.tensor([count]), inside), count)[0]
     order = sorted(range(min(low, len(levels)), len(levels)), key=lambda t: (-levels[t], t))[:count]
     assert found[: len(order)].tolist() == sorted(order) and (found[len(order) :] == len(levels)).all()
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, math.inf, -math.inf, math.nan]), min_size=1, max_size=20), st.integers(1, 20)
+)
+def test_scores_that_are_no_numbers_choose_tokens_that_exist(scores: list[float], count: int) -> None:
+    inside = torch.ones(1, len(scores), dtype=torch.bool)
+    chosen = top.best(torch.tensor([scores]), torch.tensor([count]), inside)
+    assert int(chosen.sum()) == min(count, len(scores))
 
 
 @given(st.integers(5, 40), st.integers(0, 2**20))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -36,11 +39,11 @@ def arguments(model: Path | str, **given: Any) -> SimpleNamespace:
 
 
 def instead(monkeypatch: pytest.MonkeyPatch, code: str) -> list[Path]:
-    """Python code runs in place of calibration, with the path to write as its argument; those paths."""
+    """Python code runs in place of calibration, with the path to write as its argument; the models, one a time."""
     asked: list[Path] = []
 
     def command(model: Path, out: Path, device: str) -> list[str]:
-        asked.append(out)
+        asked.append(model)
         return [sys.executable, "-c", code, str(out)]
 
     monkeypatch.setattr(own_profile, "command", command)
@@ -67,7 +70,7 @@ def test_a_checkpoint_never_seen_is_calibrated_once_and_then_served_by_the_same(
 
 def test_what_is_given_or_found_goes_before_what_was_made(model, tmp_path, whole, monkeypatch):
     asked = instead(monkeypatch, whole)
-    assert own_profile.profile_of(arguments(model)) == asked[0] == made_profiles.place(model)
+    assert own_profile.profile_of(arguments(model)) == made_profiles.place(model)
     save_profile(profile_of("Ps"), model / PROFILE_NAME)
     assert own_profile.profile_of(arguments(model)) == model / PROFILE_NAME
     given = str(tmp_path / "whole.json")
@@ -101,7 +104,7 @@ def test_one_of_an_earlier_recipe_is_not_read(model, whole, monkeypatch):
     first = own_profile.profile_of(arguments(model))
     monkeypatch.setattr(made_profiles, "RECIPE", made_profiles.RECIPE + 1)
     second = own_profile.profile_of(arguments(model))
-    assert first != second and asked == [first, second] and made_profiles.made() == sorted([first, second])
+    assert first != second and len(asked) == 2 and made_profiles.made() == sorted([first, second])
 
 
 @pytest.mark.parametrize(
@@ -109,27 +112,66 @@ def test_one_of_an_earlier_recipe_is_not_read(model, whole, monkeypatch):
     [("raise SystemExit(2)", "exit code 2"), ("import os, signal; os.kill(os.getpid(), 9)", f"code {-signal.SIGKILL}")],
 )
 def test_a_calibration_that_fails_is_said_and_leaves_nothing(model, code, ending, monkeypatch):
-    asked = instead(monkeypatch, code)
+    instead(monkeypatch, code)
     with pytest.raises(HeteroError, match=f"ended with .*{ending}, as said above; give a profile"):
         own_profile.profile_of(arguments(model))
-    assert not asked[0].exists() and not made_profiles.made()
+    assert not made_profiles.made() and not own_memory()
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_calibrated(model, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    asked = instead(monkeypatch, "")
-    with pytest.raises(HeteroError, match="cannot be kept in .* set XDG_CACHE_HOME"):
-        own_profile.profile_of(arguments(model))
-    assert not asked
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing can be put on a disk whole."""
+
+    def sync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", sync)
+
+
+def no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache folder cannot be made."""
+    file = Path(os.environ["XDG_CACHE_HOME"])
+    file.write_text("")
+
+
+def own_memory() -> list[str]:
+    """Memory of this process that holds profiles."""
+    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [link for link in links if "hetero-profile" in link]
+
+
+@pytest.mark.parametrize("fault", [full, no_folder])
+def test_a_profile_that_cannot_be_kept_is_used_and_leaves_nothing(fault, model, whole, tmp_path, monkeypatch, caplog):
+    fault(monkeypatch)
+    instead(monkeypatch, whole)
+    path = own_profile.profile_of(arguments(model))
+    read = f"from hetero_sglang.profile.files import load_profile; print(load_profile({str(path)!r}).num_layers)"
+    told = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True)
+    assert told.stdout == f"{load_profile(tmp_path / 'whole.json').num_layers}\n", "as another rank reads it"
+    assert "used and not kept" in caplog.text and "set XDG_CACHE_HOME" in caplog.text
+    assert not made_profiles.made() and not list((tmp_path / "cache").rglob(".*"))
+    os.close(int(path.name))
+    assert not own_memory()
+
+
+def test_one_that_was_kept_is_read_from_a_folder_that_cannot_be_written(model, whole, monkeypatch):
+    asked = instead(monkeypatch, whole)
+    kept = own_profile.profile_of(arguments(model))
+    assert not own_memory(), "it is on disk"
+    monkeypatch.setattr(Path, "mkdir", lambda *given, **named: pytest.fail("nothing is to be made"))
+    assert own_profile.profile_of(arguments(model)) == kept and len(asked) == 1
 
 
 @pytest.mark.parametrize(("backend", "device"), [("torch_native", "cpu"), ("flashinfer", "cuda:4")])
-def test_it_is_made_on_the_first_device_that_serves(model, backend, device, monkeypatch):
+def test_it_is_made_on_the_first_device_that_serves(model, whole, backend, device, monkeypatch):
     asked = []
-    monkeypatch.setattr(own_profile, "_make", lambda *given: asked.append(given))
-    out = own_profile.profile_of(arguments(model, attention_backend=backend, base_gpu_id=4))
-    assert asked == [(model, out, device)]
+
+    def command(model: Path, out: Path, device: str) -> list[str]:
+        asked.append((model, device))
+        return [sys.executable, "-c", whole, str(out)]
+
+    monkeypatch.setattr(own_profile, "command", command)
+    own_profile.profile_of(arguments(model, attention_backend=backend, base_gpu_id=4))
+    assert asked == [(model, device)]
 
 
 def test_several_nodes_are_told_to_share_one(model):
@@ -148,7 +190,8 @@ def test_a_model_that_is_not_here_is_downloaded_or_refused(model, whole, monkeyp
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     asked = instead(monkeypatch, whole)
-    assert own_profile.profile_of(arguments("some/model", revision="v2")) == asked[0]
+    assert own_profile.profile_of(arguments("some/model", revision="v2")) == made_profiles.place(model)
+    assert asked == [model]
     with pytest.raises(
         HeteroError, match=r"other/model is no folder here .*\(no such repository\); check --model-path"
     ):
