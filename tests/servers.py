@@ -32,6 +32,14 @@ TABLE: dict[str, dict[str, Any]] = {
         "max_total_tokens": 30000,
         "tool_call_parser": "qwen25",
     },
+    # Keys and values in 8 bits, in both tiers.
+    "eight-bits": {
+        "kv_policy": "heterocache",
+        "kv_cache_dtype": "fp8_e4m3",
+        "hetero_index": "directions",
+        "hetero_keep_ratio": 0.35,
+        "max_total_tokens": 30000,
+    },
     # Little room, and every few steps a forced retraction.
     "small": {
         **PAGED,

@@ -1,7 +1,7 @@
 """The key index of the compressed heads: a few bits for every token slot, on the device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,13 @@ class IndexStore:
                     often=at_once(every),
                 )
             )
+
+    def measure(self, units: Sequence[float]) -> None:
+        """Keys come divided by their layer's unit, and queries times it: what indexes make and say stays the same."""
+        self.layers[:] = [
+            layer if unit == 1 else replace(layer, encode=layer.encode * unit, decode=layer.decode / unit)
+            for layer, unit in zip(self.layers, units, strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:

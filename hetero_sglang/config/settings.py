@@ -85,15 +85,17 @@ def resolve(
     reserve: int = 4096,
     decode_kernel: str = "auto",
     append: str = "auto",
+    itemsize: int = 2,
     rank: int = 0,
     size: int = 1,
 ) -> Settings:
-    """Validate the options against the profile. Raises HeteroError with the legal recipe."""
+    """Validate the options against the profile; `itemsize`: bytes of a number of K or V as the stores hold it. Raises
+    HeteroError with the legal recipe."""
     lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
     plan = profile.index if lazy else None
     if lazy and plan is None:
         raise HeteroError("this head profile has no key index; make one with `hetero-sglang profile`.")
-    run, share = (plan.longest, profile_share(profile)) if plan else (1, 0.0)
+    run, share = (plan.longest, profile_share(profile, itemsize)) if plan else (1, 0.0)
     sink = -(-sink // run) * run  # whole runs come and go
     if run > 1 and decode_kernel == "flashinfer":
         raise HeteroError(
@@ -166,10 +168,10 @@ def resolve(
     return settings
 
 
-def profile_share(profile: HeadProfile) -> float:
-    """The key index's bytes as a fraction of all heads' K and V."""
+def profile_share(profile: HeadProfile, itemsize: int) -> float:
+    """The key index's bytes as a fraction of all heads' K and V, of `itemsize` bytes a number."""
     assert profile.head_dim is not None
-    return bytes_of_index(profile) / (4 * profile.head_dim) / profile.num_heads
+    return bytes_of_index(profile) / (2 * itemsize * profile.head_dim) / profile.num_heads
 
 
 def bytes_of_index(profile: HeadProfile) -> int:

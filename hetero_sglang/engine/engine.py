@@ -32,14 +32,18 @@ from hetero_sglang.transfer.write_back import WriteBack
 class Engine:
     """Owns the device's view of the working sets, and the streams and events of prefill's copies.
 
-    `requests`: request slots; `context`: tokens of the longest one; `ops`: the operations' module, or the device's."""
+    `requests`: request slots; `context`: tokens of the longest one; `ops`: the operations' module, or the device's;
+    `dtype`: of queries, and of keys and values as the model makes them; None: as the stores hold them."""
 
-    def __init__(self, cache: TieredCache, requests: int, context: int, query_heads: int, ops: Any = None) -> None:
+    def __init__(
+        self, cache: TieredCache, requests: int, context: int, query_heads: int, ops: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         self.cache, self.settings = cache, cache.settings
         policy, layout, hot, host = self.settings.policy, self.settings.layout, cache.hot, cache.host
         assert isinstance(policy, Policy)
         self.policy, self.device, self.context = policy, hot.k.device, context
-        self.ops = ops or operations(self.device)
+        self.ops, self.dtype = ops or operations(self.device), dtype or hot.k.dtype
         indexed = policy.index is not None
         self.tables = DeviceTables(requests, layout.num_compressed, hot.pages, self.device, indexed)
         self.layers = [self._layer(index) for index in range(len(layout.layers))]
@@ -75,7 +79,7 @@ class Engine:
 
     def _finder(self) -> Finder | None:
         """How heads find rows while requests decode; None: what a prompt's end has chosen stays."""
-        parts = Parts(self.cache, self.policy, self.ops, self.layers, self.tables, self.group, self.context)
+        parts = Parts(self.cache, self.policy, self.ops, self.layers, self.tables, self.group, self.context, self.dtype)
         if self.cache.index is not None:
             return Lazy(parts)
         if not self.settings.retrieves:
@@ -229,7 +233,8 @@ class Engine:
         """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs."""
         kernel = decode_kernel(self.settings.decode_kernel, self.ops, self.layers)
         work, v_dim = self.finder.workspace(batch, context) if self.finder else None, self.cache.hot.v.shape[-1]
-        return DecodeStep(self.ops, self.settings, self.tables, batch, context, self.group, v_dim, kernel, work, fixed)
+        size = batch, context, self.group, v_dim
+        return DecodeStep(self.ops, self.settings, self.tables, *size, self.dtype, kernel, work, fixed)
 
     def eager(self, width: int, longest: int) -> DecodeStep:
         """Buffers for a step outside any graph; they grow as batches do."""
@@ -244,7 +249,7 @@ class Engine:
         """Once graphs of steps have been made: what a prompt's new tokens do over a working set becomes graphs too."""
         if self.append and self.graph_step and len(self.scales) == len(self.layers):
             scales = [self.scales[layer] for layer in range(len(self.layers))]
-            self.append.record(self.graph_step, self.query_heads, self.cache.hot.k.dtype, scales, self.context)
+            self.append.record(self.graph_step, self.query_heads, self.dtype, scales, self.context)
 
     def begin_decode(
         self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor

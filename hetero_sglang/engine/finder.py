@@ -32,6 +32,7 @@ class Parts:
     tables: DeviceTables
     group: int  # query heads of a KV head
     context: int  # tokens of the longest request
+    dtype: torch.dtype  # of queries
 
 
 class Finder(ABC):
@@ -45,7 +46,7 @@ class Finder(ABC):
     def __init__(self, parts: Parts) -> None:
         self.cache, self.policy, self.ops, self.layers = parts.cache, parts.policy, parts.ops, parts.layers
         self.tables, self.group, self.settings = parts.tables, parts.group, parts.cache.settings
-        self.context = parts.context
+        self.context, self.dtype = parts.context, parts.dtype
         self.device = self.cache.hot.k.device
         self.widest = max(len(x.compressed) for x in self.settings.layout.layers)
         self.counted: torch.Tensor | None = None  # by the device

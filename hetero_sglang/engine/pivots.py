@@ -56,7 +56,8 @@ class Pivots(Finder):
         heads = len(self.settings.layout.layers[0].resident) + len(self.settings.layout.layers[0].compressed)
         shape = (len(self.layers), batch, heads * self.group, self.cache.hot.k.shape[-1])
         work.agreed = self.reassign.room(batch) if self.reassign else None
-        work.queries = self.cache.hot.k.new_zeros(shape) if self.anchors else None  # of the latest step
+        like = {"dtype": self.dtype, "device": self.device}
+        work.queries = torch.zeros(shape, **like) if self.anchors else None  # of the latest step
         return work
 
     def prompted(self, layer: int, prompt: Prompt, keys: torch.Tensor, scores: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.lanes import mark, upload
+from hetero_sglang.cache.narrow import narrowed
 from hetero_sglang.cache.prefix_cache import NOWHERE
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.engine.plan import Prompt, Sources
@@ -59,7 +60,8 @@ class Prefixes:
         total, buffers = sum(seq.length for seq in prompts), self.layers[layer]
         made = k.new_empty(total, *k.shape[1:]), v.new_empty(total, *v.shape[1:])
         comes = buffers.compressed.numel() > 0 and self.loader.slots.numel() > 0
-        host = self.loader.take(layer).split((k.shape[2], v.shape[2]), 2) if comes else (k[:0], v[:0])
+        # Stores may hold fewer bits than the model makes.
+        host = self.loader.take(layer).to(k.dtype).split((k.shape[2], v.shape[2]), 2) if comes else (k[:0], v[:0])
         start = taken = fresh = 0
         for runs, some in groupby(prompts, lambda seq: seq.prefix == 0):
             if runs:  # of several prompts that begin, in one copy
@@ -72,12 +74,14 @@ class Prefixes:
                 count = seq.sources.brought.numel()
                 theirs = tuple(each[taken : taken + count] for each in host)
                 resident = (buffers.resident_k, buffers.resident_v)
-                compressed = self._compressed(layer, seq, theirs) if buffers.heads.numel() else theirs
+                compressed = self._compressed(layer, seq, theirs, k.dtype) if buffers.heads.numel() else theirs
                 for out, new, store, rows in zip(made, (k, v), resident, compressed, strict=True):
                     mine = out[start : start + seq.length]
                     mine[seq.prefix :] = new[fresh : fresh + seq.count]
                     if buffers.resident.numel():
-                        mine[: seq.prefix].index_copy_(1, buffers.resident, store[seq.slots[: seq.prefix]])
+                        mine[: seq.prefix].index_copy_(
+                            1, buffers.resident, store[seq.slots[: seq.prefix]].to(out.dtype)
+                        )
                     if buffers.heads.numel():
                         mine[: seq.prefix].index_copy_(1, buffers.compressed, rows)
                 start, taken, fresh = start + seq.length, taken + count, fresh + seq.count
@@ -86,7 +90,7 @@ class Prefixes:
         return made
 
     def _compressed(
-        self, layer: int, seq: Prompt, host: tuple[torch.Tensor, ...]
+        self, layer: int, seq: Prompt, host: tuple[torch.Tensor, ...], dtype: torch.dtype
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
         """K [prefix, C, D] and V [prefix, C, Dv] of a prefix's compressed heads; `host`: what comes from there."""
         buffers, sources = self.layers[layer], seq.sources
@@ -98,7 +102,7 @@ class Prefixes:
             flat = self.cache.prefixes.rows(sources.places, buffers.numbers)
         else:
             return host
-        found = tuple(store.view(-1, store.shape[-1])[flat] for store in (buffers.hot_k, buffers.hot_v))
+        found = tuple(store.view(-1, store.shape[-1])[flat].to(dtype) for store in (buffers.hot_k, buffers.hot_v))
         if not sources.brought.numel():
             return found
         for number, (mine, theirs) in enumerate(zip(found, host, strict=True)):
@@ -112,8 +116,8 @@ class Prefixes:
         buffers, sources = self.layers[layer], seq.sources
         if sources.kept.numel() and buffers.heads.numel():
             rows = self.cache.prefixes.rows(sources.kept_places, buffers.numbers)  # [m, C]
-            k, v = (each[sources.kept][:, buffers.compressed].flatten(0, 1) for each in (keys, values))
-            self.cache.hot.write(rows.flatten(), k, v)
+            kept = (each[sources.kept][:, buffers.compressed].flatten(0, 1) for each in (keys, values))
+            self.cache.hot.write(rows.flatten(), *(narrowed(each, self.cache.hot.k.dtype) for each in kept))
 
     def end(self) -> None:
         """The last layer is through."""

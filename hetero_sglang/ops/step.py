@@ -22,13 +22,15 @@ class DecodeStep:
 
     def __init__(
         self, ops: Any, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,
-        kernel: Callable[[DecodeStep], DecodeKernel] | None = None, work: Any = None, fixed: bool = False,
+        dtype: torch.dtype, kernel: Callable[[DecodeStep], DecodeKernel] | None = None, work: Any = None,
+        fixed: bool = False,
     ) -> None:  # fmt: skip
-        """`ops`: the operations' module; `work`: its Workspace, where heads look for rows; `fixed`: for graphs."""
+        """`ops`: the operations' module; `dtype`: of queries; `work`: the module's Workspace, where heads look for
+        rows; `fixed`: for graphs."""
         self.ops, self.work = ops, work
         self.layout, device = settings.layout, tables.device
         self.tables, self.batch, self.context = tables, batch, context
-        self.group, self.v_dim = group, v_dim
+        self.group, self.v_dim, self.dtype = group, v_dim, dtype
         self.sink, self.ring = settings.rule.sink, settings.rule.ring
         self.runs = settings.runs
         self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)

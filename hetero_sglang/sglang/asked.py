@@ -17,6 +17,7 @@ from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
 
+EIGHT_BITS = ("fp8_e4m3", "fp8_e5m2")  # of --kv-cache-dtype
 AUTO = "auto"  # of a profile: the one that is found, else one made at start
 RESOLVED = (  # by `settings.resolve`, under these names
     "keep_ratio", "window", "sink", "dense_below", "drift_threshold", "retrieval", "reassign", "decode_kernel",
@@ -54,7 +55,14 @@ def options_of(args: Any) -> tuple[HeadProfile, dict[str, Any]]:
     if interval is None:
         interval = 1 if policy.refresh is Refresh.STEP else MONITOR_INTERVAL
     options = {name: getattr(args, f"hetero_{name}") for name in RESOLVED}
-    return profile_for(policy, args), {**options, "policy": policy, "monitor_interval": interval}
+    found = {"policy": policy, "monitor_interval": interval, "itemsize": item_bytes(args)}
+    return profile_for(policy, args), {**options, **found}
+
+
+def item_bytes(args: Any) -> int:
+    """Of a number of K or V as the stores hold it (--kv-cache-dtype)."""
+    wide: int = args.get_model_config().dtype.itemsize
+    return 1 if args.kv_cache_dtype in EIGHT_BITS else wide
 
 
 def indexed(args: Any) -> bool:

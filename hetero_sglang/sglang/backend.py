@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import RadixAttention
 
 from hetero_sglang.engine.engine import Engine
 from hetero_sglang.engine.plan import plan_extend
@@ -26,7 +27,10 @@ class HeteroAttnBackend(AttentionBackend):
         self.cache = self.token_to_kv_pool.cache
         table = self.req_to_token_pool.req_to_token  # [requests, context]
         heads = model_runner.model_config.num_attention_heads // runtime().size
-        self.engine = Engine(self.cache, table.shape[0], table.shape[1], heads)
+        self.units = units_of(model_runner.model)
+        if self.cache.index is not None:
+            self.cache.index.measure([k for k, _ in self.units])
+        self.engine = Engine(self.cache, table.shape[0], table.shape[1], heads, dtype=model_runner.dtype)
         self.step: DecodeStep | None = None
         self.tables: StepTables | None = None
         self.known = True  # this prefill's requests are the cache's
@@ -83,7 +87,7 @@ class HeteroAttnBackend(AttentionBackend):
         """q [n, Hq * D], k [n, H, D], v [n, H, Dv] -> [n, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
-        return self.engine.extend(index, slots, q, k, v, layer.scaling).reshape(q.shape[0], -1)
+        return self._out(index, self.engine.extend(index, slots, q, k, v, layer.scaling))
 
     def forward_decode(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any,
@@ -93,8 +97,7 @@ class HeteroAttnBackend(AttentionBackend):
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
         assert self.step is not None and self.tables is not None
-        out = self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling)
-        return out.reshape(q.shape[0], -1)
+        return self._out(index, self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling))
 
     def _split(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any
@@ -102,10 +105,26 @@ class HeteroAttnBackend(AttentionBackend):
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
         v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
-        return layer.layer_id - self.token_to_kv_pool.start_layer, q, k, v
+        index = layer.layer_id - self.token_to_kv_pool.start_layer
+        key, value = self.units[index]
+        if key != 1:
+            q, k = q * key, k / key
+        return index, q, k, v / value if value != 1 else v
+
+    def _out(self, index: int, out: torch.Tensor) -> torch.Tensor:
+        """[n, Hq, Dv] of a layer, as SGLang takes it."""
+        value = self.units[index][1]
+        return (out * value if value != 1 else out).flatten(1)
 
     def support_triton(self) -> bool:
         return self.device != "cpu"
+
+
+def units_of(model: torch.nn.Module) -> list[tuple[float, float]]:
+    """By layer, what a key and a value are divided by before they are kept, which a checkpoint may say for stores of 8
+    bits (BaseKVCacheMethod): elsewhere 1."""
+    layers = sorted((m for m in model.modules() if isinstance(m, RadixAttention)), key=lambda layer: layer.layer_id)
+    return [(layer.k_scale_float or 1.0, layer.v_scale_float or 1.0) for layer in layers]
 
 
 def build_backend(

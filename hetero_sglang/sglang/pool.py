@@ -28,8 +28,8 @@ class HeteroKVPool(MHATokenToKVPool):
 
     def _create_buffers(self) -> None:
         self.k_scale_buffer = self.v_scale_buffer = self.dq_k_buffer = self.dq_v_buffer = None
-        shape = Shape(self.head_dim, self.v_head_dim, self.store_dtype.itemsize)
-        cache = runtime().build_cache(self.size, self.page_size, shape, self.store_dtype, self.device)
+        shape = Shape(self.head_dim, self.v_head_dim, self.dtype.itemsize)
+        cache = runtime().build_cache(self.size, self.page_size, shape, self.dtype, self.device)
         self.cache = cache
         self.k_buffer, self.v_buffer = cache.resident.k, cache.resident.v
         self._kv_buffer_descs: list[Any] = []

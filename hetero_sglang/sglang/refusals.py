@@ -8,7 +8,7 @@ from hetero_sglang.config.settings import resolve
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.profile.head_profile import HeadProfile
-from hetero_sglang.sglang.asked import options_of, policy_of
+from hetero_sglang.sglang.asked import EIGHT_BITS, item_bytes, options_of, policy_of
 
 MODELS = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM",
@@ -45,7 +45,11 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("prefill_only_disable_kv_cache", (False,), "--prefill-only-disable-kv-cache: there would be nothing to keep"),
     ("dllm_algorithm", (None,), "--dllm-algorithm: it rewrites tokens in place"),
     ("is_embedding", (False,), "--is-embedding: an embedding model decodes nothing"),
-    ("kv_cache_dtype", ("auto", "bf16", "bfloat16", "float16"), "--kv-cache-dtype: rows stay as the model makes them"),
+    (
+        "kv_cache_dtype",
+        ("auto", "bf16", "bfloat16", "float16", *EIGHT_BITS),
+        "--kv-cache-dtype: rows are kept as the model makes them, or in 8 bits",
+    ),
     ("kv_canary", ("none",), "--kv-canary: it reads dense K/V buffers"),
     ("cpu_offload_gb", (0,), "--cpu-offload-gb: not tested with the host tier"),
     ("radix_cache_backend", (None,), "--radix-cache-backend: only SGLang's own radix tree is tested"),
@@ -145,9 +149,14 @@ def check_model(args: Any) -> HeadProfile:
             f"{args.kv_policy} cannot serve; use --kv-policy full."
         )
     if args.attention_backend == "flashinfer":
-        check_kernels(args.kv_policy, config)
+        check_kernels(args, config)
     profile, options = options_of(args)
     resolve(profile, **options)
+    if options["policy"].index and args.kv_cache_dtype in EIGHT_BITS:
+        raise HeteroError(
+            f"--kv-policy {args.kv_policy} keeps its index in rows of keys, which --kv-cache-dtype "
+            f"{args.kv_cache_dtype} would round; choose heterocache, or --kv-cache-dtype auto."
+        )
     if index := options["policy"].index:  # refuses, before any request comes, rows that cannot hold it
         import torch
 
@@ -155,7 +164,7 @@ def check_model(args: Any) -> HeadProfile:
     return profile
 
 
-def check_kernels(policy: str, config: Any) -> None:
+def check_kernels(args: Any, config: Any) -> None:
     """Raises HeteroError for a card, head size, dtype or GQA group that the kernels do not take."""
     import torch
 
@@ -165,11 +174,17 @@ def check_kernels(policy: str, config: Any) -> None:
         (major >= 8, f"compute capability {major}.{minor}", "8.0 (Ampere) or above"),
         (config.head_dim in HEAD_SIZES, f"a head size of {config.head_dim}", " or ".join(map(str, HEAD_SIZES))),
         (config.dtype in (torch.float16, torch.bfloat16), f"{config.dtype}", "float16 or bfloat16 (--dtype)"),
+        (
+            args.kv_cache_dtype != "fp8_e4m3" or (major, minor) >= (8, 9),
+            f"--kv-cache-dtype fp8_e4m3 and compute capability {major}.{minor}",
+            "8.9 (Ada) or above, or fp8_e5m2",
+        ),
         (group <= MAX_GROUP, f"{group} query heads to a KV head", f"at most {MAX_GROUP}"),
     ):
         if not fine:
             raise HeteroError(
-                f"--kv-policy {policy} on a GPU does not work with {what}, only with {wanted}; use --kv-policy full."
+                f"--kv-policy {args.kv_policy} on a GPU does not work with {what}, only with {wanted}; use --kv-policy "
+                f"full."
             )
 
 
@@ -185,7 +200,7 @@ def check_memory(args: Any, profile: HeadProfile, tokens: int | None) -> None:
         )
     least = args.hetero_sink + args.hetero_window + 1 if tokens is None else tokens
     config = args.get_model_config()
-    row = (config.head_dim + config.v_head_dim) * config.dtype.itemsize
+    row = (config.head_dim + config.v_head_dim) * item_bytes(args)
     ranks = [profile.slice(rank, args.tp_size) for rank in range(args.tp_size)]
     needed = max(rank.num_heads - rank.num_resident for rank in ranks) * row * least
     if needed > wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hetero_sglang.config.defaults import KEEP_RATIO
@@ -31,6 +32,8 @@ def run(argv: list[str]) -> int:
     if fraction is not None and not 0 < fraction < 1:
         raise HeteroError(f"--mem-fraction-static {fraction:g} is not between 0 and 1; give one that is.")
     model = read_model(given.model)
+    if given.kv_cache_dtype != "auto":
+        model = replace(model, item=1)
     context = model.shape.max_length if given.context_length is None else given.context_length
     if context < 1:
         raise HeteroError(f"--context-length {context} is too short; give 1 or more.")
@@ -54,6 +57,8 @@ def _add_options(parser: Parser) -> None:
     add("--keep-ratio", type=float, default=KEEP_RATIO, metavar="R", help="--hetero-keep-ratio (default %(default)s)")
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel GPUs (default %(default)s)")
     add("--context-length", type=int, metavar="N", help="longest request (default: the model's)")
+    add("--kv-cache-dtype", choices=("auto", "fp8_e4m3", "fp8_e5m2"), default="auto",
+        help="keys and values as the model makes them, or in 8 bits (default %(default)s)")  # fmt: skip
     add("--profile", metavar="FILE", help="head profile (default: the one a server would find, else a typical one)")
     add("--mem-fraction-static", type=float, metavar="X",
         help="share of GPU memory for weights and KV (default: SGLang's own choice)")  # fmt: skip
@@ -67,7 +72,7 @@ def _assumptions(one: Estimate, profile: str) -> str:
     heads = f"{shape.num_layers} layers of {shape.num_kv_heads} KV heads of {shape.head_dim} dimensions"
     return "\n".join(
         [
-            f"{model.name}: {heads}, {model.dtype}",
+            f"{model.name}: {heads}, {model.dtype}{', keys and values in 8 bits' if model.item == 1 else ''}",
             f"weights: {model.weights / 1e9:.2f} GB by {model.weights_from}, over {one.ranks} GPU(s)",
             f"profile: {profile}",
             f"keep ratio: {settings.keep_ratio:g}; prompts under {settings.rule.dense_below:,} tokens are kept whole",

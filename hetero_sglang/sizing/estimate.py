@@ -37,6 +37,7 @@ def settings_of(model: Model, profile: HeadProfile, keep_ratio: float, ranks: in
         dense_below=None,
         drift_threshold=DRIFT_THRESHOLD,
         monitor_interval=MONITOR_INTERVAL,
+        itemsize=model.item,
         size=ranks,
     )
 

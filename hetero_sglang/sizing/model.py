@@ -30,11 +30,12 @@ class Model:
     dtype: str
     weights: int
     weights_from: str
+    item: int = _ITEM  # bytes of a number of K or V
 
     @property
     def row(self) -> Row:
         """A KV head's row."""
-        return Row(self.shape.head_dim, self.shape.head_dim, _ITEM)
+        return Row(self.shape.head_dim, self.shape.head_dim, self.item)
 
 
 def read_model(path: str) -> Model:

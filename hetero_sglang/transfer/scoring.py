@@ -2,12 +2,14 @@
 
 import mmap
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 from hetero_sglang.cache.host_layout import BLOCK, HostLayout
 from hetero_sglang.transfer.protocol import ProtocolError, Query
 
+_EIGHT_BITS = {"float8_e4m3fn": (4, 3), "float8_e5m2": (5, 2)}  # bits of exponent and mantissa
 _CHUNK = 8192  # rows decoded at a time, which bounds the memory a request takes
 
 
@@ -66,7 +68,26 @@ def to_float32(words: np.ndarray, dtype: str) -> np.ndarray:
         return (words.astype(np.uint32) << 16).view(np.float32)
     if dtype in ("float16", "float32"):
         return words.view(dtype).astype(np.float32, copy=False)
+    if dtype in _EIGHT_BITS:
+        return _numbers(*_EIGHT_BITS[dtype])[words]
     raise ProtocolError(f"{dtype} keys cannot be scored")
+
+
+@cache
+def _numbers(exponent: int, mantissa: int) -> np.ndarray:
+    """What each of 256 bytes stands for: a sign, then so many bits of exponent and mantissa."""
+    byte = np.arange(256)
+    power, part = byte >> mantissa & (1 << exponent) - 1, byte & (1 << mantissa) - 1
+    bias = (1 << exponent - 1) - 1
+    value = np.where(
+        power > 0, (1 + part / (1 << mantissa)) * 2.0 ** (power - bias), part / (1 << mantissa) * 2.0 ** (1 - bias)
+    )
+    last = (1 << exponent) - 1
+    if exponent == 5:  # as in IEEE's formats; float8_e4m3fn has one NaN and no infinity
+        value = np.where(power == last, np.where(part == 0, np.inf, np.nan), value)
+    else:
+        value = np.where(byte & 0x7F == 0x7F, np.nan, value)
+    return np.where(byte < 128, value, -value).astype(np.float32)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ BAD_VALUES = {
     "attn_cp_size": 2,
     "lora_paths": ["x=y"],
     "dllm_algorithm": "LowConfidence",
-    "kv_cache_dtype": "fp8_e4m3",
+    "kv_cache_dtype": "fp4_e2m1",
     "kv_canary": "log",
     "cpu_offload_gb": 4,
     "radix_cache_backend": "other",
@@ -126,6 +126,7 @@ def test_foreign_models_and_profiles_are_refused(tmp_path: Path, changes: dict[s
         ({"hetero_host_size": -1.5}, "-1.5 GB is not within"),
         ({"hetero_drift_threshold": -0.1}, "is not in"),
         ({"kv_policy": "heterocash"}, "is not one of"),
+        ({"kv_policy": "quest", "kv_cache_dtype": "fp8_e5m2"}, "quest keeps its index .* fp8_e5m2 would round"),
         ({"hetero_decode_kernel": "flashinfer", "attention_backend": "torch_native"}, "is one for GPUs"),
         ({"hetero_decode_kernel": "triton", "attention_backend": "torch_native"}, "drop it"),
     ],
@@ -344,6 +345,8 @@ def test_an_untested_sglang_is_refused_unless_allowed(monkeypatch: pytest.Monkey
     [
         ((9, 0), {}, None),
         ((7, 5), {}, "7.5, only with 8.0"),
+        ((8, 6), {"kv_cache_dtype": "fp8_e5m2"}, None),
+        ((8, 6), {"kv_cache_dtype": "fp8_e4m3"}, "fp8_e4m3 and compute capability 8.6, only with 8.9"),
         ((9, 0), {"head_dim": 96}, "head size of 96, only with 64 or 128 or 256"),
         ((9, 0), {"dtype": torch.float32}, "float32"),
         ((8, 0), {"num_attention_heads": 64, "kv_heads": 2}, "32 query heads to a KV head, only with at most 16"),
@@ -355,11 +358,12 @@ def test_what_the_kernels_do_not_take_is_refused_with_numbers(
     shape = {"head_dim": 128, "num_attention_heads": 32, "kv_heads": 8, "dtype": torch.bfloat16, **changes}
     config = SimpleNamespace(**shape, get_total_num_kv_heads=lambda: shape["kv_heads"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    args = SimpleNamespace(kv_policy="heterocache", kv_cache_dtype=changes.get("kv_cache_dtype", "auto"))
     if words is None:
-        check_kernels("heterocache", config)
+        check_kernels(args, config)
         return
     with pytest.raises(HeteroError, match=words):
-        check_kernels("heterocache", config)
+        check_kernels(args, config)
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -78,9 +78,9 @@ def make_cache(
     slots: int = 600,
     pages: int = 2000,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> TieredCache:
     """A cache whose every buffer is poisoned with NaN: reading what nobody wrote shows."""
-    dtype = torch.float32
     layout = settings.layout
     resident = ResidentStore(slots, [len(x.resident) for x in layout.layers], DIM, DIM, dtype, device)
     pin = torch.device(device).type == "cuda"
@@ -137,7 +137,7 @@ def engine_of(cache: TieredCache, ops: ModuleType | None = None) -> Engine:
     if cache not in _engines:
         layer = cache.settings.layout.layers[0]
         heads = (len(layer.resident) + len(layer.compressed)) * GROUP
-        _engines[cache] = Engine(cache, 8, 2048, heads, ops)
+        _engines[cache] = Engine(cache, 8, 2048, heads, ops, torch.float32)
     return _engines[cache]
 
 

@@ -43,7 +43,9 @@ def attended(
     tables = DeviceTables(1, 1, len(k), device)
     tables.page_list[: len(k)] = torch.arange(len(k), **ints)
     tables.cap[0] = cap
-    step = DecodeStep(ops, SimpleNamespace(layout=LAYOUT, rule=rule, runs=[run]), tables, 1, SLOTS, GROUP, DIM, make)
+    step = DecodeStep(
+        ops, SimpleNamespace(layout=LAYOUT, rule=rule, runs=[run]), tables, 1, SLOTS, GROUP, DIM, k.dtype, make
+    )
     step.fill([[length], *[[0]] * 5], 1, torch.zeros(1, SLOTS, **ints))
     return step.kernel.attend(0, q, buffers, step.plan(1), DIM**-0.5)
 

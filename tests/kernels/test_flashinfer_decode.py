@@ -60,7 +60,7 @@ class World:
         self.q = torch.full((len(RESIDENT), WIDTH, HEADS * group, dim), NAN, dtype=dtype, device=device)
         make = decode_kernel(kernel, triton, self.buffers)
         self.work = triton.Workspace(WIDTH, HEADS, group, CONTEXT, CONTEXT, 1, MOST, device, 0, self.pool)
-        self.step = DecodeStep(triton, self.settings, self.tables, WIDTH, CONTEXT, group, dim, make, self.work)
+        self.step = DecodeStep(triton, self.settings, self.tables, WIDTH, CONTEXT, group, dim, dtype, make, self.work)
         self.arrivals = [self._arrivals(layer) for layer in range(len(self.buffers))]
 
     def start(self, slot: int, prompt: int, more: int) -> None:

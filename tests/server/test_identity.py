@@ -35,6 +35,21 @@ def test_heads_with_a_key_index_bring_what_questions_ask_for(server: Server, lan
     assert result.score.right == result.score.total == 16, result.to_json()
 
 
+@pytest.mark.server("eight-bits")
+def test_keys_and_values_in_8_bits_answer_as_well_in_half_the_bytes(server: Server, language: Language) -> None:
+    """Also a next turn, which attends to what the one before has left."""
+    result, stats = evaluate(server.url, language, 4096, documents=1, turns=2, names=8, seed=21), server.stats()
+    layers, heads, row = 8, 4, 2 * 64  # recall-8m's
+    assert stats["host_bytes"] == pytest.approx(layers * heads * row * stats["token_slots"], rel=0.01)
+    assert stats["kept_bytes"] < 0.36 * stats["dense_bytes"]
+    assert (
+        stats["compressed_requests"] >= 2
+        and stats["fetched_rows"] > 0
+        and stats["integrity"] in ("ok", "not checked yet")
+    )
+    assert result.score.right == result.score.total == 16, result.to_json()
+
+
 @pytest.mark.server("usual")
 def test_long_questions_are_answered_from_compressed_heads(server: Server, language: Language) -> None:
     before = server.stats()

@@ -43,6 +43,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said.err
 
 
+def test_keys_and_values_in_8_bits_take_half_and_their_index_as_much(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for dtype in ("auto", "fp8_e4m3"):
+        folder = str(checkpoint(tmp_path))
+        assert main(["size", folder, "--gpu-memory", "80", "--keep-ratio", "0.25", "--kv-cache-dtype", dtype]) == 0
+        lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "|" in line}
+        said.append({name: int(lines[name].split("|")[-2].replace(",", "")) for name in ("host store", "key index")})
+    assert said[0]["host store"] == 2 * said[1]["host store"] == 131072 and said[0]["key index"] == said[1]["key index"]
+
+
 def test_slots_are_those_of_the_start_after_weights_and_workspaces(tmp_path: Path) -> None:
     one = estimate(tmp_path)
     left = int(80 * GIB * 0.85) - shapes.parameter_bytes()

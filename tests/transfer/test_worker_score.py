@@ -111,10 +111,10 @@ def test_what_does_not_exist_fails_alone(wrong: str, rng: random.Random, connect
 
 
 def test_keys_of_another_dtype_fail(rng: random.Random, connect: Connect) -> None:
-    store = HostStore(9, [1], 4, 4, torch.float8_e4m3fn)
+    store = HostStore(9, [1], 4, 4, torch.int16)
     client = connect(store)
     failed = score_one(client, torch.arange(9), [plain_item(store)])
-    assert isinstance(failed, Failed) and "float8_e4m3fn" in failed.reason and client.restarts == 0
+    assert isinstance(failed, Failed) and "int16" in failed.reason and client.restarts == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -163,3 +163,10 @@ def test_average_is_torchs_pooling(length: int, pool: int) -> None:
     padded = F.pad(torch.from_numpy(weights), (pool // 2, pool // 2), value=float("nan"))
     wanted = padded.unfold(-1, pool, 1).nanmean(dim=-1)  # [3, length]
     np.testing.assert_allclose(scoring.average(weights, pool), wanted.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_every_number_of_8_bits_is_read_as_torch_reads_it(dtype: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    read = scoring.to_float32(every.numpy(), str(dtype).removeprefix("torch."))
+    np.testing.assert_array_equal(read, every.view(dtype).float().numpy())

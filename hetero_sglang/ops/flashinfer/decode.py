@@ -40,7 +40,7 @@ class FlashInferDecode(DecodeKernel):
         self.layout, self.device, self.context = step.layout, step.tables.device, step.context
         self.slots, self.page_list, self.group = step.slots, step.tables.page_list, step.group
         hot = layers[0].hot_k
-        self.page, self.dim, self.dtype = hot.shape[1], hot.shape[2], hot.dtype
+        self.page, self.dim, self.dtype, self.stored = hot.shape[1], hot.shape[2], step.dtype, hot.dtype
         if step.v_dim != self.dim:
             raise HeteroError(
                 f"--hetero-decode-kernel flashinfer wants keys and values of one size, not {self.dim} and "
@@ -116,7 +116,7 @@ class FlashInferDecode(DecodeKernel):
         ones = torch.ones(rows, dtype=torch.int32)
         wrapper.plan(
             torch.arange(rows + 1, dtype=torch.int32), lists[:0], ones, kv_heads * self.group, kv_heads, self.dim, page,
-            q_data_type=self.dtype, kv_data_type=self.dtype, sm_scale=1.0,
+            q_data_type=self.dtype, kv_data_type=self.stored, sm_scale=1.0,
         )  # fmt: skip
         return wrapper
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from hetero_sglang.cache.narrow import narrowed
 from hetero_sglang.cache.working_set import ring_row
 from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables, flat_rows
 from hetero_sglang.ops.reference.attend import by_head
@@ -25,10 +26,10 @@ def append(
         mine = slice(head * group, (head + 1) * group)
         for block, begin in enumerate(range(first, first + count, behind.block)):
             end = min(begin + behind.block, first + count)
-            keys, values = [hot_k[rows]], [hot_v[rows]]
+            keys, values = [hot_k[rows].to(k.dtype)], [hot_v[rows].to(v.dtype)]
             if (block, which) in more:
                 for held, came in zip((keys, values), more[block, which], strict=True):
-                    held.append(came)
+                    held.append(came.to(k.dtype))
             keys, values = torch.cat([*keys, k[:end, head]]), torch.cat([*values, v[:end, head]])
             out[begin:end, mine] = prefill_attention(q[begin:end, mine], keys[:, None], values[:, None], scale)
 
@@ -59,6 +60,6 @@ def keep(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables
     start = step.page_start[0, layer.first + head].long()
     flat = flat_rows(step.page_list, start, row[head, new], layer.hot_k.shape[1])
     for store, values in ((layer.hot_k, k), (layer.hot_v, v)):
-        store.view(-1, store.shape[-1])[flat] = values[new, layer.compressed[head]]
+        store.view(-1, store.shape[-1])[flat] = narrowed(values[new, layer.compressed[head]], store.dtype)
     layer.position.view(-1)[flat] = (new + prefix).int()
     layer.score.view(-1)[flat] = 0.0

@@ -61,7 +61,8 @@ class AttendStep(DecodeKernel):
             attend = decode_exact if request.exact else decode_grouped
             if buffers.resident.numel():
                 heads = buffers.resident
-                out[b, heads] = attend(grouped[b, heads], *_resident_rows(buffers, request), scale)
+                k, v = (rows.to(q.dtype) for rows in _resident_rows(buffers, request))
+                out[b, heads] = attend(grouped[b, heads], k, v, scale)
             for c, head in enumerate(buffers.compressed.tolist()):
                 number = buffers.first + c
                 rows = request.caps[number]
@@ -70,6 +71,7 @@ class AttendStep(DecodeKernel):
                     k, v = self._without_passed(k, v, request.length, self.runs[layer])
                 if (b, c) in more:
                     k, v = (torch.cat(both) for both in zip((k, v), more[b, c], strict=True))
+                k, v = k.to(q.dtype), v.to(q.dtype)
                 out[b, head] = attend(grouped[b, head][None], k[:, None], v[:, None], scale)[0]
         return out.flatten(1, 2)
 

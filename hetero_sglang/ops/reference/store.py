@@ -4,6 +4,7 @@ import torch
 
 from hetero_sglang.cache.host_store import put_rows, take_rows
 from hetero_sglang.cache.hot_pool import HotPool
+from hetero_sglang.cache.narrow import narrowed
 from hetero_sglang.cache.working_set import ring_row
 from hetero_sglang.ops.base import HostPlaces, LayerBuffers, NewRows, StepTables, flat_rows
 
@@ -17,10 +18,11 @@ def store(
     `step`: the tokens are one per request of a decode step and also go to their ring rows."""
     if resident and layer.resident.numel():
         index = slots.long()
-        layer.resident_k[index], layer.resident_v[index] = k[:, layer.resident], v[:, layer.resident]
+        for store, values in ((layer.resident_k, k), (layer.resident_v, v)):
+            store[index] = narrowed(values[:, layer.resident], store.dtype)
     if not layer.compressed.numel():
         return
-    keys, values = k[:, layer.compressed], v[:, layer.compressed]
+    keys, values = (narrowed(each[:, layer.compressed], layer.host.dtype) for each in (k, v))
     if host:
         put_rows(layer.host, slots.cpu().long(), torch.cat((keys, values), -1).cpu())
     if step is not None:
@@ -97,7 +99,7 @@ def hold(
     start = page_start[request[mine].long(), layer.numbers]  # [m, C]
     rows = flat_rows(page_list, start, token[mine, None], layer.hot_k.shape[1])
     for store, values in ((layer.hot_k, k), (layer.hot_v, v)):
-        store.view(-1, store.shape[-1])[rows] = values[mine][:, layer.compressed]
+        store.view(-1, store.shape[-1])[rows] = narrowed(values[mine][:, layer.compressed], store.dtype)
     layer.position.view(-1)[rows] = token[mine, None].expand_as(rows)
     layer.score.view(-1)[rows] = 0.0
 
@@ -133,6 +135,7 @@ def _place(
 ) -> None:  # fmt: skip
     """A head's first rows are these tokens'."""
     flat = flat_rows(page_list, start, torch.arange(token.numel(), device=token.device), layer.hot_k.shape[1])
-    layer.hot_k.view(-1, k.shape[-1])[flat], layer.hot_v.view(-1, v.shape[-1])[flat] = k, v
+    for store, values in ((layer.hot_k, k), (layer.hot_v, v)):
+        store.view(-1, store.shape[-1])[flat] = narrowed(values, store.dtype)
     layer.position.view(-1)[flat] = token.int()
     layer.score.view(-1)[flat] = scores[token] if full else 0.0

@@ -7,8 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
+from hetero_sglang.cache.narrow import largest
 from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.triton.decode import indexed_head
+from hetero_sglang.ops.triton.narrow import narrowed
 from hetero_sglang.ops.triton.probe import span
 from hetero_sglang.ops.triton.store import ring_row
 
@@ -44,6 +46,7 @@ def _came(
         here, flat = row < end, row[:, None]
         keys = tl.load(k + flat * D + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
         values = tl.load(v + flat * DV + at_v[None, :], mask=here[:, None] & (at_v < DV)[None, :], other=0.0)
+        keys, values = keys.to(query.dtype), values.to(query.dtype)  # stores may have fewer bits
         logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         top, total, result = _attended(logit, top, total, result, values, theirs[:, None] & here[None, :])
     return top, total, result
@@ -98,6 +101,7 @@ def _append(
         flat = (page * P + place % P)[:, None]
         keys = tl.load(hot_k + flat * D + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
         values = tl.load(hot_v + flat * DV + at_v[None, :], mask=here[:, None] & (at_v < DV)[None, :], other=0.0)
+        keys, values = keys.to(query.dtype), values.to(query.dtype)  # stores may have fewer bits
         logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         top, total, result = _attended(logit, top, total, result, values, real[:, None] & here[None, :])
     if MORE:
@@ -216,7 +220,7 @@ def _programs(device: torch.device) -> int:
 def _keep(
     k, v, hot_k, hot_v, position, score, heads, cap, page_start, page_list, numbers, k_stride, v_stride, first, sink,
     ring, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr, P: tl.constexpr,
-    TOKENS: tl.constexpr,
+    TOKENS: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     which, count, prefix = tl.program_id(1), tl.load(numbers), tl.load(numbers + 2)
     if tl.program_id(0) * TOKENS >= count:
@@ -231,8 +235,8 @@ def _keep(
     page = tl.load(page_list + start + place // P, mask=stays, other=0).to(tl.int64)
     flat, new = page * P + place % P, new.to(tl.int64)
     here, here_v = stays[:, None] & (at < D)[None, :], stays[:, None] & (at_v < DV)[None, :]
-    keys = tl.load(k + new[:, None] * k_stride + head * D + at[None, :], mask=here)
-    values = tl.load(v + new[:, None] * v_stride + head * DV + at_v[None, :], mask=here_v)
+    keys = narrowed(tl.load(k + new[:, None] * k_stride + head * D + at[None, :], mask=here), MOST)
+    values = narrowed(tl.load(v + new[:, None] * v_stride + head * DV + at_v[None, :], mask=here_v), MOST)
     tl.store(hot_k + flat[:, None] * D + at[None, :], keys, mask=here)
     tl.store(hot_v + flat[:, None] * DV + at_v[None, :], values, mask=here_v)
     tl.store(position + flat, token, mask=stays)
@@ -248,5 +252,5 @@ def keep(k: torch.Tensor, v: torch.Tensor, layer: LayerBuffers, step: StepTables
         k, v, layer.hot_k, layer.hot_v, layer.position, layer.score, layer.heads, step.cap, step.page_start,
         step.page_list, behind.numbers, k.stride(0), v.stride(0), layer.first, behind.sink, behind.ring, D=dim,
         DV=v_dim, PAD=triton.next_power_of_2(dim), PAD_V=triton.next_power_of_2(v_dim), P=layer.hot_k.shape[1],
-        TOKENS=each, num_warps=4,
+        TOKENS=each, MOST=largest(layer.hot_k.dtype), num_warps=4,
     )  # fmt: skip

@@ -72,11 +72,11 @@ def _attend(
         keys = tl.load(
             k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0,
             eviction_policy="evict_first",
-        )  # fmt: skip
+        ).to(q.dtype.element_ty)  # fmt: skip
         values = tl.load(
             v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0,
             eviction_policy="evict_first",
-        )  # fmt: skip
+        ).to(q.dtype.element_ty)  # fmt: skip
         if EARLY and start == begin:
             query, best, total, out = _begin(q, k, v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
         logits = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale  # [16, BLOCK]

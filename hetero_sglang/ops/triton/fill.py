@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 
 from hetero_sglang.cache.host_layout import BLOCK
+from hetero_sglang.cache.narrow import largest
 from hetero_sglang.ops.base import LayerBuffers
+from hetero_sglang.ops.triton.narrow import narrowed
 
 
 @triton.jit(do_not_specialize=["length", "sink", "ring", "widest", "k_stride", "v_stride", "stored"])
@@ -13,7 +15,7 @@ def _fill(
     keys, values, heads, slots, selected, scores, cap, page_start, page_list, hot_k, hot_v, position, score,
     length, sink, ring, widest, k_stride, v_stride, stored,
     D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, HOST: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """K and V lie in `keys` and `values`, or all heads' in the host store, which is `keys`, at `slots`."""
     compressed = tl.program_id(0)
@@ -42,11 +44,11 @@ def _fill(
         their_k, their_v = token * k_stride + head * D, token * v_stride + head * DV
     at = tl.arange(0, BLOCK_D)
     both = here[:, None] & (at < D)[None, :]
-    key = tl.load(keys + their_k[:, None] + at[None, :], mask=both)
+    key = narrowed(tl.load(keys + their_k[:, None] + at[None, :], mask=both), MOST)
     tl.store(hot_k + flat[:, None] * D + at[None, :], key, mask=both)
     at = tl.arange(0, BLOCK_DV)
     both = here[:, None] & (at < DV)[None, :]
-    value = tl.load(values + their_v[:, None] + at[None, :], mask=both)
+    value = narrowed(tl.load(values + their_v[:, None] + at[None, :], mask=both), MOST)
     tl.store(hot_v + flat[:, None] * DV + at[None, :], value, mask=both)
 
 
@@ -101,6 +103,7 @@ def _launch(
         layer.position, layer.score, length, sink, ring, selected.shape[1], *strides,
         D=dim, DV=v_dim, P=layer.hot_k.shape[1], ROWS=rows, HOST=from_host, BLOCK=BLOCK,
         BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+        MOST=0.0 if from_host else largest(layer.hot_k.dtype),
     )  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def _hold(
     k, v, heads, request, token, page_start, page_list, hot_k, hot_v, position, score, n, first, requests_stride,
     k_stride, v_stride,
     D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     compressed, new = tl.program_id(1), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mine = tl.load(request + new, mask=new < n, other=-1)
@@ -121,11 +124,11 @@ def _hold(
     head, new = tl.load(heads + compressed), new.to(tl.int64)
     at = tl.arange(0, BLOCK_D)
     both = here[:, None] & (at < D)[None, :]
-    key = tl.load(k + new[:, None] * k_stride + head * D + at[None, :], mask=both)
+    key = narrowed(tl.load(k + new[:, None] * k_stride + head * D + at[None, :], mask=both), MOST)
     tl.store(hot_k + flat[:, None] * D + at[None, :], key, mask=both)
     at = tl.arange(0, BLOCK_DV)
     both = here[:, None] & (at < DV)[None, :]
-    value = tl.load(v + new[:, None] * v_stride + head * DV + at[None, :], mask=both)
+    value = narrowed(tl.load(v + new[:, None] * v_stride + head * DV + at[None, :], mask=both), MOST)
     tl.store(hot_v + flat[:, None] * DV + at[None, :], value, mask=both)
 
 
@@ -145,4 +148,5 @@ def hold(
         k, v, layer.heads, request, token, page_start, page_list, layer.hot_k, layer.hot_v, layer.position, layer.score,
         n, layer.first, page_start.stride(0), k.stride(0), v.stride(0), D=dim, DV=v_dim, P=layer.hot_k.shape[1],
         ROWS=rows, BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(v_dim),
+        MOST=largest(layer.hot_k.dtype),
     )  # fmt: skip

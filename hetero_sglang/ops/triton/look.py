@@ -75,6 +75,7 @@ def _score(
         seen = token < end
         row = tl.load(listed + token, mask=seen, other=0).to(tl.int64) * resident + mine
         key = tl.load(resident_k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0)
+        key = key.to(asked.dtype)
         found = tl.dot(asked, tl.trans(key), input_precision=PRECISION) * scale  # [16, BLOCK]
         found = tl.where(seen[None, :], found, float("-inf"))
         highest = tl.maximum(top, tl.max(found, 1))

@@ -8,8 +8,10 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from hetero_sglang.cache.host_layout import BLOCK
+from hetero_sglang.cache.narrow import largest
 from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.triton.early import overlaps
+from hetero_sglang.ops.triton.narrow import narrowed
 
 
 @triton.jit
@@ -26,7 +28,7 @@ def _store(
     k_stride, v_stride,
     HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     RESIDENT: tl.constexpr, HOST: tl.constexpr, HOT: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -34,8 +36,8 @@ def _store(
     head = tl.program_id(1)
     at, at_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     here, here_v = at < D, at_v < DV
-    key = tl.load(k + token * k_stride + head * D + at, mask=here)
-    value = tl.load(v + token * v_stride + head * DV + at_v, mask=here_v)
+    key = narrowed(tl.load(k + token * k_stride + head * D + at, mask=here), MOST)
+    value = narrowed(tl.load(v + token * v_stride + head * DV + at_v, mask=here_v), MOST)
     slot = tl.load(slots + token).to(tl.int64)
     place = tl.load(role + head)
     if place >= 0:
@@ -89,5 +91,6 @@ def store(
         layer.resident_k.shape[1], layer.host.shape[1], layer.first, tables.cap.shape[-1], sink, ring, k.stride(0),
         v.stride(0), HEADS=heads, D=dim, DV=v_dim, P=page, RESIDENT=resident and layer.resident_k.shape[1] > 0,
         HOST=host and layer.host.shape[1] > 0, BLOCK=BLOCK, HOT=step is not None, BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_DV=triton.next_power_of_2(v_dim), PDL=step is not None and overlaps(k.device), num_warps=1,
+        BLOCK_DV=triton.next_power_of_2(v_dim), MOST=largest(layer.hot_k.dtype),
+        PDL=step is not None and overlaps(k.device), num_warps=1,
     )  # fmt: skip

@@ -1,0 +1,93 @@
+"""Stores of 8 bits: what they hold exactly is attended to, chosen and fetched as in wide ones; the rest saturates."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from core_helpers import Request, decode, engine_of, make_cache, make_settings, prefill, random_profile
+from test_lazy_heads import lazy_settings, slots_of
+from test_resumed_turns import turn
+
+from hetero_sglang.cache.narrow import narrowed
+from hetero_sglang.config.settings import Settings
+from hetero_sglang.ops import reference, triton
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EIGHT = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+def life(
+    settings: Settings, dtype: torch.dtype, given: torch.dtype, ops: ModuleType
+) -> tuple[list[torch.Tensor], dict]:
+    """What two requests' tokens attend to, whose keys and values are numbers of `given`, in stores of `dtype`: prompts
+    in two passes, steps, then a next turn of the first, or a new request with the other's prefix. And what was counted.
+    """
+    cache = make_cache(settings, device=DEVICE if ops is triton else "cpu", dtype=dtype)
+    engine_of(cache, ops)
+    slots = slots_of(560, 3)
+    one, two = Request(cache, 1, 150, 260, slots[:260], 5), Request(cache, 2, 90, 200, slots[260:460], 6)
+    for request in (one, two):
+        for stores in (request.k, request.v):
+            stores[:] = [narrowed(values * 3, given).float() for values in stores]
+        request.start()
+    out = [each for layer in prefill([one, two], [(0, 100), (0, 90)]) for each in layer]
+    out += [each for layer in prefill([one], [(100, 150)]) for each in layer]
+    out += [decode([one, two], [150 + step, 90 + step]) for step in range(1, 12)]
+    if cache.index is not None:
+        next_turn = turn(cache, one, 3, 161, 180)
+        assert next_turn is not None
+        out += [each for layer in prefill([next_turn], [(160, 180)]) for each in layer]
+        out += [decode([next_turn, two], [180 + step, 101 + step]) for step in range(1, 5)]
+    else:
+        other = Request(cache, 3, 140, 170, torch.cat((two.token_slots[:90], slots[460:540])), 6)
+        other.q, other.k, other.v = two.q, two.k, two.v
+        other.start()
+        out += [each for layer in prefill([other], [(90, 140)]) for each in layer]
+        out += [decode([other], [140 + step]) for step in range(1, 5)]
+    engine_of(cache).poll()
+    return out, vars(cache.counters)
+
+
+@pytest.mark.parametrize("ops", [reference, triton], ids=["reference", "triton"])
+@pytest.mark.parametrize("given", EIGHT, ids=["e4m3", "e5m2"])
+@pytest.mark.parametrize("way", ["index", "runs", "pivots"])
+def test_what_8_bits_hold_exactly_is_as_in_wide_stores(way: str, given: torch.dtype, ops: ModuleType) -> None:
+    options = {"drift_threshold": 1.0, "monitor_interval": 2, "anchor_interval": 0}
+    made = (
+        make_settings(random_profile(4, layers=2, heads=6), **options)
+        if way == "pivots"
+        else lazy_settings(3, 4 if way == "runs" else 1)
+    )
+    (wide, counted), (narrow, told) = (life(made, dtype, given, ops) for dtype in (torch.float32, given))
+    assert counted["fetched_bytes"] == 4 * told["fetched_bytes"] > 0
+    for each in (counted, told):
+        del each["fetched_bytes"], each["kept_bytes"], each["dense_bytes"]
+    assert counted == told
+    for want, have in zip(wide, narrow, strict=True):
+        assert torch.equal(want, have)
+
+
+def test_an_index_says_the_same_of_keys_in_other_units() -> None:
+    """A checkpoint's scales: keys are divided by them, queries multiplied."""
+    g = torch.Generator().manual_seed(4)
+    k, q = torch.randn(12, 3, 16, generator=g), torch.randn(1, 6, 16, generator=g)
+    found = []
+    for unit in (1.0, 0.25):
+        cache = make_cache(lazy_settings(2, 1))
+        assert cache.index is not None
+        cache.index.measure([unit, unit])
+        mine = cache.index.layers[1]
+        reference.index(k / unit, torch.arange(12), mine.heads, mine.rows, mine.encode, mine.offset, mine.fields)
+        weights = (q * unit).view(3, 2, 16)[mine.heads.long()] @ mine.decode
+        found.append((mine.rows[:, :12].clone(), weights))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("dtype", EIGHT, ids=["e4m3", "e5m2"])
+def test_what_8_bits_cannot_reach_becomes_the_most_they_can(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    values = torch.tensor([0.0, 1.0, -most, most, 3 * most, -1e30, float("inf")])
+    assert narrowed(values, dtype).float().tolist() == [0.0, 1.0, -most, most, most, -most, most]
+    assert narrowed(values, torch.bfloat16).isinf().any(), "wide stores round alone"
