@@ -5,17 +5,17 @@ from pathlib import Path
 
 from hetero_sglang.patching import unified_diff
 from hetero_sglang.patching.hashes import Hashes, read
-from hetero_sglang.sglang.version import TESTED
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Inside a wheel, and in a source tree.
 SHIPPED = (_PACKAGE / "patching" / "patches", _PACKAGE.parent / "patches")
 HASHES = "sha256.json"
+RELEASE = "0.5.17"  # the one that has patches
 
 
 def folder() -> Path:
-    """Where the patches for the tested release lie."""
-    return next(place / TESTED for place in SHIPPED if (place / TESTED).is_dir())
+    """Where the patches lie."""
+    return next(place / RELEASE for place in SHIPPED if (place / RELEASE).is_dir())
 
 
 def hashes() -> Hashes:

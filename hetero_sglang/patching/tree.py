@@ -8,7 +8,7 @@ from pathlib import Path
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.patching import series
 from hetero_sglang.patching.hashes import Hashes, encode, read
-from hetero_sglang.sglang.version import TESTED
+from hetero_sglang.patching.series import RELEASE
 
 MANIFEST = "sglang/hetero-patches.json"  # the files' hashes; there from before the first change to after the last
 BACKUP = ".hetero-backup"
@@ -145,17 +145,17 @@ class Tree:
     def refusal(self, state: State, others: list[str]) -> str:
         """Why a tree in this state is left alone."""
         return {
-            State.PRISTINE: f"{self.root} is as SGLang {TESTED} was released; there is nothing to revert.",
+            State.PRISTINE: f"{self.root} is as SGLang {RELEASE} was released; there is nothing to revert.",
             State.PATCHED: f"{self.root} is patched already; `hetero-sglang patch revert` takes the patches out.",
             State.UNKEPT: f"{self.root} is patched already, without backups; take the patches out as they came in.",
             State.INTERRUPTED: f"{self.root} was left by an interrupted run; `hetero-sglang patch revert` mends it.",
-            State.OTHER: f"{len(others)} files of {self.root} are not those of SGLang {TESTED} ({_named(others)}); "
+            State.OTHER: f"{len(others)} files of {self.root} are not those of SGLang {RELEASE} ({_named(others)}); "
             f"{self._anew()}.",
         }[state]
 
     def _anew(self) -> str:
         revert = f", delete {MANIFEST}" if self.manifest.exists() else ""
-        return f"install SGLang {TESTED} anew{revert} and begin again"
+        return f"install SGLang {RELEASE} anew{revert} and begin again"
 
 
 def _beside(file: Path, suffix: str) -> Path:

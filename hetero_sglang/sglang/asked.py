@@ -16,6 +16,10 @@ from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
+from hetero_sglang.sglang.interface import Configuration
+from hetero_sglang.sglang.version import installed
+
+configuration: Configuration = installed("configuration")
 
 AUTO = "auto"  # of a profile: the one that is found, else one made at start
 RESOLVED = (  # by `settings.resolve`, under these names
@@ -94,7 +98,7 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
 
     `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, one of another model, or one
     that nobody reads."""
-    config = args.get_model_config()
+    config = configuration.model_config(args)
     shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
     layers, query_heads, kv_heads, head_dim = shape
     if policy.roles or policy.refresh is Refresh.LAZY:

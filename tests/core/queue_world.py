@@ -166,6 +166,7 @@ class World:
         self.chunked_req: Req | None = None
         self.running_batch = Batch(self, [])
         self.last_batch: Batch | None = None
+        self.schedule_low_priority_values_first = False
         self.server_args = SimpleNamespace(schedule_low_priority_values_first=False)
         self.grammar_manager = SimpleNamespace(has_waiting_grammars=lambda: False)
         self.new_token_ratio_tracker = SimpleNamespace(current=0.4)
