@@ -8,18 +8,20 @@ import ast
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
-from sources import source
-
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
 from hetero_sglang.patching import series
 from hetero_sglang.sglang.interface import Targets
 from hetero_sglang.sglang.version import TESTED, folder
+
+sys.path.append(str(Path(__file__).parents[1]))  # as pytest has it
+from released import source  # noqa: E402
 
 MEMORY, MANAGERS, EXECUTOR = "sglang.srt.mem_cache", "sglang.srt.managers", "sglang.srt.model_executor"
 # What we override or call where SGLang hides it, in every version; those of one version are in its folder.

@@ -11,7 +11,7 @@ from typing import Any
 
 import contract
 import pytest
-from sources import source
+from released import source
 
 from hetero_sglang.patching import series
 from hetero_sglang.sglang.version import TESTED

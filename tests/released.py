@@ -16,7 +16,7 @@ import pytest
 from hetero_sglang.patching.command import installed
 from hetero_sglang.sglang.version import TESTED
 
-CACHE = Path(__file__).parents[2] / "build" / "wheels"
+CACHE = Path(__file__).parents[1] / "build" / "wheels"
 WHEELS = {  # SHA-256 of the wheels for Linux x86_64 and Python 3.11
     "0.5.17": "575e38f5683624ded3b4bb267f637a098e5ed37d13a1d1ff5ea09bd781a04d16",
     "0.5.23": "00b3cd5b265ac76c64185fbb6b95424f324ddd9f428d0306b77bc9db9d859937",
