@@ -83,10 +83,8 @@ def hooked(version: str) -> set[str]:
 
 def patched(version: str) -> set[str]:
     """The functions that patches change."""
-    if version != series.RELEASE:
-        return set()
     found, root = set(), source(version)
-    for path, content in series.patched(root).items():
+    for path, content in series.patched(root, version).items():
         if (root / path).exists():
             module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             before = dict(functions((root / path).read_text(), module))
