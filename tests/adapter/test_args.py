@@ -14,18 +14,17 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from settled_args import configuration, settled_args
 from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.config.choices import CHOICES
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.args import HeteroServerArgs
 from hetero_sglang.sglang.asked import profile_warning
-from hetero_sglang.sglang.interface import Configuration
 from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels
-from hetero_sglang.sglang.version import TESTED, check_version, installed, nearest
+from hetero_sglang.sglang.version import TESTED, check_version, nearest
 
 RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
-configuration: Configuration = installed("configuration")
 REFUSED = (*FLAGS, *configuration.FLAGS)
 
 
@@ -34,9 +33,7 @@ def arguments(**flags: Any) -> HeteroServerArgs:
     plain = (
         {"kv_policy": "heterocache"} if "kv_policy" in flags else {"kv_policy": "heterocache", "hetero_index": "none"}
     )
-    made = HeteroServerArgs(model_path=str(flags.pop("model_path", RECALL)), **{**plain, **flags})
-    configuration.settle(made)
-    return made
+    return settled_args(model_path=str(flags.pop("model_path", RECALL)), **{**plain, **flags})
 
 
 def test_values_survive_pickling_and_as_a_dictionary() -> None:
