@@ -103,9 +103,16 @@ def functions(text: str, module: str) -> Iterator[tuple[str, str]]:
 
 
 def contract(version: str) -> Contract:
-    """Of every function we depend on, by target. Raises LookupError for one that is not there."""
-    names = hooked(version) | patched(version) | set(OTHERS) | set(targets(version).RELIED_ON)
-    return {target: terms(target, source(version)) for target in sorted(names)}
+    """Of every function we depend on, by target. Raises LookupError naming those that are not there."""
+    found, gone = {}, []
+    for target in sorted(hooked(version) | patched(version) | set(OTHERS) | set(targets(version).RELIED_ON)):
+        try:
+            found[target] = terms(target, source(version))
+        except LookupError as error:
+            gone.append(str(error))
+    if gone:
+        raise LookupError("\n".join(gone))
+    return found
 
 
 def terms(target: str, root: Path) -> dict[str, str]:

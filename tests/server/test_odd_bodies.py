@@ -37,6 +37,7 @@ NAMED = [
     ({"return_logprob": True, "top_logprobs_num": 10**9}, "top_logprobs_num"),
     ({"sampling_params": {"n": 10**9}}, "n 1000000000"),
     ({"custom_labels": {"a": "b"}}, "custom_labels"),
+    *([({"sampling_params": {"beam_width": 2}}, "beam_width")] if SCHEMA else []),
 ]
 
 RAW = [
