@@ -55,6 +55,9 @@ class Requests(Protocol):
     def prefix(self, req: Any) -> int:
         """Tokens that it has found in the radix tree, or that its earlier chunks have made."""
 
+    def end(self, req: Any) -> int | None:
+        """Its tokens up to the end of the chunk that runs or ran last; None: none has."""
+
     def committed(self, req: Any) -> int:
         """Tokens whose rows are written, or will be by steps that run."""
 

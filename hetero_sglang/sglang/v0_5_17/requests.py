@@ -16,6 +16,10 @@ def prefix(req: Any) -> int:
     return len(req.prefix_indices)
 
 
+def end(req: Any) -> int | None:
+    return None if req.extend_range is None else int(req.extend_range.end)
+
+
 def committed(req: Any) -> int:
     return int(req.kv_committed_len)
 

@@ -16,6 +16,10 @@ def prefix(req: Any) -> int:
     return int(req.prefix_len)
 
 
+def end(req: Any) -> int | None:
+    return None if req.extend_end is None else int(req.extend_end)
+
+
 def committed(req: Any) -> int:
     return int(req.kv.kv_committed_len)
 
