@@ -1,6 +1,7 @@
 """`--kv-policy` and `--hetero-*` on SGLang's ServerArgs, and everything that is refused at start.
 
-Every process that unpickles the arguments imports this module: it stays light."""
+Every process that unpickles the arguments imports this module: it stays light. Patched source of SGLang
+imports it while `server_args` is imported: that has to be the first import here."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import sglang.srt.server_args  # noqa: F401
 from sglang.srt.arg_groups.arg_utils import A, Arg
 
 from hetero_sglang.config.choices import CHOICES

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lockfile import ROOT
 from patch_hashes import render
 
 from hetero_sglang import cli
@@ -269,6 +270,21 @@ def test_without_hetero_sglang_patched_source_can_be_imported(tmp_path: Path) ->
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("HERE")] or [done.stderr]
     assert line == f"HERE {tmp_path}/sglang/__init__.py False ServerArgs"
+
+
+FIRST = ("sglang.srt.server_args", "hetero_sglang.sglang.args", "hetero_sglang.sglang.asked")
+
+
+@pytest.mark.slow
+def test_whatever_is_imported_first_patched_source_has_our_arguments(tmp_path: Path) -> None:
+    shutil.copytree(installed() / "sglang", tmp_path / "sglang", symlinks=True)
+    Tree(tmp_path).apply()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "SGLANG_USE_CPU_ENGINE": "1"}
+    for first in FIRST:
+        code = f"import {first}, {', '.join(FIRST)}; print(sglang.srt.server_args.ServerArgs.__module__)"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.stdout.split()[-1:] == ["hetero_sglang.sglang.args"], done.stderr
 
 
 LINES = st.lists(st.sampled_from(["a\n", "b\n", "\n", "-c\n", "--- d\n", "+\x0ce\n"]), max_size=20)
