@@ -1,8 +1,12 @@
 # `make demo`, `make test` and `make test-all` set everything up in .venv; they need Linux and Python 3.11 or 3.12.
+# With SGLANG=0.5.23, the other version of SGLang that is served, in an environment of its own.
 
 RIGHT_PYTHON := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 PYTHON ?= $(shell for name in python3.11 python3.12 python3; do $$name $(RIGHT_PYTHON) && echo $$name && break; done)
-VENV := .venv
+SGLANG := 0.5.17
+OTHER := $(if $(filter-out 0.5.17,$(SGLANG)),-$(SGLANG))
+VENV := .venv$(OTHER)
+LOCK := requirements$(OTHER).lock
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 
@@ -54,19 +58,19 @@ $(DOCS)/.installed: pyproject.toml
 	@$(DOCS)/bin/python -m pip --disable-pip-version-check --no-input -qq install $(EXTRA)
 	@touch $@
 
-lock: $(STAMP)  # after packages in .venv were changed by hand
+lock: $(STAMP)  # after packages in the environment were changed by hand
 	$(VENV)/bin/python tests/packaging/lockfile.py
 
 clean:
-	rm -rf $(VENV) $(DOCS) build/site
+	rm -rf .venv .venv-0.5.23 $(DOCS) build/site
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): $(LOCK) pyproject.toml
 	@test -n "$(PYTHON)" && "$(PYTHON)" $(RIGHT_PYTHON) || { echo >&2 \
 	  "make needs Python 3.11 or 3.12; install it (Debian: apt install python3.11-venv) or name it with PYTHON=."; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo >&2 \
 	  "$(PYTHON) cannot make virtual environments; install its venv module (Debian: apt install python3.11-venv)."; exit 1; }
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
-	@echo "Installing the locked packages into $(VENV): 9 GB, 5 to 10 minutes."
-	@$(PIP) install --no-deps --no-compile -r requirements.lock
+	@echo "Installing the locked packages into $(VENV): 10 GB, 5 to 10 minutes."
+	@$(PIP) install --no-deps --no-compile -r $(LOCK)
 	@$(PIP) install --no-deps --no-compile --no-build-isolation -e .
 	@touch $@

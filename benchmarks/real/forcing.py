@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from hetero_sglang.sglang.interface import Requests
+from hetero_sglang.sglang.version import installed
+
 from .arithmetic import divergence
 
 COLUMNS = ("nll", "kl", "first", "decoded")
 _STATE = "__forcing__"
+requests: Requests = installed("requests")
 
 
 def processor() -> str:
@@ -91,8 +95,8 @@ class Progress:
 
 
 def _ends_within_prompt(request: Any) -> bool:
-    extent = request.extend_range
-    return extent is not None and extent.end < len(request.full_untruncated_fill_ids)
+    end = requests.end(request)
+    return end is not None and end < len(request.full_untruncated_fill_ids)
 
 
 def _own(path: Path) -> Path:

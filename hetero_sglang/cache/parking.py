@@ -1,5 +1,6 @@
 """Working sets of requests that have ended, kept while nobody needs their pages: a next turn goes on with one."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import count
 
@@ -19,7 +20,7 @@ class Parked:
     key: int
     ws: WorkingSet
     tokens: np.ndarray
-    salt: str | None
+    salt: Hashable
     pinned: bool = False
 
     def shared(self, tokens: np.ndarray) -> int:
@@ -38,7 +39,7 @@ class Parking:
         self.sets: dict[int, Parked] = {}
         self._keys = count()
 
-    def add(self, ws: WorkingSet, tokens: np.ndarray, salt: str | None) -> Parked:
+    def add(self, ws: WorkingSet, tokens: np.ndarray, salt: Hashable) -> Parked:
         """`ws` belongs to nobody from now on."""
         parked = Parked(next(self._keys), ws, tokens, salt)
         self.sets[parked.key] = parked
@@ -48,7 +49,7 @@ class Parking:
         """Somebody goes on with it, or its pages are needed."""
         return self.sets.pop(parked.key).ws
 
-    def find(self, tokens: np.ndarray, salt: str | None) -> Parked | None:
+    def find(self, tokens: np.ndarray, salt: Hashable) -> Parked | None:
         """The set that most of `tokens` [n] int64 goes on from: they share all of its tokens but the last `slack`.
 
         Of two it is the one that shares more, as its own and not another branch's of the same conversation."""

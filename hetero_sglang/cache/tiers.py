@@ -1,7 +1,7 @@
 """The two-tier cache of one tensor-parallel rank: its stores, its requests, and the laws that tie them together."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ class TieredCache:
         ws.tally = Tally(self.counters.requests, resumed=True)
         self.counters.resumed_requests += 1
 
-    def park(self, slot: int, tokens: np.ndarray, salt: str | None) -> None:
+    def park(self, slot: int, tokens: np.ndarray, salt: Hashable) -> None:
         """The request of this slot has ended with these tokens [n] in the radix tree: its working set waits for the
         next turn, if its pages are not needed before."""
         ws = self.requests[slot]

@@ -1,4 +1,4 @@
-"""Server settings under which plain SGLang 0.5.17 is usable on a CPU: what its own defaults get wrong."""
+"""Server settings under which plain SGLang is usable on a CPU: what its own defaults get wrong."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ EXPORTED = "HETERO_CPU_ENVIRONMENT"
 
 def apply_cpu_defaults(server_args: Any) -> None:
     """Fills what the user left open in `server_args`, and the environment its schedulers inherit, where the
-    engine is the CPU; does nothing elsewhere. Call it from `__post_init__` before SGLang's own."""
+    engine is the CPU; does nothing elsewhere. Call it before SGLang settles its own."""
     if not platform.cpu_engine() or server_args.device not in (None, "cpu"):
         return
     if server_args.attention_backend is None and not has_amx():

@@ -1,5 +1,6 @@
 """Constrained decoding on the CPU: SGLang 0.5.17 pins xgrammar's bitmask, which needs a GPU driver, and then
-refuses to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251)."""
+refuses to apply it to CPU logits (srt/constrained/xgrammar_backend.py:60, :125, :251). 0.5.23 still refuses where a
+reasoning model thinks (:301)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,6 @@
 """Page sizes above 1 on the CPU. SGLang 0.5.17 hands out paged slots with Triton kernels, which need a GPU
-driver (srt/mem_cache/allocator/paged.py:197, :238); these hooks hand out the same slots in torch."""
+driver (srt/mem_cache/allocator/paged.py:197, :238); these hooks hand out the same slots in torch. Later versions do so
+by themselves."""
 
 from collections.abc import Callable
 from typing import Any

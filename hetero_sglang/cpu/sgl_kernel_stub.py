@@ -1,7 +1,7 @@
 """A strict stand-in for `sgl_kernel`, for machines where no build of it loads.
 
-SGLang 0.5.17 imports seven names on the CPU path of a dense model and calls none of them, so each raises when
-called. Nothing else exists here on purpose: a version of SGLang that needs more fails at its import line."""
+SGLang imports these names on the CPU path of a dense model and calls none of them, so each raises when called. Nothing
+else exists here on purpose: a version of SGLang that needs more fails at its import line."""
 
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 
 from hetero_sglang.errors import HeteroError
 
+SINCE_0_5_23 = ("assign_draft_cache_locs_contiguous_cpu",)
 NAMES = (
+    *SINCE_0_5_23,
     "assign_extend_cache_locs_cpu",
     "assign_req_to_token_pool_cpu",
     "build_tree_kernel_efficient_cpu",

@@ -12,7 +12,9 @@ from hetero_sglang.sglang.version import TESTED
 
 def run(argv: list[str]) -> int:
     """Does one of them and prints a sentence. Raises HeteroError for a tree that it has to leave alone."""
-    parser = Parser("hetero-sglang patch", f"Put hetero_sglang into the source of SGLang {TESTED}, or take it out.")
+    parser = Parser(
+        "hetero-sglang patch", f"Put hetero_sglang into the source of SGLang {' or '.join(TESTED)}, or take it out."
+    )
     parser.add_argument("what", choices=VERBS)
     parser.add_argument(
         "path", nargs="?", type=Path, help="the folder that holds the package sglang; default: the installed one's"
@@ -26,7 +28,7 @@ def installed() -> Path:
     """The folder that holds the package Python would import. Raises HeteroError where there is none."""
     found = importlib.util.find_spec("sglang")
     if found is None or found.origin is None:
-        raise HeteroError(f"no package sglang is installed; name the folder of SGLang {TESTED}'s.")
+        raise HeteroError("no package sglang is installed; name the folder of SGLang's.")
     return Path(found.origin).parents[1]
 
 
@@ -35,7 +37,7 @@ def check(tree: Tree) -> str:
     state, _ = found = tree.state()
     if state in (State.INTERRUPTED, State.OTHER):
         raise HeteroError(tree.refusal(*found))
-    return f"{tree.root} is SGLang {TESTED}, {state.value}."
+    return f"{tree.root} is SGLang {tree.release}, {state.value}."
 
 
 def apply(tree: Tree) -> str:
@@ -45,7 +47,7 @@ def apply(tree: Tree) -> str:
 
 def revert(tree: Tree) -> str:
     """Says how many files are put back."""
-    return f"{tree.revert()} files of {tree.root} are as SGLang {TESTED} was released."
+    return f"{tree.revert()} files of {tree.root} are as SGLang {tree.release} was released."
 
 
 VERBS: dict[str, Callable[[Tree], str]] = {"check": check, "apply": apply, "revert": revert}

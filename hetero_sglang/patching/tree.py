@@ -29,20 +29,22 @@ class Tree:
     """Files come into their place by a rename each, behind a manifest: what interrupts that is undone by `revert`."""
 
     def __init__(self, root: Path) -> None:
-        """Raises HeteroError unless the folder holds the package."""
+        """Raises HeteroError unless the folder holds the package. `release`: the one that its files are of, most of
+        them at least."""
         self.root = root
         self.manifest = root / MANIFEST
         if not (root / "sglang" / "srt").is_dir():
             raise HeteroError(
                 f"{root} holds no package sglang; name the one that does (site-packages, or python in a source tree)."
             )
+        self.release = min(TESTED, key=lambda release: len(self._foreign(series.hashes(release))))
 
     def state(self) -> tuple[State, list[str]]:
         """And the files that are neither as released nor patched. Raises HeteroError where one cannot be read."""
         kept = self.manifest.exists()
         hashes = self._hashes()
         now = {path: self._digest(self.root / path) for path in hashes}
-        others = [path for path, found in now.items() if found not in hashes[path]]
+        others = self._foreign(hashes)
         patched = [path for path, found in now.items() if found == hashes[path].after]
         if others:
             return State.OTHER, others
@@ -58,7 +60,7 @@ class Tree:
         state, others = self.state()
         if state is not State.PRISTINE:
             raise HeteroError(self.refusal(state, others))
-        hashes, made = series.hashes(), series.patched(self.root)
+        hashes, made = series.hashes(self.release), series.patched(self.root, self.release)
         if wrong := [path for path in {**hashes, **made} if series.digest(made.get(path, b"")) != hashes[path].after]:
             raise HeteroError(f"the patches make something else of {_named(wrong)}; install hetero-sglang anew.")
         try:
@@ -116,7 +118,11 @@ class Tree:
 
     def _hashes(self) -> Hashes:
         """Those that the files were patched with, or else would be."""
-        return read(self.manifest) if self.manifest.exists() else series.hashes()
+        return read(self.manifest) if self.manifest.exists() else series.hashes(self.release)
+
+    def _foreign(self, hashes: Hashes) -> list[str]:
+        """The files that are neither as released nor patched."""
+        return [path for path, pair in hashes.items() if self._digest(self.root / path) not in pair]
 
     def _keep(self, file: Path) -> None:
         new = _beside(file, NEW)
@@ -145,17 +151,17 @@ class Tree:
     def refusal(self, state: State, others: list[str]) -> str:
         """Why a tree in this state is left alone."""
         return {
-            State.PRISTINE: f"{self.root} is as SGLang {TESTED} was released; there is nothing to revert.",
+            State.PRISTINE: f"{self.root} is as SGLang {self.release} was released; there is nothing to revert.",
             State.PATCHED: f"{self.root} is patched already; `hetero-sglang patch revert` takes the patches out.",
             State.UNKEPT: f"{self.root} is patched already, without backups; take the patches out as they came in.",
             State.INTERRUPTED: f"{self.root} was left by an interrupted run; `hetero-sglang patch revert` mends it.",
-            State.OTHER: f"{len(others)} files of {self.root} are not those of SGLang {TESTED} ({_named(others)}); "
-            f"{self._anew()}.",
+            State.OTHER: f"{len(others)} files of {self.root} are not those of SGLang {self.release} "
+            f"({_named(others)}); {self._anew()}.",
         }[state]
 
     def _anew(self) -> str:
         revert = f", delete {MANIFEST}" if self.manifest.exists() else ""
-        return f"install SGLang {TESTED} anew{revert} and begin again"
+        return f"install SGLang {self.release} anew{revert} and begin again"
 
 
 def _beside(file: Path, suffix: str) -> Path:

@@ -1,1 +1,1 @@
-"""The adapter: everything that knows SGLang 0.5.17's internals. The next SGLang version is this folder's work."""
+"""The adapter: everything that knows SGLang's internals. What differs by version is in one folder for each."""

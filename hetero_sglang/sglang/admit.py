@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.schedule_policy import AddReqResult
-from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from hetero_sglang.config.caps import Grant
+from hetero_sglang.sglang.interface import Requests, Scheduling, Slots
 from hetero_sglang.sglang.runtime import Turn, runtime
+from hetero_sglang.sglang.version import installed
+
+requests: Requests = installed("requests")
+slots: Slots = installed("slots")
+scheduling: Scheduling = installed("scheduling")
 
 
 def grant_of(req: Any) -> Grant:
@@ -29,22 +33,17 @@ def first_look(req: Any, most: int) -> int | None:
     it has much more, the request begins with that instead."""
     state, tokens = runtime(), np.asarray(req.full_untruncated_fill_ids, dtype=np.int64)
     state.turns.pop(req.rid, None)
-    parked = state.cache.parking.find(tokens, req.extra_key)
+    parked = state.cache.parking.find(tokens, requests.salt(req))
     if parked is None:
         return None
     prefix = min(most, parked.shared(tokens))
     if state.cache.resumable(parked, grant_of(req), prefix, len(tokens)) is None:
         return None
-    if most - prefix > state.settings.rule.slack and _cached(req, most) - prefix > state.settings.rule.slack:
+    slack, tree = state.settings.rule.slack, state.scheduler.tree_cache
+    if most - prefix > slack and slots.matched(tree, req, most) - prefix > slack:
         return None
     state.turns[req.rid] = Turn(parked)
     return prefix
-
-
-def _cached(req: Any, most: int) -> int:
-    """Of the first `most` tokens, how many the radix tree has."""
-    key = RadixKey(token_ids=req.full_untruncated_fill_ids, extra_key=req.extra_key, limit=most)
-    return len(runtime().scheduler.tree_cache.match_prefix(MatchPrefixParams(key=key)).device_indices)
 
 
 def turn_of(req: Any) -> Turn | None:
@@ -65,7 +64,7 @@ def _promise(turn: Turn, req: Any, alone: bool = False) -> bool:
     others = [each for each in runtime().turns.values() if each.pages is not None and each is not turn]
     same = [each for each in others if each.parked is parked]
     joins = bool(books.users[key] or same)
-    prefix, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
+    prefix, length = requests.prefix(req), len(req.full_untruncated_fill_ids)
     whole = cache.resumable(parked, grant_of(req), prefix, length)
     if whole is None or any(each.alone for each in same) or (alone and joins):
         return False
@@ -96,7 +95,7 @@ def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwar
     if not fits(demand_of(req), promised(adder)) and (turn := turn_of(req)):
         _promise(turn, req, alone=True)  # which takes less, where it may be
     if not fits(demand_of(req), promised(adder)) and not (
-        state.scheduler.enable_priority_preemption and adder.preempt_to_schedule(req, state.scheduler.server_args)
+        state.scheduler.enable_priority_preemption and scheduling.preempt(adder, req, state.scheduler)
     ):
         state.counters.waiting_for_hot_pages += 1
         req.hetero_waits_since = getattr(req, "hetero_waits_since", time.monotonic())
@@ -117,50 +116,50 @@ def promised(adder: Any) -> np.ndarray:
     admission = runtime().cache.admission
     seen, pages = getattr(adder, "hetero_promised", (0, np.zeros_like(admission.free)))
     for req in adder.can_run_list[seen:]:
-        if req.req_pool_idx is None:  # else a chunk of a request that has begun
+        if not requests.begun(req):  # else a chunk of a request that has begun
             pages = pages + demand_of(req)
     adder.hetero_promised = len(adder.can_run_list), pages
     return pages
 
 
-def preempt(original: Callable[..., bool], adder: Any, req: Any, server_args: Any) -> bool:
+def preempt(original: Callable[..., bool], adder: Any, req: Any, *more: Any) -> bool:
     """AROUND PrefillAdder.preempt_to_schedule: as many are preempted as slots, tokens and hot pages ask for.
 
     Nothing is released unless those who may be preempted hold enough pages together."""
     state = runtime()
     admission, demand = state.cache.admission, demand_of(req)
-    if not admission.fits(demand, promised(adder), freed=_preemptible_pages(adder, req, server_args)):
+    if not admission.fits(demand, promised(adder), freed=_preemptible_pages(adder, req)):
         return False
     state.preempted = adder.preempt_list
-    preempted = original(adder, req, server_args)
+    preempted = original(adder, req, *more)
     while preempted and not admission.fits(demand, promised(adder)):
-        preempted = original(adder, req, server_args)
+        preempted = original(adder, req, *more)
     return preempted
 
 
-def _preemptible_pages(adder: Any, req: Any, server_args: Any) -> np.ndarray:
+def _preemptible_pages(adder: Any, req: Any) -> np.ndarray:
     """Hot pages [ranks] of the running requests that SGLang would preempt for this one."""
     admission = runtime().cache.admission
-    sign = 1 if server_args.schedule_low_priority_values_first else -1
+    sign = 1 if runtime().scheduler.schedule_low_priority_values_first else -1
     least = adder.priority_scheduling_preemption_threshold
     pages = np.zeros_like(admission.free)
     for other in adder.running_batch.reqs:
         urgency = (req.priority - other.priority) * -sign
         if urgency > least and other not in adder.preempt_list and not other.finished():
-            pages = pages + admission.accounts[other.req_pool_idx].pages
+            pages = pages + admission.accounts[requests.slot(other)].pages
     return pages
 
 
 def choose_batch(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND Scheduler._get_new_batch_prefill_raw: a pass that lets nobody in leaves the queue able to move.
 
-    SGLang puts preempted requests back only where somebody came in, and keeps a batch marked full that is empty."""
+    SGLang keeps a batch marked full that is empty, and may put preempted requests back only where somebody came in."""
     state = runtime()
     state.preempted = []
     state.turns.clear()
     batch, running = original(scheduler, *args, **kwargs)
     if batch is None:
-        for req in state.preempted:
+        for req in () if scheduling.REQUEUES else state.preempted:
             scheduler._add_request_to_queue(req)
         if running.is_empty():
             running.batch_is_full = False

@@ -1,23 +1,27 @@
 """`--kv-policy` and `--hetero-*` on SGLang's ServerArgs, and everything that is refused at start.
 
-Every process that unpickles the arguments imports this module: it stays light."""
+Every process that unpickles the arguments imports this module: it stays light. Patched source of SGLang
+imports it while `server_args` is imported: that has to be the first import here."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
+import sglang.srt.server_args  # noqa: F401
 from sglang.srt.arg_groups.arg_utils import A, Arg
-from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.config.choices import CHOICES
 from hetero_sglang.config.defaults import DRIFT_THRESHOLD, KEEP_RATIO, SINK, WINDOW
 from hetero_sglang.cpu.defaults import apply_cpu_defaults
 from hetero_sglang.errors import HeteroError, ending_the_process
+from hetero_sglang.sglang.version import installed
 
 logger = logging.getLogger("hetero_sglang")
+arguments: Any = installed("arguments")  # of interface.Arguments
+Base: Any = arguments.Base
 
 
 def named(field: str) -> str:
@@ -35,8 +39,8 @@ def one_of(field: str) -> str:
     return f" One of {named(field)}." if field in CHOICES else ""
 
 
-@dataclasses.dataclass
-class HeteroServerArgs(ServerArgs):
+@arguments.record
+class HeteroServerArgs(Base):
     """SGLang's arguments plus ours. `--kv-policy full` changes nothing else. docs/flags.md is made of what is here."""
 
     kv_policy: A[
@@ -136,7 +140,8 @@ class HeteroServerArgs(ServerArgs):
         ),
     ] = "auto"
 
-    def __post_init__(self) -> None:
+    def settle(self, theirs: Callable[[], None]) -> None:
+        """Once: our defaults and refusals around `theirs`, SGLang's own. Raises HeteroError."""
         tokens = self.max_total_tokens  # the user's; the default for CPUs is none of theirs
         apply_cpu_defaults(self)
         for name, choices in CHOICES.items():  # not by argparse, whose refusal is every flag of SGLang's
@@ -144,7 +149,7 @@ class HeteroServerArgs(ServerArgs):
                 flag = name.replace("_", "-")
                 raise HeteroError(f"--{flag} {getattr(self, name)!r} is not one of {named(name)}.")
         if self.kv_policy == "full":
-            super().__post_init__()
+            theirs()
             return
         from hetero_sglang.sglang import asked, own_profile, refusals
 
@@ -155,7 +160,7 @@ class HeteroServerArgs(ServerArgs):
         if asked.reads_profile(self.kv_policy) and not placeholder:
             self.hetero_profile = str(own_profile.profile_of(self))
         refusals.check_policy(self)
-        super().__post_init__()
+        theirs()
         if placeholder:
             return
         refusals.check_memory(self, refusals.check_model(self), tokens)

@@ -16,6 +16,10 @@ from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
+from hetero_sglang.sglang.interface import Configuration
+from hetero_sglang.sglang.version import installed
+
+configuration: Configuration = installed("configuration")
 
 EIGHT_BITS = ("fp8_e4m3", "fp8_e5m2")  # of --kv-cache-dtype
 AUTO = "auto"  # of a profile: the one that is found, else one made at start
@@ -61,7 +65,7 @@ def options_of(args: Any) -> tuple[HeadProfile, dict[str, Any]]:
 
 def item_bytes(args: Any) -> int:
     """Of a number of K or V as the stores hold it (--kv-cache-dtype)."""
-    wide: int = args.get_model_config().dtype.itemsize
+    wide: int = configuration.model_config(args).dtype.itemsize
     return 1 if args.kv_cache_dtype in EIGHT_BITS else wide
 
 
@@ -102,7 +106,7 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
 
     `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, one of another model, or one
     that nobody reads."""
-    config = args.get_model_config()
+    config = configuration.model_config(args)
     shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
     layers, query_heads, kv_heads, head_dim = shape
     if policy.roles or policy.refresh is Refresh.LAZY:

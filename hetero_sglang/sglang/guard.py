@@ -18,11 +18,11 @@ from hetero_sglang.sglang.runtime import runtime
 logger = logging.getLogger("hetero_sglang")
 
 
-def handle_generate(original: Callable[..., None], scheduler: Any, request: Any) -> None:
+def handle_generate(original: Callable[..., None], scheduler: Any, request: Any, **more: Any) -> None:
     """AROUND Scheduler.handle_generate_request: what cannot become a request of the queue is aborted with a 400."""
     try:
         check(request, scheduler.model_config)
-        original(scheduler, request)
+        original(scheduler, request, **more)
     except Exception as error:
         runtime().counters.refused_requests += 1
         logger.warning("a request was refused: %s", place(error))

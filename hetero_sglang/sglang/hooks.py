@@ -1,4 +1,4 @@
-"""Every seam of SGLang 0.5.17 this project touches, in one table."""
+"""Every seam of SGLang this project touches, in one table; targets of one version alone are in its folder."""
 
 import importlib.util
 import pkgutil
@@ -8,17 +8,19 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType, _wrap_fn
 
 from hetero_sglang.config import development
-from hetero_sglang.cpu import grammar, paged
+from hetero_sglang.cpu import grammar
 from hetero_sglang.errors import HeteroError, ending_the_process
 from hetero_sglang.sglang import seam
+from hetero_sglang.sglang.interface import Scheduling, Targets
 from hetero_sglang.sglang.runtime import start_runtime
-from hetero_sglang.sglang.version import check_version
+from hetero_sglang.sglang.version import PATCHED, check_version, installed
 
-PATCHED = "sglang.srt.hetero"  # a module that patched source has (patches/)
+targets: Targets = installed("targets")
+scheduling: Scheduling = installed("scheduling")
 
 
-def process_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
-    """Hooks of every process, whatever its policy; each looks at that itself."""
+def process_seams(of: Targets = targets) -> list[tuple[str, Callable[..., Any], HookType]]:
+    """Hooks of every process, whatever its policy; each looks at that itself. `of`: a version's own targets."""
     from hetero_sglang.sglang import control, port
     from hetero_sglang.sglang.args import HeteroServerArgs
     from hetero_sglang.sglang.bodies import watch
@@ -26,7 +28,7 @@ def process_seams() -> list[tuple[str, Callable[..., Any], HookType]]:
 
     before, http = HookType.BEFORE, "sglang.srt.entrypoints.http_server"
     return [
-        *paged.seams(),
+        *of.seams(),
         *grammar.seams(),
         ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
         ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, before),
@@ -123,9 +125,9 @@ def enter_process() -> None:
         install(process_seams())
 
 
-def enter_scheduler(server_args: Any, gpu_id: int, tp_rank: int, *args: Any, **kwargs: Any) -> None:
+def enter_scheduler(server_args: Any, *args: Any, **kwargs: Any) -> None:
     """BEFORE configure_scheduler_process: the first moment a scheduler process knows its arguments."""
     if getattr(server_args, "kv_policy", "full") == "full":
         return
-    start_runtime(server_args, tp_rank, server_args.tp_size)
+    start_runtime(server_args, scheduling.rank(*args, **kwargs), server_args.tp_size)
     install(scheduler_seams())

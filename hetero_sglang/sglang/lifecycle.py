@@ -11,9 +11,13 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
 from hetero_sglang.sglang.admit import first_look, grant_of, turn_of
+from hetero_sglang.sglang.interface import Requests, Slots
 from hetero_sglang.sglang.runtime import runtime
+from hetero_sglang.sglang.version import installed
 
 logger = logging.getLogger("hetero_sglang")
+requests: Requests = installed("requests")
+slots: Slots = installed("slots")
 
 
 def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) -> None:
@@ -42,7 +46,7 @@ def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
     state = runtime()
     state.current = False
     state.waiting_since = None
-    state.batch = [req.req_pool_idx for req in batch.reqs]
+    state.batch = [requests.slot(req) for req in batch.reqs]
     if batch.forward_mode.is_decode():
         state.counters.decoded_tokens += len(state.batch)
     else:
@@ -60,7 +64,7 @@ def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
 def _end_damaged(reqs: list[Any], damaged: dict[int, int]) -> None:
     """Requests whose host rows have changed by themselves end with that as the reason, before more is answered."""
     for req in reqs:
-        if count := damaged.pop(req.req_pool_idx, 0):
+        if count := damaged.pop(requests.slot(req), 0):
             words = f"host memory has changed under {count} tokens of the request"
             logger.error("heterocache: %s", words)
             req.to_finish = FINISH_ABORT(
@@ -71,7 +75,7 @@ def _end_damaged(reqs: list[Any], damaged: dict[int, int]) -> None:
 
 def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> None:
     """AROUND ReqToTokenPool.free: finish, abort, retraction and preemption all end here."""
-    slot = req.req_pool_idx
+    slot = requests.slot(req)
     original(pool, req)
     state = runtime()
     state.current = False
@@ -79,11 +83,11 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
         if state.replies and req.finished():
             ws, account = state.cache.requests[slot], state.cache.admission.accounts[slot]
             length = len(req.origin_input_ids) + len(req.output_ids) - 1  # the last is said, and has no row yet
-            state.replies.tell(req, ws, account, state.came(slot), min(length, req.kv_committed_len))
+            state.replies.tell(req, ws, account, state.came(slot), min(length, requests.committed(req)))
         done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT)
         if done and state.settings.append and state.cache.requests[slot].length:  # a next turn may come
-            tokens = (req.origin_input_ids + req.output_ids)[: req.effective_kv_committed_len()]
-            state.cache.park(slot, np.asarray(tokens, dtype=np.int64), req.extra_key)
+            tokens = (req.origin_input_ids + req.output_ids)[: requests.kept(req)]
+            state.cache.park(slot, np.asarray(tokens, dtype=np.int64), requests.salt(req))
         else:
             state.cache.finish(slot)
     if state.scheduler is not None:
@@ -99,7 +103,7 @@ def request_slots_cleared(result: None, pool: Any) -> None:
 
 def slots_freed(original: Callable[..., None], allocator: Any, free_index: torch.Tensor) -> None:
     """AROUND TokenToKVPoolAllocator.free (page size 1): deferred frees come again when their group ends."""
-    if allocator.is_not_in_free_group and free_index.numel():
+    if slots.frees_now(allocator) and free_index.numel():
         runtime().current = False
         runtime().cache.release_slots(free_index)
     original(allocator, free_index)
@@ -114,7 +118,7 @@ def pages_freed(original: Callable[..., None], allocator: Any, *page_ids: torch.
 
 def free_slots(allocator: Any) -> torch.Tensor:
     """Token slots [n] that SGLang's allocator holds free now, on its device."""
-    return _slots_of(torch.cat((allocator.free_pages, allocator.release_pages)), allocator.page_size)
+    return _slots_of(slots.free_pages(allocator), allocator.page_size)
 
 
 def _slots_of(pages: torch.Tensor, size: int) -> torch.Tensor:
@@ -127,7 +131,7 @@ def leave_observed_queries(result: int, req: Any, input_len: int) -> int:
 
     They choose the rows its heads keep; a full prefix hit would leave one query to choose by."""
     state = runtime()
-    if req.req_pool_idx is None and (shared := first_look(req, result)) is not None:
+    if not requests.begun(req) and (shared := first_look(req, result)) is not None:
         return shared  # rows were chosen already
     if state.cache.admission.exact(grant_of(req), input_len):
         return result

@@ -9,6 +9,10 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.sglang.asked import EIGHT_BITS, item_bytes, options_of, policy_of
+from hetero_sglang.sglang.interface import Configuration
+from hetero_sglang.sglang.version import installed
+
+configuration: Configuration = installed("configuration")
 
 MODELS = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM",
@@ -84,7 +88,7 @@ def check_policy(args: Any) -> None:
     policy = policy_of(args)
     for name, reads, why in OPTIONS:
         value = getattr(args, name)
-        if value != type(args).__dataclass_fields__[name].default and not reads(policy):
+        if value != configuration.default(type(args), name) and not reads(policy):
             flag = name.replace("_", "-")
             paper = ", or add --hetero-index none" if policy.refresh is LAZY else ""
             raise HeteroError(f"--{flag} {value} is not read by --kv-policy {policy.name} ({why}); drop it{paper}.")
@@ -106,7 +110,7 @@ def check_policy(args: Any) -> None:
 
 def check_flags(args: Any) -> None:
     """Raises HeteroError for the first flag the design cannot serve."""
-    for name, fine, reason in FLAGS:
+    for name, fine, reason in (*FLAGS, *configuration.FLAGS):
         value = getattr(args, name)
         if value not in fine:
             flag, why = reason.split(": ", 1)
@@ -121,7 +125,7 @@ def check_numbers(args: Any) -> None:
     for name, kind in NUMBERS:
         value: Any = getattr(args, name)
         flag = f"--{name.replace('_', '-')}"
-        if value is None and type(args).__dataclass_fields__[name].default is None:
+        if value is None and configuration.default(type(args), name) is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
             noun = "whole number" if kind is int else "number"
@@ -134,7 +138,7 @@ def check_numbers(args: Any) -> None:
 def check_model(args: Any) -> HeadProfile:
     """The model's head profile. Raises HeteroError for a model that is none of MODELS with full attention, for a
     profile of another model and for options that its budget does not allow."""
-    config = args.get_model_config()
+    config = configuration.model_config(args)
     architecture = (config.hf_config.architectures or ["unknown"])[0]
     text = config.hf_text_config
     if architecture not in MODELS:
@@ -199,7 +203,7 @@ def check_memory(args: Any, profile: HeadProfile, tokens: int | None) -> None:
             f"memory of each of {args.tp_size} ranks; choose a size within it."
         )
     least = args.hetero_sink + args.hetero_window + 1 if tokens is None else tokens
-    config = args.get_model_config()
+    config = configuration.model_config(args)
     row = (config.head_dim + config.v_head_dim) * item_bytes(args)
     ranks = [profile.slice(rank, args.tp_size) for rank in range(args.tp_size)]
     needed = max(rank.num_heads - rank.num_resident for rank in ranks) * row * least

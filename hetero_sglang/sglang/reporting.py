@@ -6,10 +6,13 @@ import time
 from typing import Any
 
 from hetero_sglang.sglang import exporter, present, tune
+from hetero_sglang.sglang.interface import Slots
 from hetero_sglang.sglang.lifecycle import free_slots
 from hetero_sglang.sglang.runtime import Check, runtime
+from hetero_sglang.sglang.version import installed
 
 logger = logging.getLogger("hetero_sglang")
+slots: Slots = installed("slots")
 
 _LONG = 10.0  # seconds that a queue may wait while nothing runs
 _QUEUE = "the queue did not move"
@@ -41,7 +44,7 @@ def stats(scheduler: Any) -> dict[str, Any]:
         "dense_below": state.settings.rule.dense_below,
         "token_slots": scheduler.max_total_num_tokens,
         "token_slots_free": scheduler.token_to_kv_pool_allocator.available_size(),
-        "token_slots_cached": scheduler.tree_cache.total_size() if hasattr(scheduler.tree_cache, "total_size") else 0,
+        "token_slots_cached": slots.cached(scheduler.tree_cache),
         "token_slots_written": state.check.written,
     }
 

@@ -43,6 +43,7 @@ SAMPLING: tuple[Rule, ...] = (
     *((name, lambda s, m, name=name: speakable(getattr(s, name)), "it without the character NUL") for name in GRAMMARS),
     ("json_schema", lambda s, m: depth(s.json_schema) <= DEPTH, "a schema of at most {depth} nested brackets"),
     ("structural_tag", lambda s, m: depth(s.structural_tag) <= DEPTH, "a tag of at most {depth} nested brackets"),
+    ("beam_width", lambda s, m: getattr(s, "beam_width", None) in (None, 1), "1, as beams would share rows"),
     ("logit_bias", lambda s, m: bias_within(s), "biases that leave logits finite at this temperature"),
 )  # fmt: skip
 

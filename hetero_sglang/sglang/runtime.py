@@ -22,9 +22,12 @@ from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
 from hetero_sglang.sglang.asked import AUTO, options_of, profile_warning
+from hetero_sglang.sglang.interface import Configuration
 from hetero_sglang.sglang.replies import Replies
+from hetero_sglang.sglang.version import installed
 
 logger = logging.getLogger("hetero_sglang")
+configuration: Configuration = installed("configuration")
 
 
 @dataclass
@@ -160,7 +163,7 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
         profile=None if server_args.hetero_profile == AUTO else str(server_args.hetero_profile),
         profile_warning=profile_warning(server_args),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
-        context=server_args.get_model_config().context_len,
+        context=configuration.model_config(server_args).context_len,
         on_device=server_args.attention_backend == "flashinfer",
         # several tokenizer processes lack the plugin that makes the value of SGLang's list
         replies=Replies(server_args.incremental_streaming_output) if server_args.tokenizer_worker_num == 1 else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import pickle
@@ -15,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from settled_args import configuration, settled_args
 from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.config.choices import CHOICES
@@ -22,36 +22,39 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.args import HeteroServerArgs
 from hetero_sglang.sglang.asked import profile_warning
 from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels
+from hetero_sglang.sglang.version import TESTED, check_version, nearest
 
 RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
+REFUSED = (*FLAGS, *configuration.FLAGS)
 
 
 def arguments(**flags: Any) -> HeteroServerArgs:
-    """Of heterocache by pivots, unless they say otherwise."""
+    """Of heterocache by pivots, unless they say otherwise, with defaults settled."""
     plain = (
         {"kv_policy": "heterocache"} if "kv_policy" in flags else {"kv_policy": "heterocache", "hetero_index": "none"}
     )
-    return HeteroServerArgs(model_path=str(flags.pop("model_path", RECALL)), **{**plain, **flags})
+    return settled_args(model_path=str(flags.pop("model_path", RECALL)), **{**plain, **flags})
 
 
-def test_values_survive_pickling_and_asdict() -> None:
+def test_values_survive_pickling_and_as_a_dictionary() -> None:
     made = arguments(hetero_keep_ratio=0.6, hetero_sink=3)
     again = pickle.loads(pickle.dumps(made))
     assert type(again) is HeteroServerArgs
-    assert dataclasses.asdict(again)["hetero_keep_ratio"] == 0.6 and again.hetero_sink == 3
+    assert configuration.values(again)["hetero_keep_ratio"] == 0.6 and again.hetero_sink == 3
 
 
 def test_full_differs_from_plain_sglang_in_nothing_but_our_own_fields() -> None:
     # said outright: what the CPU platform would otherwise fill in, for both policies
     said = {"attention_backend": "torch_native", "max_total_tokens": 1000, "max_running_requests": 4, "random_seed": 1}
     said["mem_fraction_static"] = 0.7
-    plain = dataclasses.asdict(ServerArgs(model_path=str(RECALL), **said))
-    full = dataclasses.asdict(HeteroServerArgs(model_path=str(RECALL), **said))
+    plain = configuration.values(ServerArgs(model_path=str(RECALL), **said))
+    full = configuration.values(HeteroServerArgs(model_path=str(RECALL), **said))
     assert {k for k in plain if repr(plain[k]) != repr(full[k])} == set()
     assert {k for k in full if k not in plain} == {k for k in full if k.startswith(("hetero_", "kv_policy"))}
 
 
 BAD_VALUES = {
+    "attn_dp_size": 2,
     "speculative_algorithm": "NGRAM",
     "disaggregation_mode": "prefill",
     "pp_size": 2,
@@ -69,7 +72,7 @@ BAD_VALUES = {
 }
 
 
-@pytest.mark.parametrize(("name", "fine", "reason"), FLAGS, ids=[name for name, _, _ in FLAGS])
+@pytest.mark.parametrize(("name", "fine", "reason"), REFUSED, ids=[name for name, _, _ in REFUSED])
 def test_every_flag_the_design_cannot_serve_is_refused_by_name(name: str, fine: tuple, reason: str) -> None:
     value = BAD_VALUES.get(name, True)
     assert value not in fine
@@ -330,14 +333,31 @@ def test_a_hook_that_does_not_apply_stops_the_start_and_is_named() -> None:
     assert len({t for t, _, _ in scheduler_seams()}) == len(scheduler_seams())
 
 
-def test_an_untested_sglang_is_refused_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hetero_sglang.sglang.version import check_version
-
+def test_an_untested_sglang_is_refused_with_those_that_are_tested_unless_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     check_version()
-    with pytest.raises(HeteroError, match=r"0\.5\.99.*HETERO_ALLOW_UNTESTED=1"):
+    for tested in TESTED:
+        check_version(tested)
+    with pytest.raises(HeteroError, match=r"0\.5\.99.*0\.5\.17 and 0\.5\.23.*HETERO_ALLOW_UNTESTED=1"):
         check_version("0.5.99")
     monkeypatch.setenv("HETERO_ALLOW_UNTESTED", "1")
     check_version("0.5.99")
+
+
+@pytest.mark.parametrize(
+    ("found", "like"),
+    [
+        ("0.5.17", "0.5.17"),
+        ("0.5.17.post1", "0.5.17"),
+        ("0.5.22", "0.5.17"),
+        ("0.5.23", "0.5.23"),
+        ("0.6.0rc1", "0.5.23"),
+        ("0.4.9", "0.5.17"),
+    ],
+)
+def test_an_untested_sglang_that_is_allowed_is_taken_for_the_latest_before_it(found: str, like: str) -> None:
+    assert nearest(found) == like
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.sglang.static_memory import static_fraction
+from hetero_sglang.sglang.version import release
+
+RECALL = Path(__file__).parents[2] / "assets" / "recall-8m"
 
 
 class Args:
-    """As much of SGLang's arguments as the choice reads: ours have no graphs of prefills."""
+    """As much of 0.5.17's arguments as the choice reads: ours have no graphs of prefills."""
 
     device = "cuda"
     disaggregation_mode = "null"
@@ -31,9 +35,28 @@ class Args:
         return 2 * self.cuda_graph_config.decode.max_bs
 
 
+def chosen_by_0_5_17(mib: float, ranks: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    args = Args(ranks)
+    ServerArgs._handle_gpu_memory_settings(args, mib)
+    return args.mem_fraction_static
+
+
+def chosen_by_0_5_23(mib: float, ranks: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    from sglang.srt.arg_groups import cuda_graph_hook, memory_hook
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    args = ServerArgs(model_path=str(RECALL), device="cuda", tp_size=ranks, disable_prefill_cuda_graph=True)
+    args._resolved_overrides = []
+    cuda_graph_hook.handle_cuda_graph_config(args)
+    monkeypatch.setattr(memory_hook, "get_device_memory_capacity", lambda device: mib)
+    memory_hook.handle_gpu_memory_settings(args)
+    return resolving_view(args).mem_fraction_static
+
+
+CHOSEN = {"0.5.17": chosen_by_0_5_17, "0.5.23": chosen_by_0_5_23}
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 @pytest.mark.parametrize("gib", [12, 16, 22.5, 24, 32, 40, 48, 59, 61, 80, 94, 141, 180, 288])
-def test_it_is_sglangs_own_choice(gib: float, ranks: int) -> None:
-    args = Args(ranks)
-    ServerArgs._handle_gpu_memory_settings(args, gib * 1024)
-    assert static_fraction(gib * 1024, ranks) == args.mem_fraction_static
+def test_it_is_sglangs_own_choice(gib: float, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert static_fraction(gib * 1024, ranks) == CHOSEN[release()](gib * 1024, ranks, monkeypatch)

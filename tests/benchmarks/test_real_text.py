@@ -26,6 +26,7 @@ from benchmarks.real.texts import CALIBRATION, HELD_OUT, Text, chosen, compose, 
 from benchmarks.real_text import kv_heads, main
 from hetero_sglang.calibration.samples import MODULES, TOPICS
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang.version import release
 
 VOCABULARY = 50
 
@@ -129,8 +130,14 @@ class Request:
 
     output_ids: list[int] = field(default_factory=list)
     full_untruncated_fill_ids: list[int] = field(default_factory=lambda: [0] * 8)
-    extend_range: Extent | None = Extent(8)
     retraction_count: int = 0
+
+    def __post_init__(self) -> None:
+        self.extend_to(8)
+
+    def extend_to(self, end: int) -> None:
+        """As the versions of SGLang say it."""
+        self.extend_range, self.extend_end = Extent(end), end
 
 
 def serve(
@@ -147,10 +154,10 @@ def serve(
     params = {"forced": forced, "record": str(tmp_path / "record.npy"), "__req__": request, **more}
     call = pickle.loads(bytes.fromhex(json.loads(processor())["callable"]))
     for end in range(1, chunks + 1):
-        request.extend_range = Extent(end)
+        request.extend_to(end)
         free = call()(logits[:1].clone(), [params])
         assert torch.equal(free, logits[:1])
-    request.extend_range = Extent(8)
+    request.extend_to(8)
     steps = len(forced) + lag  # with overlap, one more than there are tokens
     at = 0
     while at < steps:
@@ -207,12 +214,17 @@ def test_sglang_has_what_the_processor_looks_at() -> None:
     from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
     from sglang.srt.sampling.sampling_params import SamplingParams
 
-    request = Req("r", "", array("q", range(8)), SamplingParams(custom_params={"forced": [1]}))
-    assert request.sampling_params.custom_params["__req__"] is request
+    asked = SamplingParams(custom_params={"forced": [1]})
+    request = Req("r", "", array("q", range(8)), asked, custom_logit_processor=processor())
+    assert request.sampling_params.custom_params["__req__"].rid == "r"  # itself, or a proxy
     assert (request.retraction_count, list(request.output_ids)) == (0, [])
-    request._refresh_fill_ids()
+    request.init_next_round_input()
+    assert not _ends_within_prompt(request)
     for end, within in ((5, True), (8, False)):
-        request.set_extend_range(0, end)
+        if release() == "0.5.17":
+            request.set_extend_range(0, end)
+        else:
+            request.extend_end = end
         assert _ends_within_prompt(request) == within
     assert isinstance(CustomLogitProcessor.from_str(processor()), Forced)
 

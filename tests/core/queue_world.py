@@ -1,7 +1,8 @@
 """SGLang's own admission code over a small world: real passes over the queue and our hooks, without model or tokens.
 
 `World` is one rank's scheduler. `Scheduler._get_new_batch_prefill_raw` and `PrefillAdder` are SGLang's, hooked as a
-server hooks them; batches, the radix tree (which here takes no slots) and the token allocator are stand-ins that count.
+server hooks them; batches, the radix tree (which here takes no slots) and the token allocator are stand-ins that count,
+with what any of the tested versions reads of them.
 """
 
 from __future__ import annotations
@@ -34,10 +35,26 @@ SHAPE = Shape(4, 4, 2)
 CLIP = schedule_policy.CLIP_MAX_NEW_TOKENS
 
 
+class Held:
+    """What a request holds, as its `kv` says it from SGLang 0.5.23 on."""
+
+    holds_mamba, mamba_pool_idx, mamba_cow_src_index, kv_committed_len = False, None, None, 0
+
+    def __init__(self) -> None:
+        self.req_pool_idx: int | None = None
+
+    @property
+    def holds_kv(self) -> bool:
+        return self.req_pool_idx is not None
+
+
 class Req:
     """What admission reads of SGLang's Req."""
 
-    finished_reason = extra_key = None
+    finished_reason = extra_key = cache_salt = beam_group = token_indices_to_pool = cache_request_handle = None
+    swa_host_hit_length = mamba_host_hit_length = auxiliary_swa_host_hit_length = storage_hit_length = 0
+    host_loaded_length = storage_hit_start = 0
+    host_hit_is_storage = False
 
     def __init__(self, number: int, prompt: int | list[int], max_new: int, priority: int) -> None:
         """`prompt`: its tokens, or how many it has that no other request has."""
@@ -46,9 +63,8 @@ class Req:
         self.output_ids: list[int] = []
         self.sampling_params = SimpleNamespace(max_new_tokens=max_new, ignore_eos=False)
         self.time_stats = SimpleNamespace(wait_queue_entry_time=number)
-        self.req_pool_idx: int | None = None
+        self.kv = Held()
         self.to_finish = self.last_node = self.mamba_pool_idx = self.mamba_cow_src_index = self.lora_id = None
-        self.prefix_indices = torch.empty(0, dtype=torch.int64)
         self.host_hit_length = self.inflight_middle_chunks = self.kv_committed_len = 0
         self.retracted_stain = self.done = False
         self.held = self.cached = 0  # token slots, and the radix tree's before them
@@ -59,13 +75,40 @@ class Req:
         if tree is not None and self.req_pool_idx is None:
             most = lifecycle.leave_observed_queries(len(ids) - 1, self, len(ids))
             self.cached = tree.common(ids, most)
-        self.prefix_indices = torch.arange(self.cached + self.held)  # `held` of a prompt that comes in chunks
+
+    @property
+    def req_pool_idx(self) -> int | None:
+        return self.kv.req_pool_idx
+
+    @req_pool_idx.setter
+    def req_pool_idx(self, slot: int | None) -> None:
+        self.kv.req_pool_idx = slot
+
+    @property
+    def prefix_len(self) -> int:
+        return self.cached + self.held  # `held` of a prompt that comes in chunks
+
+    @property
+    def prefix_indices(self) -> torch.Tensor:
+        return torch.arange(self.prefix_len)
+
+    @property
+    def extend_len(self) -> int:
+        return self.extend_end - self.prefix_len
 
     def effective_kv_committed_len(self) -> int:
         return len(self.origin_input_ids) + len(self.output_ids) - 1
 
+    owned_kv_len = effective_kv_committed_len
+
     def set_extend_range(self, start: int, end: int) -> None:
-        self.extend_range = SimpleNamespace(start=start, end=end, length=end - start)
+        self.extend_range, self.extend_end = SimpleNamespace(start=start, end=end, length=end - start), end
+
+    def materialized_host_hit_len(self) -> int:
+        return 0
+
+    def fulfilled_storage_hit_len(self, prefix: int) -> int:
+        return 0
 
     def needs_host_load_back(self) -> bool:
         return False
@@ -77,7 +120,7 @@ class Req:
 class Tree:
     """The tokens of the latest requests that have ended, in slots of nobody."""
 
-    disable = False
+    disable, buffer_pipeline, storage_prefetch_retries = False, None, None
 
     def __init__(self) -> None:
         self.known: deque[np.ndarray] = deque(maxlen=8)
@@ -93,7 +136,8 @@ class Tree:
 
     def match_prefix(self, params: Any) -> Any:
         key = params.key
-        return SimpleNamespace(device_indices=torch.empty(self.common(key.token_ids, key.limit)))
+        found = self.common(key.token_ids, key.limit)
+        return SimpleNamespace(device_indices=torch.empty(found), device_prefix_len=found)
 
     def evictable_size(self) -> int:
         return 0
@@ -107,6 +151,37 @@ class Tree:
     def inc_lock_ref(self, node: Any) -> None: ...
 
     def dec_lock_ref(self, node: Any) -> None: ...
+
+    def lock(self, node: Any) -> None: ...
+
+    def unlock(self, lock: Any) -> None: ...
+
+    def supports_prefix_sharing(self) -> bool:
+        return True
+
+    def finish_storage_prefetch_admission(self, handle: Any, **counts: Any) -> None: ...
+
+    def discard_storage_prefetch_accounting(self, handle: Any) -> None: ...
+
+
+class Allocator:
+    """So many token slots, none of them in particular."""
+
+    page_size = 1
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def available_size(self) -> int:
+        return self.world.available
+
+    def create_prefill_budget(self, tree: Tree, *, num_mixed_decode_tokens: int) -> Any:
+        from sglang.srt.mem_cache.prefill_budget import PrefillBudget
+
+        return PrefillBudget(self, tree, num_mixed_decode_tokens=num_mixed_decode_tokens)
+
+    def request_slot_reserve(self, **of: Any) -> int:
+        return 0
 
 
 class Batch:
@@ -126,14 +201,14 @@ class Batch:
         keep = range(len(self.reqs)) if keep_indices is None else keep_indices
         self.reqs = [self.reqs[i] for i in keep if not self.reqs[i].done]
 
-    def release_req(self, index: int, remaining: int, server_args: Any) -> None:
+    def release_req(self, index: int, remaining: int, *server_args: Any) -> None:
         self.world.release(self.reqs[index])
 
     def prepare_for_extend(self) -> None:
         for req in self.reqs:
             if req.req_pool_idx is None:
                 req.req_pool_idx = self.world.free_requests.pop(0)
-            self.world.take(req, req.extend_range.length)
+            self.world.take(req, req.extend_len)
         lifecycle.request_slots_given([r.req_pool_idx for r in self.reqs], None, self.reqs)
 
 
@@ -151,8 +226,12 @@ class World:
 
     is_hybrid_swa = enable_hierarchical_cache = is_mixed_chunk = enable_lora = enable_dynamic_chunking = False
     enable_hicache_storage = enable_overlap = enable_priority_scheduling = _engine_paused = False
-    min_free_slots_delayer = dllm_config = truncation_align_size = spec_algorithm = model_config = None
+    enable_lmcache = enable_unified_cache_external_linker = False
+    hisparse_coordinator = dynamic_chunk_sizer = min_free_slots_delayer = dllm_config = truncation_align_size = (
+        spec_algorithm
+    ) = model_config = None
     page_size, max_prefill_tokens, max_prefill_bs, priority_scheduling_preemption_threshold = 1, 100_000, 0, 0
+    processed_tokens_counter = 0
     disaggregation_mode = DisaggregationMode.NULL
     _get_new_batch_prefill_raw = Scheduler._get_new_batch_prefill_raw
 
@@ -166,13 +245,14 @@ class World:
         self.chunked_req: Req | None = None
         self.running_batch = Batch(self, [])
         self.last_batch: Batch | None = None
+        self.schedule_low_priority_values_first = False
         self.server_args = SimpleNamespace(schedule_low_priority_values_first=False)
         self.grammar_manager = SimpleNamespace(has_waiting_grammars=lambda: False)
         self.new_token_ratio_tracker = SimpleNamespace(current=0.4)
-        self.policy = SimpleNamespace(calc_priority=self._sort)
-        self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False))
+        self.policy = SimpleNamespace(calc_priority=self._sort, shortest_prefill_chunk_limit=lambda *_: None)
+        self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False, attn_backend=None))
         self.load_inquirer = SimpleNamespace(_get_num_pending_tokens=lambda **_: 0)
-        self.token_to_kv_pool_allocator = SimpleNamespace(available_size=lambda: self.available)
+        self.token_to_kv_pool_allocator = Allocator(self)
         self.tree_cache = Tree()
         self.req_to_token_pool = SimpleNamespace(available_size=lambda: len(self.free_requests))
         self.trace: list[Any] = []  # what was decided, pass by pass
@@ -196,13 +276,16 @@ class World:
 
     # ---- what SGLang's pass calls
 
-    def get_num_allocatable_reqs(self, running: int) -> int:
-        return min(self.max_running_requests - running, len(self.free_requests))
+    def get_num_allocatable_reqs(self, running: int, beam: Any = None, num_held_rows: int = 0, **batch: Any) -> int:
+        return min(self.max_running_requests - running, len(self.free_requests) + num_held_rows)
+
+    def get_prefill_adder_class(self) -> type[PrefillAdder]:
+        return HookedAdder
 
     def _add_request_to_queue(self, req: Req) -> None:
         self.waiting_queue.append(req)
 
-    def _sort(self, queue: list[Req], running: Any) -> None:
+    def _sort(self, queue: list[Req], running: Any, **more: Any) -> None:
         if self.enable_priority_preemption:
             queue.sort(key=lambda req: -req.priority)
 
@@ -337,8 +420,8 @@ class HookedAdder(PrefillAdder):
     def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
         return admit.admit(PrefillAdder.add_one_req, self, req, *args, **kwargs)
 
-    def preempt_to_schedule(self, req: Any, server_args: Any) -> bool:
-        return admit.preempt(PrefillAdder.preempt_to_schedule, self, req, server_args)
+    def preempt_to_schedule(self, req: Any, *server_args: Any) -> bool:
+        return admit.preempt(PrefillAdder.preempt_to_schedule, self, req, *server_args)
 
 
 @pytest.fixture(scope="module")
@@ -346,9 +429,13 @@ def sglang_world() -> Iterator[None]:
     """SGLang's pass, with what it would read of a server's global settings."""
     patch = pytest.MonkeyPatch()
     for name in ("is_dsa_prefill_cp_in_seq_split", "is_prefill_context_parallel_enabled"):
-        patch.setattr(schedule_policy, name, lambda: False)
+        patch.setattr(schedule_policy, name, lambda: False, raising=False)
+    asked = SimpleNamespace(prefill_max_requests=None, schedule_low_priority_values_first=False, schedule_policy="fcfs")
+    features = SimpleNamespace(enable_encoder_swa_bounded_replay=False)
+    for module in (scheduler_module, schedule_policy):
+        patch.setattr(module, "get_schedule", lambda: asked, raising=False)
+        patch.setattr(module, "get_exec", lambda: SimpleNamespace(features=features), raising=False)
     patch.setattr(scheduler_module, "get_memory", lambda: SimpleNamespace(enable_flexkv=False))
-    patch.setattr(scheduler_module, "get_schedule", lambda: SimpleNamespace(prefill_max_requests=None))
     patch.setattr(scheduler_module, "PrefillAdder", HookedAdder)
     patch.setattr(scheduler_module, "set_time_batch", lambda *_: None)
     patch.setattr(scheduler_module, "PrefillStats", SimpleNamespace(from_adder=lambda *_, **__: None))

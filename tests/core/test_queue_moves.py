@@ -235,6 +235,8 @@ def test_a_pass_that_lets_nobody_in_leaves_the_queue_able_to_move() -> None:
 
     def fruitless(scheduler: World, running: Batch) -> tuple[None, Batch]:
         world.state.preempted = [gone]
+        if admit.scheduling.REQUEUES:
+            scheduler._add_request_to_queue(gone)
         running.batch_is_full = True
         return None, running
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from hetero_sglang.cpu import defaults
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang.interface import Configuration
+from hetero_sglang.sglang.version import installed
 
 OPEN = {
     "device": None,
@@ -142,8 +144,7 @@ def test_threads_are_shared_out_evenly_and_disjointly_while_cores_suffice(cpus: 
 
 
 def test_the_fields_exist_in_sglang() -> None:
-    from dataclasses import fields
-
     from sglang.srt.server_args import ServerArgs
 
-    assert set(OPEN) <= {field.name for field in fields(ServerArgs)}
+    configuration: Configuration = installed("configuration")
+    assert set(OPEN) <= set(configuration.names(ServerArgs))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import re
 import tempfile
 import types
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -24,18 +24,22 @@ def flags() -> str:
 
     from hetero_sglang.config.choices import CHOICES
     from hetero_sglang.sglang.args import HeteroServerArgs, one_of
+    from hetero_sglang.sglang.interface import Configuration
+    from hetero_sglang.sglang.version import installed
 
-    theirs, hints = set(ServerArgs.__dataclass_fields__), get_type_hints(HeteroServerArgs, include_extras=True)
+    configuration: Configuration = installed("configuration")
+    theirs, hints = set(configuration.names(ServerArgs)), get_type_hints(HeteroServerArgs, include_extras=True)
     lines = ["| flag | default | takes | meaning |", "|---|---|---|---|"]
-    for field in dataclasses.fields(HeteroServerArgs):
-        if field.name in theirs:
+    for name in configuration.names(HeteroServerArgs):
+        if name in theirs:
             continue
-        kind, *more = get_args(hints[field.name])
+        kind, *more = get_args(hints[name])
         (arg,) = (each for each in more if isinstance(each, Arg))
-        meaning = arg.help.removesuffix(one_of(field.name)).removesuffix(".")
-        words = CHOICES.get(field.name)
+        meaning = arg.help.removesuffix(one_of(name)).removesuffix(".")
+        words = CHOICES.get(name)
         takes = ", ".join(f"`{word}`" for word in words) if words else _kind(kind)
-        lines.append(f"| `--{field.name.replace('_', '-')}` | {_default(field.default)} | {takes} | {meaning} |")
+        default = _default(configuration.default(HeteroServerArgs, name))
+        lines.append(f"| `--{name.replace('_', '-')}` | {default} | {takes} | {meaning} |")
     return "\n".join(lines)
 
 
@@ -49,14 +53,16 @@ def _default(value: Any) -> str:
 
 
 def refused() -> str:
-    """SGLang's flags that the policies refuse."""
+    """SGLang's flags that the policies refuse, last those that one version alone has."""
     from hetero_sglang.sglang.refusals import FLAGS
+    from hetero_sglang.sglang.version import TESTED, folder
 
     lines = ["| flag | refused, because | served |", "|---|---|---|"]
-    for _, fine, reason in FLAGS:
+    of_one = [(each, f" (SGLang {v})") for v in TESTED for each in import_module(f"{folder(v)}.configuration").FLAGS]
+    for (_, fine, reason), where in [*((each, "") for each in FLAGS), *of_one]:
         flag, why = reason.split(": ", 1)
         served = ", ".join(f"`{value}`" for value in fine if value not in (None, False, [], {}))
-        lines.append(f"| `{flag}` | {why} | {served or 'unset'} |")
+        lines.append(f"| `{flag}`{where} | {why} | {served or 'unset'} |")
     return "\n".join(lines)
 
 

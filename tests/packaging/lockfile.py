@@ -1,20 +1,22 @@
-"""Reads `requirements.lock`, and writes it anew from the running environment (`make lock`)."""
+"""Reads the lock of the running SGLang, and writes it anew from the running environment (`make lock`)."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCK = ROOT / "requirements.lock"
-HEADER = """\
+FIRST = "0.5.17"  # of which .venv is
+LOCKS = {FIRST: ROOT / "requirements.lock", "0.5.23": ROOT / "requirements-0.5.23.lock"}
+LOCK = LOCKS[version("sglang")]
+HEADER = f"""\
 # Every package of the run-time, dev, plot, bench and build environments, as tested: Linux x86_64, Python 3.11.
-# Written by `make lock`; do not edit. Install: pip install -r requirements.lock
+# Written by `make lock`; do not edit. Install: pip install -r {LOCK.name}
 #                                               pip install --no-deps --no-build-isolation -e .
 """
 
@@ -28,15 +30,16 @@ def declared() -> dict[str, list[str]]:
     return groups
 
 
-def locked() -> dict[str, str]:
-    """Version by canonical name. Raises ValueError for a line that is not `name==version`."""
-    versions = {}
-    for line in LOCK.read_text().splitlines():
+def locked(lock: Path | None = None) -> dict[str, str]:
+    """Version by canonical name, of the running SGLang's lock or another. Raises ValueError for a line that is not
+    `name==version`."""
+    lock, versions = lock or LOCK, {}
+    for line in lock.read_text().splitlines():
         if not line or line.startswith("#"):
             continue
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9._!]+)", line)
         if match is None:
-            raise ValueError(f"requirements.lock holds a line that is no exact pin: {line!r}")
+            raise ValueError(f"{lock.name} holds a line that is no exact pin: {line!r}")
         versions[canonicalize_name(match[1])] = match[2]
     return versions
 

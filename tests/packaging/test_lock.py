@@ -6,9 +6,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
-from lockfile import LOCK, closure, declared, locked, render
+from lockfile import LOCK, LOCKS, closure, declared, locked, render
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from hetero_sglang.sglang.version import TESTED
 
 CORE = ("sglang", "sglang-kernel", "torch", "triton", "transformers", "flashinfer-python", "xgrammar")
 on_locked_platform = pytest.mark.skipif(
@@ -25,9 +27,20 @@ def unmet(requirement: Requirement, pins: dict[str, str]) -> str | None:
     return None if requirement.specifier.contains(version, prereleases=True) else f"{requirement}: {version}"
 
 
-def test_every_line_is_an_exact_pin_and_no_package_stands_twice() -> None:
-    pins = [line for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
-    assert len(pins) == len(locked())
+every_lock = pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+
+
+@every_lock
+def test_every_line_is_an_exact_pin_and_no_package_stands_twice(lock: Path) -> None:
+    pins = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+    assert len(pins) == len(locked(lock))
+
+
+def test_every_tested_sglang_has_a_lock_and_no_other_may_be_installed() -> None:
+    assert tuple(LOCKS) == TESTED and [locked(lock)["sglang"] for lock in LOCKS.values()] == [*TESTED]
+    (wanted,) = (each for each in map(Requirement, declared()["run-time"]) if each.name == "sglang")
+    found = [f"0.{minor}.{patch}" for minor in range(4, 7) for patch in range(40)]
+    assert tuple(each for each in found if each in wanted.specifier) == TESTED
 
 
 @pytest.mark.parametrize("line", ["torch>=2.11", "torch @ file:///x.whl", "-e .", "torch==2.11.0 --hash=sha256:0"])
@@ -39,9 +52,10 @@ def test_anything_but_an_exact_pin_is_refused(line: str, tmp_path: Path, monkeyp
         locked()
 
 
+@every_lock
 @pytest.mark.parametrize("group", declared())
-def test_every_declared_dependency_is_locked_at_a_version_it_allows(group: str) -> None:
-    pins = locked()
+def test_every_declared_dependency_is_locked_at_a_version_it_allows(group: str, lock: Path) -> None:
+    pins = locked(lock)
     assert not list(filter(None, (unmet(Requirement(text), pins) for text in declared()[group])))
 
 

@@ -27,7 +27,7 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-0.5.23.lock"):
             shutil.copy(ROOT / name, folder / name)
         self.python = folder / "fake-python"
         self.python.write_text(FAKE_PYTHON)
@@ -50,7 +50,7 @@ class Checkout:
 
     def age(self, name: str, seconds: int) -> None:
         """Moves a file's time of change by `seconds` from now."""
-        now = (self.folder / ".venv" / ".installed").stat().st_mtime
+        now = max(stamp.stat().st_mtime for stamp in self.folder.glob(".venv*/.installed"))
         os.utime(self.folder / name, (now + seconds, now + seconds))
 
 
@@ -118,6 +118,20 @@ def test_bytecode_may_be_written_even_where_the_environment_forbids_it(checkout:
     checkout.python.write_text(FAKE_PYTHON + 'echo "forbidden=[$PYTHONDONTWRITEBYTECODE]" >> "$CALLS"\n')
     _, calls = checkout.make("test", PYTHONDONTWRITEBYTECODE="1")
     assert calls[-1] == "forbidden=[]"
+
+
+def test_another_sglang_has_an_environment_and_a_lock_of_its_own(checkout: Checkout) -> None:
+    done, calls = checkout.make("test", "SGLANG=0.5.23")
+    assert done.returncode == 0, done.stderr
+    assert "-m venv .venv-0.5.23" in calls and "-m venv .venv" not in calls
+    assert installs(calls)[0].endswith("-r requirements-0.5.23.lock") and calls[-1] == FAST
+    checkout.age("requirements.lock", 60)
+    assert not installs(checkout.make("test", "SGLANG=0.5.23")[1])
+
+
+def test_an_sglang_without_a_lock_is_refused(checkout: Checkout) -> None:
+    done, calls = checkout.make("test", "SGLANG=0.5.20")
+    assert done.returncode != 0 and not installs(calls) and "requirements-0.5.20.lock" in done.stderr
 
 
 def test_the_site_is_built_in_an_environment_of_its_own(checkout: Checkout) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lockfile import ROOT
 from patch_hashes import render
 
 from hetero_sglang import cli
@@ -21,6 +22,9 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.patching import series, unified_diff
 from hetero_sglang.patching.command import installed
 from hetero_sglang.patching.tree import BACKUP, MANIFEST, State, Tree
+from hetero_sglang.sglang.version import TESTED, release
+
+RELEASE = release()  # whose source is at hand
 
 IMPORTING = """
 import os, sys
@@ -36,7 +40,7 @@ print("HERE", sglang.__file__, hasattr(TokenToKVPoolAllocator.free, "__wrapped__
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A tree with the files that the patches touch; one may not be written to, one is a link."""
-    for path, pair in series.hashes().items():
+    for path, pair in series.hashes(RELEASE).items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         if pair.before:
             shutil.copy2(installed() / path, tmp_path / path)
@@ -64,21 +68,24 @@ def patch(capsys: pytest.CaptureFixture[str], what: str, root: Path) -> tuple[in
     return code, said
 
 
-def test_the_hashes_are_those_of_the_patches() -> None:
-    assert (series.folder() / series.HASHES).read_text() == render(), "run `python tests/packaging/patch_hashes.py`"
+@pytest.mark.parametrize("version", TESTED)
+def test_the_hashes_are_those_of_the_patches(version: str) -> None:
+    known = (series.folder(version) / series.HASHES).read_text()
+    assert known == render(version), "run `python tests/packaging/patch_hashes.py`"
 
 
-def test_a_patch_begins_with_its_reason_in_two_lines() -> None:
-    for path in series.folder().glob("*.patch"):
+@pytest.mark.parametrize("version", TESTED)
+def test_a_patch_begins_with_its_reason_in_two_lines(version: str) -> None:
+    for path in series.folder(version).glob("*.patch"):
         first, second, third, *_ = path.read_text().split("\n")
         assert first and second.endswith(".") and not third, path.name
 
 
 def test_reverted_files_are_what_they_were(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(root)
-    assert patch(capsys, "check", root) == (0, f"{root} is SGLang 0.5.17, as released.\n")
+    assert patch(capsys, "check", root) == (0, f"{root} is SGLang {RELEASE}, as released.\n")
     assert patch(capsys, "apply", root)[0] == 0
-    for path, content in series.patched(installed()).items():
+    for path, content in series.patched(installed(), RELEASE).items():
         assert (root / path).read_bytes() == content
     assert (root / "sglang/srt/server_args.py").stat().st_mode == before["sglang/srt/server_args.py"][1]
     assert "patched, with backups" in patch(capsys, "check", root)[1]
@@ -91,7 +98,7 @@ def patched(root: Path) -> None:
 
 
 def unkept(root: Path) -> None:
-    for path, content in series.patched(installed()).items():
+    for path, content in series.patched(installed(), RELEASE).items():
         (root / path).unlink(missing_ok=True)
         (root / path).write_bytes(content)
 
@@ -116,7 +123,7 @@ def in_the_way(root: Path) -> None:
 
 def half(root: Path) -> None:
     path = "sglang/srt/managers/scheduler.py"
-    (root / path).write_bytes(series.patched(installed())[path])
+    (root / path).write_bytes(series.patched(installed(), RELEASE)[path])
 
 
 def without_a_backup(root: Path) -> None:
@@ -139,7 +146,7 @@ def empty(root: Path) -> None:
         (patched, "apply", "patched already; `hetero-sglang patch revert`"),
         (unkept, "apply", "patched already, without backups"),
         (unkept, "revert", "patched already, without backups"),
-        (edited, "check", "1 files .*scheduler.py.*install SGLang 0.5.17 anew and"),
+        (edited, "check", "1 files .*scheduler.py.*install SGLang [0-9.]+ anew and"),
         (edited, "apply", "1 files .*scheduler.py"),
         (missing, "apply", "1 files .*scheduler.py"),
         (in_the_way, "apply", "1 files .*hetero.py"),
@@ -199,7 +206,7 @@ def test_whatever_interrupts_it_revert_mends_it(what: str, root: Path, monkeypat
                 break
             except Ended:
                 pass
-        for path, pair in series.hashes().items():  # no file is half written
+        for path, pair in series.hashes(RELEASE).items():  # no file is half written
             if (root / path).exists():
                 assert series.digest((root / path).read_bytes()) in pair
         state, others = tree.state()
@@ -263,6 +270,21 @@ def test_without_hetero_sglang_patched_source_can_be_imported(tmp_path: Path) ->
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("HERE")] or [done.stderr]
     assert line == f"HERE {tmp_path}/sglang/__init__.py False ServerArgs"
+
+
+FIRST = ("sglang.srt.server_args", "hetero_sglang.sglang.args", "hetero_sglang.sglang.asked")
+
+
+@pytest.mark.slow
+def test_whatever_is_imported_first_patched_source_has_our_arguments(tmp_path: Path) -> None:
+    shutil.copytree(installed() / "sglang", tmp_path / "sglang", symlinks=True)
+    Tree(tmp_path).apply()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "SGLANG_USE_CPU_ENGINE": "1"}
+    for first in FIRST:
+        code = f"import {first}, {', '.join(FIRST)}; print(sglang.srt.server_args.ServerArgs.__module__)"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.stdout.split()[-1:] == ["hetero_sglang.sglang.args"], done.stderr
 
 
 LINES = st.lists(st.sampled_from(["a\n", "b\n", "\n", "-c\n", "--- d\n", "+\x0ce\n"]), max_size=20)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from profile_builders import profile_of
+from settled_args import settled_args
 from tiny_models import write_checkpoint
 
 from hetero_sglang.calibration.checkpoint import check_profile
@@ -21,7 +22,6 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile import made_profiles
 from hetero_sglang.profile.files import PROFILE_NAME, load_profile, save_profile
 from hetero_sglang.sglang import own_profile
-from hetero_sglang.sglang.args import HeteroServerArgs
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def whole(tmp_path: Path) -> str:
 
 
 def test_a_checkpoint_never_seen_is_calibrated_once_and_then_served_by_the_same(model, monkeypatch):
-    made = HeteroServerArgs(model_path=str(model), kv_policy="heterocache")
+    made = settled_args(model_path=str(model), kv_policy="heterocache")
     path = Path(made.hetero_profile)
     assert path == made_profiles.place(model) and made_profiles.made() == [path]
     check_profile(load_profile(path), str(path), model)
     assert load_profile(path).index is not None
     monkeypatch.setattr(own_profile, "command", lambda *given: pytest.fail("once"))
-    assert HeteroServerArgs(model_path=str(model), kv_policy="heterocache").hetero_profile == str(path)
-    assert HeteroServerArgs(model_path=str(model), kv_policy="snapkv").hetero_profile == "auto"
+    assert settled_args(model_path=str(model), kv_policy="heterocache").hetero_profile == str(path)
+    assert settled_args(model_path=str(model), kv_policy="snapkv").hetero_profile == "auto"
 
 
 def test_what_is_given_or_found_goes_before_what_was_made(model, tmp_path, whole, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from servers import ALIKE, RATIO, Servers
+from settled_args import settled_args
 from test_conservation import check_empty_handed, settled
 
 from benchmarks.launch import RECALL, Server
@@ -17,7 +18,6 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Refresh
 from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.profile.files import load_profile
-from hetero_sglang.sglang.args import HeteroServerArgs
 from hetero_sglang.sglang.asked import decide_for
 
 HEADS, DIM, ITEM = 8 * 4, 64, 2  # of the recall model: KV heads of all layers, their width, bytes of a number
@@ -185,6 +185,6 @@ def test_heterocache_decides_roles_reassigns_and_waits(server: Server, prompts: 
 )
 def test_what_a_policy_cannot_do_is_refused_in_one_sentence(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(HeteroError, match=words) as refusal:
-        HeteroServerArgs(model_path=str(RECALL), **flags)
+        settled_args(model_path=str(RECALL), **flags)
     said = str(refusal.value)
     assert "\n" not in said and said.endswith(".") and ". " not in said

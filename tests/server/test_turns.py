@@ -11,6 +11,7 @@ from servers import Servers
 from benchmarks.launch import Server
 from benchmarks.recall import Language
 from benchmarks.recall.scoring import score
+from hetero_sglang.sglang.version import release
 
 READ = ("prefix_rows_read", "prefix_rows_copied")
 
@@ -150,3 +151,19 @@ def test_samples_of_a_prompt_go_on_from_one_set(server: Server, language: Langua
         assert right.right == right.total
     shared, *read = grown(server, before, "shared_requests", *READ)
     assert shared >= 2 and sum(read) == 0, "whoever came first has not decoded when the others come"
+
+
+@pytest.mark.parametrize("name", ["extra_key", *(["cache_salt"] if release() != "0.5.17" else [])])
+@pytest.mark.server("short-whole")
+def test_what_tells_prefixes_apart_tells_working_sets_apart(server: Server, language: Language, name: str) -> None:
+    server.flush()
+    document = language.document(12, 600, 6)
+    first, second = (language.ask(document, seed, 2) for seed in (1, 2))
+    reply = server.generate(document.ids + first.ids, first.max_answer_tokens, {name: "a"})
+    ids, before = document.ids + first.ids + reply["output_ids"] + second.ids, server.stats()
+    for key, resumed in (("b", 0), ("a", 1)):
+        reply = server.generate(ids, second.max_answer_tokens, {name: key})
+        right = score(language.decode(reply["output_ids"]), document, second.names)
+        assert right.right == right.total
+        assert (reply["meta_info"]["cached_tokens"] > 0) == reply["meta_info"]["hetero"]["resumed"] == bool(resumed)
+        assert grown(server, before, "resumed_requests") == [resumed]
