@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.copies import once
+from benchmarks.counts import counts
 from benchmarks.kernels import captured
 from hetero_sglang.cache.host_layout import BLOCK
 from hetero_sglang.cache.hot_pool import HotPool
@@ -54,6 +55,7 @@ class Layers:
         self.step = StepTables(
             torch.full((batch,), tokens, **ints), torch.full((batch, LAYERS * HEADS), cap, **ints),
             opening.transpose(0, 1).flatten(1).contiguous(), lists, torch.zeros(1, **ints),
+            **counts(batch, LAYERS * HEADS, device),
         )  # fmt: skip
         self._hold(places, tokens, run)
         slots = min(batch * tokens, host.shape[0] * BLOCK)

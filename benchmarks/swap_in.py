@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import lazy_layers
 from benchmarks.copies import once, seconds
+from benchmarks.counts import counts
 from benchmarks.kernels import captured
 from benchmarks.run import Run, add_options
 from hetero_sglang.cache.host_layout import BLOCK
@@ -109,7 +110,10 @@ def _swaps(
     ints = dict(dtype=torch.int32, device=device)
     lists = torch.arange(pages, **ints)
     opening = torch.arange(0, pages, pages // units, **ints).view(requests, HEADS)
-    step = StepTables(torch.full((requests,), tokens, **ints), torch.zeros_like(opening), opening, lists, lists[:1])
+    step = StepTables(
+        torch.full((requests,), tokens, **ints), torch.zeros_like(opening), opening, lists, lists[:1],
+        **counts(requests, HEADS, device),
+    )  # fmt: skip
     nothing = torch.empty(0, device=device)
     every = torch.arange(HEADS, **ints)
     layer = LayerIndex(every, every, nothing, nothing, nothing, nothing, nothing, ((16, 1),), 0, run=length)

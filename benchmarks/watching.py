@@ -22,19 +22,11 @@ from urllib.parse import urlsplit
 from benchmarks import shapes
 from benchmarks.alternation import up
 from benchmarks.cases import spread, stream
-from benchmarks.dummy import (
-    RUNS_SHARES,
-    TURNS,
-    WEIGHTS,
-    changed_rows,
-    dummy_server,
-    index_profile,
-    random_prompt,
-    rows_at_once,
-)
+from benchmarks.dummy import changed_rows, dummy_server, index_profile, random_prompt, rows_at_once
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import gaps
+from hetero_sglang.sizing.typical import RUNS_SHARES, TURNS, WEIGHTS
 
 WITHOUT, WITH, WATCHED = "without metrics", "with metrics", "watched"
 

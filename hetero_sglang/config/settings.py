@@ -168,7 +168,7 @@ def resolve(
     return settings
 
 
-def profile_share(profile: HeadProfile, itemsize: int) -> float:
+def profile_share(profile: HeadProfile, itemsize: int = 2) -> float:
     """The key index's bytes as a fraction of all heads' K and V, of `itemsize` bytes a number."""
     assert profile.head_dim is not None
     return bytes_of_index(profile) / (2 * itemsize * profile.head_dim) / profile.num_heads
