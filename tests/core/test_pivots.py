@@ -99,7 +99,7 @@ def test_fetched_rows_are_the_right_bytes_and_every_token_is_held_once(busy_cach
     assert int(told[[1, 2], 0].sum()) == counters.fetched_rows, "each row came to one of the requests"
     assert (told[1, 0] > 0).any() and (told[2, 0] > 0).any() and int(told[:, 1].sum()) == counters.late_rows
     looks, held = counters.looks, counters.held
-    assert all(looks) and sum(looks) == sum(held.parts) == counters.drift_checks
+    assert sum(looks) == sum(held.parts) == counters.drift_checks > 0
     assert all(drifts <= made for drifts, made in zip(counters.drifts, looks, strict=True))
     lowest = sum(part * count for part, count in enumerate(held.parts)) / len(held.parts)
     assert lowest - 1e-2 * sum(looks) <= held.total <= lowest + sum(looks) / len(held.parts)
