@@ -190,7 +190,7 @@ def test_plans_lists_and_orders_without_a_card(kernel: str, monkeypatch: pytest.
 
 def test_values_of_another_size_are_refused() -> None:
     step = SimpleNamespace(layout=None, tables=SimpleNamespace(device="cpu", page_list=None), context=1, slots=None,
-                           group=1, v_dim=64)  # fmt: skip
+                           group=1, v_dim=64, dtype=torch.float16)  # fmt: skip
     layer = SimpleNamespace(hot_k=torch.empty(1, 16, 128))
     with pytest.raises(HeteroError, match="128 and 64; use --hetero-decode-kernel triton"):
         decode_kernel("flashinfer", triton, [layer])(step)

@@ -101,7 +101,7 @@ def test_a_profile_of_pivots_keeps_its_resident_heads_on_the_device(tmp_path: Pa
 @pytest.mark.parametrize("suffix", [".json", ""])
 def test_the_tables_name_their_assumptions(tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     folder = checkpoint(tmp_path / "llama")
-    arguments = ["size", str(folder), "--gpu-memory", "24", "80", "--keep-ratio", "0.25"]
+    arguments = ["size", str(folder), "--gpu-memory", "32", "80", "--keep-ratio", "0.25"]
     if suffix:
         path = tmp_path / "of-its-own.json"
         save_profile(typical_profile(read_model(str(folder)).shape), path)
@@ -110,7 +110,7 @@ def test_the_tables_name_their_assumptions(tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "16.06 GB by config.json" in out and "keep ratio: 0.25" in out and "131,072 tokens" in out
     assert ("of-its-own.json" if suffix else "a typical one") in out
-    assert "| GPU memory, GiB" in out and f"| {static_fraction(24 * 1024):g} " in out
+    assert "| GPU memory, GiB" in out and f"| {static_fraction(32 * 1024):g} " in out
 
 
 def test_weights_are_counted_from_safetensors_as_they_are_served(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is not a whole safetensors file" in refused(capsys, str(cut), "--gpu-memory", "80")
     small = refused(capsys, good, "--gpu-memory", "16")
     assert "16.1 GB" in small and "16 GiB 13.3 GB" in small
-    assert "workspaces" in refused(capsys, good, "--gpu-memory", "21")
+    assert "workspaces" in refused(capsys, good, "--gpu-memory", "21", "--mem-fraction-static", "0.825")
     assert "choose a ratio above" in refused(capsys, good, "--gpu-memory", "80", "--keep-ratio", "0.01")
     assert "cannot be divided over 3 ranks" in refused(capsys, good, "--gpu-memory", "80", "--tp", "3")
     for flag, value in [

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -38,6 +39,15 @@ def test_the_channel_has_no_name_to_connect_to(store: HostStore, connect: Connec
     mine = str(os.fstat(ours.fileno()).st_ino)
     assert mine in socket_inodes(os.getpid()) and mine not in listening()
     assert what_others_can_open(client.pid) == []
+
+
+def test_what_others_could_open_would_be_seen() -> None:
+    with tempfile.NamedTemporaryFile() as file, socket.socket(socket.AF_UNIX) as named:
+        named.bind(f"\0{file.name}")
+        named.listen()
+        found = {file.name, str(os.fstat(named.fileno()).st_ino)}
+        assert found <= set(what_others_can_open(os.getpid()))
+    assert not found & set(what_others_can_open(os.getpid()))
 
 
 ATTACK = """

@@ -260,13 +260,15 @@ time.sleep(600)
 @pytest.mark.parametrize("doing", ["busy", "stopped", "starting"])
 def test_nothing_outlives_a_killed_parent(doing: str) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, doing], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        for pid in (parent.pid, worker)[: 1 if doing == "starting" else 2]:
-            maps = Path(f"/proc/{pid}/maps").read_text()
-            assert "/memfd:hetero-host-store" in maps
-        assert what_others_can_open(parent.pid) == what_others_can_open(worker) == []
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            worker = int(parent.stdout.readline())
+            for pid in (parent.pid, worker)[: 1 if doing == "starting" else 2]:
+                maps = Path(f"/proc/{pid}/maps").read_text()
+                assert "/memfd:hetero-host-store" in maps
+            assert what_others_can_open(parent.pid) == what_others_can_open(worker) == []
+        finally:  # it sleeps on, and leaving its block waits for it
+            parent.kill()
     assert wait_for(lambda: ended(worker))
 
 

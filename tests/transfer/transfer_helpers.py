@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -175,8 +176,10 @@ def listening() -> set[str]:
 def what_others_can_open(pid: int) -> list[str]:
     """Sockets with names, shared memory and temporary files of a process: what could outlive it, too."""
     places = ("/dev/shm", tempfile.gettempdir())
+    installed = f"{os.path.realpath(sysconfig.get_path('platlib'))}/"  # an environment may lie in a temporary folder
     maps = [line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
-    files = [name for name in _open_files(pid) + maps if name.startswith(places) and not name.endswith("(deleted)")]
+    named = [name for name in _open_files(pid) + maps if not name.endswith("(deleted)")]
+    files = [name for name in named if name.startswith(places) and not name.startswith(installed)]
     return files + sorted(socket_inodes(pid) & listening())
 
 
