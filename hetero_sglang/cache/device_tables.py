@@ -78,6 +78,11 @@ class DeviceTables:
         if self.came.is_cuda:
             self.told[slot].copy_(self.came[slot], non_blocking=True)
 
+    def counted(self, ws: WorkingSet) -> torch.Tensor:
+        """`told` of a set's request, [2, Hc]; nothing until it is put: what is there may be another's."""
+        mine = self.told[ws.slot]
+        return mine if self._counts.get(ws.slot) == ws.tally.number else torch.zeros_like(mine)
+
     def _is_listed(self, ws: WorkingSet) -> bool:
         listed = self._lists.get(ws)
         return listed is not None and (listed.count, listed.moved) == (ws.count, ws.moved)

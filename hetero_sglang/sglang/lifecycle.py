@@ -83,7 +83,7 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
         if state.replies and req.finished():
             ws, account = state.cache.requests[slot], state.cache.admission.accounts[slot]
             length = len(req.origin_input_ids) + len(req.output_ids) - 1  # the last is said, and has no row yet
-            state.replies.tell(req, ws, account, state.came(slot), min(length, requests.committed(req)))
+            state.replies.tell(req, ws, account, state.came(ws), min(length, requests.committed(req)))
         done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT)
         if done and state.settings.append and state.cache.requests[slot].length:  # a next turn may come
             tokens = (req.origin_input_ids + req.output_ids)[: requests.kept(req)]

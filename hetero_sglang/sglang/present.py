@@ -1,7 +1,7 @@
 """What runs at this moment, for whoever watches: made when it is asked for, of what the host knows."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -35,24 +35,24 @@ def present(state: "Runtime") -> dict[str, Any]:
                 "number": ws.tally.number,
                 "tokens": ws.length,
                 "prompt": ws.prompt,
-                **facts(ws, state.cache.admission.accounts[slot], state.came(slot), ws.length),
+                **facts(ws, state.cache.admission.accounts[slot], state.came(ws), ws.length),
             }
             for slot, ws in numbered[:MOST]
         ],
         "head_shares": head_shares(state, held.sum(0), int(lengths.sum())) if lengths.any() else None,
-        "head_fetches": head_fetches(state, dict(numbered)),
+        "head_fetches": head_fetches(state, [ws for _, ws in numbered]),
         "tiers": {name: asdict(tier) for name, tier in now.tiers.items()},
         "hot_page_states": now.hot_pages,
     }
 
 
-def head_fetches(state: "Runtime", live: Mapping[int, WorkingSet]) -> list[list[float]] | None:
-    """By layer and KV head of this rank, the rows that came for each token that `live` requests, by slot, have
+def head_fetches(state: "Runtime", live: Sequence[WorkingSet]) -> list[list[float]] | None:
+    """By layer and KV head of this rank, the rows that came for each token that `live` requests have
     generated or appended; None where they have none yet."""
-    tokens = sum(max(0, ws.length - ws.prompt) + ws.tally.appended_tokens for ws in live.values())
+    tokens = sum(max(0, ws.length - ws.prompt) + ws.tally.appended_tokens for ws in live)
     if not tokens:
         return None
-    came = sum(state.came(slot)[0].numpy().astype(np.int64) for slot in live)  # [Hc]
+    came = sum(state.came(ws)[0].numpy().astype(np.int64) for ws in live)  # [Hc]
     layers = state.settings.layout.layers
     fetches = np.zeros((len(layers), len(layers[0].resident) + len(layers[0].compressed)))
     for index, layer in enumerate(layers):

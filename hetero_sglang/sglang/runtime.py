@@ -18,6 +18,7 @@ from hetero_sglang.cache.parking import Parked
 from hetero_sglang.cache.resident_store import ResidentStore
 from hetero_sglang.cache.sizes import Shape, table
 from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
@@ -93,10 +94,10 @@ class Runtime:
         """Tensor-parallel ranks."""
         return len(self.settings.ranks)
 
-    def came(self, slot: int) -> torch.Tensor:
-        """Of the request in this slot, as far as the host knows: [2, Hc], rows that came to its heads, and late."""
+    def came(self, ws: WorkingSet) -> torch.Tensor:
+        """Of a live request, as far as the host knows: [2, Hc], rows that came to its heads, and late ones."""
         assert self.engine is not None, "a request runs"
-        return self.engine.tables.told[slot]
+        return self.engine.tables.counted(ws)
 
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
         """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.

@@ -44,7 +44,9 @@ def test_what_came_is_counted_anew_for_every_request() -> None:
     tables.came[3] += 5
     tables.put([cache.start(4, cache.admission.grant(30, 4)), ws])
     assert (tables.told[3] == 5).all() and (tables.told[4] == 0).all()
+    assert tables.counted(ws).sum() > 0
     ws.tally = Tally(ws.tally.number + 7, resumed=True)
+    assert (tables.counted(ws) == 0).all(), "what is there is another's"
     tables.put([ws])
     assert (tables.told[3] == 0).all()
 
