@@ -71,12 +71,8 @@ class DeviceTables:
         for ws in sets:
             self._counts[ws.slot] = ws.tally.number
             self.came[ws.slot].zero_()
-            self.tell(ws.slot)
-
-    def tell(self, slot: int) -> None:
-        """The host knows what came, once the stream is here."""
-        if self.came.is_cuda:
-            self.told[slot].copy_(self.came[slot], non_blocking=True)
+            if self.came.is_cuda:
+                self.told[ws.slot].copy_(self.came[ws.slot], non_blocking=True)
 
     def counted(self, ws: WorkingSet) -> torch.Tensor:
         """`told` of a set's request, [2, Hc]; nothing until it is put: what is there may be another's."""

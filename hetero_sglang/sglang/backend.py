@@ -27,7 +27,7 @@ class HeteroAttnBackend(AttentionBackend):
         self.cache = self.token_to_kv_pool.cache
         table = self.req_to_token_pool.req_to_token  # [requests, context]
         heads = model_runner.model_config.num_attention_heads // runtime().size
-        self.units = units_of(model_runner.model)
+        self.units = units_of(model_runner.model, self.cache.hot.k.dtype)
         if self.cache.index is not None:
             self.cache.index.measure([k for k, _ in self.units])
         self.engine = Engine(self.cache, table.shape[0], table.shape[1], heads, dtype=model_runner.dtype)
@@ -120,11 +120,12 @@ class HeteroAttnBackend(AttentionBackend):
         return self.device != "cpu"
 
 
-def units_of(model: torch.nn.Module) -> list[tuple[float, float]]:
+def units_of(model: torch.nn.Module, stored: torch.dtype) -> list[tuple[float, float]]:
     """By layer, what a key and a value are divided by before they are kept, which a checkpoint may say for stores of 8
     bits (BaseKVCacheMethod): elsewhere 1."""
     layers = sorted((m for m in model.modules() if isinstance(m, RadixAttention)), key=lambda layer: layer.layer_id)
-    return [(layer.k_scale_float or 1.0, layer.v_scale_float or 1.0) for layer in layers]
+    said = [(layer.k_scale_float or 1.0, layer.v_scale_float or 1.0) for layer in layers]
+    return said if stored.itemsize == 1 else [(1.0, 1.0)] * len(said)
 
 
 def build_backend(

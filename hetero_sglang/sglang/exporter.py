@@ -64,10 +64,11 @@ class Exporter:
     def _share(self, name: str, value: Shares) -> None:
         """Counted elsewhere, so a histogram takes them in as its own counts are."""
         family = self._families[name].labels(**self.labels)
-        counters = dict(zip(map(str, range(len(value.parts))), family._buckets, strict=False))
-        for which, number in (*zip(counters, value.parts, strict=True), ("sum", value.total)):
-            counters.get(which, family._sum).inc(number - self._counted.get((name, which), 0))
-            self._counted[name, which] = number
+        counters = *family._buckets[: len(value.parts)], family._sum
+        for which, (counter, number) in enumerate(zip(counters, (*value.parts, value.total), strict=True)):
+            key = name, str(which)
+            counter.inc(number - self._counted.get(key, 0))
+            self._counted[key] = number
 
 
 def start(scheduler: Any) -> None:

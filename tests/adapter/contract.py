@@ -43,6 +43,7 @@ OTHERS = (
             "forward_decode", "support_triton",
         )
     ),
+    "sglang.srt.layers.radix_attention.RadixAttention.__init__",
     f"{MANAGERS}.scheduler.Scheduler._add_request_to_queue",
     f"{MANAGERS}.scheduler.Scheduler.is_fully_idle",
     f"{MANAGERS}.schedule_batch.Req.init_next_round_input",
