@@ -33,8 +33,6 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("pp_size", (1,), "--pp-size: not tested with per-head tiers"),
     ("dcp_size", (1,), "--dcp-size: not tested with per-head tiers"),
     ("attn_cp_size", (1,), "--attn-cp-size: not tested with per-head tiers"),
-    ("enable_lora", (None, False), "--enable-lora: not tested with per-head tiers"),
-    ("lora_paths", (None, [], {}), "--lora-paths: not tested with per-head tiers"),
     ("enable_mixed_chunk", (False,), "--enable-mixed-chunk: decode rows inside a prefill batch are not planned"),
     ("enable_two_batch_overlap", (False,), "--enable-two-batch-overlap: one plan serves one batch"),
     ("enable_pdmux", (False,), "--enable-pdmux: one plan serves one batch"),
