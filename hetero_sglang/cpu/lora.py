@@ -1,5 +1,6 @@
-"""LoRA adapters on the CPU. Of SGLang 0.5.17's LoRA backends only torch_native needs no GPU, and it too pins its tensors
-(srt/lora/layers.py:124, srt/lora/backend/torch_backend.py:225), which needs a driver; under these hooks it does not."""
+"""LoRA adapters on the CPU. Of SGLang 0.5.17's LoRA backends only torch_native needs no GPU, and it too pins its
+tensors, which needs a driver (srt/lora/layers.py:124, srt/lora/backend/torch_backend.py:225); under these hooks it does
+not."""
 
 from collections.abc import Callable
 from typing import Any

@@ -53,6 +53,14 @@ class HeteroServerArgs(ServerArgs):
             "at the first start and kept."
         ),
     ] = "auto"
+    hetero_lora_profile: A[
+        list[str] | None,
+        Arg(
+            "Head profiles of adapters that are in --lora-paths, which say how many rows their requests keep of each "
+            "head, NAME=FILE ...; all else, and adapters that are not named, go by the model's.",
+            nargs="+",
+        ),
+    ] = None
     hetero_keep_ratio: A[
         float,
         Arg(
@@ -146,7 +154,7 @@ class HeteroServerArgs(ServerArgs):
         if self.kv_policy == "full":
             super().__post_init__()
             return
-        from hetero_sglang.sglang import asked, own_profile, refusals
+        from hetero_sglang.sglang import adapters, asked, own_profile, refusals
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
@@ -156,6 +164,7 @@ class HeteroServerArgs(ServerArgs):
             self.hetero_profile = str(own_profile.profile_of(self))
         refusals.check_policy(self)
         super().__post_init__()
+        adapters.check_names(self)
         if placeholder:
             return
         refusals.check_memory(self, refusals.check_model(self), tokens)

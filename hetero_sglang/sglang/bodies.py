@@ -62,6 +62,8 @@ def check_shape(obj: Any, labels: set[str] | None) -> None:
 
     `labels`: names that the metrics have; None: there are no metrics."""
     batch = prompts(obj)
+    if getattr(obj, "lora_id", None) is not None:  # the server's own, by which it counts who uses an adapter
+        raise HeteroError(f"lora_id {shown(obj.lora_id)} cannot be served: name the adapter in lora_path.")
     for name in LISTED:
         value = getattr(obj, name, None)
         if batch is not None and isinstance(value, list) and len(value) < batch:

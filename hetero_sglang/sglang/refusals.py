@@ -63,6 +63,7 @@ DRIFT, STEP, LAZY = Refresh.DRIFT, Refresh.STEP, Refresh.LAZY
 # field of ours, whether a policy reads it, and why one that does not has no use for it
 OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
+    ("hetero_lora_profile", lambda policy: policy.roles or policy.refresh is LAZY, "its heads are alike"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh in (DRIFT, STEP), "it fetches nothing, or always"),
     ("hetero_monitor_interval", lambda policy: policy.refresh in (DRIFT, STEP), "it chooses once, or in every step"),
