@@ -20,7 +20,8 @@ OF_NONE = "/"  # ends the radix key of a request without adapter: no adapter's i
 def profile_files(args: Any) -> dict[str, str]:
     """Head profiles by adapter, as the flag names them. Raises HeteroError for what is no NAME=FILE, or named twice."""
     found: dict[str, str] = {}
-    for given in args.hetero_lora_profile or ():
+    flag = args.hetero_lora_profile or []
+    for given in [flag] if isinstance(flag, str) else flag:
         name, _, file = given.partition("=")
         if not name or not file or name in found:
             wrong = "names an adapter again" if name and file else "is not NAME=FILE"
@@ -31,11 +32,22 @@ def profile_files(args: Any) -> dict[str, str]:
 
 def check_names(args: Any) -> None:
     """Raises HeteroError for a profile of an adapter that the server does not start with."""
-    known = [each.lora_name for each in args.lora_paths or ()] if args.enable_lora else []
+    known = [] if args.enable_lora is False else names(args.lora_paths or ())
     for name in profile_files(args):
         if name not in known:
             named = f"these are {', '.join(known)}" if known else "there are none"
             raise HeteroError(f"{FLAG} {name}: no adapter of that name is in --lora-paths ({named}); name one of them.")
+
+
+def names(lora_paths: Any) -> list[str]:
+    """Adapters by name, in any form that `--lora-paths` has until SGLang settles on one."""
+    found = []
+    for each in lora_paths:  # of a dictionary, its keys
+        if isinstance(each, str):
+            found.append(each.partition("=")[0])
+        else:
+            found.append(each["lora_name"] if isinstance(each, dict) else each.lora_name)
+    return found
 
 
 def adapter_profiles(args: Any, policy: Policy, model: HeadProfile, shape: Shape) -> list[HeadProfile]:

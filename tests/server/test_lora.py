@@ -71,10 +71,9 @@ def test_where_every_row_is_kept_adapters_say_what_plain_sglang_s_do(
     server: Server, servers: Servers, language: Language
 ) -> None:
     plain = servers.get("plain-lora")
-    for seed, length in ((1, 150), (2, 700), (3, 2500)):
-        ids = prompt(language, seed, length)
-        ours, theirs = ([say(each, ids, adapter)[0] for adapter in EVERY] for each in (server, plain))
-        assert ours == theirs and ours[0] != ours[1] != ours[2] != ours[0]
+    prompts = [prompt(language, seed, length) for seed, length in ((1, 150), (2, 700), (3, 2500))]
+    ours, theirs = ([[say(each, ids, by)[0] for ids in prompts] for by in EVERY] for each in (server, plain))
+    assert ours == theirs and ours[0] != ours[1] != ours[2] != ours[0]
     for each in (server, plain):
         each.flush()
     ids = prompt(language, 4, 300)
@@ -96,7 +95,7 @@ def test_each_adapter_s_turns_are_those_that_it_has_alone(server: Server, langua
 def test_a_prompt_of_another_adapter_finds_nothing_cached(server: Server, language: Language) -> None:
     server.flush()
     ids, before = prompt(language, 6, 2500), server.stats()
-    first = [say(server, ids, each) for each in EVERY]
+    first = [say(server, ids, each, 0) for each in EVERY]
     assert all(cached <= 1 for _, cached in first)
     assert grown(server, before, "resumed_requests") == [0]
     again = [say(server, ids, each) for each in reversed(EVERY)][::-1]
