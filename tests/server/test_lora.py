@@ -163,6 +163,8 @@ def test_adapters_come_and_go_while_it_serves(server: Server, language: Language
         tokens, cached = say(server, ids, "c")
         assert cached <= 1 and say(server, ids, "c")[0] == tokens
         said.append(tokens)
+        for wrong in ({"lora_path": ["c"]}, {"lora_path": "c", "sampling_params": {"top_k": 1 << 40}}):
+            refused(server, "/generate", {"input_ids": ids, **wrong})  # which do not keep it from going
         assert server.post("/unload_lora_adapter", {"lora_name": "c"})["success"]
     assert said[0] != said[1]
 
