@@ -24,7 +24,7 @@ from benchmarks.run import Run, add_options
 RANK, SCALE, STEPS, BATCH, RATE = 8, 2.0, 250, 8, 2e-3
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 PREFIX = "base_model.model."  # peft's
-DOCUMENT, ENTRIES, NAMES, TURNS = 3000, 40, 8, 2
+DOCUMENT, ENTRIES, NAMES, TURNS = 3000, 40, 4, 2
 
 
 def main() -> None:
@@ -43,8 +43,8 @@ def main() -> None:
     merge(files)
     for name, model in (("model", RECALL), ("adapter", files.merged)):
         calibrate(language, model, files.profile(name), backwards=name == "adapter")
-    settings = [Setting("directions", ratio) for ratio in given.index_ratios]
-    settings += [Setting("none", ratio) for ratio in given.pivot_ratios] + [Setting("full", 1.0)]
+    settings = [Setting("full", 1.0), *(Setting("directions", ratio) for ratio in given.index_ratios)]
+    settings += [Setting("none", ratio) for ratio in given.pivot_ratios]
     with Run(given, documents=given.documents, tokens=DOCUMENT, entries=ENTRIES, names=NAMES, turns=TURNS) as run:
         for setting in settings:
             run.doing = str(setting)
@@ -122,7 +122,7 @@ def answered(language: Language, server: Server, adapter: str | None, documents:
             server.flush()
             question = language.ask(document, turn, NAMES)
             request = {"lora_path": adapter} if adapter else {}
-            reply = server.generate(document.ids + question.ids, 36, request=request, stop=["\n"])
+            reply = server.generate(document.ids + question.ids, 5 * NAMES, request=request, stop=["\n"])
             found += score(language.decode(reply["output_ids"]), document, question.names)
     return found
 
@@ -191,14 +191,14 @@ def merge(files: Files) -> None:
 
 
 def calibrate(language: Language, model: Path, out: Path, backwards: bool) -> None:
-    """A head profile with a key index, of six texts that end in two answers."""
+    """A head profile with a key index, of six texts that end in four answers."""
     if out.exists():
         return
     texts = []
     for seed in range(6):
         document = language.document(500 + seed, (1000, 2000)[seed % 2], 30)
         ids = document.ids[1:]
-        for turn in range(2):
+        for turn in range(4):
             question = language.ask(document, turn, NAMES)
             ids = ids + question.ids + language.answer_ids(document, question.names[:: -1 if backwards else 1])
         texts.append(out.with_name(f"{out.stem}-{seed}.txt"))
