@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="for the adapter and the profiles; what is there is not made again")
     parser.add_argument("--documents", type=int, default=6, help=f"of {DOCUMENT} tokens (6)")
     parser.add_argument("--index-ratios", type=float, nargs="*", default=[0.07])
-    parser.add_argument("--pivot-ratios", type=float, nargs="*", default=[0.46])
+    parser.add_argument("--pivot-ratios", type=float, nargs="*", default=[0.5])
     add_options(parser, "adapter")
     given = parser.parse_args()
     language = Language.load(RECALL)
