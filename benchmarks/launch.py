@@ -30,7 +30,8 @@ def free_port() -> int:
 class Server:
     """`python -m sglang.launch_server` with the given flags; a context manager that leaves no process behind.
 
-    Flags are keyword arguments: `kv_policy="heterocache"` is `--kv-policy heterocache`, True is a bare flag.
+    Flags are keyword arguments: `kv_policy="heterocache"` is `--kv-policy heterocache`, True is a bare flag; a list's
+    words follow each other.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ def flag_list(flags: dict[str, Any]) -> list[str]:
             continue
         words.append("--" + name.replace("_", "-"))
         if value is not True:
-            words.append(str(value))
+            words += map(str, value) if isinstance(value, list) else [str(value)]
     return words
 
 

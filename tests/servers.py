@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tiny_adapters import lora_paths, lora_profile
+
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
 from hetero_sglang.policy.registry import POLICIES
@@ -21,7 +23,7 @@ POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_belo
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
 ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
 
-# Name -> arguments of benchmarks.launch.Server. Tests run in this order.
+# Name -> arguments of benchmarks.launch.Server, or what makes one. Tests run in this order.
 TABLE: dict[str, dict[str, Any]] = {
     "usual": {"kv_policy": "heterocache", "hetero_index": "none", "max_total_tokens": 60000, "enable_metrics": True},
     # Heads that find their rows by the key index of the shipped profile, and calls of tools for clients that read them.
@@ -84,6 +86,34 @@ TABLE: dict[str, dict[str, Any]] = {
         "page_size": 16,
         "enable_priority_scheduling": True,
     },
+    # Two adapters beside the model: SGLang's own, every row kept, by key index, and by pivots with a profile for one of
+    # them, little room and forced retractions.
+    "plain-lora": {"kv_policy": "full", "lora_paths": lora_paths, "max_total_tokens": 30000},
+    "lora-whole": {
+        "kv_policy": "heterocache",
+        "lora_paths": lora_paths,
+        "hetero_dense_below": 8200,
+        "max_total_tokens": 30000,
+    },
+    "lora": {
+        "kv_policy": "heterocache",
+        "lora_paths": lora_paths,
+        "hetero_index": "directions",
+        "hetero_keep_ratio": 0.3,
+        "max_total_tokens": 30000,
+    },
+    "lora-profile": {
+        **PAGED,
+        "kv_policy": "heterocache",
+        "lora_paths": lora_paths,
+        "hetero_lora_profile": lora_profile,
+        "hetero_index": "none",
+        "max_total_tokens": 6000,
+        "hetero_keep_ratio": 0.6,
+        "hetero_window": 16,
+        "hetero_dense_below": 512,
+        "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
+    },
     # Chunks, forced retractions, and on each rank other heads with other hot pages.
     "two-ranks": {
         "config": Path(__file__).parent / "server" / "two-ranks.yaml",
@@ -91,7 +121,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
 }
-PLAIN = ("plain-paged", "plain")  # without a policy of ours, and without statistics
+PLAIN = ("plain-paged", "plain", "plain-lora")  # without a policy of ours, and without statistics
 
 
 class Servers:
@@ -111,7 +141,7 @@ class Servers:
             return
         while len(self._live) >= MOST:
             self._stop(next(iter(self._live)))
-        server = Server(**TABLE[name])
+        server = Server(**{flag: value() if callable(value) else value for flag, value in TABLE[name].items()})
         server.env.pop(ENGINE_VARIABLE, None)  # set here once this process has imported sglang
         server.launch()
         self._live[name] = server

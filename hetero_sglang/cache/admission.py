@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, product
 
 import numpy as np
 
@@ -29,9 +30,14 @@ class Account:
 class Admission:
     """The ledger of every rank's hot pages. Pure arithmetic over lengths: the same calls give the same answers."""
 
-    def __init__(self, rule: CapRule, ranks: Sequence[Sequence[float]], pages: Sequence[int]) -> None:
-        """`ranks`: the fractions of each rank's compressed heads; `pages` [ranks]: the hot pages each has."""
-        self.rule = replace(rule, fractions=tuple(f for fractions in ranks for f in fractions))
+    def __init__(
+        self, rule: CapRule, ranks: Sequence[Sequence[float]], pages: Sequence[int],
+        adapters: Sequence[Sequence[Sequence[float]]] = (),
+    ) -> None:  # fmt: skip
+        """`ranks`: the fractions of each rank's compressed heads; `pages` [ranks]: the hot pages each has; `adapters`:
+        as `ranks`, of each adapter with a profile of its own."""
+        whole, *others = (tuple(chain.from_iterable(every)) for every in (ranks, *adapters))
+        self.rule = replace(rule, fractions=whole, adapters=tuple(others))
         self.pages = np.array(pages, dtype=np.int64)
         self.free = self.pages.copy()  # [ranks]
         self.accounts: dict[int, Account] = {}  # by request slot
@@ -44,12 +50,13 @@ class Admission:
         self._owner = np.repeat(np.arange(len(counts)), counts)  # [heads of all ranks]
         self._begin = lru_cache(maxsize=4096)(self._account)  # a queue is asked about at every step
 
-    def grant(self, prompt: int, max_new: int, done: int = 0) -> Grant:
-        """What a request of `prompt` tokens gets, of which `done` were generated before a retraction.
+    def grant(self, prompt: int, max_new: int, done: int = 0, shares: int = 0) -> Grant:
+        """What a request of `prompt` tokens gets, of which `done` were generated before a retraction; `shares`: as of
+        Grant.
 
         Short requests are kept whole where their whole rows fit an empty pool on every rank, and are compressed else.
         """
-        grant = self.rule.grant(prompt, max_new, done)
+        grant = self.rule.grant(prompt, max_new, done, shares)
         if grant.whole and bool((self.demand(grant) > self.pages).any()):
             return replace(grant, whole=False)
         return grant
@@ -204,7 +211,8 @@ class Admission:
     def _longest(self, longest: int, rule: CapRule) -> np.ndarray:
         """The most pages [ranks] a compressed request that reaches `longest` takes, wherever its prompt ends."""
         prompts = {max(1, longest - 1), *(1 << bits for bits in range(longest.bit_length() - 1))}
-        grants = (Grant(prompt, longest, longest, whole=False) for prompt in prompts)
+        every = product(prompts, range(1 + len(rule.adapters)))
+        grants = (Grant(prompt, longest, longest, whole=False, shares=shares) for prompt, shares in every)
         return np.max([self._account(grant, rule=rule).pages for grant in grants], axis=0)
 
     def _holds(self, longest: int, window: int) -> bool:

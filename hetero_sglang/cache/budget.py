@@ -47,7 +47,8 @@ class Budget:
     def admission(self, slots: int) -> Admission:
         """The ledger of empty pools. HeteroError where they could not hold a request that the slots can."""
         pages = [sizes.hot_pages for sizes in self.sizes(slots)]
-        made = Admission(self.settings.rule, [layout.fractions for layout in self.settings.ranks], pages)
+        ranks = [layout.fractions for layout in self.settings.ranks]
+        made = Admission(self.settings.rule, ranks, pages, self.settings.adapters)
         made.check_longest(self.longest(slots))
         return made
 

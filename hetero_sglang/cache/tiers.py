@@ -56,7 +56,7 @@ class TieredCache:
         if settings.index is not None:
             self.index = IndexStore(host.rows, settings.layout, settings.index, hot.k.device)
         ranks = [layout.fractions for layout in settings.ranks]
-        self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks))
+        self.admission = Admission(settings.rule, ranks, pages or [hot.pages] * len(ranks), settings.adapters)
         self.requests: dict[int, WorkingSet] = {}  # by request slot
         self.parking = Parking(settings.rule.slack)
         self.prefixes = PrefixCache(hot, host.rows, settings.layout.num_compressed, self.admission.room)

@@ -20,6 +20,7 @@ class Grant:
     final: int  # tokens its working set is made for; more than the prompt
     limit: int  # tokens it may reach
     whole: bool  # every row is kept up to `dense_below` tokens; else it is compressed as its prompt ends
+    shares: int = 0  # whose shares of rows its heads have: the model's, or an adapter's by its number from 1 on
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Rows:
 class CapRule:
     """Rows of a request's heads from its lengths; pure, so that every rank can tell what any rank's heads take.
 
-    `fractions` [heads]: the share of its tokens each compressed head may keep. A prompt shorter than `dense_below`
+    `fractions` [heads]: the share of its tokens each compressed head may keep; `adapters` [adapters, heads]: the same
+    of requests of adapters that have a profile of their own. A prompt shorter than `dense_below`
     tokens keeps every row until it has that many, so requests that stay shorter are exact; a longer one keeps
     `fraction * final` rows per head. `reserve` bounds how much of max_new_tokens is reserved ahead (SGLang's own
     clip, managers/schedule_policy.py). What a policy's index takes comes out of a head's rows. `run`: so many
@@ -48,16 +50,17 @@ class CapRule:
     dense_below: int
     reserve: int = 4096
     run: int = 1
+    adapters: tuple[tuple[float, ...], ...] = ()
 
     @cached_property
     def _fractions(self) -> np.ndarray:
-        return np.array(self.fractions, dtype=np.float64)  # [heads]
+        return np.array((self.fractions, *self.adapters), dtype=np.float64)  # [1 + adapters, heads]
 
     @cached_property
-    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.unique(self._fractions, return_inverse=True)
+    def _kinds(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [np.unique(each, return_inverse=True) for each in self._fractions]
 
-    def grant(self, prompt: int, max_new: int, done: int = 0) -> Grant:
+    def grant(self, prompt: int, max_new: int, done: int = 0, shares: int = 0) -> Grant:
         """For a request of `prompt` tokens that may generate `max_new`, of which it had `done` when it was retracted.
 
         What it asks for does not depend on where it was retracted, so it can always come back. It is made for one
@@ -67,14 +70,14 @@ class CapRule:
         final = prompt + max(1, min(max_new, self.reserve))
         while final <= length:
             final = min(limit, 2 * final)
-        return Grant(length, final, limit, prompt < self.dense_below)
+        return Grant(length, final, limit, prompt < self.dense_below, shares)
 
     def rows(self, grant: Grant) -> Rows:
         """Of every head, for a request that begins."""
         listed, fixed = self._listed(grant), self.sink + self.ring_rows
         most = fixed - (fixed - grant.final) // self.run * self.run  # whole runs
         least = min(grant.final, max(self.dense_below if grant.whole else 0, fixed + 1))
-        share = np.ceil(self._fractions * grant.final - 1e-9).astype(np.int64) - listed
+        share = np.ceil(self._fractions[grant.shares] * grant.final - 1e-9).astype(np.int64) - listed
         caps = np.maximum(least, share)
         chosen = -(-(caps - fixed) // self.run) * self.run
         caps = np.minimum(most, np.maximum(least, fixed + chosen))
@@ -115,7 +118,7 @@ class CapRule:
         """Rows [heads] of each head's index over the request's tokens."""
         if self.policy.index is None:
             return np.zeros(len(self.fractions), dtype=np.int64)
-        kinds, kind = self._kinds
+        kinds, kind = self._kinds[grant.shares]
         rows = [
             self.policy.index_rows(grant.prompt, grant.final, f, self.window) if f < 1 else 0 for f in kinds.tolist()
         ]

@@ -1,11 +1,12 @@
 """Which KV heads of this tensor-parallel rank are resident, which are compressed, and who watches for whom."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from hetero_sglang.profile.budget import cap_fractions
+from hetero_sglang.profile.budget import cap_fractions, fill
 from hetero_sglang.profile.head_profile import HeadProfile
 
 OWN = -1  # in place of a cluster: the head has no pivot and is refreshed as an anchor is
@@ -88,3 +89,11 @@ def build_layout(profile: HeadProfile, keep_ratio: float, rank: int = 0, size: i
         )
         first += len(mine.compressed)
     return HeadLayout(tuple(layers))
+
+
+def adapter_fractions(adapter: HeadProfile, ranks: Sequence[HeadLayout]) -> tuple[tuple[float, ...], ...]:
+    """By rank, the share of its tokens that each compressed head of an adapter's request may keep: a rank's heads keep
+    as much together as of the model's, by the weights of the adapter, whose roles are the model's."""
+    cut = [adapter.slice(rank, len(ranks)).layers for rank in range(len(ranks))]
+    weights = ([layer.weights[head] for layer in mine for head in layer.compressed] for mine in cut)
+    return tuple(tuple(fill(mine, sum(rank.fractions))) for mine, rank in zip(weights, ranks, strict=True))

@@ -1,12 +1,14 @@
 """All start-up choices, resolved and validated once into a record that is frozen but for its tuning."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
 from hetero_sglang.config.caps import ROOMY, CapRule, length_for
 from hetero_sglang.config.description import Description, Refresh
-from hetero_sglang.config.layout import HeadLayout, build_layout
+from hetero_sglang.config.layout import HeadLayout, adapter_fractions, build_layout
 from hetero_sglang.config.tuning import Tuning
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.budget import cap_fractions
@@ -37,6 +39,7 @@ class Settings:
     decode_kernel: str  # auto | flashinfer | triton
     index: IndexPlan | None  # of this rank's heads; None: no head finds its rows itself
     index_bytes: tuple[int, ...]  # of a token on each rank's device
+    adapters: tuple[tuple[tuple[float, ...], ...], ...] = ()  # fractions of adapters' requests, by adapter and rank
     restores: bool = False  # whether a working set may be made of a cached prefix's key index
     append: int = 0  # new tokens of a turn that may attend to the working set of the one before, at most
     decay: float = 0.9  # of a row's score, per look
@@ -71,6 +74,7 @@ class Settings:
 def resolve(
     profile: HeadProfile,
     *,
+    adapters: Sequence[HeadProfile] = (),
     policy: Description,
     keep_ratio: float,
     window: int,
@@ -89,7 +93,8 @@ def resolve(
     rank: int = 0,
     size: int = 1,
 ) -> Settings:
-    """Validate the options against the profile; `itemsize`: bytes of a number of K or V as the stores hold it. Raises
+    """Validate the options against the profile. `adapters`: the same heads with other shares of rows, for requests of
+    adapters that have a profile of their own; `itemsize`: bytes of a number of K or V as the stores hold it. Raises
     HeteroError with the legal recipe."""
     lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
     plan = profile.index if lazy else None
@@ -126,16 +131,21 @@ def resolve(
     if not 0 <= drift_threshold <= 1:
         raise HeteroError(f"--hetero-drift-threshold {drift_threshold} is not in [0, 1]; 0 switches retrieval off.")
     rows_ratio = keep_ratio - share
+    ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
+    shared = tuple(adapter_fractions(each, ranks) for each in adapters)
     fractions = [f for layer in cap_fractions(profile, rows_ratio) for f in layer]
-    rows = tuple(f - policy.index_share if f < 1 else f for f in fractions)
-    always, poorest = sink + window + run - 1, min(rows, default=1.0)  # rows that a head holds whatever it chooses
+    rows, *others = (
+        tuple(f - policy.index_share if f < 1 else f for f in every) for every in (fractions, *chain(*shared))
+    )
+    always = sink + window + run - 1  # rows that a head holds whatever it chooses
+    poorest = min(chain(rows, *others), default=1.0)
     if dense_below is None:
         # A pivot's heads must be roomy to be refilled; of heads with an index the poorest need little.
         roomy = fmean(rows) if plan and rows else poorest
         dense_below = max(length_for(ROOMY * always, roomy), length_for(always + run, poorest))
-    ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
     layout = ranks[rank]
-    rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve, run)
+    own = tuple(each[rank] for each in shared)
+    rule = CapRule(policy, layout.fractions, HOT_PAGE, sink, window, dense_below, reserve, run, own)
     least_rows = sink + rule.ring_rows + run
     if poorest * dense_below < least_rows and poorest < 1:
         needed, runs = int(least_rows / poorest) + 1, f", {least_rows} rows with runs of {run}," if run > 1 else ""
@@ -162,6 +172,7 @@ def resolve(
         index=profile.slice(rank, size).index if plan else None,
         restores=plan is not None and append == "sparse",
         append=APPEND[append],
+        adapters=shared,
         index_bytes=tuple(bytes_of_index(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )
     settings.tuning.retrieval = settings.retrieves or plan is not None

@@ -29,11 +29,11 @@ def cap_fractions(profile: HeadProfile, keep_ratio: float) -> tuple[tuple[float,
     rH - R. Raises HeteroError as `base_fraction` does."""
     base = base_fraction(profile, keep_ratio)
     weights = [layer.weights[h] for layer in profile.layers for h in layer.compressed]
-    shares = iter(_fill(weights, base * len(weights)))
+    shares = iter(fill(weights, base * len(weights)))
     return tuple(tuple(next(shares) for _ in layer.compressed) for layer in profile.layers)
 
 
-def _fill(weights: list[float], total: float) -> list[float]:
+def fill(weights: list[float], total: float) -> list[float]:
     """Shares proportional to weight, none above 1, that sum to `total` <= len(weights)."""
     if total >= len(weights):
         return [1.0] * len(weights)

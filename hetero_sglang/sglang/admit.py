@@ -22,7 +22,9 @@ def grant_of(req: Any) -> Grant:
     """What the request holds once it begins, the same on every rank."""
     # a refused request passes through with a prompt of one token, to carry its message
     most = 0 if isinstance(req.to_finish, FINISH_ABORT) else req.sampling_params.max_new_tokens
-    return runtime().cache.admission.grant(len(req.origin_input_ids), most, len(req.output_ids))
+    state = runtime()
+    shares = state.shares_of(req.lora_id)
+    return state.cache.admission.grant(len(req.origin_input_ids), most, len(req.output_ids), shares)
 
 
 def first_look(req: Any, most: int) -> int | None:

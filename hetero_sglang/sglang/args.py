@@ -57,6 +57,14 @@ class HeteroServerArgs(Base):
             "at the first start and kept."
         ),
     ] = "auto"
+    hetero_lora_profile: A[
+        list[str] | None,
+        Arg(
+            "Head profiles of adapters that are in --lora-paths, which say how many rows their requests keep of each "
+            "head, NAME=FILE ...; all else, and adapters that are not named, go by the model's.",
+            nargs="+",
+        ),
+    ] = None
     hetero_keep_ratio: A[
         float,
         Arg(
@@ -151,7 +159,7 @@ class HeteroServerArgs(Base):
         if self.kv_policy == "full":
             theirs()
             return
-        from hetero_sglang.sglang import asked, own_profile, refusals
+        from hetero_sglang.sglang import adapters, asked, own_profile, refusals
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
@@ -161,6 +169,7 @@ class HeteroServerArgs(Base):
             self.hetero_profile = str(own_profile.profile_of(self))
         refusals.check_policy(self)
         theirs()
+        adapters.check_names(self)
         if placeholder:
             return
         refusals.check_memory(self, refusals.check_model(self), tokens)

@@ -16,6 +16,7 @@ from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
+from hetero_sglang.sglang.adapters import adapter_profiles
 from hetero_sglang.sglang.interface import Configuration
 from hetero_sglang.sglang.version import installed
 
@@ -59,14 +60,22 @@ def options_of(args: Any) -> tuple[HeadProfile, dict[str, Any]]:
     if interval is None:
         interval = 1 if policy.refresh is Refresh.STEP else MONITOR_INTERVAL
     options = {name: getattr(args, f"hetero_{name}") for name in RESOLVED}
-    found = {"policy": policy, "monitor_interval": interval, "itemsize": item_bytes(args)}
-    return profile_for(policy, args), {**options, **found}
+    profile = profile_for(policy, args)
+    adapters = adapter_profiles(args, policy, profile, shape_of(args))
+    found = {"adapters": adapters, "policy": policy, "monitor_interval": interval, "itemsize": item_bytes(args)}
+    return profile, {**options, **found}
 
 
 def item_bytes(args: Any) -> int:
     """Of a number of K or V as the stores hold it (--kv-cache-dtype)."""
     wide: int = configuration.model_config(args).dtype.itemsize
     return 1 if args.kv_cache_dtype in EIGHT_BITS else wide
+
+
+def shape_of(args: Any) -> tuple[int, int, int, int]:
+    """Layers, query heads, KV heads and dimensions per head of the model."""
+    config = configuration.model_config(args)
+    return config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
 
 
 def indexed(args: Any) -> bool:
@@ -106,9 +115,7 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
 
     `args`: SGLang's arguments, with ours. Raises HeteroError where there is no profile, one of another model, or one
     that nobody reads."""
-    config = configuration.model_config(args)
-    shape = config.num_hidden_layers, config.num_attention_heads, config.get_total_num_kv_heads(), config.head_dim
-    layers, query_heads, kv_heads, head_dim = shape
+    layers, query_heads, kv_heads, head_dim = shape = shape_of(args)
     if policy.roles or policy.refresh is Refresh.LAZY:
         path = args.hetero_profile
         profile = load_profile(path)

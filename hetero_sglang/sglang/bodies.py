@@ -3,8 +3,10 @@
 Every way in, the HTTP routes' and `sgl.Engine`'s, ends in TokenizerManager.generate_request; SGLang answers a
 ValueError from there with 400."""
 
+import asyncio
 import logging
 import re
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -32,6 +34,7 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
     if getattr(server_args, "kv_policy", "full") == "full":
         return
     generate, create = manager.generate_request, manager._create_tokenized_object
+    releasing: deque[asyncio.Task[None]] = deque(maxlen=MOST_SAMPLES)  # held until they are done
     labels = set(manager.metrics_collector.labels) if manager.enable_metrics else None
 
     async def generate_request(obj: Any, request: Any = None) -> AsyncIterator[Any]:
@@ -50,7 +53,14 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
     def create_tokenized_object(*args: Any, **kwargs: Any) -> Any:
         made = create(*args, **kwargs)
         if hasattr(made, "top_logprobs_num"):  # not an embedding request
-            check(made, manager.model_config)
+            try:
+                check(made, manager.model_config)
+            except HeteroError:
+                if made.lora_id is not None:  # counted as one of the adapter's, which is unloaded once it has none
+                    releasing.append(
+                        asyncio.get_running_loop().create_task(manager.lora_registry.release(made.lora_id))
+                    )
+                raise
         return made
 
     manager.generate_request = generate_request
@@ -62,6 +72,8 @@ def check_shape(obj: Any, labels: set[str] | None) -> None:
 
     `labels`: names that the metrics have; None: there are no metrics."""
     batch = prompts(obj)
+    if getattr(obj, "lora_id", None) is not None:  # the server's own, by which it counts who uses an adapter
+        raise HeteroError(f"lora_id {shown(obj.lora_id)} cannot be served: name the adapter in lora_path.")
     for name in LISTED:
         value = getattr(obj, name, None)
         if batch is not None and isinstance(value, list) and len(value) < batch:

@@ -17,6 +17,7 @@ from hetero_sglang.profile.files import load_profile
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.outline import outline
 from hetero_sglang.sglang import tune
+from hetero_sglang.sglang.adapters import profile_files
 from hetero_sglang.sglang.asked import AUTO, options_of
 
 
@@ -81,11 +82,17 @@ def served_profile(server_args: Any) -> dict[str, Any]:
     source = None if server_args.hetero_profile == AUTO else str(server_args.hetero_profile)
     about = load_profile(source).provenance if source else {}
     profile, options = options_of(server_args)
+    layout = resolve(profile, **options).layout
+    served = zip(profile_files(server_args).items(), options.pop("adapters"), strict=True)
     return {
         "policy": server_args.kv_policy,
         "source": source,
         **outline(profile, about),
-        "shares": shares(profile, resolve(profile, **options).layout),
+        "shares": shares(profile, layout),
+        "adapters": {
+            name: {"source": file, "shares": shares(each, resolve(each, **options).layout)}
+            for (name, file), each in served
+        },
     }
 
 

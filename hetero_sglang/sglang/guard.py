@@ -12,6 +12,7 @@ import msgspec
 import zmq
 from sglang.srt.managers import io_struct
 
+from hetero_sglang.sglang.adapters import check_request
 from hetero_sglang.sglang.request_check import check, place
 from hetero_sglang.sglang.runtime import runtime
 
@@ -22,6 +23,7 @@ def handle_generate(original: Callable[..., None], scheduler: Any, request: Any,
     """AROUND Scheduler.handle_generate_request: what cannot become a request of the queue is aborted with a 400."""
     try:
         check(request, scheduler.model_config)
+        check_request(request, scheduler)
         original(scheduler, request, **more)
     except Exception as error:
         runtime().counters.refused_requests += 1

@@ -8,7 +8,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType, _wrap_fn
 
 from hetero_sglang.config import development
-from hetero_sglang.cpu import grammar
+from hetero_sglang.cpu import grammar, lora
 from hetero_sglang.errors import HeteroError, ending_the_process
 from hetero_sglang.sglang import seam
 from hetero_sglang.sglang.interface import Scheduling, Targets
@@ -30,6 +30,7 @@ def process_seams(of: Targets = targets) -> list[tuple[str, Callable[..., Any], 
     return [
         *of.seams(),
         *grammar.seams(),
+        *lora.seams(),
         ("sglang.srt.server_args.ServerArgs", HeteroServerArgs, HookType.REPLACE),
         ("sglang.srt.managers.scheduler.configure_scheduler_process", enter_scheduler, before),
         (f"{http}.launch_server", port.launching, before),

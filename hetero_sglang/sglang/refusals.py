@@ -37,8 +37,6 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("pp_size", (1,), "--pp-size: not tested with per-head tiers"),
     ("dcp_size", (1,), "--dcp-size: not tested with per-head tiers"),
     ("attn_cp_size", (1,), "--attn-cp-size: not tested with per-head tiers"),
-    ("enable_lora", (None, False), "--enable-lora: not tested with per-head tiers"),
-    ("lora_paths", (None, [], {}), "--lora-paths: not tested with per-head tiers"),
     ("enable_mixed_chunk", (False,), "--enable-mixed-chunk: decode rows inside a prefill batch are not planned"),
     ("enable_two_batch_overlap", (False,), "--enable-two-batch-overlap: one plan serves one batch"),
     ("enable_pdmux", (False,), "--enable-pdmux: one plan serves one batch"),
@@ -69,6 +67,7 @@ DRIFT, STEP, LAZY = Refresh.DRIFT, Refresh.STEP, Refresh.LAZY
 # field of ours, whether a policy reads it, and why one that does not has no use for it
 OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
     ("hetero_roles", lambda policy: policy.roles, "its heads are alike"),
+    ("hetero_lora_profile", lambda policy: policy.roles or policy.refresh is LAZY, "its heads are alike"),
     ("hetero_drift_threshold", lambda policy: policy.refresh is DRIFT, "it has no pivots that watch for drift"),
     ("hetero_retrieval", lambda policy: policy.refresh in (DRIFT, STEP), "it fetches nothing, or always"),
     ("hetero_monitor_interval", lambda policy: policy.refresh in (DRIFT, STEP), "it chooses once, or in every step"),

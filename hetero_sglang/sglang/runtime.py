@@ -22,6 +22,7 @@ from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.settings import Settings, resolve
 from hetero_sglang.engine.engine import Engine
+from hetero_sglang.sglang.adapters import profile_files
 from hetero_sglang.sglang.asked import AUTO, options_of, profile_warning
 from hetero_sglang.sglang.interface import Configuration
 from hetero_sglang.sglang.replies import Replies
@@ -67,6 +68,7 @@ class Runtime:
     on_device: bool  # a GPU runs the steps
     engine: Engine | None = None  # once SGLang has built its backend
     scheduler: Any = None
+    adapters: tuple[str, ...] = ()  # names of those with a profile of their own
     exporter: Any = None  # of metrics, where they are on
     replies: Replies | None = None  # says in replies what became of their rows, where it can
     batch: list[int] = field(default_factory=list)  # request slots of the batch that runs now
@@ -98,6 +100,13 @@ class Runtime:
         """Of a live request, as far as the host knows: [2, Hc], rows that came to its heads, and late ones."""
         assert self.engine is not None, "a request runs"
         return self.engine.tables.counted(ws)
+
+    def shares_of(self, adapter: str | None) -> int:
+        """Whose shares of rows a request with the adapter of this id has, as of Grant."""
+        if adapter is None or not self.adapters:
+            return 0
+        ref = self.scheduler.tp_worker.model_runner.lora_manager.lora_refs.get(adapter)
+        return 1 + self.adapters.index(ref.lora_name) if ref and ref.lora_name in self.adapters else 0
 
     def slots(self, shape: Shape, device_bytes: int, joint: bool) -> int:
         """Token slots for a device budget, and for --hetero-host-size or else most of this rank's free host memory.
@@ -137,7 +146,8 @@ class Runtime:
             layout.num_compressed,
             self.settings.rank,
             table(sizes, cache.admission, budget.longest(slots), workspaces),
-            self.profile or "none is read by this policy",
+            " and of adapters ".join(filter(None, (self.profile, ", ".join(self.adapters))))
+            or "none is read by this policy",
         )
         if self.unused and (said := self.unused.said(slots, self.settings.keep_ratio)):
             logger.warning("%s", said)
@@ -163,6 +173,7 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
         policy=f"{server_args.kv_policy}{_how(settings, server_args.hetero_index)}",
         profile=None if server_args.hetero_profile == AUTO else str(server_args.hetero_profile),
         profile_warning=profile_warning(server_args),
+        adapters=tuple(profile_files(server_args)),
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=configuration.model_config(server_args).context_len,
         on_device=server_args.attention_backend == "flashinfer",

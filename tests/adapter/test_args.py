@@ -8,6 +8,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -19,8 +20,11 @@ from sglang.srt.server_args import ServerArgs
 
 from hetero_sglang.config.choices import CHOICES
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile.files import load_profile, save_profile
+from hetero_sglang.profile.head_profile import LayerRoles, scale_weights
+from hetero_sglang.profile.roles import Role
 from hetero_sglang.sglang.args import HeteroServerArgs
-from hetero_sglang.sglang.asked import profile_warning
+from hetero_sglang.sglang.asked import options_of, profile_warning
 from hetero_sglang.sglang.refusals import FLAGS, NUMBERS, check_kernels
 from hetero_sglang.sglang.version import TESTED, check_version, nearest
 
@@ -60,7 +64,6 @@ BAD_VALUES = {
     "pp_size": 2,
     "dcp_size": 2,
     "attn_cp_size": 2,
-    "lora_paths": ["x=y"],
     "dllm_algorithm": "LowConfidence",
     "kv_cache_dtype": "fp4_e2m1",
     "kv_canary": "log",
@@ -228,6 +231,53 @@ def test_a_malformed_profile_is_refused_naming_the_file(tmp_path: Path) -> None:
     broken.write_text('{"format": "hetero-sglang head profile", "roles": [')
     with pytest.raises(HeteroError, match="broken.json"):
         arguments(hetero_profile=str(broken))
+
+
+PROFILE = str(RECALL / "hetero_profile.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            {"hetero_lora_profile": ["b=" + PROFILE]},
+            r"b: no adapter of that name is in --lora-paths \(these are a, c\)",
+        ),
+        ({"hetero_lora_profile": ["a"]}, "--hetero-lora-profile a is not NAME=FILE"),
+        ({"hetero_lora_profile": ["=" + PROFILE]}, "is not NAME=FILE"),
+        ({"hetero_lora_profile": ["a=x", "a=y"]}, "a=y names an adapter again"),
+        ({"hetero_lora_profile": ["a=/no/such.json"]}, "/no/such.json does not exist"),
+        ({"hetero_lora_profile": ["a=OTHER"]}, "OTHER is of a model with 6 layers, this model has 8"),
+        ({"hetero_lora_profile": ["a=BARE"]}, "a=.*bare.json: it makes 1 other heads resident than the model's"),
+        ({"hetero_lora_profile": ["a=BARE"], "kv_policy": "heterocache"}, "bare.json: it has no key index"),
+        ({"hetero_lora_profile": ["a=" + PROFILE], "kv_policy": "snapkv"}, "is not read by --kv-policy snapkv"),
+        ({"hetero_lora_profile": ["a=" + PROFILE], "lora_paths": None}, r"\(there are none\)"),
+        ({"hetero_lora_profile": ["a=" + PROFILE], "enable_lora": False}, r"\(there are none\)"),
+    ],
+)
+def test_a_profile_of_an_adapter_that_cannot_be_read_is_refused(
+    tmp_path: Path, flags: dict[str, Any], words: str
+) -> None:
+    files = {"OTHER": tmp_path / "other.json", "BARE": tmp_path / "bare.json"}
+    bare = replace(load_profile(PROFILE), measurements=None, index=None)
+    save_profile(replace(bare, num_layers=6, layers=scale_weights(bare.layers[:6])), files["OTHER"])
+    anchor = LayerRoles((Role.ANCHOR, *bare.layers[0].roles[1:]), (1.0, 0.0, 0.0, 0.0), bare.layers[0].pivots)
+    save_profile(replace(bare, layers=scale_weights((anchor, *bare.layers[1:]))), files["BARE"])
+    for name, file in files.items():
+        words = words.replace(name, str(file))
+        flags = {
+            **flags,
+            "hetero_lora_profile": [each.replace(name, str(file)) for each in flags["hetero_lora_profile"]],
+        }
+    with pytest.raises(HeteroError, match=words) as refusal:
+        arguments(**{"lora_paths": ["a=/a", {"lora_name": "c", "lora_path": "/c"}], **flags})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("paths", [["a=/a"], {"a": "/a"}, [{"lora_name": "a", "lora_path": "/a"}]])
+def test_an_adapter_s_profile_is_read_however_its_adapter_is_given(paths: Any) -> None:
+    made = arguments(lora_paths=paths, hetero_lora_profile=["a=" + PROFILE])
+    assert len(options_of(made)[1]["adapters"]) == 1 and options_of(arguments(lora_paths=paths))[1]["adapters"] == []
 
 
 # What the command line makes of arguments, one process for all: an import of SGLang takes seconds.

@@ -32,6 +32,7 @@ from hetero_sglang.config.settings import Settings
 from hetero_sglang.sglang import admit, lifecycle, runtime
 
 SHAPE = Shape(4, 4, 2)
+ADAPTERS = ("a", "b")
 CLIP = schedule_policy.CLIP_MAX_NEW_TOKENS
 
 
@@ -51,20 +52,23 @@ class Held:
 class Req:
     """What admission reads of SGLang's Req."""
 
-    finished_reason = extra_key = cache_salt = beam_group = token_indices_to_pool = cache_request_handle = None
+    finished_reason = cache_salt = beam_group = token_indices_to_pool = cache_request_handle = None
     swa_host_hit_length = mamba_host_hit_length = auxiliary_swa_host_hit_length = storage_hit_length = 0
     host_loaded_length = storage_hit_start = 0
     host_hit_is_storage = False
 
-    def __init__(self, number: int, prompt: int | list[int], max_new: int, priority: int) -> None:
-        """`prompt`: its tokens, or how many it has that no other request has."""
+    def __init__(
+        self, number: int, prompt: int | list[int], max_new: int, priority: int, adapter: str | None = None
+    ) -> None:
+        """`prompt`: its tokens, or how many it has that no other request has; `adapter`: the id of its own."""
+        self.extra_key = self.lora_id = adapter
         self.rid, self.priority = number, priority
         self.origin_input_ids = [-1 - number] * prompt if isinstance(prompt, int) else prompt
         self.output_ids: list[int] = []
         self.sampling_params = SimpleNamespace(max_new_tokens=max_new, ignore_eos=False)
         self.time_stats = SimpleNamespace(wait_queue_entry_time=number)
         self.kv = Held()
-        self.to_finish = self.last_node = self.mamba_pool_idx = self.mamba_cow_src_index = self.lora_id = None
+        self.to_finish = self.last_node = self.mamba_pool_idx = self.mamba_cow_src_index = None
         self.host_hit_length = self.inflight_middle_chunks = self.kv_committed_len = 0
         self.retracted_stain = self.done = False
         self.held = self.cached = 0  # token slots, and the radix tree's before them
@@ -74,7 +78,7 @@ class Req:
         ids = self.full_untruncated_fill_ids = self.origin_input_ids + self.output_ids
         if tree is not None and self.req_pool_idx is None:
             most = lifecycle.leave_observed_queries(len(ids) - 1, self, len(ids))
-            self.cached = tree.common(ids, most)
+            self.cached = tree.common(ids, most, self.extra_key)
 
     @property
     def req_pool_idx(self) -> int | None:
@@ -118,17 +122,17 @@ class Req:
 
 
 class Tree:
-    """The tokens of the latest requests that have ended, in slots of nobody."""
+    """The tokens of the latest requests that have ended, in slots of nobody, and their adapters."""
 
     disable, buffer_pipeline, storage_prefetch_retries = False, None, None
 
     def __init__(self) -> None:
-        self.known: deque[np.ndarray] = deque(maxlen=8)
+        self.known: deque[tuple[np.ndarray, str | None]] = deque(maxlen=8)
 
-    def common(self, ids: list[int], most: int) -> int:
-        """How many of `ids`, of the first `most`, a request that has ended begins with too."""
+    def common(self, ids: list[int], most: int, key: str | None) -> int:
+        """How many of `ids`, of the first `most`, a request of this key that has ended begins with too."""
         mine, best = np.array(ids[:most]), 0
-        for other in self.known:
+        for other in (ids for ids, salt in self.known if salt == key):
             count = min(len(mine), len(other))
             differ = np.flatnonzero(mine[:count] != other[:count])
             best = max(best, int(differ[0]) if differ.size else count)
@@ -136,7 +140,7 @@ class Tree:
 
     def match_prefix(self, params: Any) -> Any:
         key = params.key
-        found = self.common(key.token_ids, key.limit)
+        found = self.common(key.token_ids, key.limit, key.extra_key)
         return SimpleNamespace(device_indices=torch.empty(found), device_prefix_len=found)
 
     def evictable_size(self) -> int:
@@ -209,6 +213,8 @@ class Batch:
             if req.req_pool_idx is None:
                 req.req_pool_idx = self.world.free_requests.pop(0)
             self.world.take(req, req.extend_len)
+            turn = self.world.state.turns.get(req.rid)
+            assert turn is None or turn.parked.salt == req.extra_key, "a set of another adapter's"
         lifecycle.request_slots_given([r.req_pool_idx for r in self.reqs], None, self.reqs)
 
 
@@ -250,7 +256,11 @@ class World:
         self.grammar_manager = SimpleNamespace(has_waiting_grammars=lambda: False)
         self.new_token_ratio_tracker = SimpleNamespace(current=0.4)
         self.policy = SimpleNamespace(calc_priority=self._sort, shortest_prefill_chunk_limit=lambda *_: None)
-        self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False, attn_backend=None))
+        refs = {adapter: SimpleNamespace(lora_name=adapter) for adapter in ADAPTERS}
+        runner = SimpleNamespace(
+            prefill_aware_swa=False, attn_backend=None, lora_manager=SimpleNamespace(lora_refs=refs)
+        )
+        self.tp_worker = SimpleNamespace(model_runner=runner)
         self.load_inquirer = SimpleNamespace(_get_num_pending_tokens=lambda **_: 0)
         self.token_to_kv_pool_allocator = Allocator(self)
         self.tree_cache = Tree()
@@ -267,6 +277,7 @@ class World:
             on_device=False,
             engine=SimpleNamespace(poll=lambda: None, check_integrity=lambda: None, stats=dict),
             scheduler=self,
+            adapters=ADAPTERS[: len(settings.adapters)],
         )
         layers = settings.layout.layers
         resident = ResidentStore(1, [0] * len(layers), 4, 4, torch.bfloat16, "cpu")
@@ -299,7 +310,8 @@ class World:
     def release(self, req: Req) -> None:
         """Its slots, its request slot and, by our hook, its hot pages are free again; it may come back."""
         if req.done:
-            self.tree_cache.known.append(np.array(req.full_untruncated_fill_ids[: req.effective_kv_committed_len()]))
+            ids = np.array(req.full_untruncated_fill_ids[: req.effective_kv_committed_len()])
+            self.tree_cache.known.append((ids, req.extra_key))
         self.available += req.held
         req.held = req.cached = 0
 

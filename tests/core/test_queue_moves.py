@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import random
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from core_helpers import random_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from queue_world import CLIP, Batch, Req, World, acting, sglang_world  # noqa: F401  (a fixture)
+from queue_world import ADAPTERS, CLIP, Batch, Req, World, acting, sglang_world  # noqa: F401  (a fixture)
 from test_lazy_heads import indexed_profile
 
 from hetero_sglang.config.settings import resolve
 from hetero_sglang.policy.heterocache import HeteroCache, IndexedHeads
+from hetero_sglang.profile.head_profile import HeadProfile, scale_weights
 from hetero_sglang.sglang import admit, reporting
 
 pytestmark = pytest.mark.usefixtures("sglang_world")
@@ -43,8 +45,15 @@ def make_worlds(seed: int, size: int, indexed: bool = False, **options: object) 
         "reserve": rng.choice((32, CLIP)),
         "drift_threshold": 0.9,
         "monitor_interval": 4,
+        "adapters": [reweighted(profile, rng)] * rng.choice((0, 1)),  # the second goes by the model's shares
     }
     return [World(resolve(profile, rank=rank, size=size, **shared), slots, **limits) for rank in range(size)]
+
+
+def reweighted(profile: HeadProfile, rng: random.Random) -> HeadProfile:
+    """The same heads with other weights."""
+    layers = (replace(layer, weights=tuple(w * rng.uniform(0.5, 2) for w in layer.weights)) for layer in profile.layers)
+    return replace(profile, layers=scale_weights(tuple(layers)))
 
 
 class Play:
@@ -61,25 +70,26 @@ class Play:
         prompt = min(self.rng.choice((1, 20, 300, total)), total - 4)
         most = total - prompt - 3  # as Scheduler.init_req_max_new_tokens bounds it
         new, priority = min(self.rng.choice((1, 8, 100, 5000)), most), self.rng.choice((1, 1, 1, 100))
-        self._send(prompt, new, priority)
+        self._send(prompt, new, priority, self.rng.choice((None, *ADAPTERS)))
 
     def go_on(self) -> None:
         """Of one or more that have been answered: somebody asks on, or several do, the same or each something else."""
         total, known = self.worlds[0].total, list(self.worlds[0].tree_cache.known)
-        for before in self.rng.sample(known, min(len(known), self.rng.choice((1, 1, 2, 4)))):
+        for before, adapter in self.rng.sample(known, min(len(known), self.rng.choice((1, 1, 2, 4)))):
             kept = before[: max(1, len(before) - self.rng.choice((0, 0, 0, 1, 5, 300)))].tolist()
             count, new = self.rng.choice((0, 1, 3, 40)), self.rng.choice((1, 8, 100))
             priority = self.rng.choice((1, 100))
             told, same = len(self.sent), self.rng.random() < 0.5
             for _ in range(self.rng.choice((1, 1, 2, 6))):
                 prompt = (kept + [-1 - (told if same else len(self.sent))] * count)[: total - 4]
-                self._send(prompt, min(new, total - len(prompt) - 3), priority)
+                mine = self.rng.choice((adapter, adapter, *ADAPTERS, None))
+                self._send(prompt, min(new, total - len(prompt) - 3), priority, mine)
 
-    def _send(self, prompt: int | list[int], new: int, priority: int) -> None:
+    def _send(self, prompt: int | list[int], new: int, priority: int, adapter: str | None) -> None:
         rid = len(self.sent)
         self.sent.append(rid)
         for world in self.worlds:
-            world.waiting_queue.append(Req(rid, prompt, new, priority))
+            world.waiting_queue.append(Req(rid, prompt, new, priority, adapter))
 
     def step(self) -> None:
         if self.held:

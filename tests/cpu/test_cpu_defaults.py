@@ -23,6 +23,9 @@ OPEN = {
     "dp_size": 1,
     "tp_size": 1,
     "enable_torch_compile": False,
+    "enable_lora": None,
+    "lora_paths": None,
+    "lora_backend": "csgmv",
 }
 CHOSEN = {
     **OPEN,
@@ -47,6 +50,11 @@ def applied(**given: Any) -> dict[str, Any]:
     args = SimpleNamespace(**given)
     defaults.apply_cpu_defaults(args)
     return vars(args)
+
+
+@pytest.mark.parametrize("lora", [{"enable_lora": True}, {"lora_paths": ["a=/a"]}])
+def test_adapters_are_served_by_the_backend_that_needs_no_gpu(environ: dict[str, str], lora: dict[str, Any]) -> None:
+    assert applied(**{**OPEN, **lora})["lora_backend"] == "torch_native"
 
 
 def test_what_the_user_left_open_is_filled(environ: dict[str, str]) -> None:

@@ -44,7 +44,7 @@ def flags() -> str:
 
 
 def _kind(kind: Any) -> str:
-    names = {bool: "nothing", int: "a whole number", float: "a number", str: "a file"}
+    names = {bool: "nothing", int: "a whole number", float: "a number", str: "a file", list[str]: "a list"}
     return next(names[each] for each in (get_args(kind) if isinstance(kind, types.UnionType) else [kind]))
 
 
