@@ -21,6 +21,7 @@ RATIO = 0.5
 # The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
 POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
+FEW = {"max_total_tokens": 3200, "disable_radix_cache": True, "enable_priority_scheduling": True}
 ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
 
 # Name -> arguments of benchmarks.launch.Server, or what makes one. Tests run in this order.
@@ -57,8 +58,9 @@ TABLE: dict[str, dict[str, Any]] = {
     "plain-paged": {**PAGED, "max_total_tokens": 3200, "env": {"CXX": "/no/compiler"}},
     "whole-paged": {**PAGED, "kv_policy": "heterocache", "hetero_keep_ratio": 1.0, "max_total_tokens": 3200},
     # The same without pages. Requests of up to 7000 tokens stay whole; the next thousand should, but find no room.
-    "plain": {"kv_policy": "full", "max_total_tokens": 60000},
+    "plain": {"kv_policy": "full", "max_total_tokens": 60000, "enable_return_hidden_states": True},
     "short-whole": {
+        "enable_return_hidden_states": True,
         "kv_policy": "heterocache",
         "hetero_index": "none",
         "hetero_keep_ratio": RATIO,
@@ -86,6 +88,9 @@ TABLE: dict[str, dict[str, Any]] = {
         "page_size": 16,
         "enable_priority_scheduling": True,
     },
+    # Prompts as embeddings, which are for servers without a cache of prefixes; room for a few of them.
+    "plain-few": {"kv_policy": "full", **FEW},
+    "few": {"kv_policy": "heterocache", "hetero_keep_ratio": 0.75, "hetero_dense_below": 3000, **FEW},
     # Two adapters beside the model: SGLang's own, every row kept, by key index, and by pivots with a profile for one of
     # them, little room and forced retractions.
     "plain-lora": {"kv_policy": "full", "lora_paths": lora_paths, "max_total_tokens": 30000},
@@ -121,7 +126,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
 }
-PLAIN = ("plain-paged", "plain", "plain-lora")  # without a policy of ours, and without statistics
+PLAIN = ("plain-paged", "plain", "plain-few", "plain-lora")  # without a policy of ours, and without statistics
 
 
 class Servers:

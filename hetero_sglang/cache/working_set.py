@@ -35,6 +35,7 @@ class WorkingSet:
         self.grant = grant
         self.outgrown = False  # it wanted to grow and could not: full heads have begun to turn over
         self.alive = True
+        self.sparse = True  # new tokens behind a cached prefix may read a part of it
         self.base: int | None = None  # key of the parked set whose pages it shares
         self.moved = 0  # how often its rows have gone to other pages
         self.slot = -1  # request slot, once it has one

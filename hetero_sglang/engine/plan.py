@@ -62,7 +62,8 @@ def plan_extend(
         last, prefix = length >= ws.prompt, length - count
         goes_on = 0 < prefix <= ws.length
         held = goes_on and ws.exact(max(length, ws.length))
-        restores = last and not ws.length and not ws.tail and cache.restorable(ws, slots[:prefix], count)
+        begins = last and ws.sparse and not ws.length and not ws.tail
+        restores = begins and cache.restorable(ws, slots[:prefix], count)
         appends = restores or (goes_on and not held)
         whole = held or (last and not prefix and ws.exact(length) and not ws.indexed)
         exact = ws.exact(ws.final)

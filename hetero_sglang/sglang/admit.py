@@ -27,6 +27,18 @@ def grant_of(req: Any) -> Grant:
     return state.cache.admission.grant(len(req.origin_input_ids), most, len(req.output_ids), shares)
 
 
+def tells_of_prompt(req: Any) -> bool:
+    """Whether the answer holds what its prompt's tokens have seen: all before them, not a working set."""
+    asked = req.return_logprob and 0 <= req.logprob_start_len < len(req.origin_input_ids)
+    return bool(asked or req.return_hidden_states)
+
+
+def named_by_tokens(req: Any) -> bool:
+    """Whether its token ids say all of its prompt. SGLang 0.5.17 lets others share rows made of overridden embeddings
+    by them (schedule_batch.py:1295 keeps it from theirs alone), and ids beside a prompt of embeddings are made up."""
+    return req.input_embeds is None and req.positional_embed_overrides is None
+
+
 def first_look(req: Any, most: int) -> int | None:
     """Before the radix tree is asked for `most` tokens at most: for how many it is asked so that the request goes on
     with a parked set. None: there is no such set.
@@ -35,6 +47,8 @@ def first_look(req: Any, most: int) -> int | None:
     it has much more, the request begins with that instead."""
     state, tokens = runtime(), np.asarray(req.full_untruncated_fill_ids, dtype=np.int64)
     state.turns.pop(req.rid, None)
+    if tells_of_prompt(req) or not named_by_tokens(req):
+        return None
     parked = state.cache.parking.find(tokens, requests.salt(req))
     if parked is None:
         return None
@@ -93,6 +107,8 @@ def demand_of(req: Any) -> np.ndarray:
 def admit(original: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND PrefillAdder.add_one_req: a request waits until every rank's hot pool can hold its working set."""
     state = runtime()
+    if adder.can_run_list and (req.input_embeds is None) != (adder.can_run_list[0].input_embeds is None):
+        return AddReqResult.OTHER  # a batch of SGLang's is all embeddings or all tokens: the model fails on both
     fits = state.cache.admission.fits
     if not fits(demand_of(req), promised(adder)) and (turn := turn_of(req)):
         _promise(turn, req, alone=True)  # which takes less, where it may be

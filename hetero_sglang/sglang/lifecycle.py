@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-from hetero_sglang.sglang.admit import first_look, grant_of, turn_of
+from hetero_sglang.sglang.admit import first_look, grant_of, named_by_tokens, tells_of_prompt, turn_of
 from hetero_sglang.sglang.interface import Requests, Slots
 from hetero_sglang.sglang.runtime import runtime
 from hetero_sglang.sglang.version import installed
@@ -38,7 +38,7 @@ def request_slots_given(result: list[int] | None, pool: Any, reqs: list[Any]) ->
             cache.own(cache.requests[slot])
     for slot, req in begun:
         if slot not in state.cache.requests:
-            state.cache.start(slot, grant_of(req))
+            state.cache.start(slot, grant_of(req)).sparse = not tells_of_prompt(req)
 
 
 def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
             ws, account = state.cache.requests[slot], state.cache.admission.accounts[slot]
             length = len(req.origin_input_ids) + len(req.output_ids) - 1  # the last is said, and has no row yet
             state.replies.tell(req, ws, account, state.came(ws), min(length, requests.committed(req)))
-        done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT)
+        done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT) and named_by_tokens(req)
         if done and state.settings.append and state.cache.requests[slot].length:  # a next turn may come
             tokens = (req.origin_input_ids + req.output_ids)[: requests.kept(req)]
             state.cache.park(slot, np.asarray(tokens, dtype=np.int64), requests.salt(req))
@@ -131,6 +131,7 @@ def leave_observed_queries(result: int, req: Any, input_len: int) -> int:
 
     They choose the rows its heads keep; a full prefix hit would leave one query to choose by."""
     state = runtime()
+    req.skip_radix_cache_insert = req.skip_radix_cache_insert or not named_by_tokens(req)
     if not requests.begun(req) and (shared := first_look(req, result)) is not None:
         return shared  # rows were chosen already
     if state.cache.admission.exact(grant_of(req), input_len):

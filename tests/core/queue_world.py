@@ -56,6 +56,8 @@ class Req:
     swa_host_hit_length = mamba_host_hit_length = auxiliary_swa_host_hit_length = storage_hit_length = 0
     host_loaded_length = storage_hit_start = 0
     host_hit_is_storage = False
+    return_logprob = return_hidden_states = skip_radix_cache_insert = False
+    logprob_start_len, input_embeds, positional_embed_overrides = -1, None, None
 
     def __init__(
         self, number: int, prompt: int | list[int], max_new: int, priority: int, adapter: str | None = None

@@ -22,4 +22,6 @@ def matched(tree: Any, req: Any, most: int) -> int:
 
 
 def cached(tree: Any) -> int:
-    return tree.total_size() if hasattr(tree, "total_size") else 0
+    from sglang.srt.mem_cache.chunk_cache import ChunkCache
+
+    return 0 if isinstance(tree, ChunkCache) else tree.total_size()  # the former is what --disable-radix-cache takes
