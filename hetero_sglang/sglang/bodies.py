@@ -11,10 +11,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang.interface import Requests
 from hetero_sglang.sglang.replies import settle
 from hetero_sglang.sglang.request_check import check, place, shown
+from hetero_sglang.sglang.version import installed
 
 logger = logging.getLogger("hetero_sglang")
+requests: Requests = installed("requests")
 
 MOST_SAMPLES = 4096  # prompts times n of one request: each is an object here before anything is checked
 
@@ -56,7 +59,7 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
             try:
                 check(made, manager.model_config)
             except HeteroError:
-                if made.lora_id is not None:  # counted as one of the adapter's, which is unloaded once it has none
+                if made.lora_id is not None and requests.LEAKS_ADAPTERS:  # which are unloaded once they have none
                     releasing.append(
                         asyncio.get_running_loop().create_task(manager.lora_registry.release(made.lora_id))
                     )

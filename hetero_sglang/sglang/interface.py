@@ -46,6 +46,8 @@ class Configuration(Protocol):
 class Requests(Protocol):
     """`requests`: what a Req knows of itself."""
 
+    LEAKS_ADAPTERS: bool  # one that fails before it is sent stays counted as a request of its adapter
+
     def begun(self, req: Any) -> bool:
         """Whether it has a request slot."""
 

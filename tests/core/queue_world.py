@@ -216,7 +216,7 @@ class Batch:
                 req.req_pool_idx = self.world.free_requests.pop(0)
             self.world.take(req, req.extend_len)
             turn = self.world.state.turns.get(req.rid)
-            assert turn is None or turn.parked.salt == req.extra_key, "a set of another adapter's"
+            assert turn is None or turn.parked.salt == lifecycle.requests.salt(req), "a set of another adapter's"
         lifecycle.request_slots_given([r.req_pool_idx for r in self.reqs], None, self.reqs)
 
 

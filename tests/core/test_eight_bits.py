@@ -65,8 +65,10 @@ def test_what_8_bits_hold_exactly_is_as_in_wide_stores(way: str, given: torch.dt
     for each in (counted, told):
         del each["fetched_bytes"], each["kept_bytes"], each["dense_bytes"]
     assert counted == told
+    # On a card a kernel's blocks of wide rows are smaller, and sums are made in another order.
+    close = dict(rtol=1e-5, atol=1e-5) if DEVICE.type == "cuda" and ops is triton else dict(rtol=0.0, atol=0.0)
     for want, have in zip(wide, narrow, strict=True):
-        assert torch.equal(want, have)
+        torch.testing.assert_close(have, want, **close)
 
 
 def test_an_index_says_the_same_of_keys_in_other_units() -> None:

@@ -27,14 +27,15 @@ LAYOUT = HeadLayout((LayerLayout((), (0,), (0.5,), (), 0),))
 
 
 def attended(
-    ops, device: torch.device | str, make, cap: int, length: int, run: int, longest: int | None = None
-) -> torch.Tensor:
+    ops, device: torch.device | str, make, cap: int, length: int, run: int, longest: int | None = None,
+    dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32),
+) -> torch.Tensor:  # fmt: skip
     """By one compressed head of `cap` rows, [1, GROUP, DIM]; what the rows hold follows from `cap` and `length`.
 
-    `longest`: run of any layer."""
+    `longest`: run of any layer; `dtypes`: of queries and of rows."""
     g = torch.Generator().manual_seed(cap * 10_000 + length)
-    k, v = torch.randn(2, -(-cap // PAGE) + 1, PAGE, DIM, generator=g).to(device)
-    q = torch.randn(1, GROUP, DIM, generator=g).to(device)
+    k, v = torch.randn(2, -(-cap // PAGE) + 1, PAGE, DIM, generator=g).to(dtypes[1]).to(device)
+    q = torch.randn(1, GROUP, DIM, generator=g).to(dtypes[0]).to(device)
     ints = {"dtype": torch.int32, "device": device}
     nothing = torch.zeros(SLOTS, 0, DIM, device=device)
     role, position = torch.tensor([-1], **ints), torch.zeros(k.shape[:2], **ints)
@@ -44,7 +45,7 @@ def attended(
     tables.page_list[: len(k)] = torch.arange(len(k), **ints)
     tables.cap[0] = cap
     step = DecodeStep(
-        ops, SimpleNamespace(layout=LAYOUT, rule=rule, runs=[run]), tables, 1, SLOTS, GROUP, DIM, k.dtype, make
+        ops, SimpleNamespace(layout=LAYOUT, rule=rule, runs=[run]), tables, 1, SLOTS, GROUP, DIM, q.dtype, make
     )
     step.fill([[length], *[[0]] * 5], 1, torch.zeros(1, SLOTS, **ints))
     return step.kernel.attend(0, q, buffers, step.plan(1), DIM**-0.5)
@@ -74,3 +75,15 @@ def test_no_length_of_many_loses_a_row(run: int, longest: int, every: int) -> No
         wanted = attended(reference, "cpu", None, cap, length, run, longest)
         got = attended(triton, DEVICE, lambda step: AttendStep(step, BESIDE), cap, length, run, longest).cpu()
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_rows_of_8_bits_are_multiplied_in_half_precision(stored: torch.dtype) -> None:
+    """Of a model in bfloat16, whose queries and outputs keep their 8 bits."""
+    for cap, length, run in ((131, 396, 4), (1027, 1292, 4), (300, 280, 1)):
+        wanted = attended(reference, "cpu", None, cap, length, run, None, (torch.bfloat16, stored))
+        got = attended(
+            triton, DEVICE, lambda step: AttendStep(step, BESIDE), cap, length, run, None, (torch.bfloat16, stored)
+        )
+        assert got.dtype is torch.bfloat16
+        torch.testing.assert_close(got.cpu().float(), wanted.float(), rtol=2**-7, atol=2**-9)

@@ -10,7 +10,7 @@ import triton.language as tl
 from hetero_sglang.cache.narrow import largest
 from hetero_sglang.ops.base import Arrivals, Behind, LayerBuffers, StepTables
 from hetero_sglang.ops.triton.decode import indexed_head
-from hetero_sglang.ops.triton.narrow import narrowed
+from hetero_sglang.ops.triton.narrow import computed, narrowed
 from hetero_sglang.ops.triton.probe import span
 from hetero_sglang.ops.triton.store import ring_row
 
@@ -68,7 +68,7 @@ def _append(
     each, block,
     GROUP: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PAD: tl.constexpr,
     PAD_V: tl.constexpr, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
-    RUN: tl.constexpr, HEADS: tl.constexpr, MORE: tl.constexpr,
+    RUN: tl.constexpr, HEADS: tl.constexpr, MORE: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     tile, which, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count, opening = tl.load(numbers), tl.load(numbers + 1)
@@ -83,7 +83,7 @@ def _append(
     real = (token < count) & (member < GROUP)
     asked = head * GROUP + member
     mine = q + (opening + token).to(tl.int64) * q_stride + asked * D
-    query = tl.load(mine[:, None] + at[None, :], mask=real[:, None] & (at < D)[None, :], other=0.0)
+    query = tl.load(mine[:, None] + at[None, :], mask=real[:, None] & (at < D)[None, :], other=0.0).to(TYPE)
     kept, start = tl.load(cap + first + which), tl.load(page_start + first + which)
     turning = tl.maximum(tl.minimum(kept - sink, ring), 1)
     full = kept < reached
@@ -125,6 +125,7 @@ def _append(
             keys = tl.load(own_k + where * k_stride + at[None, :], mask=here[:, None] & (at < D)[None, :], other=0.0)
             there = here[:, None] & (at_v < DV)[None, :]
             values = tl.load(own_v + where * v_stride + at_v[None, :], mask=there, other=0.0)
+            keys, values = keys.to(TYPE), values.to(TYPE)
             logit = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
             seen = real[:, None] & here[None, :] & (new[None, :] <= opening + token[:, None])
             top, total, result = _attended(logit, top, total, result, values, seen)
@@ -202,6 +203,7 @@ def append(
         PAD=max(16, triton.next_power_of_2(dim)), PAD_V=max(16, triton.next_power_of_2(v_dim)),
         P=layer.hot_k.shape[1], M=rows, N=_TOKENS if max(dim, v_dim) <= 128 else _TOKENS // 2, RUN=run,
         HEADS=triton.next_power_of_2(heads), MORE=arrivals is not None,
+        TYPE=computed(q.dtype, layer.hot_k.dtype),
         num_warps=8 if max(dim, v_dim) > 64 else 4, num_stages=2 if wide else 3, **parts,
     )  # fmt: skip
     if splits > 1:

@@ -11,6 +11,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hetero_sglang.ops.base import Arrivals, LayerBuffers
 from hetero_sglang.ops.triton.early import early
+from hetero_sglang.ops.triton.narrow import computed
 from hetero_sglang.ops.triton.work import BESIDE, FIELDS, DecodeBuffers, DecodeShape
 
 __all__ = ["BESIDE", "DecodeBuffers", "DecodeShape", "decode_attention"]
@@ -29,7 +30,7 @@ def _rows(listed, token, seen, place, resident, P: tl.constexpr, RESIDENT: tl.co
 def _begin(
     q, k, v, row, own, scale,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    PDL: tl.constexpr,
+    PDL: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """The head's queries [16, D] at q, and the running softmax: with this step's token in it, at `row`, where `own`."""
     at, at_v, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, 16)
@@ -42,7 +43,7 @@ def _begin(
     logits = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
     best = tl.where(own, logits, -1e30)  # finite: an item may have nothing that counts
     total = tl.where(own, tl.full([16], 1.0, tl.float32), 0.0)
-    return query, best, total, tl.zeros([16, BLOCK_DV], tl.float32) + value.to(tl.float32)[None, :]
+    return query.to(TYPE), best, total, tl.zeros([16, BLOCK_DV], tl.float32) + value.to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -50,7 +51,7 @@ def _attend(
     query, best, total, out, q, k, v, listed, begin, end, fresh, dead, ring, place, resident, scale,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
-    EARLY: tl.constexpr, PDL: tl.constexpr, RUNS: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr, RUNS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over an item's tokens: highest logit [16], sum of exponents [16], weighted values [16, Dv].
 
@@ -72,13 +73,13 @@ def _attend(
         keys = tl.load(
             k + row[:, None] * D + at[None, :], mask=seen[:, None] & (at < D)[None, :], other=0.0,
             eviction_policy="evict_first",
-        ).to(q.dtype.element_ty)  # fmt: skip
+        ).to(TYPE)  # fmt: skip
         values = tl.load(
             v + row[:, None] * DV + at_v[None, :], mask=seen[:, None] & (at_v < DV)[None, :], other=0.0,
             eviction_policy="evict_first",
-        ).to(q.dtype.element_ty)  # fmt: skip
+        ).to(TYPE)  # fmt: skip
         if EARLY and start == begin:
-            query, best, total, out = _begin(q, k, v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
+            query, best, total, out = _begin(q, k, v, newest, own, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL, TYPE)
         logits = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale  # [16, BLOCK]
         logits = tl.where(seen[None, :], logits, float("-inf"))
         highest = tl.maximum(best, tl.max(logits, 1))
@@ -97,6 +98,7 @@ def _decode(
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
     FIELDS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr, RUNS: tl.constexpr, MORE: tl.constexpr,
+    TYPE: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     mine = described + item * FIELDS
@@ -117,22 +119,24 @@ def _decode(
     at_v, member = tl.arange(0, BLOCK_DV), tl.arange(0, 16)
     queries = q + request.to(tl.int64) * q_stride + head * GROUP * D
     if EARLY:
-        query = tl.zeros([16, BLOCK_D], q.dtype.element_ty)
+        query = tl.zeros([16, BLOCK_D], TYPE)
         best = tl.full([16], float("-inf"), tl.float32)
         total = tl.zeros([16], tl.float32)
         out = tl.zeros([16, BLOCK_DV], tl.float32)
     else:
-        query, best, total, out = _begin(queries, hot_k, hot_v, 0, False, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL)
+        query, best, total, out = _begin(
+            queries, hot_k, hot_v, 0, False, scale, GROUP, D, DV, BLOCK_D, BLOCK_DV, PDL, TYPE
+        )
     if place < resident:
         best, total, out = _attend(
             query, best, total, out, queries, resident_k, resident_v, slots + opening.to(tl.int64), begin, end, fresh,
             0, ring, place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, True, EARLY, PDL,
-            False,
+            False, TYPE,
         )  # fmt: skip
     else:
         best, total, out = _attend(
             query, best, total, out, queries, hot_k, hot_v, page_list + opening, begin, end, fresh, dead, ring,
-            place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, False, EARLY, PDL, RUNS,
+            place, resident, scale, GROUP, D, DV, P, BLOCK, BLOCK_D, BLOCK_DV, PRECISION, False, EARLY, PDL, RUNS, TYPE,
         )  # fmt: skip
     there = (member < GROUP)[:, None] & (at_v < DV)[None, :]
     out = out / tl.where(total > 0, total, 1.0)[:, None]
@@ -249,8 +253,8 @@ def decode_attention(
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0), work.ring,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
         PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None and work.one_wave, PDL=work.pdl,
-        RUNS=work.runs[index] > 1, MORE=arrivals is not None, num_warps=shape.warps, num_stages=shape.stages,
-        maxnreg=registers, **early(not_first),
+        RUNS=work.runs[index] > 1, MORE=arrivals is not None, TYPE=computed(q.dtype, layer.hot_k.dtype),
+        num_warps=shape.warps, num_stages=shape.stages, maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each

@@ -3,6 +3,8 @@
 from collections.abc import Hashable
 from typing import Any
 
+LEAKS_ADAPTERS = True  # managers/tokenizer_manager.py:788 has nobody to release it
+
 
 def begun(req: Any) -> bool:
     return req.req_pool_idx is not None

@@ -3,6 +3,8 @@
 from collections.abc import Hashable
 from typing import Any
 
+LEAKS_ADAPTERS = False
+
 
 def begun(req: Any) -> bool:
     return req.kv.req_pool_idx is not None
