@@ -118,6 +118,8 @@ def open_checkpoint(model_path: str | Path, device: str = "auto") -> Checkpoint:
         raise HeteroError(
             f"the weights of {model_path}{once} do not fit on {target}; choose another `--device`."
         ) from None
+    except HeteroError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HeteroError(f"{model_path} cannot be loaded: {reason.rstrip('.')}.") from None
