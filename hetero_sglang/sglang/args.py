@@ -151,7 +151,7 @@ class HeteroServerArgs(Base):
         if self.kv_policy == "full":
             theirs()
             return
-        from hetero_sglang.sglang import asked, own_profile, refusals
+        from hetero_sglang.sglang import asked, own_profile, refusals, weights
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
@@ -159,6 +159,8 @@ class HeteroServerArgs(Base):
         placeholder = self.model_path.lower() in ("none", "dummy")
         if asked.reads_profile(self.kv_policy) and not placeholder:
             self.hetero_profile = str(own_profile.profile_of(self))
+        if self.kv_cache_dtype == "auto" and not placeholder:
+            self.kv_cache_dtype: str = weights.stored_rows(self.model_path)
         refusals.check_policy(self)
         theirs()
         if placeholder:
