@@ -107,17 +107,17 @@ def open_checkpoint(model_path: str | Path, device: str = "auto") -> Checkpoint:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    from hetero_sglang.calibration.placement import put
+
     target = _device(device)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # ours is the only one
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
-        model = (_dequantised(model_path, about, target) if about else _as_it_is(model_path, target)).to(target).eval()
+        model = (_dequantised(model_path, about, target) if about else _as_it_is(model_path, target)).eval()
+        put(model, target)
     except torch.OutOfMemoryError:
-        once = ", in 16 bits," if about else ""
-        raise HeteroError(
-            f"the weights of {model_path}{once} do not fit on {target}; choose another `--device`."
-        ) from None
+        raise HeteroError(f"the weights of {model_path} do not fit on {target}; choose another `--device`.") from None
     except HeteroError:
         raise
     except (OSError, ValueError, RuntimeError) as error:

@@ -157,6 +157,8 @@ class HeteroServerArgs(Base):
         refusals.check_flags(self)
         self._choose_backend()
         placeholder = self.model_path.lower() in ("none", "dummy")
+        if not placeholder:
+            weights.check_weights(self)
         if asked.reads_profile(self.kv_policy) and not placeholder:
             self.hetero_profile = str(own_profile.profile_of(self))
         if self.kv_cache_dtype == "auto" and not placeholder:

@@ -1,16 +1,53 @@
-"""What a checkpoint's quantised weights mean for a server: how its keys and values are stored."""
+"""What a checkpoint's quantised weights mean for a server: whether SGLang serves them here, and how its keys and
+values are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from hetero_sglang.cpu.defaults import has_amx
+from hetero_sglang.cpu.platform import cpu_engine
+from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.quantisation import format_of, quantisation
 from hetero_sglang.sglang.interface import Configuration
 from hetero_sglang.sglang.version import installed
 
 configuration: Configuration = installed("configuration")
+
+
+def check_weights(args: Any) -> None:
+    """Raises HeteroError where SGLang would load the weights and fail on them: before they are calibrated."""
+    name = _format(args)
+    if name is None:
+        return
+    if cpu_engine() and args.device in (None, "cpu") and not has_amx():
+        raise HeteroError(
+            f"{args.model_path} is to be served with weights quantised by {name}, which SGLang does on GPUs and on "
+            f"CPUs with AMX; serve the model that it was quantised from, or use a GPU."
+        )
+    if name == "bitsandbytes":
+        if find_spec("bitsandbytes") is None:
+            raise HeteroError("weights quantised by bitsandbytes need that package; run `pip install bitsandbytes`.")
+        if args.load_format not in ("bitsandbytes", "dummy"):
+            raise HeteroError(
+                f"--load-format {args.load_format} does not read weights quantised by bitsandbytes; add --load-format "
+                f"bitsandbytes."
+            )
+
+
+def _format(args: Any) -> str | None:
+    """Of the weights as they are served; None: plain, or not on this machine yet."""
+    if args.quantization == "unquant":
+        return None
+    if Path(args.model_path).is_file():
+        return "gguf"
+    folder = local_folder(args.model_path)
+    about = {} if folder is None else quantisation(folder)
+    return args.quantization or (format_of(about) if about else None)
 
 
 def stored_rows(model_path: str) -> str:

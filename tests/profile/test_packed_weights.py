@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from tiny_models import write_checkpoint
 
 from benchmarks.launch import RECALL
 from benchmarks.weights.packing import AWQ_ORDER, FORMATS, awq, fp8_blocks, nf4
-from benchmarks.weights.quantise import quantise
+from benchmarks.weights.quantise import TOKENIZER, quantise
 from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.packed import awq as awq_reader
 from hetero_sglang.calibration.packed import compressed, gptq, scaled, table
+from hetero_sglang.cli import main
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.profile import schema
+from hetero_sglang.profile.files import load_profile
 
+FAST = ["--documents", "1", "--length", "400", "--steps", "4", "--device", "cpu", "--quiet"]
 GROUP = 64
 
 
@@ -132,6 +137,23 @@ def test_a_quantised_checkpoint_opens_as_the_one_it_was_made_from(name: str, tmp
             assert 1e-4 < lost < (0.15 if "8" not in name else 0.03), each
         else:
             torch.testing.assert_close(found[each], plain, rtol=1e-2, atol=1e-3)
+
+
+def test_a_profile_is_that_of_the_numbers_that_weights_stand_for(tmp_path: Path) -> None:
+    model = quantise(RECALL, "gptq", tmp_path / "gptq")
+    opened = open_checkpoint(model, "cpu").model
+    plain = tmp_path / "plain"
+    opened.half().save_pretrained(plain)
+    for name in TOKENIZER:
+        shutil.copy(RECALL / name, plain / name)
+    made = []
+    for each in (model, plain):
+        out = tmp_path / f"{each.name}.json"
+        assert main(["profile", str(each), "--out", str(out), *FAST]) == 0
+        made.append(load_profile(out))
+    assert made[0].provenance["fingerprint"] != made[1].provenance["fingerprint"]
+    found, wanted = ({**schema.encode(each), "provenance": None} for each in made)
+    assert found == wanted
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "phi3"])
