@@ -181,11 +181,11 @@ def test_tensors_of_a_weight_may_lie_in_several_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({"quant_method": "mxfp4"}, "are quantised by mxfp4"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "are quantised by modelopt as NVFP4"),
-        ({"bits": 4}, "are quantised by unknown"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "layout is 'gemv'"),
-        ({"quant_method": "gptq", "bits": 4}, "are laid out in a way"),
+        ({"quant_method": "mxfp4"}, "which are quantised by mxfp4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "which are quantised by modelopt as NVFP4"),
+        ({"bits": 4}, "which are quantised by unknown"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "as their layout is 'gemv', not gemm"),
+        ({"quant_method": "gptq", "bits": 4}, "as the size of tensor"),
     ],
 )
 def test_weights_that_cannot_be_read_are_refused_in_a_sentence(
@@ -194,9 +194,24 @@ def test_weights_that_cannot_be_read_are_refused_in_a_sentence(
     model = quantise(RECALL, "awq", tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "quantization_config": about}))
-    with pytest.raises(HeteroError, match=r"^the weights of .*--hetero-profile FILE`\.$") as refused:
+    with pytest.raises(
+        HeteroError, match=r"^calibration cannot read the weights of .*--hetero-profile FILE`\.$"
+    ) as refused:
         open_checkpoint(model, "cpu")
     assert said in str(refused.value)
+
+
+def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
+    model = quantise(RECALL, "awq", tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    save_file(
+        {name: each for name, each in tensors.items() if not name.endswith("qzeros")}, model / "model.safetensors"
+    )
+    with pytest.raises(HeteroError, match="of which 'qzeros' is not there"):
+        open_checkpoint(model, "cpu")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(HeteroError, match="which lie in no safetensors files"):
+        open_checkpoint(model, "cpu")
 
 
 class Whole:

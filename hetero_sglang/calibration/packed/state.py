@@ -35,15 +35,17 @@ def plain_state(
     with ExitStack() as opened:
         files = [opened.enter_context(safe_open(path, "pt")) for path in sorted(Path(model_path).glob("*.safetensors"))]
         if not files:
-            raise unreadable(model_path, "lie in no safetensors files")
+            raise unreadable(model_path, "which lie in no safetensors files")
         where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         try:
             return dict(_plain(where, about, device, dtype))
-        except (ValueError, KeyError, RuntimeError, StopIteration) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except KeyError as error:
+            raise unreadable(model_path, f"of which {error} is not there") from None
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # RuntimeError: shapes that do not fit each other
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise unreadable(model_path, f"are laid out in a way ({reason})") from None
+            raise unreadable(model_path, f"as {reason[0].lower()}{reason[1:]}") from None
 
 
 def _plain(

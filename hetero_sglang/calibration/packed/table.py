@@ -14,7 +14,7 @@ _STATE = "weight.quant_state.bitsandbytes__"
 def plain(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> torch.Tensor:
     """[out, in] float32 of `weight` [out * in / 2, 1] uint8, the first number in its high bits, and of each block
     `weight.absmax`, which may be quantised itself (`weight.nested_absmax`)."""
-    state = next(tensor for name, tensor in tensors.items() if name.startswith(_STATE))
+    state = tensors[next((name for name in tensors if name.startswith(_STATE)), _STATE)]
     said = json.loads(bytes(state.cpu().tolist()))
     packed, most = tensors["weight"].flatten(), tensors["weight.absmax"]
     if "weight.nested_absmax" in tensors:
