@@ -1,5 +1,5 @@
 """Quantised weights under plain SGLang and under ours, a server of each beside the other: the recall model in every
-format, quantised on the spot, with the head profile that ours makes of it at its start.
+format, quantised on the spot, with the head profile that ours makes of it at its first start.
 
 Answers are compared where nothing is compressed. On a GPU the two attend with other kernels, so an answer that hangs on
 the last bits of a logit is counted apart: one is firm if no next best token ever came nearer than a quarter. Then

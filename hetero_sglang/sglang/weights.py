@@ -18,6 +18,8 @@ from hetero_sglang.sglang.version import installed
 
 configuration: Configuration = installed("configuration")
 
+_GPU_ALONE = ("bitsandbytes", "gguf")
+
 
 def check_weights(args: Any) -> None:
     """Raises HeteroError where SGLang would load the weights and fail on them: before they are calibrated."""
@@ -25,9 +27,10 @@ def check_weights(args: Any) -> None:
     if name is None:
         return
     if cpu_engine() and args.device in (None, "cpu") and not has_amx():
+        also = "" if name in _GPU_ALONE else " and on CPUs with AMX"
         raise HeteroError(
-            f"{args.model_path} is to be served with weights quantised by {name}, which SGLang does on GPUs and on "
-            f"CPUs with AMX; serve the model that it was quantised from, or use a GPU."
+            f"{args.model_path} is to be served with weights quantised by {name}, which SGLang does on GPUs{also}; "
+            f"serve the model that it was quantised from, or use a GPU."
         )
     if name == "bitsandbytes":
         if find_spec("bitsandbytes") is None:
