@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from hetero_sglang.calibration.packed.readable import check_readable
+from hetero_sglang.calibration.packed.readable import check_readable, unreadable
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.fingerprint import mismatch, read_config
 from hetero_sglang.profile.head_profile import HeadProfile
@@ -152,12 +152,17 @@ def _dequantised(model_path: str | Path, about: dict[str, Any], target: torch.de
     state = plain_state(model_path, about, target, served)
     dtype = _dtype(sum(tensor.nbytes for tensor in state.values()), target) or served
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    found: PreTrainedModel = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-    return found
+    found: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
+    model, told = found
+    if missing := sorted(told["missing_keys"]):  # they would be random numbers
+        raise unreadable(model_path, f"of which {missing[0]!r} is not there")
+    return model
 
 
 def _dtype(size: int, target: torch.device) -> torch.dtype | None:
-    """In which weights of so many bytes are calculated with; None: in their own."""
+    """What weights of so many bytes are calculated in; None: what they are kept in."""
     import torch
 
     return torch.float32 if target.type == "cpu" and size <= _FLOAT32_BYTES else None

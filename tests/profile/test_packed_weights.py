@@ -18,7 +18,7 @@ from sglang.srt.layers.quantization.utils import pack_cols, pack_rows, permute_r
 from tiny_models import write_checkpoint
 
 from benchmarks.launch import RECALL
-from benchmarks.weights.packing import AWQ_ORDER, FORMATS, awq, fp8_blocks, nf4
+from benchmarks.weights.packing import AWQ_ORDER, FORMATS, awq, fp8_blocks, int4, nf4
 from benchmarks.weights.quantise import TOKENIZER, quantise
 from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.packed import awq as awq_reader
@@ -87,6 +87,13 @@ def test_compressed_words_are_read_as_by_compressed_tensors(bits: int, symmetric
 def test_compressed_numbers_of_8_bits_are_read_as_by_compressed_tensors(kind: str, strategy: str) -> None:
     made = written(f"{kind}-quantized", num_bits=8, type=kind, symmetric=True, strategy=strategy)
     assert torch.equal(scaled.plain(made.tensors, {}), made.wanted)
+
+
+def test_words_of_another_layout_are_refused() -> None:
+    packed = int4(weight())
+    for words in (packed["weight_packed"].to(torch.uint8), packed["weight_packed"].t(), packed["weight_packed"][:, 1:]):
+        with pytest.raises(ValueError, match=r"their words are|are not those of 192 rows of 256"):
+            compressed.plain({**packed, "weight_packed": words}, {})
 
 
 def test_blocks_of_fp8_are_read_as_sglang_reads_them() -> None:
@@ -208,6 +215,12 @@ def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
         {name: each for name, each in tensors.items() if not name.endswith("qzeros")}, model / "model.safetensors"
     )
     with pytest.raises(HeteroError, match="of which 'qzeros' is not there"):
+        open_checkpoint(model, "cpu")
+    save_file(
+        {name: each for name, each in tensors.items() if "layers.3.mlp.up_proj" not in name},
+        model / "model.safetensors",
+    )
+    with pytest.raises(HeteroError, match=r"of which 'model\.layers\.3\.mlp\.up_proj\.weight' is not there"):
         open_checkpoint(model, "cpu")
     (model / "model.safetensors").unlink()
     with pytest.raises(HeteroError, match="which lie in no safetensors files"):

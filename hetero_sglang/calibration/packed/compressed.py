@@ -20,8 +20,8 @@ def plain(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> torc
         raise ValueError(f"their words are {words.dtype}, not int32")
     rows, columns = (int(size) for size in tensors["weight_shape"])
     bits = words.shape[1] * 32 // columns
-    if bits not in (2, 4, 8):
-        raise ValueError(f"they have {bits} bits, not 2, 4 or 8")
+    if bits not in (2, 4, 8) or list(words.shape) != [rows, -(-columns * bits // 32)]:
+        raise ValueError(f"words {list(words.shape)} are not those of {rows} rows of {columns} in 2, 4 or 8 bits")
     codes = unpacked(words, bits)[:rows, :columns]
     middle: torch.Tensor | int = 1 << (bits - 1)
     given = tensors.get("weight_g_idx")
