@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.launch import RECALL
-from benchmarks.quality.servers import last_word
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.weights.compare import CASES, DEFAULT, checkpoint, measured
 from hetero_sglang.errors import HeteroError
@@ -55,7 +54,7 @@ def main() -> None:
             try:
                 row = measured(model, flags, given.requests, given.documents, logs, run.does)
             except (RuntimeError, OSError, HeteroError) as error:  # OSError: it ended while it was asked
-                row = {"error": last_word(str(error))}
+                row = {"error": str(error)}
             print(line(run.keep({"format": name, **row})), flush=True)
     print("saved", run.save())
 

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.device_identity import LEAST_MARGIN, Request, answer, least_margin
 from benchmarks.launch import RECALL, Server
+from benchmarks.quality.servers import last_word
 from benchmarks.recall import Language, evaluate
 from benchmarks.weights.packing import FORMATS
 from benchmarks.weights.quantise import quantise
@@ -66,7 +67,7 @@ def measured(
     """A row: answers to `requests` questions, and entries of `documents` documents. `flags` are of both servers, `logs`
     of `plain` and `ours`.
 
-    Raises RuntimeError with the log's end where a server does not start."""
+    Raises RuntimeError with the last word of a server that does not start."""
     language, begun, on_gpu = Language.load(RECALL), time.monotonic(), torch.cuda.is_available()
     shared = {**BOTH, **(ON_GPU if on_gpu else {}), **flags}
     with ExitStack() as stack:
@@ -77,7 +78,10 @@ def measured(
             server.launch()
             stack.callback(server.stop, at_once=True)
         for server in (plain, ours):
-            server.wait(START)
+            try:
+                server.wait(START)
+            except RuntimeError:
+                raise RuntimeError(f"{last_word(server.tail(1 << 20))} ({server.log})") from None
         started = {"plain": round(plain.started_in, 1), "ours": round(ours.started_in, 1)}
         say("answers")
         row: dict[str, Any] = {"started_in": started, **compared(plain, ours, questions(language, requests))}
