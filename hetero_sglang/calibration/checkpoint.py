@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from hetero_sglang.calibration.packed.readable import check_readable, unreadable
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.fingerprint import mismatch, read_config
 from hetero_sglang.profile.head_profile import HeadProfile
+from hetero_sglang.profile.quantisation import quantisation
 
 if TYPE_CHECKING:
     import torch
@@ -95,22 +97,29 @@ class Checkpoint:
 
 
 def open_checkpoint(model_path: str | Path, device: str = "auto") -> Checkpoint:
-    """Loads weights and tokenizer from local files. Raises HeteroError when they are absent or do not fit."""
+    """Loads weights and tokenizer from local files; weights that are quantised, as the numbers they stand for.
+
+    Raises HeteroError when they are absent, cannot be read or do not fit."""
+    about = quantisation(model_path)
+    if about:
+        check_readable(model_path, about)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    from hetero_sglang.calibration.placement import put
+
     target = _device(device)
-    size = sum(path.stat().st_size for path in Path(model_path).glob("*.safetensors"))
-    dtype: Any = torch.float32 if target.type == "cpu" and size <= _FLOAT32_BYTES else "auto"
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # ours is the only one
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(str(model_path), local_files_only=True, dtype=dtype)
-        model = model.to(target).eval()
+        model = (_dequantised(model_path, about, target) if about else _as_it_is(model_path, target)).eval()
+        put(model, target)
     except torch.OutOfMemoryError:
         raise HeteroError(f"the weights of {model_path} do not fit on {target}; choose another `--device`.") from None
+    except HeteroError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HeteroError(f"{model_path} cannot be loaded: {reason.rstrip('.')}.") from None
@@ -118,6 +127,45 @@ def open_checkpoint(model_path: str | Path, device: str = "auto") -> Checkpoint:
         if shown:
             logging.enable_progress_bar()
     return Checkpoint(model, tokenizer, target)
+
+
+def _as_it_is(model_path: str | Path, target: torch.device) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    size = sum(path.stat().st_size for path in Path(model_path).glob("*.safetensors"))
+    dtype = _dtype(size, target) or "auto"
+    found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(model_path), local_files_only=True, dtype=dtype)
+    return found
+
+
+def _dequantised(model_path: str | Path, about: dict[str, Any], target: torch.device) -> PreTrainedModel:
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    from hetero_sglang.calibration.packed.state import plain_state
+
+    config = AutoConfig.from_pretrained(str(model_path), local_files_only=True)
+    for name in ("quantization_config", "compression_config"):  # what would have Transformers quantise anew
+        if hasattr(config, name):
+            delattr(config, name)
+    served = config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+    state = plain_state(model_path, about, target, served)
+    dtype = _dtype(sum(tensor.nbytes for tensor in state.values()), target) or served
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    found: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
+    model, told = found
+    if missing := sorted(told["missing_keys"]):  # they would be random numbers
+        raise unreadable(model_path, f"of which {missing[0]!r} is not there")
+    return model
+
+
+def _dtype(size: int, target: torch.device) -> torch.dtype | None:
+    """What weights of so many bytes are calculated in; None: what they are kept in."""
+    import torch
+
+    return torch.float32 if target.type == "cpu" and size <= _FLOAT32_BYTES else None
 
 
 def tokenizer_hash(model_path: str | Path) -> str:

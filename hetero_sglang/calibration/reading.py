@@ -51,7 +51,7 @@ class Reading:
         """Layer after layer, on the model's device."""
         for each in self.kept:
             key, value = (tensor.to(each.query.device, non_blocking=True) for tensor in (each.key, each.value))
-            yield Attention(each.query, key, value, each.scaling, each.o_proj)
+            yield Attention(each.query, key, value, each.scaling, each.o_proj.to(each.query.device))
 
 
 @torch.inference_mode()

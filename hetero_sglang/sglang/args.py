@@ -159,14 +159,18 @@ class HeteroServerArgs(Base):
         if self.kv_policy == "full":
             theirs()
             return
-        from hetero_sglang.sglang import adapters, asked, own_profile, refusals
+        from hetero_sglang.sglang import adapters, asked, own_profile, refusals, weights
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
         self._choose_backend()
         placeholder = self.model_path.lower() in ("none", "dummy")
+        if not placeholder:
+            weights.check_weights(self)
         if asked.reads_profile(self.kv_policy) and not placeholder:
             self.hetero_profile = str(own_profile.profile_of(self))
+        if self.kv_cache_dtype == "auto" and not placeholder:
+            self.kv_cache_dtype: str = weights.stored_rows(self.model_path)
         refusals.check_policy(self)
         theirs()
         adapters.check_names(self)

@@ -26,6 +26,7 @@ class Configuration(Protocol):
     """`configuration`: how arguments are read."""
 
     FLAGS: tuple[Flag, ...]  # that this version alone has
+    ROWS_BY_CHECKPOINT: tuple[str, ...]  # formats of weights that may say in how many bits keys and values are kept
 
     def model_config(self, args: Any) -> Any:
         """SGLang's ModelConfig of the model that the arguments name."""

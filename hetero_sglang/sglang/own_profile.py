@@ -56,6 +56,11 @@ def downloaded(model: str, revision: str | None) -> Path:
     """The snapshot of a Hugging Face name. Raises HeteroError where it cannot be had."""
     from huggingface_hub import snapshot_download
 
+    if Path(model).is_file():
+        raise HeteroError(
+            f"{model} is a single file (GGUF), which calibration cannot read; make a profile of the model that it was "
+            f"quantised from and give it with `--hetero-profile FILE`."
+        )
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES))
     except Exception as error:  # of a dozen kinds

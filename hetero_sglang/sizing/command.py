@@ -12,7 +12,9 @@ from hetero_sglang.profile.files import find_profile, load_profile
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.made_profiles import place
+from hetero_sglang.sglang.asked import EIGHT_BITS
 from hetero_sglang.sglang.static_memory import static_fraction
+from hetero_sglang.sglang.weights import stored_rows
 from hetero_sglang.sizing.estimate import Estimate, settings_of
 from hetero_sglang.sizing.model import Model, read_model
 from hetero_sglang.sizing.table import memories, tiers
@@ -32,7 +34,8 @@ def run(argv: list[str]) -> int:
     if fraction is not None and not 0 < fraction < 1:
         raise HeteroError(f"--mem-fraction-static {fraction:g} is not between 0 and 1; give one that is.")
     model = read_model(given.model)
-    if given.kv_cache_dtype != "auto":
+    rows = stored_rows(given.model) if given.kv_cache_dtype == "auto" else given.kv_cache_dtype
+    if rows in EIGHT_BITS:
         model = replace(model, item=1)
     context = model.shape.max_length if given.context_length is None else given.context_length
     if context < 1:
@@ -57,8 +60,8 @@ def _add_options(parser: Parser) -> None:
     add("--keep-ratio", type=float, default=KEEP_RATIO, metavar="R", help="--hetero-keep-ratio (default %(default)s)")
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel GPUs (default %(default)s)")
     add("--context-length", type=int, metavar="N", help="longest request (default: the model's)")
-    add("--kv-cache-dtype", choices=("auto", "fp8_e4m3", "fp8_e5m2"), default="auto",
-        help="keys and values as the model makes them, or in 8 bits (default %(default)s)")  # fmt: skip
+    add("--kv-cache-dtype", choices=("auto", "bfloat16", *EIGHT_BITS), default="auto",
+        help="keys and values in 16 bits or 8; auto: as the checkpoint says (default %(default)s)")  # fmt: skip
     add("--profile", metavar="FILE", help="head profile (default: the one a server would find, else a typical one)")
     add("--mem-fraction-static", type=float, metavar="X",
         help="share of GPU memory for weights and KV (default: SGLang's own choice)")  # fmt: skip

@@ -55,6 +55,16 @@ def test_keys_and_values_in_8_bits_take_half_and_their_index_as_much(
     assert said[0]["host store"] == 2 * said[1]["host store"] == 131072 and said[0]["key index"] == said[1]["key index"]
 
 
+def test_a_checkpoint_may_ask_for_keys_and_values_in_8_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"type": "float", "num_bits": 8}}
+    folder = checkpoint(tmp_path, quantization_config=said)
+    text = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [7], "data_offsets": [0, 7]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(7))
+    for dtype, eight in (("auto", True), ("bfloat16", False), ("fp8_e5m2", True)):
+        assert main(["size", str(folder), "--gpu-memory", "80", "--kv-cache-dtype", dtype]) == 0
+        assert ("keys and values in 8 bits" in capsys.readouterr().out) == eight, dtype
+
+
 def test_slots_are_those_of_the_start_after_weights_and_workspaces(tmp_path: Path) -> None:
     one = estimate(tmp_path)
     left = int(80 * GIB * 0.85) - shapes.parameter_bytes()

@@ -6,6 +6,7 @@ from typing import Any
 from hetero_sglang.sglang.interface import Flag
 
 FLAGS: tuple[Flag, ...] = ()
+ROWS_BY_CHECKPOINT = ("modelopt",)
 
 
 def model_config(args: Any) -> Any:
