@@ -151,7 +151,7 @@ class HeteroServerArgs(Base):
         if self.kv_policy == "full":
             theirs()
             return
-        from hetero_sglang.sglang import asked, own_profile, refusals
+        from hetero_sglang.sglang import asked, drafts, own_profile, refusals
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
@@ -161,6 +161,7 @@ class HeteroServerArgs(Base):
             self.hetero_profile = str(own_profile.profile_of(self))
         refusals.check_policy(self)
         theirs()
+        drafts.check(self)
         if placeholder:
             return
         refusals.check_memory(self, refusals.check_model(self), tokens)

@@ -1,0 +1,115 @@
+"""Verification of draft tokens: several new tokens of each request in one pass, of which it keeps some.
+
+The first token of each is sampled already and stays: for it the pass is a decode step. The others, drafts, attend to
+what the step leaves, to what of their own they want beside it, and to the drafts before them. They write nothing but
+scratch: no tier, no working set and no index knows them until `accept` says which stay, and then those are written as
+if steps had."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hetero_sglang.cache.narrow import narrowed
+from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.engine.finder import Finder
+from hetero_sglang.ops.base import Drafts, LayerBuffers, StepTables
+from hetero_sglang.ops.step import LENGTH, DecodeStep
+from hetero_sglang.transfer.write_back import WriteBack
+
+MOST = 64  # drafts of a request: bits of a number
+
+
+class Verification:
+    """Buffers for passes of up to `first.batch` requests with `each` drafts, at addresses that graphs keep."""
+
+    tables: StepTables  # of the pass's drafts
+    step_tables: StepTables  # of its first tokens
+
+    def __init__(
+        self, cache: TieredCache, ops: Any, layers: list[LayerBuffers], finder: Finder | None, write_back: WriteBack,
+        first: DecodeStep, make: Callable[[DecodeStep, int], DecodeStep], each: int, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        """`first`: of the first tokens; `make`: a step of as many tokens, of that one's requests; `dtype`: of queries."""
+        self.cache, self.ops, self.layers, self.finder, self.write_back = cache, ops, layers, finder, write_back
+        self.first, self.each, self.batch = first, each, first.batch
+        self.step = make(first, first.batch * each)
+        hot, rows, layout = cache.hot, first.batch * each, cache.settings.layout.layers
+        heads, device = len(layout[0].resident) + len(layout[0].compressed), hot.k.device
+        self.k = torch.zeros(len(layers), rows, heads, hot.k.shape[-1], dtype=dtype, device=device)
+        self.v = torch.zeros(len(layers), rows, heads, hot.v.shape[-1], dtype=dtype, device=device)
+        self.seen = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.bits = torch.ones(each, dtype=torch.int64, device=device) << torch.arange(each, device=device)
+        self.slots = torch.zeros(first.batch * (each + 1), dtype=torch.int64, device=device)
+
+    def begin(self, count: int, slots: torch.Tensor, tree: torch.Tensor) -> None:
+        """Before a pass of `count` requests: slots [count * (each + 1)] of their tokens in turn, and tree
+        [count, each + 1, each + 1] bool: whether a token attends to another."""
+        self.slots[: slots.numel()] = slots
+        self.cache.slots_taken(slots.view(-1, self.each + 1)[:, 0])
+        self.seen[: count * self.each] = (tree[:, 1:, 1:] * self.bits).sum(-1).flatten()
+        if self.finder and count:
+            self.finder.begin(self.step, (), ())
+
+    def plan(self, width: int) -> None:
+        """Recorded in the graph: as of a step."""
+        self.step_tables = self.first.plan(width)
+        self.tables = self.step.follow(self.step_tables, self.each)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """Drafts q [B, each, Hq, D], k [B, each, H, D], v [B, each, H, Dv], once the layer has run its step; returns
+        [B, each, Hq, Dv]."""
+        rows, stored = q.shape[0] * self.each, self.cache.hot.k.dtype
+        mine = self.k[layer, :rows], self.v[layer, :rows]
+        for kept, new in zip(mine, (k, v), strict=True):
+            kept.unflatten(0, (-1, self.each)).copy_(new)
+        if stored.itemsize == 1:  # they count as they will be stored
+            mine = narrowed(mine[0], stored).to(q.dtype), narrowed(mine[1], stored).to(q.dtype)
+        queries, tables = q.flatten(0, 1), self.tables
+        came = self.finder.glance(layer, self.step, tables, queries, scale) if self.finder else None
+        if came is not None:
+            came.there.hold(q.device)
+        drafts = Drafts(*mine, self.seen[:rows], self.each)
+        out = self.step.kernel.attend(layer, queries, self.layers[layer], tables, scale, True, came, drafts)
+        return out.unflatten(0, (-1, self.each))
+
+    def accept(self, to: torch.Tensor, of: torch.Tensor) -> None:
+        """After the pass: the tokens at slots `of` stay, at slots `to` [B * (each + 1)], a request's in order from its
+        first slot on; 0: none. Nothing waits for it."""
+        each, slots, count = self.each, self.slots[: to.numel()], to.numel()
+        if not each:
+            return
+        place = torch.full((count + 1,), -1, device=slots.device)
+        target = torch.where(of > 0, (to[:, None] == slots).int().argmax(1), count)
+        place[target] = (of[:, None] == slots).int().argmax(1)
+        found = place[:count].view(-1, each + 1)[:, 1:]  # [B, each], where each new token was in the pass
+        stays = found >= 0
+        row = (found // (each + 1) * each + found % (each + 1) - 1).clamp(min=0).flatten()
+        at = torch.arange(1, each + 1, device=slots.device)
+        length = self.first.inputs[LENGTH, : len(found), None] + at  # with the token
+        tables, width = self.step_tables, len(found)
+        kept = replace(
+            tables,
+            length=torch.where(stays, length, 0).flatten().int(),
+            cap=tables.cap[:width].repeat_interleave(each, 0),
+            page_start=tables.page_start[:width].repeat_interleave(each, 0),
+            request=tables.request[:width].repeat_interleave(each, 0),
+        )
+        slots = slots.view(-1, each + 1)
+        self.cache.slots_taken(torch.where(stays, slots[:, 1:], slots[:, :1]).flatten())
+        new = torch.where(stays, slots[:, 1:], 0).flatten()
+        self._write(kept, new, self.k.index_select(1, row), self.v.index_select(1, row))
+
+    def _write(self, tables: StepTables, slots: torch.Tensor, k: Sequence[torch.Tensor] | torch.Tensor,
+               v: Sequence[torch.Tensor] | torch.Tensor) -> None:  # fmt: skip
+        """Tokens' rows at `slots` [n], k [layers, n, H, D] and v [layers, n, H, Dv], to both tiers, rings and indexes."""
+        rule = self.cache.settings.rule
+        for layer, buffers in enumerate(self.layers):
+            self.ops.store(
+                buffers, slots, k[layer], v[layer], host=False, step=tables, sink=rule.sink, ring=rule.ring
+            )  # fmt: skip
+            if self.finder:
+                self.finder.written(layer, slots, k[layer])
+            if buffers.heads.numel():
+                self.write_back.chunk(buffers, slots, k[layer], v[layer])
