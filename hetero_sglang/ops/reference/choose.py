@@ -157,9 +157,10 @@ def _choose(
     late = swaps.late.to(hot.k.device) * run
     work.counted[Counted.ROWS] += swaps.run.numel() * run
     work.counted[Counted.LATE] += late.sum()
-    step.came[int(step.request[found.request]), 1, layer.first + heads.long()] += late.int()
     if passing:
         work.coming.append(Coming(found.request, heads[swaps.head], swaps.run, None))
-    elif swaps.run.numel():
+        return
+    step.came[int(step.request[found.request]), 1, layer.first + heads.long()] += late.int()
+    if swaps.run.numel():
         flat = rows[swaps.head, swaps.place]  # [m, run]
         work.coming.append(Coming(found.request, heads[swaps.head], swaps.run, flat, worth))
