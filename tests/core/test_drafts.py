@@ -24,6 +24,7 @@ from test_lazy_heads import HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
 
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings
+from hetero_sglang.ops.reference.workspace import Workspace
 from hetero_sglang.policy.snapkv import SnapKV
 from hetero_sglang.policy.streamingllm import StreamingLLM
 from hetero_sglang.profile.ablation import alike
@@ -105,10 +106,31 @@ def test_what_stays_is_written_as_steps_would_have(path: list[int]) -> None:
 def test_a_draft_attends_to_what_is_held_what_it_wants_and_those_above_it(
     probed: np.ndarray | None, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every token once; what it wants is of its request's tokens, and not held."""
-    cache = make_cache(lazy_settings(2, run, probed=probed))
+    check_attention(make_cache(lazy_settings(2, run, probed=probed)), 8, monkeypatch)
+
+
+def came_to(arrivals: Any, layer: int, head: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """K and V of what has come to a head, by draft."""
+    if arrivals is None:
+        return {}
+    work, which = arrivals.work, arrivals.layer.which.tolist()
+    if isinstance(work, Workspace):
+        found = {x.request: (x.k[x.head == head], x.v[x.head == head]) for x in work.arrived if (x.head == head).any()}
+        return found
+    units, run, found = (len(BRANCHED) - 1) * len(which), arrivals.layer.run, {}
+    each, comes = work.limit(units, run) * run, work.comes.tolist()
+    for draft in range(len(BRANCHED) - 1 if head in which else 0):
+        unit = draft * len(which) + which.index(head)
+        rows = slice(unit * each, unit * each + comes[unit] * run)
+        if comes[unit]:
+            found[draft] = work.arrived_k[rows].cpu().clone(), work.arrived_v[rows].cpu().clone()
+    return found
+
+
+def check_attention(cache: TieredCache, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token counts once; what a draft wants is of its request's tokens, and not held."""
     request, length, came = begun(cache, [150])[0], 150, 0
-    for turn in range(8):
+    for turn in range(turns):
         guess = Guess(request, length, BRANCHED, [0, 1, 3], seed=turn)
         made = engine_of(cache).eager_verify(1, length + 1, len(BRANCHED) - 1)
         kernel, held = made.step.kernel, {}
@@ -116,11 +138,9 @@ def test_a_draft_attends_to_what_is_held_what_it_wants_and_those_above_it(
         def attend(
             layer: int, *given: Any, attend: Any = kernel.attend, held: dict[Any, Any] = held, at: int = length + 1
         ) -> torch.Tensor:  # fmt: skip
-            came = given[-2].work.arrived if given[-2] else []
             for head in range(HEADS):
                 found = held_positions(request, layer * HEADS + head, at)
-                arrived = [(x.request, x.k[x.head == head], x.v[x.head == head]) for x in came]
-                held[layer, head] = found, {b: (k, v) for b, k, v in arrived if len(k)}
+                held[layer, head] = found, came_to(given[-2], layer, head)
             return attend(layer, *given)
 
         monkeypatch.setattr(kernel, "attend", attend)

@@ -209,7 +209,7 @@ def _drafts(
 @triton.jit(do_not_specialize=["n_heads", "each", "q_stride"])
 def _merge(
     out, partial, weight, heads, first_item, q, arrived_k, arrived_v, comes, indexed, n_heads, each, draft_k, draft_v,
-    seen, q_stride, scale,
+    above, q_stride, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
     PDL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
     RUN: tl.constexpr, MORE: tl.constexpr, DRAFTS: tl.constexpr,
@@ -243,7 +243,7 @@ def _merge(
     query = q + request.to(tl.int64) * q_stride + (head * GROUP + member) * D
     if DRAFTS > 0:
         best, total, result = _drafts(
-            best, total, result, query, draft_k, draft_v, seen, request, head, at, scale, HEADS, D, DV, BLOCK_D, ROWS,
+            best, total, result, query, draft_k, draft_v, above, request, head, at, scale, HEADS, D, DV, BLOCK_D, ROWS,
             DRAFTS,
         )  # fmt: skip
     if MORE:
