@@ -51,9 +51,15 @@ TABLE: dict[str, dict[str, Any]] = {
         "hetero_dense_below": 512,
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
-    # Draft tokens: in full precision, where answers do not hang on how many tokens are computed at once; and with little
-    # room, in pages, retracted by force.
-    "drafts": {**DRAFTS, "hetero_keep_ratio": 0.4, "dtype": "float32", "max_total_tokens": 14000},
+    # Draft tokens: in full precision, where answers do not hang on how many tokens are computed at once; and with
+    # little room, in pages, retracted by force.
+    "drafts": {
+        **DRAFTS,
+        "hetero_keep_ratio": 0.4,
+        "hetero_dense_below": 1024,
+        "dtype": "float32",
+        "max_total_tokens": 14000,
+    },
     "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000},
     "drafts-small": {
         **DRAFTS,

@@ -22,7 +22,7 @@ from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.engine.prefill import RaggedPrefill
 from hetero_sglang.engine.prefix import Prefixes
 from hetero_sglang.engine.stepwise import Stepwise
-from hetero_sglang.engine.verify import Verification
+from hetero_sglang.engine.verify import Stayed, Verification
 from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.chosen import decode_kernel, operations
 from hetero_sglang.ops.step import DecodeStep
@@ -56,6 +56,7 @@ class Engine:
         self.scales: dict[int, float] = {}  # of the layers' logits, as the model says
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
+        self.stayed = Stayed(self.device)
         self.verification: Verification | None = None  # of the pass that runs or ran last
         self.graph_verification: Verification | None = None
         self.eager_verification: Verification | None = None
@@ -233,11 +234,9 @@ class Engine:
 
     # ---- decode
 
-    def make_step(
-        self, batch: int, context: int, fixed: bool = False, of: DecodeStep | None = None
-    ) -> DecodeStep:
-        """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs; `of`: the
-        step whose requests have several tokens each."""
+    def make_step(self, batch: int, context: int, fixed: bool = False, of: DecodeStep | None = None) -> DecodeStep:
+        """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs; `of`: as of
+        DecodeStep."""
         kernel = decode_kernel(self.settings.decode_kernel, self.ops, self.layers)
         work, v_dim = self.finder.workspace(batch, context) if self.finder else None, self.cache.hot.v.shape[-1]
         size = batch, context, self.group, v_dim
@@ -257,6 +256,7 @@ class Engine:
         return Verification(
             self.cache, self.ops, self.layers, self.finder, self.write_back, step,
             lambda first, rows: self.make_step(rows, first.context, first.fixed, first), drafts, self.dtype,
+            self.stayed,
         )  # fmt: skip
 
     def eager_verify(self, width: int, longest: int, drafts: int) -> Verification:
@@ -354,11 +354,18 @@ class Engine:
         if self.finder:
             self.finder.poll()
             self.finder.count()
+        self._count()
+
+    def _count(self) -> None:
+        more, counters = self.stayed.take(), self.cache.counters
+        counters.accepted_tokens += more
+        counters.decoded_tokens += more
 
     def stats(self) -> dict[str, int | bool]:
         """What the cache does not count itself; waits for nothing."""
         if self.finder:
             self.finder.count()
+        self._count()
         return self.worker()
 
     def worker(self) -> dict[str, int | bool]:

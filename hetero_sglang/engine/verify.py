@@ -5,12 +5,13 @@ what the step leaves, to what of their own they want beside it, and to the draft
 scratch: no tier, no working set and no index knows them until `accept` says which stay, and then those are written as
 if steps had."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from hetero_sglang.cache.lanes import mark
 from hetero_sglang.cache.narrow import narrowed
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.engine.finder import Finder
@@ -21,6 +22,29 @@ from hetero_sglang.transfer.write_back import WriteBack
 MOST = 64  # drafts of a request: bits of a number
 
 
+class Stayed:
+    """How many draft tokens have stayed, counted on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.counted = torch.zeros(1, dtype=torch.int64, device=device)
+        self._told = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._known, self._read = 0, mark(device)
+
+    def take(self) -> int:
+        """How many more are known to have, as of when it was last asked; waits for nothing."""
+        if not self._read.passed:
+            return 0
+        if self.device.type == "cpu":
+            self._told.copy_(self.counted)
+        more = int(self._told) - self._known
+        self._known += more
+        if self.device.type == "cuda":
+            self._told.copy_(self.counted, non_blocking=True)
+            self._read = mark(self.device)
+        return more
+
+
 class Verification:
     """Buffers for passes of up to `first.batch` requests with `each` drafts, at addresses that graphs keep."""
 
@@ -29,9 +53,10 @@ class Verification:
 
     def __init__(
         self, cache: TieredCache, ops: Any, layers: list[LayerBuffers], finder: Finder | None, write_back: WriteBack,
-        first: DecodeStep, make: Callable[[DecodeStep, int], DecodeStep], each: int, dtype: torch.dtype,
+        first: DecodeStep, make: Callable[[DecodeStep, int], DecodeStep], each: int, dtype: torch.dtype, stayed: Stayed,
     ) -> None:  # fmt: skip
-        """`first`: of the first tokens; `make`: a step of as many tokens, of that one's requests; `dtype`: of queries."""
+        """`first`: of the first tokens; `make`: a step of so many tokens, of that one's requests; `dtype`: of queries."""
+        self.stayed = stayed
         self.cache, self.ops, self.layers, self.finder, self.write_back = cache, ops, layers, finder, write_back
         self.first, self.each, self.batch = first, each, first.batch
         self.step = make(first, first.batch * each)
@@ -48,6 +73,7 @@ class Verification:
         [count, each + 1, each + 1] bool: whether a token attends to another."""
         self.slots[: slots.numel()] = slots
         self.cache.slots_taken(slots.view(-1, self.each + 1)[:, 0])
+        self.cache.counters.draft_tokens += count * self.each
         self.seen[: count * self.each] = (tree[:, 1:, 1:] * self.bits).sum(-1).flatten()
         if self.finder and count:
             self.finder.begin(self.step, (), ())
@@ -85,25 +111,25 @@ class Verification:
         place[target] = (of[:, None] == slots).int().argmax(1)
         found = place[:count].view(-1, each + 1)[:, 1:]  # [B, each], where each new token was in the pass
         stays = found >= 0
+        self.stayed.counted += stays.sum()
         row = (found // (each + 1) * each + found % (each + 1) - 1).clamp(min=0).flatten()
         at = torch.arange(1, each + 1, device=slots.device)
         length = self.first.inputs[LENGTH, : len(found), None] + at  # with the token
-        tables, width = self.step_tables, len(found)
+        tables = self.first.tables_of(len(found))
         kept = replace(
             tables,
             length=torch.where(stays, length, 0).flatten().int(),
-            cap=tables.cap[:width].repeat_interleave(each, 0),
-            page_start=tables.page_start[:width].repeat_interleave(each, 0),
-            request=tables.request[:width].repeat_interleave(each, 0),
+            cap=tables.cap.repeat_interleave(each, 0),
+            page_start=tables.page_start.repeat_interleave(each, 0),
+            request=tables.request.repeat_interleave(each, 0),
         )
         slots = slots.view(-1, each + 1)
         self.cache.slots_taken(torch.where(stays, slots[:, 1:], slots[:, :1]).flatten())
         new = torch.where(stays, slots[:, 1:], 0).flatten()
         self._write(kept, new, self.k.index_select(1, row), self.v.index_select(1, row))
 
-    def _write(self, tables: StepTables, slots: torch.Tensor, k: Sequence[torch.Tensor] | torch.Tensor,
-               v: Sequence[torch.Tensor] | torch.Tensor) -> None:  # fmt: skip
-        """Tokens' rows at `slots` [n], k [layers, n, H, D] and v [layers, n, H, Dv], to both tiers, rings and indexes."""
+    def _write(self, tables: StepTables, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """To both tiers, rings and indexes: tokens at `slots` [n], k [layers, n, H, D] and v [layers, n, H, Dv]."""
         rule = self.cache.settings.rule
         for layer, buffers in enumerate(self.layers):
             self.ops.store(

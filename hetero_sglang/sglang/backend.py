@@ -13,8 +13,8 @@ from hetero_sglang.engine.plan import plan_extend
 from hetero_sglang.engine.verify import Verification
 from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.step import DecodeStep
-from hetero_sglang.sglang.pool import token_slots
 from hetero_sglang.sglang.drafts import trees
+from hetero_sglang.sglang.pool import token_slots
 from hetero_sglang.sglang.runtime import runtime
 
 

@@ -34,8 +34,8 @@ def check(args: Any) -> None:
     most = min(args.hetero_window // 2, MOST)
     if not 2 <= count <= most:
         raise HeteroError(
-            f"--speculative-num-draft-tokens {count} is not within [2, {most}]: at least one draft, and at most half of "
-            f"--hetero-window {args.hetero_window} and {MOST}; choose a number within it."
+            f"--speculative-num-draft-tokens {count} is not within [2, {most}], one draft at least, and no more tokens "
+            f"than {MOST} and half of --hetero-window {args.hetero_window}; choose a number within it."
         )
 
 

@@ -20,7 +20,7 @@ from core_helpers import (
     prefill,
     verify,
 )
-from test_lazy_heads import HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
+from test_lazy_heads import HEADS, SOME, Run, lazy_settings, slots_of
 
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings

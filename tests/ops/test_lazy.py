@@ -337,8 +337,10 @@ def test_requests_beyond_the_workspace_take_turns() -> None:
     assert sorted(chosen) == [[False, True], [True, False]]
 
 
-@pytest.mark.parametrize(("run", "lengths", "caps", "most"), [(1, [700, 90, 903], [200, 300, 260], 300),
-                                                              (4, [1203], [180], 300), (8, [1203], [250], 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("run", "lengths", "caps", "most"),
+    [(1, [700, 90, 903], [200, 300, 260], 300), (4, [1203], [180], 300), (8, [1203], [250], 2)],
+)
 def test_drafts_want_what_a_step_would_and_change_nothing(
     run: int, lengths: list[int], caps: list[int], most: int
 ) -> None:

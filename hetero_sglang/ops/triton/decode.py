@@ -280,8 +280,8 @@ def decode_attention(
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0), work.ring,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
         PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None and work.one_wave, PDL=work.pdl,
-        RUNS=work.runs[index] > 1, MORE=arrivals is not None or drafts is not None, num_warps=shape.warps, num_stages=shape.stages,
-        maxnreg=registers, **early(not_first),
+        RUNS=work.runs[index] > 1, MORE=arrivals is not None or drafts is not None, num_warps=shape.warps,
+        num_stages=shape.stages, maxnreg=registers, **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each
