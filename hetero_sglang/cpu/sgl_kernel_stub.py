@@ -31,12 +31,17 @@ SPECULATIVE = ("reconstruct_indices_from_tree_mask",)  # of sgl_kernel.speculati
 def install() -> None:
     """Put the stand-in where SGLang imports it from."""
     sys.modules["sgl_kernel"] = build()
-    sys.modules["sgl_kernel.speculative"] = _module("sgl_kernel.speculative", SPECULATIVE)
+    sys.modules["sgl_kernel.speculative"] = speculative()
 
 
 def build() -> ModuleType:
     """A module named `sgl_kernel` holding the names of `NAMES`; any other attribute is an AttributeError."""
     return _module("sgl_kernel", NAMES)
+
+
+def speculative() -> ModuleType:
+    """A module named `sgl_kernel.speculative`, likewise."""
+    return _module("sgl_kernel.speculative", SPECULATIVE)
 
 
 def _module(name: str, functions: tuple[str, ...]) -> ModuleType:

@@ -235,8 +235,8 @@ class Engine:
     # ---- decode
 
     def make_step(self, batch: int, context: int, fixed: bool = False, of: DecodeStep | None = None) -> DecodeStep:
-        """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs; `of`: as of
-        DecodeStep."""
+        """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs; `of`: as
+        of DecodeStep."""
         kernel = decode_kernel(self.settings.decode_kernel, self.ops, self.layers)
         work, v_dim = self.finder.workspace(batch, context) if self.finder else None, self.cache.hot.v.shape[-1]
         size = batch, context, self.group, v_dim
@@ -283,9 +283,14 @@ class Engine:
             for request, length in zip(requests, lengths, strict=True):
                 self._look(self.scrub, request, req_to_token[request, : length - 1])
         known = [self.cache.requests[request] for request in requests]
+        if drafts:  # who has all the tokens that it may reach has ended; SGLang runs it once more, and forgets it
+            lengths = [n if n <= ws.grant.limit else 0 for ws, n in zip(known, lengths, strict=True)]
         for ws, length in zip(known, lengths, strict=True):
-            self.cache.make_room(ws, max(length, min(length + drafts, ws.grant.limit)))
-            ws.length = length + drafts  # at most: how many come the device alone knows
+            if not length:
+                continue
+            reached = length + min(drafts, max(0, ws.grant.limit - length))  # at most: the device knows how many come
+            self.cache.make_room(ws, reached)
+            ws.length = reached
             ws.tally.steps += 1
         if self.tables.put(known):  # their pages may have been another's
             self.write_back.hold()
@@ -327,7 +332,7 @@ class Engine:
         """Before a verification of requests with `lengths` tokens, whose new ones are to lie at `slots` [n] in turn;
         `tree`: as of Verification.begin; the rest as of `begin_decode`."""
         self.begin_decode(made.first, requests, [n + 1 for n in lengths], width, req_to_token, made.each)
-        made.begin(len(requests), slots, tree)
+        made.begin([self.cache.requests[request].grant.limit for request in requests], slots, tree)
         self.verification = made
 
     def verify(

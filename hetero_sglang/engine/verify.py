@@ -5,13 +5,13 @@ what the step leaves, to what of their own they want beside it, and to the draft
 scratch: no tier, no working set and no index knows them until `accept` says which stay, and then those are written as
 if steps had."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from hetero_sglang.cache.lanes import mark
+from hetero_sglang.cache.lanes import mark, upload
 from hetero_sglang.cache.narrow import narrowed
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.engine.finder import Finder
@@ -55,7 +55,7 @@ class Verification:
         self, cache: TieredCache, ops: Any, layers: list[LayerBuffers], finder: Finder | None, write_back: WriteBack,
         first: DecodeStep, make: Callable[[DecodeStep, int], DecodeStep], each: int, dtype: torch.dtype, stayed: Stayed,
     ) -> None:  # fmt: skip
-        """`first`: of the first tokens; `make`: a step of so many tokens, of that one's requests; `dtype`: of queries."""
+        """`first`: of the first tokens; `make`: a step of so many tokens of its requests; `dtype`: of queries."""
         self.stayed = stayed
         self.cache, self.ops, self.layers, self.finder, self.write_back = cache, ops, layers, finder, write_back
         self.first, self.each, self.batch = first, each, first.batch
@@ -66,11 +66,14 @@ class Verification:
         self.v = torch.zeros(len(layers), rows, heads, hot.v.shape[-1], dtype=dtype, device=device)
         self.seen = torch.zeros(rows, dtype=torch.int64, device=device)
         self.bits = torch.ones(each, dtype=torch.int64, device=device) << torch.arange(each, device=device)
+        self.limit = torch.zeros(first.batch, dtype=torch.int32, device=device)
         self.slots = torch.zeros(first.batch * (each + 1), dtype=torch.int64, device=device)
 
-    def begin(self, count: int, slots: torch.Tensor, tree: torch.Tensor) -> None:
-        """Before a pass of `count` requests: slots [count * (each + 1)] of their tokens in turn, and tree
-        [count, each + 1, each + 1] bool: whether a token attends to another."""
+    def begin(self, limits: Sequence[int], slots: torch.Tensor, tree: torch.Tensor) -> None:
+        """Before a pass of B requests that may have so many tokens: slots [B * (each + 1)] of their new ones in turn,
+        and tree [B, each + 1, each + 1] bool: whether one attends to another."""
+        count = len(limits)
+        self.limit[:count] = upload(torch.tensor(limits, dtype=torch.int32), self.limit.device)
         self.slots[: slots.numel()] = slots
         self.cache.slots_taken(slots.view(-1, self.each + 1)[:, 0])
         self.cache.counters.draft_tokens += count * self.each
@@ -110,15 +113,16 @@ class Verification:
         target = torch.where(of > 0, (to[:, None] == slots).int().argmax(1), count)
         place[target] = (of[:, None] == slots).int().argmax(1)
         found = place[:count].view(-1, each + 1)[:, 1:]  # [B, each], where each new token was in the pass
-        stays = found >= 0
+        length = self.first.inputs[LENGTH, : len(found), None]  # [B, 1], of the first token
+        stays = (found >= 0) & (length > 0)
+        length = length + torch.arange(1, each + 1, device=slots.device)  # and of those behind it
+        held = stays & (length <= self.limit[: len(found), None])  # others are beyond the request's end
         self.stayed.counted += stays.sum()
         row = (found // (each + 1) * each + found % (each + 1) - 1).clamp(min=0).flatten()
-        at = torch.arange(1, each + 1, device=slots.device)
-        length = self.first.inputs[LENGTH, : len(found), None] + at  # with the token
         tables = self.first.tables_of(len(found))
         kept = replace(
             tables,
-            length=torch.where(stays, length, 0).flatten().int(),
+            length=torch.where(held, length, 0).flatten().int(),
             cap=tables.cap.repeat_interleave(each, 0),
             page_start=tables.page_start.repeat_interleave(each, 0),
             request=tables.request.repeat_interleave(each, 0),

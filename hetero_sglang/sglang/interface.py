@@ -25,7 +25,7 @@ class Arguments(Protocol):
 class Configuration(Protocol):
     """`configuration`: how arguments are read."""
 
-    FLAGS: tuple[Flag, ...]  # that this version alone has
+    FLAGS: tuple[Flag, ...]  # that this version alone has, or that are refused for other reasons
 
     def model_config(self, args: Any) -> Any:
         """SGLang's ModelConfig of the model that the arguments name."""

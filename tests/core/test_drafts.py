@@ -20,7 +20,7 @@ from core_helpers import (
     prefill,
     verify,
 )
-from test_lazy_heads import HEADS, SOME, Run, lazy_settings, slots_of
+from test_lazy_heads import HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
 
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings
@@ -177,3 +177,20 @@ def test_policies_that_choose_once_verify_too(policy: SnapKV | StreamingLLM) -> 
             verify([Guess(request, length, parents, path, seed=turn)])
         length += 3
         same(*caches)
+
+
+def test_what_comes_behind_a_request_s_end_overwrites_none_of_its_rows() -> None:
+    """More may stay than it may have, and SGLang runs it once more: a next turn finds the set as it was."""
+    cache = make_cache(lazy_settings(1, 1))
+    request = Request(cache, 1, 20, 60, slots_of(60, 2), seed=4)
+    cache.start(1, cache.admission.grant(20, 2))
+    prefill([request], [(0, 20)])
+    verify([Guess(request, 20, BRANCHED, [0, 1, 3, 5])])
+    assert request.ws.length == 22 <= min(request.ws.caps)
+    rows = [request.cache.hot.k[request.ws.pages].clone()]
+    for number in range(LAYERS * HEADS):
+        assert held_positions(request, number, 22).tolist() == list(range(22))
+    verify([Guess(request, 24, BRANCHED, [0, 2], seed=1)])
+    rows.append(request.cache.hot.k[request.ws.pages])
+    assert torch.equal(*(each.nan_to_num(-7) for each in rows)) and request.ws.length == 22
+    cache.check_integrity()
