@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
-from hetero_sglang.cache.lanes import upload
+from hetero_sglang.cache.lanes import Recorder, upload
 from hetero_sglang.cache.scrub import Scrub
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config import development
@@ -267,7 +267,10 @@ class Engine:
         return made
 
     def record(self) -> None:
-        """Once graphs of steps have been made: what a prompt's new tokens do over a working set becomes graphs too."""
+        """Once graphs of steps have been made: what a prompt's new tokens do over a working set becomes graphs too, and
+        what follows a verification."""
+        if self.graph_verification:
+            self.graph_verification.record(Recorder(self.device))
         if self.append and self.graph_step and len(self.scales) == len(self.layers):
             scales = [self.scales[layer] for layer in range(len(self.layers))]
             self.append.record(self.graph_step, self.query_heads, self.dtype, scales, self.context)

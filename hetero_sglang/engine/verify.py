@@ -7,11 +7,12 @@ if steps had."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from hetero_sglang.cache.lanes import mark, upload
+from hetero_sglang.cache.lanes import Recorder, mark, upload
 from hetero_sglang.cache.narrow import narrowed
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.engine.finder import Finder
@@ -20,6 +21,7 @@ from hetero_sglang.ops.step import LENGTH, DecodeStep
 from hetero_sglang.transfer.write_back import WriteBack
 
 MOST = 64  # drafts of a request: bits of a number
+_NO_TOKEN = 0  # SGLang's own slot for padding
 
 
 class Stayed:
@@ -67,6 +69,8 @@ class Verification:
         self.seen = torch.zeros(rows, dtype=torch.int64, device=device)
         self.bits = torch.ones(each, dtype=torch.int64, device=device) << torch.arange(each, device=device)
         self.limit = torch.zeros(first.batch, dtype=torch.int32, device=device)
+        self.moved = torch.zeros(2, first.batch * (each + 1), dtype=torch.int64, device=device)
+        self.recorded: Callable[[], None] | None = None
         self.slots = torch.zeros(first.batch * (each + 1), dtype=torch.int64, device=device)
 
     def begin(self, limits: Sequence[int], slots: torch.Tensor, tree: torch.Tensor) -> None:
@@ -75,6 +79,7 @@ class Verification:
         count = len(limits)
         self.limit[:count] = upload(torch.tensor(limits, dtype=torch.int32), self.limit.device)
         self.slots[: slots.numel()] = slots
+        self.slots[slots.numel() :] = _NO_TOKEN
         self.cache.slots_taken(slots.view(-1, self.each + 1)[:, 0])
         self.cache.counters.draft_tokens += count * self.each
         self.seen[: count * self.each] = (tree[:, 1:, 1:] * self.bits).sum(-1).flatten()
@@ -103,23 +108,38 @@ class Verification:
         out = self.step.kernel.attend(layer, queries, self.layers[layer], tables, scale, True, came, drafts)
         return out.unflatten(0, (-1, self.each))
 
+    def record(self, recorder: Recorder) -> None:
+        """Once graphs of passes have been made: what follows one becomes a graph too."""
+        self.recorded = recorder.record(partial(self._keep, self.batch))
+
     def accept(self, to: torch.Tensor, of: torch.Tensor) -> None:
         """After the pass: the tokens at slots `of` stay, at slots `to` [B * (each + 1)], a request's in order from its
         first slot on; 0: none. Nothing waits for it."""
-        each, slots, count = self.each, self.slots[: to.numel()], to.numel()
-        if not each:
+        if not self.each:
             return
+        self.moved[:, : to.numel()] = torch.stack((to, of))
+        self.moved[:, to.numel() :] = _NO_TOKEN
+        self.write_back.hold()  # a slot's last owner's row, too, may have been on its way
+        if self.recorded:
+            self.recorded()
+        else:
+            self._keep(to.numel() // (self.each + 1))
+
+    def _keep(self, width: int) -> None:
+        """What `accept` was told of the first `width` requests is written to both tiers, rings and indexes."""
+        each, count = self.each, width * (self.each + 1)
+        slots, (to, of) = self.slots[:count], self.moved[:, :count]
         place = torch.full((count + 1,), -1, device=slots.device)
-        target = torch.where(of > 0, (to[:, None] == slots).int().argmax(1), count)
+        target = torch.where(of != _NO_TOKEN, (to[:, None] == slots).int().argmax(1), count)
         place[target] = (of[:, None] == slots).int().argmax(1)
         found = place[:count].view(-1, each + 1)[:, 1:]  # [B, each], where each new token was in the pass
-        length = self.first.inputs[LENGTH, : len(found), None]  # [B, 1], of the first token
+        length = self.first.inputs[LENGTH, :width, None]  # [B, 1], of the first token
         stays = (found >= 0) & (length > 0)
         length = length + torch.arange(1, each + 1, device=slots.device)  # and of those behind it
-        held = stays & (length <= self.limit[: len(found), None])  # others are beyond the request's end
+        held = stays & (length <= self.limit[:width, None])  # others are beyond the request's end
         self.stayed.counted += stays.sum()
         row = (found // (each + 1) * each + found % (each + 1) - 1).clamp(min=0).flatten()
-        tables = self.first.tables_of(len(found))
+        tables = self.first.tables_of(width)
         kept = replace(
             tables,
             length=torch.where(held, length, 0).flatten().int(),
@@ -127,19 +147,11 @@ class Verification:
             page_start=tables.page_start.repeat_interleave(each, 0),
             request=tables.request.repeat_interleave(each, 0),
         )
-        slots = slots.view(-1, each + 1)
-        self.cache.slots_taken(torch.where(stays, slots[:, 1:], slots[:, :1]).flatten())
-        new = torch.where(stays, slots[:, 1:], 0).flatten()
-        self._write(kept, new, self.k.index_select(1, row), self.v.index_select(1, row))
-
-    def _write(self, tables: StepTables, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """To both tiers, rings and indexes: tokens at `slots` [n], k [layers, n, H, D] and v [layers, n, H, Dv]."""
-        rule = self.cache.settings.rule
-        for layer, buffers in enumerate(self.layers):
-            self.ops.store(
-                buffers, slots, k[layer], v[layer], host=False, step=tables, sink=rule.sink, ring=rule.ring
-            )  # fmt: skip
+        new = torch.where(stays, slots.view(-1, each + 1)[:, 1:], _NO_TOKEN).flatten()
+        self.cache.slots_taken(new)
+        self.cache.written[_NO_TOKEN : _NO_TOKEN + 1].fill_(False)
+        rule, keys, values = self.cache.settings.rule, self.k.index_select(1, row), self.v.index_select(1, row)
+        for layer, (buffers, k, v) in enumerate(zip(self.layers, keys, values, strict=True)):
+            self.ops.store(buffers, new, k, v, step=kept, sink=rule.sink, ring=rule.ring)
             if self.finder:
-                self.finder.written(layer, slots, k[layer])
-            if buffers.heads.numel():
-                self.write_back.chunk(buffers, slots, k[layer], v[layer])
+                self.finder.written(layer, new, k)

@@ -22,6 +22,7 @@ from core_helpers import (
 )
 from test_lazy_heads import HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
 
+from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings
 from hetero_sglang.ops.reference.workspace import Workspace
@@ -194,3 +195,19 @@ def test_what_comes_behind_a_request_s_end_overwrites_none_of_its_rows() -> None
     rows.append(request.cache.hot.k[request.ws.pages])
     assert torch.equal(*(each.nan_to_num(-7) for each in rows)) and request.ws.length == 22
     cache.check_integrity()
+
+
+def test_a_graph_of_what_follows_serves_fewer_requests_than_it_is_made_for() -> None:
+    """Whatever requests a wider pass before has left in its buffers."""
+    caches = [make_cache(lazy_settings(1, 4)) for _ in range(2)]
+    pairs, lengths = [begun(cache, [150, 30]) for cache in caches], [150, 30]
+    engine_of(caches[1]).eager_verify(5, 400, len(BRANCHED) - 1).record(Recorder(torch.device("cpu")))
+    for turn in range(6):
+        some = slice(0, 2 - turn % 2)
+        for requests, width in zip(pairs, (None, 3), strict=True):
+            path = PATHS[turn % len(PATHS)]
+            told = list(zip(requests, lengths, strict=True))[some]
+            verify([Guess(r, n, BRANCHED, path, seed=turn) for r, n in told], width)
+        assert engine_of(caches[1]).verification.recorded and not engine_of(caches[0]).verification.recorded
+        lengths[some] = [n + len(path) for n in lengths[some]]
+        same(*caches)
