@@ -91,8 +91,8 @@ def resolve(
     rank: int = 0,
     size: int = 1,
 ) -> Settings:
-    """Validate the options against the profile; `itemsize`: bytes of a number of K or V as the stores hold it; `drafts`:
-    as of Settings. Raises HeteroError with the legal recipe."""
+    """Validate the options against the profile; `itemsize`: bytes of a number of K or V as the stores hold it;
+    `drafts`: as of Settings. Raises HeteroError with the legal recipe."""
     lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
     plan = profile.index if lazy else None
     if lazy and plan is None:

@@ -135,7 +135,7 @@ METRICS = (
     Metric(
         "draft_tokens_total",
         COUNTER,
-        "Draft tokens of speculative decoding that were verified.",
+        "Draft tokens that were verified.",
         _count("draft_tokens"),
     ),
     Metric(
