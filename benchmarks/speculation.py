@@ -13,8 +13,9 @@ import argparse
 import random
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,7 @@ from benchmarks.alternation import groups, turns, up
 from benchmarks.cases import stream
 from benchmarks.dummy import changed_rows, dummy_server, index_profile, random_prompt
 from benchmarks.launch import RECALL, Server
-from benchmarks.recall import Language
-from benchmarks.recall.document import Document
-from benchmarks.recall.question import Question
-from benchmarks.recall.scoring import score
+from benchmarks.recall import Language, Score, ask_chain, chain_document, chain_entries, score, score_chain
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import gaps
 
@@ -35,14 +33,11 @@ PLAIN, OURS = "SGLang", "heterocache"
 
 @dataclass(frozen=True)
 class Asked:
-    """A question of a document."""
+    """A question of a document, how long its answer may be, and how that is marked."""
 
-    document: Document
-    question: Question
-
-    @property
-    def ids(self) -> list[int]:
-        return self.document.ids + self.question.ids
+    ids: list[int]
+    most: int
+    grade: Callable[[str], Score]
 
 
 def named(drafts: bool, policy: str) -> str:
@@ -64,10 +59,21 @@ def drafting(tokens: int) -> dict[str, Any]:
 # ---- answers
 
 
-def asked(language: Language, tokens: int, count: int) -> list[Asked]:
-    """`count` questions of as many documents of so many tokens."""
-    documents = [language.document(seed, tokens, max(8, tokens // 60)) for seed in range(count)]
-    return [Asked(document, language.ask(document, seed, 8)) for seed, document in enumerate(documents)]
+def asked(language: Language, tokens: int, count: int, links: int) -> list[Asked]:
+    """`count` questions of as many documents of so many tokens: for eight entries, or for a chain of `links`."""
+    made = []
+    for seed in range(count):
+        if links:
+            told = chain_document(language, seed, tokens, length=links)
+            chain = ask_chain(language, told, seed, links)
+            grade = partial(score_chain, expected=chain_entries(told, chain.names[0], links))
+            made.append(Asked(told.ids + chain.ids, chain.max_answer_tokens, grade))
+        else:
+            document = language.document(seed, tokens, max(8, tokens // 60))
+            question = language.ask(document, seed, 8)
+            marks = partial(score, document=document, names=question.names)
+            made.append(Asked(document.ids + question.ids, question.max_answer_tokens, marks))
+    return made
 
 
 def answer(server: Server, language: Language, every: list[Asked]) -> dict[str, Any]:
@@ -75,13 +81,13 @@ def answer(server: Server, language: Language, every: list[Asked]) -> dict[str, 
     ids, seconds, said, accepted, right, total = [], 0.0, 0, [], 0, 0
     for each in every:
         begun = [server.generate(each.ids, 1)["meta_info"]["e2e_latency"] for _ in range(2)][1]
-        reply = server.generate(each.ids, each.question.max_answer_tokens, stop=["\n"])
+        reply = server.generate(each.ids, each.most, stop=["\n"])
         told = reply["meta_info"]
         seconds += max(0.0, told["e2e_latency"] - begun)
         said += told["completion_tokens"] - 1
         ids.append(reply["output_ids"])
         accepted.append(told.get("spec_accept_length", 1.0))
-        found = score(reply["text"], each.document, each.question.names)
+        found = each.grade(reply["text"])
         right, total = right + found.right, total + found.total
     return {
         "ids": ids,
@@ -104,7 +110,7 @@ def answers(given: argparse.Namespace, run: Run) -> None:
         more = drafting(given.draft_tokens) if drafts else {}
         name = named(drafts, policy)
         servers[name] = Server(given.model, run.log(name.replace(", ", "-")), **flags, **more)
-    lists = {tokens: asked(language, tokens, given.questions) for tokens in given.lengths}
+    lists = {tokens: asked(language, tokens, given.questions, given.links) for tokens in given.lengths}
     wanted: dict[tuple[int, int], list[list[int]]] = {}
     for group in groups(servers, not given.gpu):
         run.does(f"start of {', '.join(group)}")
@@ -179,6 +185,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="answers: float32, where not one token may differ")
     parser.add_argument("--lengths", nargs="+", type=int, default=[800, 4096], help="answers: of documents, in tokens")
     parser.add_argument("--questions", type=int, default=8, help="answers: of each length")
+    parser.add_argument("--links", type=int, default=0, help="answers: ask for chains of so many, not for entries")
     parser.add_argument("--dense-below", type=int, help="answers: requests shorter than this are held whole")
     parser.add_argument("--slots", type=int, default=20000, help="answers: of tokens")
     parser.add_argument("--cases", nargs="+", default=["1x32768", "1x131072", "4x32768"], help="speed: BATCHxTOKENS")
@@ -192,7 +199,7 @@ def main() -> None:
     add_options(parser, "speculation")
     add_log_option(parser)
     given = parser.parse_args()
-    told = {"keep_ratio": given.keep_ratio, "draft_tokens": given.draft_tokens, "dtype": given.dtype}
+    told = {name: getattr(given, name) for name in ("keep_ratio", "draft_tokens", "dtype", "links")}
     with Run(given, **told) as run:
         (answers if given.part == "answers" else speed)(given, run)
     print("saved", run.save())

@@ -62,7 +62,7 @@ def settled(cache: TieredCache) -> dict[str, torch.Tensor]:
         found[f"index {n}"] = layer.rows[:, 1:]
     found["written"] = cache.written[1:]
     assert not cache.written[0], "padding's slot"
-    return {name: value.clone().nan_to_num(-7.0) for name, value in found.items()}
+    return {name: value.double().nan_to_num(-7.0) for name, value in found.items()}
 
 
 def same(one: TieredCache, other: TieredCache, *but: str) -> None:
@@ -86,10 +86,11 @@ def test_rejected_tokens_leave_nothing_in_any_tier(path: list[int], run: Run) ->
         same(*caches)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
 @pytest.mark.parametrize("path", PATHS)
-def test_what_stays_is_written_as_steps_would_have(path: list[int]) -> None:
+def test_what_stays_is_written_as_steps_would_have(path: list[int], dtype: torch.dtype) -> None:
     """Of requests that are held whole: every byte, and every output of a token that stays."""
-    stepped, verified = make_cache(lazy_settings(1, 1)), make_cache(lazy_settings(1, 1))
+    stepped, verified = (make_cache(lazy_settings(1, 1), dtype=dtype) for _ in range(2))
     one, other = begun(stepped, [20, 9], 40), begun(verified, [20, 9], 40)
     lengths = [20, 9]
     for turn in range(4):
