@@ -6,7 +6,7 @@ import os
 from reprlib import repr as shown
 from typing import Any
 
-from hetero_sglang.cpu import platform, speculation
+from hetero_sglang.cpu import platform
 from hetero_sglang.errors import HeteroError
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,6 @@ def apply_cpu_defaults(server_args: Any) -> None:
         server_args.mem_fraction_static = MEM_FRACTION
     if server_args.max_running_requests is None:
         server_args.max_running_requests = MAX_RUNNING_REQUESTS * server_args.dp_size
-    if server_args.speculative_algorithm in ("NGRAM", "ngram"):
-        speculation.build_corpus()
     cpus = sorted(os.sched_getaffinity(0))
     export(environment(cpus, server_args.tp_size, compiles=server_args.enable_torch_compile))
 

@@ -1,4 +1,4 @@
-"""Speculative decoding on the CPU: what SGLang takes from sgl_kernel for it, in torch, and its corpus of n-grams.
+"""Speculative decoding on the CPU: what SGLang takes from sgl_kernel for it, in torch.
 
 The kernels' own names and arguments; all write to tensors that they are given. A verification has `n` tokens of each
 request, in a tree that begins with the one that was sampled last."""
@@ -9,17 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the platform is chosen while torch may not be there yet
     import torch
-
-_FILES = ("result", "trie", "suffix_automaton", "ngram", "ngram_corpus_ffi")
-
-
-def build_corpus() -> None:
-    """Compile SGLang's corpus of n-grams, once for this machine: a header that it lacks is added, without which GCC 12
-    and later refuse it. Raises RuntimeError as SGLang's own compilation does."""
-    from sglang.kernels.jit.utils import load_jit
-
-    files = [f"ngram_corpus/{name}.cpp" for name in _FILES]
-    load_jit("ngram_corpus", cpp_files=files, header_only=False, extra_cflags=["-include", "cstddef"])
 
 
 def assign_req_to_token_pool_cpu(

@@ -164,6 +164,8 @@ class HeteroServerArgs(Base):
         drafts.check(self)
         if placeholder:
             return
+        if self.speculative_algorithm:
+            drafts.build_corpus()
         refusals.check_memory(self, refusals.check_model(self), tokens)
         if warning := asked.profile_warning(self):
             logger.warning(warning)

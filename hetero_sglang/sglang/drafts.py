@@ -12,6 +12,7 @@ from hetero_sglang.engine.verify import MOST
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.asked import policy_of
 
+CORPUS = ("result", "trie", "suffix_automaton", "ngram", "ngram_corpus_ffi")  # its files, as ngram_corpus.py has them
 NGRAM = "NGRAM"  # the one algorithm whose drafts are verified over working sets
 
 
@@ -37,6 +38,22 @@ def check(args: Any) -> None:
             f"--speculative-num-draft-tokens {count} is not within [2, {most}], one draft at least, and no more tokens "
             f"than {MOST} and half of --hetero-window {args.hetero_window}; choose a number within it."
         )
+
+
+def build_corpus() -> None:
+    """Compile SGLang's corpus of n-grams, once for this machine, with a header that it lacks: GCC 12 refuses it
+    without. Raises HeteroError where it cannot be compiled."""
+    from sglang.kernels.jit.utils import load_jit
+
+    files = [f"ngram_corpus/{name}.cpp" for name in CORPUS]
+    try:
+        load_jit("ngram_corpus", cpp_files=files, header_only=False, extra_cflags=["-include", "cstddef"])
+    except (RuntimeError, OSError) as error:
+        why = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error)[:200])
+        raise HeteroError(
+            f"--speculative-algorithm {NGRAM} cannot be served: SGLang's corpus of n-grams does not compile here "
+            f"({why.strip()}); install a C++ compiler and ninja, or drop the flag."
+        ) from None
 
 
 def trees(mask: torch.Tensor, lengths: Sequence[int], each: int) -> torch.Tensor:

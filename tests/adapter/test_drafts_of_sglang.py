@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.sglang.drafts import check, trees
+from hetero_sglang.sglang.drafts import CORPUS, build_corpus, check, trees
 
 
 def test_trees_are_read_from_masks_over_all_tokens_and_over_the_new_ones() -> None:
@@ -61,3 +62,25 @@ def test_what_cannot_be_verified_is_refused_in_one_sentence(changed: dict[str, A
                                      {"speculative_num_draft_tokens": 32}])  # fmt: skip
 def test_the_rest_is_served(changed: dict[str, Any]) -> None:
     check(arguments(**changed))
+
+
+def test_a_compiler_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.kernels.jit import utils
+
+    def load_jit(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("ninja exited with status 1\nstdout:\nresult.h: error: no size_t\nmore")
+
+    monkeypatch.setattr(utils, "load_jit", load_jit)
+    with pytest.raises(HeteroError) as refused:
+        build_corpus()
+    text = str(refused.value)
+    assert "size_t" in text and text.endswith(".") and "\n" not in text
+
+
+def test_the_corpus_s_files_are_those_that_sglang_compiles() -> None:
+    from inspect import getsource
+
+    from sglang.kernels.ops.speculative import ngram_corpus
+
+    named = re.findall(r'"ngram_corpus/(\w+)\.cpp"', getsource(ngram_corpus.get_ngram_corpus_cls.__wrapped__))
+    assert tuple(named) == CORPUS
