@@ -20,6 +20,7 @@ MOST = 3  # at a time: each holds 2.6 GB
 RATIO = 0.5
 # The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
 POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
+DRAFTS = {"kv_policy": "heterocache", "speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 8}
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
 FEW = {"max_total_tokens": 3200, "disable_radix_cache": True, "enable_priority_scheduling": True}
 ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
@@ -51,6 +52,26 @@ TABLE: dict[str, dict[str, Any]] = {
         "hetero_keep_ratio": 0.6,
         "hetero_window": 16,
         "hetero_dense_below": 512,
+        "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
+    },
+    # Draft tokens: in full precision, where answers do not hang on how many tokens are computed at once; and with
+    # little room, in pages, retracted by force.
+    "drafts": {
+        **DRAFTS,
+        "hetero_keep_ratio": 0.4,
+        "hetero_dense_below": 1024,
+        "dtype": "float32",
+        "max_total_tokens": 14000,
+    },
+    "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000},
+    "drafts-small": {
+        **DRAFTS,
+        **PAGED,
+        "hetero_keep_ratio": 0.6,
+        "hetero_window": 16,
+        "hetero_dense_below": 512,
+        "max_total_tokens": 6000,
+        "speculative_ngram_max_bfs_breadth": 1,  # SGLang has no trees in pages on a CPU
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
     # SGLang's own, in pages, too few of them for several requests at once, and where no compiler is found; beside it
@@ -126,7 +147,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
 }
-PLAIN = ("plain-paged", "plain", "plain-few", "plain-lora")  # without a policy of ours, and without statistics
+PLAIN = ("plain-paged", "plain", "plain-precise", "plain-few", "plain-lora")  # without a policy, and statistics of ours
 
 
 class Servers:

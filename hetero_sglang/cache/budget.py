@@ -24,7 +24,7 @@ class Budget:
         """Of a rank whose requests are no longer than the model's context, or its token slots."""
         longest, index = self.longest(slots), self.settings.index is not None
         looks = self.settings.retrieves or index
-        return Workspaces.of(self.shape, self.settings.ranks[rank], longest, looks, index)
+        return Workspaces.of(self.shape, self.settings.ranks[rank], longest, looks, index, self.settings.drafts)
 
     def slots(self, device_bytes: int, host_bytes: int | None, joint: bool = False) -> int:
         """Token slots for the bytes that stores and workspaces may take on each rank's device, and `host_bytes` (None:

@@ -17,7 +17,9 @@ class Counters:
     restored_requests: int = 0  # those whose first new tokens chose rows of a cached prefix by its key index
     appended_tokens: int = 0  # new tokens of prompts that attended to working sets, not to the whole prefix
     prefilled_tokens: int = 0  # that passes of prompts have gone through
-    decoded_tokens: int = 0  # a decode step's, one for each of its requests
+    decoded_tokens: int = 0  # a decode step's, one for each of its requests, and draft tokens that have stayed
+    draft_tokens: int = 0  # that verifications have looked at
+    accepted_tokens: int = 0  # of these, those that have stayed
     compressed_requests: int = 0  # of the requests, those longer than a working set at prefill end
     kept_bytes: int = 0  # device bytes these hold, indexes included, and
     dense_bytes: int = 0  # what plain SGLang would hold for them

@@ -11,6 +11,7 @@ from hetero_sglang.config.layout import HeadLayout
 PREFILL_WORKSPACE = 256 << 20  # bytes; FlashInfer's partial results of split rows
 LOOK_WORKSPACE = 256 << 20  # bytes; scores of one step's looks or probes
 ARRIVALS = 1 << 16  # rows that come while heads attend, of all in a step's layer
+WIDE = 2  # bytes of a number as a model makes it
 SPREAD = 1.25  # rows of whole blocks to rows that are wanted: beyond it a prefix is gathered row by row
 ROUNDING_REQUESTS = 16  # requests whose half-empty last pages the hot pool has room for
 
@@ -72,21 +73,27 @@ class Workspaces:
     prefill: int  # FlashInfer's partial results
     looks: int  # logits of pivots that watch for drift, or of heads that probe their indexes, and rows that come then
     prefix: int  # a prefix on its way back from the host: two layers' blocks, and one layer put together
+    drafts: int = 0  # tokens that are verified, in all layers, and what they look for
 
     @classmethod
-    def of(cls, shape: Shape, layout: HeadLayout, longest: int, looks: bool, index: bool = False) -> Workspaces:
-        """`longest`: tokens of the longest request; `looks`: whether any head looks for rows, by a key index or not."""
+    def of(
+        cls, shape: Shape, layout: HeadLayout, longest: int, looks: bool, index: bool = False, drafts: int = 0
+    ) -> Workspaces:
+        """`longest`: tokens of the longest request; `looks`: whether any head looks for rows, by a key index or not;
+        `drafts`: of a pass, at most."""
+        rows = drafts * (layout.num_resident + layout.num_compressed) * WIDE * (shape.head_dim + shape.v_head_dim)
         if not layout.num_compressed:
-            return cls(PREFILL_WORKSPACE, 0, 0)
+            return cls(PREFILL_WORKSPACE, 0, 0, rows)
         heads = max(len(x.resident) + len(x.compressed) for x in layout.layers)
         widest = max(len(x.compressed) for x in layout.layers)
         blocks = int(2 * SPREAD * longest) * widest  # two layers' blocks; then the rows themselves, and all heads'
         looked = LOOK_WORKSPACE * looks + ARRIVALS * (shape.row + 8) * index  # a row, and where it goes
-        return cls(PREFILL_WORKSPACE, looked, (blocks + longest * (widest + heads)) * shape.row)
+        prefix = (blocks + longest * (widest + heads)) * shape.row
+        return cls(PREFILL_WORKSPACE, looked, prefix, rows + looked * (drafts > 0))
 
     @property
     def total(self) -> int:
-        return self.prefill + self.looks + self.prefix
+        return self.prefill + self.looks + self.prefix + self.drafts
 
 
 def slots_within(

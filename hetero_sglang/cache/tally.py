@@ -11,3 +11,4 @@ class Tally:
     resumed: bool = False  # it went on with the rows of one that had ended
     appended_tokens: int = 0  # new tokens of its prompt that attended to a working set
     refills: int = 0  # of heads, by rankings of the worker
+    steps: int = 0  # decode steps, or verifications

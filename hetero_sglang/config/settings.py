@@ -41,6 +41,7 @@ class Settings:
     index_bytes: tuple[int, ...]  # of a token on each rank's device
     adapters: tuple[tuple[tuple[float, ...], ...], ...] = ()  # fractions of adapters' requests, by adapter and rank
     restores: bool = False  # whether a working set may be made of a cached prefix's key index
+    drafts: int = 0  # tokens that may be taken back, of all requests of a pass at most
     append: int = 0  # new tokens of a turn that may attend to the working set of the one before, at most
     decay: float = 0.9  # of a row's score, per look
     refill_rows: int = 1024  # tokens that come to a head at one refill, at most: the best
@@ -89,13 +90,14 @@ def resolve(
     reserve: int = 4096,
     decode_kernel: str = "auto",
     append: str = "auto",
+    drafts: int = 0,
     itemsize: int = 2,
     rank: int = 0,
     size: int = 1,
 ) -> Settings:
     """Validate the options against the profile. `adapters`: the same heads with other shares of rows, for requests of
-    adapters that have a profile of their own; `itemsize`: bytes of a number of K or V as the stores hold it. Raises
-    HeteroError with the legal recipe."""
+    adapters that have a profile of their own; `itemsize`: bytes of a number of K or V as the stores hold it; `drafts`:
+    as of Settings. Raises HeteroError with the legal recipe."""
     lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
     plan = profile.index if lazy else None
     if lazy and plan is None:
@@ -173,6 +175,7 @@ def resolve(
         restores=plan is not None and append == "sparse",
         append=APPEND[append],
         adapters=shared,
+        drafts=drafts,
         index_bytes=tuple(bytes_of_index(profile.slice(other, size)) if plan else 0 for other in range(size)),
     )
     settings.tuning.retrieval = settings.retrieves or plan is not None

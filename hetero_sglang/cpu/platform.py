@@ -35,7 +35,7 @@ def activate() -> None:
     if ours or ENGINE_VARIABLE not in os.environ:
         _choose()
     if cpu_engine() and not _sgl_kernel_loads():
-        sys.modules["sgl_kernel"] = sgl_kernel_stub.build()
+        sgl_kernel_stub.install()
 
 
 def cpu_engine() -> bool:

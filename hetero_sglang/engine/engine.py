@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hetero_sglang.cache.device_tables import DeviceTables
-from hetero_sglang.cache.lanes import upload
+from hetero_sglang.cache.lanes import Recorder, upload
 from hetero_sglang.cache.scrub import Scrub
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config import development
@@ -22,6 +22,7 @@ from hetero_sglang.engine.plan import Prompt
 from hetero_sglang.engine.prefill import RaggedPrefill
 from hetero_sglang.engine.prefix import Prefixes
 from hetero_sglang.engine.stepwise import Stepwise
+from hetero_sglang.engine.verify import Stayed, Verification
 from hetero_sglang.ops.base import LayerBuffers, StepTables
 from hetero_sglang.ops.chosen import decode_kernel, operations
 from hetero_sglang.ops.step import DecodeStep
@@ -55,6 +56,10 @@ class Engine:
         self.scales: dict[int, float] = {}  # of the layers' logits, as the model says
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
+        self.stayed = Stayed(self.device)
+        self.verification: Verification | None = None  # of the pass that runs or ran last
+        self.graph_verification: Verification | None = None
+        self.eager_verification: Verification | None = None
         self.prefill = RaggedPrefill(self.device)
         self.prefixes = Prefixes(cache, self.ops, self.layers, self.tables)
         self.write_back = WriteBack(self.ops, host, hot, layout.layers)
@@ -229,12 +234,13 @@ class Engine:
 
     # ---- decode
 
-    def make_step(self, batch: int, context: int, fixed: bool = False) -> DecodeStep:
-        """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs."""
+    def make_step(self, batch: int, context: int, fixed: bool = False, of: DecodeStep | None = None) -> DecodeStep:
+        """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs; `of`: as
+        of DecodeStep."""
         kernel = decode_kernel(self.settings.decode_kernel, self.ops, self.layers)
         work, v_dim = self.finder.workspace(batch, context) if self.finder else None, self.cache.hot.v.shape[-1]
         size = batch, context, self.group, v_dim
-        return DecodeStep(self.ops, self.settings, self.tables, *size, self.dtype, kernel, work, fixed)
+        return DecodeStep(self.ops, self.settings, self.tables, *size, self.dtype, kernel, work, fixed, of)
 
     def eager(self, width: int, longest: int) -> DecodeStep:
         """Buffers for a step outside any graph; they grow as batches do."""
@@ -245,28 +251,56 @@ class Engine:
             self.eager_step = step = self.make_step(batch, context)
         return step
 
+    def make_verification(self, step: DecodeStep, drafts: int) -> Verification:
+        """Buffers for verifications of up to so many `drafts` of each of a step's requests."""
+        return Verification(
+            self.cache, self.ops, self.layers, self.finder, self.write_back, step,
+            lambda first, rows: self.make_step(rows, first.context, first.fixed, first), drafts, self.dtype,
+            self.stayed,
+        )  # fmt: skip
+
+    def eager_verify(self, width: int, longest: int, drafts: int) -> Verification:
+        """As `eager`, for a verification."""
+        step, made = self.eager(width, longest), self.eager_verification
+        if made is None or made.first is not step or made.each != drafts:
+            self.eager_verification = made = self.make_verification(step, drafts)
+        return made
+
     def record(self) -> None:
-        """Once graphs of steps have been made: what a prompt's new tokens do over a working set becomes graphs too."""
+        """Once graphs of steps have been made: what a prompt's new tokens do over a working set becomes graphs too, and
+        what follows a verification."""
+        if self.graph_verification:
+            self.graph_verification.record(Recorder(self.device))
         if self.append and self.graph_step and len(self.scales) == len(self.layers):
             scales = [self.scales[layer] for layer in range(len(self.layers))]
             self.append.record(self.graph_step, self.query_heads, self.dtype, scales, self.context)
 
     def begin_decode(
-        self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor
-    ) -> None:
-        """Before a step is run or replayed: update what it reads; `width` - len(requests) rows are padding."""
+        self, step: DecodeStep, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor,
+        drafts: int = 0,
+    ) -> None:  # fmt: skip
+        """Before a step is run or replayed: update what it reads; `width` - len(requests) rows are padding. `drafts`:
+        tokens of each request that may come with it."""
         self.write_back.send()
         if self.scrub:
             for request, length in zip(requests, lengths, strict=True):
                 self._look(self.scrub, request, req_to_token[request, : length - 1])
         known = [self.cache.requests[request] for request in requests]
+        if drafts:  # who has all the tokens that it may reach has ended; SGLang runs it once more, and forgets it
+            lengths = [n if n <= ws.grant.limit else 0 for ws, n in zip(known, lengths, strict=True)]
         for ws, length in zip(known, lengths, strict=True):
-            self.cache.make_room(ws, length)
-            ws.length = length
+            if not length:
+                continue
+            reached = length + min(drafts, max(0, ws.grant.limit - length))  # at most: the device knows how many come
+            self.cache.make_room(ws, reached)
+            ws.length = reached
+            ws.tally.steps += 1
         if self.tables.put(known):  # their pages may have been another's
             self.write_back.hold()
-        # A lone request's answer follows from itself alone; with several no layer waits for one's length.
-        self.clock = lengths[0] if len(lengths) == 1 else self.clock + 1
+        # A lone request's answer follows from itself alone; with several no layer waits for one's length. Lengths that
+        # grow by several may pass a head's turn over, and over again.
+        alone = known[0].tally.steps if drafts and known else lengths[0] if lengths else 0
+        self.clock = alone if len(known) == 1 else self.clock + 1
         prompts, index = [ws.prompt for ws in known], [(ws.units, ws.index_rows) for ws in known]
         clock = [self.clock] * len(known)
         step.fill(
@@ -294,6 +328,33 @@ class Engine:
         self.finder.attended(layer, tables, arrivals)
         return out
 
+    def begin_verify(
+        self, made: Verification, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor,
+        slots: torch.Tensor, tree: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Before a verification of requests with `lengths` tokens, whose new ones are to lie at `slots` [n] in turn;
+        `tree`: as of Verification.begin; the rest as of `begin_decode`."""
+        self.begin_decode(made.first, requests, [n + 1 for n in lengths], width, req_to_token, made.each)
+        made.begin([self.cache.requests[request].grant.limit for request in requests], slots, tree)
+        self.verification = made
+
+    def verify(
+        self, layer: int, made: Verification, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """The new tokens of each request in turn: q [n, Hq, D], k [n, H, D], v [n, H, Dv] -> [n, Hq, Dv]; the first of
+        each is a decode step's, the others are drafts."""
+        each = made.each + 1
+        every = slots, q, k, v
+        new, q, k, v = (rows.unflatten(0, (-1, each)) for rows in every)
+        out = q.new_empty(*q.shape[:3], v.shape[-1])
+        out[:, 0] = self.decode(
+            layer, made.first, made.step_tables, new[:, 0].contiguous(), q[:, 0], k[:, 0], v[:, 0], scale
+        )
+        if each > 1:
+            out[:, 1:] = made.attend(layer, q[:, 1:], k[:, 1:], v[:, 1:], scale)
+        return out.flatten(0, 1)
+
     # ---- beside
 
     def poll(self) -> None:
@@ -301,11 +362,18 @@ class Engine:
         if self.finder:
             self.finder.poll()
             self.finder.count()
+        self._count()
+
+    def _count(self) -> None:
+        more, counters = self.stayed.take(), self.cache.counters
+        counters.accepted_tokens += more
+        counters.decoded_tokens += more
 
     def stats(self) -> dict[str, int | bool]:
         """What the cache does not count itself; waits for nothing."""
         if self.finder:
             self.finder.count()
+        self._count()
         return self.worker()
 
     def worker(self) -> dict[str, int | bool]:

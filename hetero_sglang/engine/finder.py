@@ -61,6 +61,13 @@ class Finder(ABC):
     ) -> Arrivals | None:  # fmt: skip
         """Before a layer attends with q [B, Hq, D]; the step's token is stored. What comes while it does, if so."""
 
+    def glance(
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
+    ) -> Arrivals | None:  # fmt: skip
+        """The same for tokens that may be taken back: what comes is attended to by them alone, heads keep what they
+        hold."""
+        return None
+
     def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:  # noqa: B027
         """Afterwards, with what `find` gave."""
 

@@ -147,6 +147,22 @@ class Lazy(Finder):
             self.ops.swap_in(mine, self.layers[layer].host, step.slots, step.starts, tables, hot, sink, work)
         return Arrivals(mine, work, self.lane.mark())
 
+    def glance(
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
+    ) -> Arrivals | None:  # fmt: skip
+        mine, hot, work = self.index[layer], self.cache.hot, step.work
+        if not mine.heads.numel():
+            return None
+        rule, tables = self.settings.rule, self._every(mine, tables)
+        sink, window = rule.sink, rule.window_of(mine.run)
+        self.lane.follow(mark(self.device))
+        with self.lane:  # where what came to the step's own requests takes its places first
+            self.ops.probe(q, mine, step.slots, step.starts, tables, scale, sink, window, work)
+            self.ops.choose(mine, tables, hot, sink, window, work, passing=True)
+            host = self.layers[layer].host
+            self.ops.swap_in(mine, host, step.slots, step.starts, tables, hot, sink, work, passing=True)
+        return Arrivals(mine, work, self.lane.mark())
+
     def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:
         if arrivals is not None:
             self.lane.follow(mark(self.device))

@@ -126,6 +126,17 @@ class Arrivals:
 
 
 @dataclass(frozen=True)
+class Drafts:
+    """New tokens that may be taken back, `each` for every request in turn: their keys k [n, H, D] and values v
+    [n, H, Dv], and which of their request's each attends to, itself among them: bits of seen [n] int64."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    seen: torch.Tensor
+    each: int
+
+
+@dataclass(frozen=True)
 class LayerPivots:
     """One layer's pivots, by cluster: all int32 [P] on the device."""
 
@@ -219,10 +230,11 @@ class DecodeKernel(ABC):
     @abstractmethod
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False, arrivals: Arrivals | None = None,
+        ordered: bool = False, arrivals: Arrivals | None = None, drafts: Drafts | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """q [B, Hq, D] -> [B, Hq, Dv], heads in the model's order, recorded in the graph.
 
         Resident heads attend to the request's tokens, compressed ones to their first min(cap, length) rows, but for
         what may be among the selected again (`passed`), and to `arrivals`; padding (length 0) gives something finite.
-        `ordered`: other kernels than `store` may have written rows just before."""
+        `ordered`: other kernels than `store` may have written rows just before. `drafts`: which the B queries are of,
+        and attend to as well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,18 +24,21 @@ class DecodeStep:
     def __init__(
         self, ops: Any, settings: Settings, tables: DeviceTables, batch: int, context: int, group: int, v_dim: int,
         dtype: torch.dtype, kernel: Callable[[DecodeStep], DecodeKernel] | None = None, work: Any = None,
-        fixed: bool = False,
+        fixed: bool = False, of: DecodeStep | None = None,
     ) -> None:  # fmt: skip
         """`ops`: the operations' module; `dtype`: of queries; `work`: the module's Workspace, where heads look for
-        rows; `fixed`: for graphs."""
+        rows; `fixed`: for graphs; `of`: the step whose requests have several tokens each in this one."""
         self.ops, self.work = ops, work
         self.layout, device = settings.layout, tables.device
         self.tables, self.batch, self.context = tables, batch, context
         self.group, self.v_dim, self.dtype = group, v_dim, dtype
         self.sink, self.ring = settings.rule.sink, settings.rule.ring
         self.runs = settings.runs
-        self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
-        self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
+        if of is None:
+            self.slots = torch.zeros(batch * context, dtype=torch.int32, device=device)
+            self.starts = torch.arange(batch, dtype=torch.int32, device=device) * context  # [batch]
+        else:
+            self.slots, self.starts = of.slots, of.starts.repeat_interleave(batch // of.batch)
         self.inputs = torch.zeros(6, batch, dtype=torch.int32, device=device)
         self.cap = torch.zeros(batch, self.layout.num_compressed, dtype=torch.int32, device=device)
         self.page_start = torch.zeros_like(self.cap)
@@ -68,7 +72,15 @@ class DecodeStep:
         torch.index_select(self.tables.page_start, 0, requests, out=self.page_start[:width])
         if self.tables.indexed:
             torch.index_select(self.tables.index_start, 0, requests, out=self.index_start[:width])
-        step = self.tables_of(width)
+        return self._planned(self.tables_of(width))
+
+    def follow(self, first: StepTables, each: int) -> StepTables:
+        """As `plan`, for `each` tokens of every request of `first`, the tables of the step that this is `of`."""
+        tables = (first.length, first.cap, first.page_start, first.request)
+        length, cap, start, request = (table.repeat_interleave(each, 0) for table in tables)
+        return self._planned(replace(first, length=length, cap=cap, page_start=start, request=request))
+
+    def _planned(self, step: StepTables) -> StepTables:
         self.kernel.plan(step)
         if self.work is not None:
             self.work.plan(step)

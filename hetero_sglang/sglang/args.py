@@ -159,7 +159,7 @@ class HeteroServerArgs(Base):
         if self.kv_policy == "full":
             theirs()
             return
-        from hetero_sglang.sglang import adapters, asked, own_profile, refusals, weights
+        from hetero_sglang.sglang import adapters, asked, drafts, own_profile, refusals, weights
 
         refusals.check_numbers(self)
         refusals.check_flags(self)
@@ -174,8 +174,11 @@ class HeteroServerArgs(Base):
         refusals.check_policy(self)
         theirs()
         adapters.check_names(self)
+        drafts.check(self)
         if placeholder:
             return
+        if self.speculative_algorithm:
+            drafts.build_corpus()
         refusals.check_memory(self, refusals.check_model(self), tokens)
         if warning := asked.profile_warning(self):
             logger.warning(warning)

@@ -61,9 +61,15 @@ def options_of(args: Any) -> tuple[HeadProfile, dict[str, Any]]:
         interval = 1 if policy.refresh is Refresh.STEP else MONITOR_INTERVAL
     options = {name: getattr(args, f"hetero_{name}") for name in RESOLVED}
     profile = profile_for(policy, args)
-    adapters = adapter_profiles(args, policy, profile, shape_of(args))
-    found = {"adapters": adapters, "policy": policy, "monitor_interval": interval, "itemsize": item_bytes(args)}
-    return profile, {**options, **found}
+    found = {"policy": policy, "monitor_interval": interval, "itemsize": item_bytes(args), "drafts": drafts_of(args)}
+    return profile, {**options, **found, "adapters": adapter_profiles(args, policy, profile, shape_of(args))}
+
+
+def drafts_of(args: Any) -> int:
+    """Tokens that are verified at once, at most, but for the first of each request."""
+    if args.speculative_algorithm is None or not args.speculative_num_draft_tokens:
+        return 0
+    return int((args.speculative_num_draft_tokens - 1) * (args.max_running_requests or 1))
 
 
 def item_bytes(args: Any) -> int:

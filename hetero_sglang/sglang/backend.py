@@ -10,8 +10,10 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from hetero_sglang.engine.engine import Engine
 from hetero_sglang.engine.plan import plan_extend
+from hetero_sglang.engine.verify import Verification
 from hetero_sglang.ops.base import StepTables
 from hetero_sglang.ops.step import DecodeStep
+from hetero_sglang.sglang.drafts import trees
 from hetero_sglang.sglang.pool import token_slots
 from hetero_sglang.sglang.runtime import runtime
 
@@ -33,6 +35,7 @@ class HeteroAttnBackend(AttentionBackend):
         self.engine = Engine(self.cache, table.shape[0], table.shape[1], heads, dtype=model_runner.dtype)
         self.step: DecodeStep | None = None
         self.tables: StepTables | None = None
+        self.verification: Verification | None = None
         self.known = True  # this prefill's requests are the cache's
         runtime().engine = self.engine
 
@@ -40,14 +43,18 @@ class HeteroAttnBackend(AttentionBackend):
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Buffers for graphs of up to `max_bs` requests."""
-        self.engine.graph_step = self.engine.make_step(max_bs, self.engine.context, fixed=True)
+        self.engine.graph_step = step = self.engine.make_step(max_bs, self.engine.context, fixed=True)
+        if max_num_tokens > max_bs:
+            drafts = max_num_tokens // max_bs - 1
+            self.engine.graph_verification = self.engine.make_verification(step, drafts)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Between two steps: what the next one reads is filled in, and what was ranked since the last one comes."""
-        if not forward_batch.forward_mode.is_decode_or_idle():
+        mode = forward_batch.forward_mode
+        if not mode.is_decode_or_idle() and not mode.is_target_verify():
             self._begin_extend(forward_batch)
             return
         width = forward_batch.batch_size
@@ -55,15 +62,35 @@ class HeteroAttnBackend(AttentionBackend):
         if not all(slot in self.cache.requests for slot in requests):  # SGLang's own, to warm its kernels
             requests = []
         lengths = forward_batch.seq_lens_cpu[: len(requests)].tolist() if requests else []
-        if in_capture or isinstance(forward_batch, SimpleNamespace):
+        in_graph = in_capture or isinstance(forward_batch, SimpleNamespace)
+        if mode.is_target_verify():
+            self._begin_verify(forward_batch, requests, lengths, in_graph)
+            return
+        if in_graph:
             self.step = self.engine.graph_step
         else:
             self.step = self.engine.eager(width, max(lengths, default=1))
         assert self.step is not None  # SGLang has made its graphs' buffers
         self.engine.begin_decode(self.step, requests, lengths, width, self.req_to_token_pool.req_to_token)
 
+    def _begin_verify(self, forward_batch: Any, requests: list[int], lengths: list[int], in_graph: bool) -> None:
+        spec, engine, count = forward_batch.spec_info, self.engine, len(requests)
+        if in_graph:
+            made = engine.graph_verification
+        else:
+            made = engine.eager_verify(forward_batch.batch_size, max(lengths, default=1) + 1, spec.draft_token_num - 1)
+        assert made is not None  # SGLang has made its graphs' buffers
+        slots = token_slots(forward_batch.out_cache_loc)[: count * spec.draft_token_num]
+        tree = trees(spec.custom_mask, lengths, spec.draft_token_num)
+        table = self.req_to_token_pool.req_to_token
+        engine.begin_verify(made, requests, lengths, forward_batch.batch_size, table, slots, tree)
+        self.verification = made
+
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """Recorded: every replay plans its own work on the device."""
+        if forward_batch.forward_mode.is_target_verify():
+            assert self.verification is not None
+            self.verification.plan(forward_batch.batch_size)
         if forward_batch.forward_mode.is_decode_or_idle():
             assert self.step is not None
             self.tables = self.step.plan(forward_batch.batch_size)
@@ -87,6 +114,9 @@ class HeteroAttnBackend(AttentionBackend):
         """q [n, Hq * D], k [n, H, D], v [n, H, Dv] -> [n, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
+        if forward_batch.forward_mode.is_target_verify():
+            assert self.verification is not None
+            return self._out(index, self.engine.verify(index, self.verification, slots, q, k, v, layer.scaling))
         return self._out(index, self.engine.extend(index, slots, q, k, v, layer.scaling))
 
     def forward_decode(

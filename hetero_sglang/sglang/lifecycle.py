@@ -47,11 +47,12 @@ def batch_runs(original: Callable[..., Any], scheduler: Any, batch: Any, *args: 
     state.current = False
     state.waiting_since = None
     state.batch = [requests.slot(req) for req in batch.reqs]
+    verifies = batch.forward_mode.is_decode() and not batch.spec_algorithm.is_none()
     if batch.forward_mode.is_decode():
         state.counters.decoded_tokens += len(state.batch)
     else:
         state.counters.prefilled_tokens += batch.extend_num_tokens or 0
-    if batch.out_cache_loc is not None:
+    if batch.out_cache_loc is not None and not verifies:  # which tokens stay is known afterwards
         state.cache.slots_taken(batch.out_cache_loc)
     try:
         return original(scheduler, batch, *args, **kwargs)

@@ -133,6 +133,18 @@ METRICS = (
         _count("appended_tokens"),
     ),
     Metric(
+        "draft_tokens_total",
+        COUNTER,
+        "Draft tokens that were verified.",
+        _count("draft_tokens"),
+    ),
+    Metric(
+        "accepted_tokens_total",
+        COUNTER,
+        "Draft tokens that the model would have said too, and that have stayed.",
+        _count("accepted_tokens"),
+    ),
+    Metric(
         "kept_bytes_total",
         COUNTER,
         "Device bytes that compressed requests held when their prompts ended.",

@@ -42,13 +42,22 @@ class HeteroKVPool(MHATokenToKVPool):
             for store, hot in ((cache.resident.k, cache.hot.k), (cache.resident.v, cache.hot.v))
         )
 
+    def _init_kv_copy_and_warmup(self) -> None:
+        """SGLang would compile kernels that move rows of dense buffers."""
+
+    def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:
+        """After a verification of draft tokens: those at src_loc stay, at tgt_loc, both [n]; behind them both have
+        slot 0, which is padding's."""
+        engine = runtime().engine
+        assert engine is not None and engine.verification is not None  # a pass has run
+        engine.verification.accept(tgt_loc, src_loc)
+
     set_kv_buffer = _refuse("stores K/V in its own attention backend")
     get_key_buffer = _refuse("holds no dense K buffer: compressed heads live in the host store")
     get_value_buffer = _refuse("holds no dense V buffer: compressed heads live in the host store")
     get_kv_buffer = _refuse("holds no dense K/V buffers")
     get_cpu_copy = _refuse("does not copy slots out: retracted requests are recomputed")
     load_cpu_copy = _refuse("does not copy slots in")
-    move_kv_cache = _refuse("does not move slots: speculative decoding is refused at start")
     get_contiguous_buf_infos = _refuse("has no buffers for PD disaggregation")
 
 

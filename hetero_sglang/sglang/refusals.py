@@ -25,7 +25,6 @@ MAX_GROUP = 16  # query heads of a KV head: rows of the decode kernel's tile
 
 # field of ServerArgs, values that are fine, what the flag is called and why it is refused
 FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("speculative_algorithm", (None,), "--speculative-algorithm: draft tokens would have to leave the working sets"),
     ("enable_hierarchical_cache", (False,), "--enable-hierarchical-cache: the host tier is taken by the policy"),
     ("enable_lmcache", (False,), "--enable-lmcache: it reads dense K/V buffers"),
     ("enable_flexkv", (False,), "--enable-flexkv: it reads dense K/V buffers"),

@@ -59,7 +59,7 @@ def test_full_differs_from_plain_sglang_in_nothing_but_our_own_fields() -> None:
 
 BAD_VALUES = {
     "attn_dp_size": 2,
-    "speculative_algorithm": "NGRAM",
+    "speculative_algorithm": "EAGLE",
     "disaggregation_mode": "prefill",
     "pp_size": 2,
     "dcp_size": 2,

@@ -191,6 +191,73 @@ def decode(requests: list[Request], lengths: list[int], width: int | None = None
     return torch.stack(outputs)
 
 
+@dataclass
+class Guess:
+    """A tree of a request's new tokens: each one's parent, -1 of the first; and those that stay, from the first on.
+
+    The i-th that stays is the request's token behind its first `length + i` ones; the others are nobody's."""
+
+    request: Request
+    length: int
+    parents: list[int]
+    path: list[int]
+    seed: int = 0
+
+    def rows(self, layer: int) -> list[torch.Tensor]:
+        """q [n, Hq, D], k [n, H, D] and v [n, H, D] of the tree's tokens."""
+        made, g = [], torch.Generator().manual_seed(1000 * self.seed + layer)
+        for name in "qkv":
+            mine = getattr(self.request, name)[layer]
+            rows = torch.randn(len(self.parents), *mine.shape[1:], generator=g)
+            rows[self.path] = mine[self.length : self.length + len(self.path)]
+            made.append(rows)
+        return made
+
+    def above(self, node: int) -> list[int]:
+        """The tokens that one attends to, first to last: itself too."""
+        found = [node]
+        while self.parents[found[0]] >= 0:
+            found.insert(0, self.parents[found[0]])
+        return found
+
+    @property
+    def slots(self) -> torch.Tensor:
+        return self.request.token_slots[self.length : self.length + len(self.parents)]
+
+    @property
+    def tree(self) -> torch.Tensor:
+        """Bool [n, n]."""
+        made = torch.zeros(len(self.parents), len(self.parents), dtype=torch.bool)
+        for node in range(len(self.parents)):
+            made[node, self.above(node)] = True
+        return made
+
+
+def verify(guesses: list[Guess], width: int | None = None) -> list[torch.Tensor]:
+    """One verification, padded to `width`, and what follows of it; outputs [layer, n, Hq, D] by request."""
+    engine, width = engine_of(guesses[0].request.cache), width or len(guesses)
+    each, device = len(guesses[0].parents), engine.device
+    made = engine.eager_verify(width, max(x.length for x in guesses) + 1, each - 1)
+    table = table_of([x.request for x in guesses]).to(device)
+    slots, tree = torch.cat([x.slots for x in guesses]).to(device), torch.stack([x.tree for x in guesses]).to(device)
+    requests, lengths = [x.request.slot for x in guesses], [x.length for x in guesses]
+    engine.begin_verify(made, requests, lengths, width, table, slots, tree)
+    made.plan(width)
+    padding, outputs = (width - len(guesses)) * each, []
+    given = torch.cat((slots, slots.new_zeros(padding)))
+    for layer in range(len(engine.layers)):
+        rows = [torch.cat(each) for each in zip(*(x.rows(layer) for x in guesses), strict=True)]
+        rows = [torch.cat((x, torch.full_like(x[:1], float("nan")).expand(padding, -1, -1))) for x in rows]
+        out = engine.verify(layer, made, given, *(x.to(device) for x in rows), DIM**-0.5)
+        outputs.append(out[: len(guesses) * each].unflatten(0, (-1, each)).cpu())
+    to = torch.cat([x.slots[: len(x.path)] for x in guesses])
+    of = torch.cat([x.slots[x.path] for x in guesses])
+    more = slots.new_zeros(len(slots) - len(to))  # as SGLang packs them
+    made.accept(torch.cat((to.to(device), more)), torch.cat((of.to(device), more)))
+    engine.poll()
+    return list(torch.stack(outputs, 1))
+
+
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Naive attention of one query over given tokens, in float64: q [G, D], k [L, D], v [L, D] -> [G, D]."""
     weight = (q.double() @ k.double().T * DIM**-0.5).softmax(-1)

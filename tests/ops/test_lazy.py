@@ -337,6 +337,51 @@ def test_requests_beyond_the_workspace_take_turns() -> None:
     assert sorted(chosen) == [[False, True], [True, False]]
 
 
+@pytest.mark.parametrize(
+    ("run", "lengths", "caps", "most"),
+    [(1, [700, 90, 903], [200, 300, 260], 300), (4, [1203], [180], 300), (8, [1203], [250], 2)],
+)
+def test_drafts_want_what_a_step_would_and_change_nothing(
+    run: int, lengths: list[int], caps: list[int], most: int
+) -> None:
+    world = make(11 + run, run, lengths, caps)
+    device = on_device(world)
+    work = Workspace(len(lengths), HEADS, GROUP, CONTEXT, sum(lengths), run, most, DEVICE, 0, device.hot)
+    args = (device.slots, device.starts, device.step)
+    work.plan(device.step)
+    probe(device.q, device.layer, *args, DIM**-0.5, SINK, WINDOW, work)
+    given, begins = work.scores.cpu().clone(), work.place.tolist()
+    before = [store.cpu().clone() for store in (device.hot.k, device.hot.v, device.hot.used, device.hot.position)]
+    choose(device.layer, device.step, device.hot, SINK, WINDOW, work, passing=True)
+    swap_in(device.layer, device.host, *args, device.hot, SINK, work, passing=True)
+    stores = (device.hot.k, device.hot.v, device.hot.used, device.hot.position)
+    for store, was in zip(stores, before, strict=True):
+        assert torch.equal(store.cpu().nan_to_num(-7), was.nan_to_num(-7))
+    comes, total, late = work.comes.cpu().view(-1, HEADS), 0, 0
+    each = work.limit(len(lengths) * HEADS, run) * run
+    arrived = work.arrived_k.cpu()
+    for b, length in enumerate(lengths):
+        for c in range(HEADS):
+            places = world.places(b, c)
+            if not places:
+                assert not int(comes[b, c])
+                continue
+            rows = world.rows(b, c, torch.arange(places))
+            held, used = (x.view(-1)[rows[:, 0]][None] for x in (world.hot.position, world.hot.used.clone()))
+            at = begins[b] * HEADS + c * length
+            scores = given[at : at + (length - 1) // run][None]
+            low, high = SINK // run, (length - WINDOW) // run
+            limit = min(most, work.limit(len(lengths) * HEADS, run))
+            wanted = lazy(scores, held // run, used, length, low, high, max(1, places // PART), limit, passing=True)
+            token = (wanted.run[:, None] * run + torch.arange(run)).flatten()
+            slot = world.tokens[b][token]
+            theirs = world.host[slot // BLOCK, WHICH[c], slot % BLOCK, :DIM]
+            mine = arrived[(b * HEADS + c) * each :][: int(comes[b, c]) * run]
+            assert torch.equal(mine.sort(0).values, theirs.sort(0).values)
+            total, late = total + len(token), late + int(wanted.late.sum()) * run
+    assert [total, late] == work.counted[[Counted.ROWS, Counted.LATE]].tolist() and total > 0
+
+
 @given(
     batch=st.integers(1, 40), heads=st.integers(1, 9), run=st.sampled_from([1, 4, 8]), most=st.integers(1, 3000),
     width=st.data(),

@@ -14,7 +14,7 @@ import torch
 
 from hetero_sglang.cache.lanes import upload
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.ops.base import Arrivals, DecodeKernel, LayerBuffers, StepTables
+from hetero_sglang.ops.base import Arrivals, DecodeKernel, Drafts, LayerBuffers, StepTables
 from hetero_sglang.ops.flashinfer.plan_place import PlanPlace, float_bytes, int_words, item_count
 from hetero_sglang.ops.flashinfer.split import SplitTables, place, split
 
@@ -132,9 +132,9 @@ class FlashInferDecode(DecodeKernel):
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False, arrivals: Arrivals | None = None,
+        ordered: bool = False, arrivals: Arrivals | None = None, drafts: Drafts | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        assert self.now is not None  # planned
+        assert self.now is not None and drafts is None  # planned, and refused at start
         batch, query_heads, dim = q.shape
         now, group, resident = self.now, self.group, buffers.resident_k.shape[1]
         compressed = query_heads // group - resident

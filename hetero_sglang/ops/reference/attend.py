@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hetero_sglang.cache.working_set import ring_row, run_start
-from hetero_sglang.ops.base import Arrivals, DecodeKernel, LayerBuffers, StepTables, passed
+from hetero_sglang.ops.base import Arrivals, DecodeKernel, Drafts, LayerBuffers, StepTables, passed
 from hetero_sglang.ops.reference.attention import decode_exact, decode_grouped
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class AttendStep(DecodeKernel):
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False, arrivals: Arrivals | None = None,
+        ordered: bool = False, arrivals: Arrivals | None = None, drafts: Drafts | None = None,
     ) -> torch.Tensor:  # fmt: skip
         grouped = q.unflatten(1, (-1, self.group))  # [B, H, G, D]
         out = q.new_zeros(*grouped.shape[:-1], self.v_dim)
@@ -58,10 +58,14 @@ class AttendStep(DecodeKernel):
         for b, request in enumerate(self.requests):
             if request is None:
                 continue
+            above = _seen(drafts, b) if drafts else None
             attend = decode_exact if request.exact else decode_grouped
             if buffers.resident.numel():
                 heads = buffers.resident
                 k, v = (rows.to(q.dtype) for rows in _resident_rows(buffers, request))
+                if drafts and above is not None:
+                    new = drafts.k[above][:, heads], drafts.v[above][:, heads]
+                    k, v = (torch.cat(both) for both in zip((k, v), new, strict=True))
                 out[b, heads] = attend(grouped[b, heads], k, v, scale)
             for c, head in enumerate(buffers.compressed.tolist()):
                 number = buffers.first + c
@@ -72,6 +76,8 @@ class AttendStep(DecodeKernel):
                 if (b, c) in more:
                     k, v = (torch.cat(both) for both in zip((k, v), more[b, c], strict=True))
                 k, v = k.to(q.dtype), v.to(q.dtype)
+                if drafts and above is not None:
+                    k, v = torch.cat((k, drafts.k[above, head])), torch.cat((v, drafts.v[above, head]))
                 out[b, head] = attend(grouped[b, head][None], k[:, None], v[:, None], scale)[0]
         return out.flatten(1, 2)
 
@@ -84,6 +90,13 @@ class AttendStep(DecodeKernel):
         counts = torch.ones(len(k), dtype=torch.bool, device=k.device)
         counts[ring_row(tokens, len(k), self.sink, self.ring)] = False
         return k[counts], v[counts]
+
+
+def _seen(drafts: Drafts, b: int) -> torch.Tensor:
+    """Which of all drafts [m] int64 the b-th attends to."""
+    bits = int(drafts.seen[b])
+    first = b // drafts.each * drafts.each
+    return torch.tensor([first + i for i in range(drafts.each) if bits >> i & 1], device=drafts.k.device)
 
 
 def by_head(arrivals: Arrivals | None) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:

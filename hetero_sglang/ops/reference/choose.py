@@ -39,7 +39,7 @@ def used_bin(used: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
 
 def lazy(
     scores: torch.Tensor, held: torch.Tensor, used: torch.Tensor, length: int, low: int, high: int, want: int,
-    most: int,
+    most: int, passing: bool = False,
 ) -> Swaps:  # fmt: skip
     """One step of the rule for C heads; `used` is brought up to date, moving the rows is the caller's.
 
@@ -48,7 +48,7 @@ def lazy(
     are the `want` best, as their scores' bins tell them apart, and none of the lowest bin: of those that share the last
     one's bin what is held counts first. Of the wanted that are not held `most` come, the best bins first, each in the
     place of the unwanted run with the lowest `used_bin`; of equals the first. What was wanted at this length before
-    stays, and so does what is PINNED."""
+    stays, and so does what is PINNED. `passing`: no place is given away, nor `used` brought up to date."""
     heads, places = held.shape
     inside = scores[:, low:high]  # [C, n']
     count = min(want, inside.shape[1])
@@ -59,16 +59,20 @@ def lazy(
     edge = score_bin(inside.topk(count).values[:, -1:]).clamp(min=1)  # [C, 1]
     at = held.long() - low
     hit, stays = (bins >= edge).gather(1, at), used >= length  # [C, n]
-    used[hit & ~stays] = length
+    if not passing:
+        used[hit & ~stays] = length
     outside = bins.scatter(1, at, -1)
     sure, level = outside > edge, outside == edge
     # Places in order of use; wanted ones last, which are not given away.
     order = torch.where(hit | stays, BINS, used_bin(used, length)).sort(dim=1, stable=True).indices  # [C, n]
     hits, first = hit.sum(1), sure.sum(1)  # [C]
     lacking = first + torch.minimum((count - hits - first).clamp(min=0), level.sum(1))
-    comes = torch.minimum(lacking, places - (hit | stays).sum(1)).clamp(max=most)
+    free = lacking if passing else places - (hit | stays).sum(1)
+    comes = torch.minimum(lacking, free).clamp(max=most)
     rank = torch.where(sure, sure.cumsum(1), first[:, None] + level.cumsum(1)) - 1
     head, run = ((sure | level) & (rank < comes[:, None])).nonzero().unbind(1)
+    if passing:
+        return Swaps(head, torch.full_like(head, -1), run + low, lacking - comes)
     place = order[head, rank[head, run]]
     used[head, place] = length
     return Swaps(head, place, run + low, lacking - comes)
@@ -108,22 +112,23 @@ def _merged(
 
 def choose(
     layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
-    merged: bool = False,
+    merged: bool = False, passing: bool = False,
 ) -> None:  # fmt: skip
     """After `probe` or `look`: which runs come to which places, for every head that was found to want any: as many as
     a PART of its places, or the better of all.
 
-    `hot.used`, or `hot.score` where rows are `merged`, is brought up to date."""
+    `hot.used`, or `hot.score` where rows are `merged`, is brought up to date. `passing`, not of merged rows: what comes
+    is to be read once, and has no places."""
     for found in work.found:
         caps = step.cap[found.request, layer.first + found.heads].tolist()
         for cap in sorted(set(caps)):  # mostly one
             alike = torch.tensor([i for i, each in enumerate(caps) if each == cap])
-            _choose(found, alike, cap, layer, step, hot, sink, window, work, merged)
+            _choose(found, alike, cap, layer, step, hot, sink, window, work, merged, passing)
 
 
 def _choose(
     found: Found, alike: torch.Tensor, cap: int, layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool,
-    sink: int, window: int, work: Workspace, merged: bool,
+    sink: int, window: int, work: Workspace, merged: bool, passing: bool,
 ) -> None:  # fmt: skip
     """For heads of one size."""
     run, heads, length = layer.run, found.heads[alike.to(found.heads.device)], int(step.length[found.request])
@@ -147,11 +152,14 @@ def _choose(
         worth = scores[swaps.head, swaps.run]
     else:
         used = hot.used.view(-1)[rows[..., 0]]
-        swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // PART), most), None
+        swaps, worth = lazy(scores, held, used, length, low, high, max(1, places // PART), most, passing), None
         hot.used.view(-1)[rows] = used[..., None]
     late = swaps.late.to(hot.k.device) * run
     work.counted[Counted.ROWS] += swaps.run.numel() * run
     work.counted[Counted.LATE] += late.sum()
+    if passing:
+        work.coming.append(Coming(found.request, heads[swaps.head], swaps.run, None))
+        return
     step.came[int(step.request[found.request]), 1, layer.first + heads.long()] += late.int()
     if swaps.run.numel():
         flat = rows[swaps.head, swaps.place]  # [m, run]

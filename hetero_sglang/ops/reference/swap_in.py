@@ -17,6 +17,8 @@ def swap_in(
     the layer's.
 
     To their places; beside them until `seat`, where heads attend meanwhile; or beside alone, if `passing`."""
+    if passing:
+        work.arrived.clear()  # another layer's
     for coming in work.coming:
         run = layer.run
         came = step.came[int(step.request[coming.request]), 0]  # [Hc]

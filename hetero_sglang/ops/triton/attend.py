@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hetero_sglang.ops.base import Arrivals, DecodeKernel, LayerBuffers, StepTables
+from hetero_sglang.ops.base import Arrivals, DecodeKernel, Drafts, LayerBuffers, StepTables
 from hetero_sglang.ops.triton.decode import BESIDE, DecodeBuffers, DecodeShape, decode_attention
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class AttendStep(DecodeKernel):
 
     def attend(
         self, layer: int, q: torch.Tensor, buffers: LayerBuffers, tables: StepTables, scale: float,
-        ordered: bool = False, arrivals: Arrivals | None = None,
+        ordered: bool = False, arrivals: Arrivals | None = None, drafts: Drafts | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        return decode_attention(q, buffers, self.slots, tables.page_list, scale, self.work, layer, ordered, arrivals)
+        listed = self.slots, tables.page_list
+        return decode_attention(q, buffers, *listed, scale, self.work, layer, ordered, arrivals, drafts)

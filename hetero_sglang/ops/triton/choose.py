@@ -62,9 +62,10 @@ def _hold(
     caps_per_request, first, turn, splits, sink, window,
     n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
     PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr, ALIGNED: tl.constexpr,
-    PDL: tl.constexpr,
+    PASSING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Places whose run is wanted are used now, and their runs no longer candidates; the others count by last use."""
+    """Places whose run is wanted are used now, unless PASSING, and their runs no longer candidates; the others count by
+    last use."""
     unit, split = tl.program_id(0), tl.program_id(1)
     if PDL:
         gdc_launch_dependents()
@@ -100,7 +101,7 @@ def _hold(
         hit = here & (bin >= edge)
         tl.store(mine, -1.0, mask=hit)
         free = before < tokens  # else it was wanted at this length before, or is pinned: it stays
-        for within in tl.static_range(RUN):
+        for within in tl.static_range(0 if PASSING else RUN):
             tl.store(used + row + within, tokens + place * 0, mask=hit & free)
         kept += tl.sum(hit.to(tl.int32), 0)
         sure += tl.sum((here & (bin > edge)).to(tl.int32), 0)
@@ -170,11 +171,11 @@ def _exchange(
     lacking, old, olds, level, levels, comes, lates, counted, flag, even, evens, caps_per_request, first, turn, splits,
     sink, window, room, limit, n_heads, RUN: tl.constexpr, P: tl.constexpr, BINS: tl.constexpr,
     TILE: tl.constexpr, PART: tl.constexpr, FINE: tl.constexpr, NEVER: tl.constexpr, LEAST: tl.constexpr,
-    MERGED: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr,
+    MERGED: tl.constexpr, ALIGNED: tl.constexpr, PASSING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Half of the programs: runs that are wanted and not held. The others: places that are given away, as many as runs
-    come, longest unwanted or worth least first. A split lists its first `room`, and looks no further than for all
-    that come."""
+    """Half of the programs, or all that are PASSING: runs that are wanted and not held. The others: places that are
+    given away, as many as runs come, longest unwanted or worth least first. A split lists its first `room`, and looks
+    no further than for all that come."""
     unit, split, giving = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = unit // n_heads
     if PDL:
@@ -217,7 +218,9 @@ def _exchange(
             edge, want, above, alike = _edge(wanted, unit, places, low, high, PART, BINS)
             lack = above - sure  # what is held lies where runs may come in
             lack += tl.minimum(tl.maximum(want - kept - lack, 0), alike - (kept - sure))
-            come = tl.minimum(tl.minimum(lack, tl.sum(others, 0)), allowed)
+            come = tl.minimum(lack, allowed)
+            if not PASSING:
+                come = tl.minimum(come, tl.sum(others, 0))
     mine = unit * splits + split
     if giving == 0:
         count, same_bin = 0, 0
@@ -257,20 +260,21 @@ def _exchange(
                     before = tl.load(used + row, mask=here, other=0)
         tl.store(olds + mine, older)
         tl.store(levels + mine, same)
-        if split == 0:
-            tl.store(comes + unit, come)
-            tl.store(lates + unit, lack - come)
-        if (split == 0) & (lack > 0):
+    if (split == 0) & ((giving != 0) | PASSING):
+        tl.store(comes + unit, come)
+        tl.store(lates + unit, lack - come)
+        if lack > 0:
             tl.atomic_add(counted, (come * RUN).to(tl.int64), sem="relaxed")
             tl.atomic_add(counted + 1, ((lack - come) * RUN).to(tl.int64), sem="relaxed")
 
 
 def choose(
     layer: LayerBuffers | LayerIndex, step: StepTables, hot: HotPool, sink: int, window: int, work: Workspace,
-    merged: bool = False,
+    merged: bool = False, passing: bool = False,
 ) -> None:  # fmt: skip
     """After `probe` or `look`: which runs come to which places, for every head that is full, or that is to be refilled,
     as many as a PART of its places; `hot.used`, or `hot.score` where rows are `merged`, is brought up to date.
+    `passing`, not of merged rows: what comes is to be read once, and has no places.
 
     Of the runs that a split lists only the first that may come are there; `swap_in` reads no further."""
     heads = layer.heads.numel()
@@ -293,12 +297,12 @@ def choose(
         _hold[(units, 2 * splits)](
             step.length, step.cap, step.clock, work.place, layer.which, every, step.page_start, step.page_list,
             hot.position, hot.used, work.scores, work.wanted, work.idle, work.hits, per_request, layer.first, turn,
-            2 * splits, sink, window, **early(pdl), **sizes,
+            2 * splits, sink, window, PASSING=passing, **early(pdl), **sizes,
         )  # fmt: skip
-    _exchange[(units, splits, 2)](
+    _exchange[(units, splits, 1 if passing else 2)](
         step.length, step.cap, step.clock, work.place, layer.which, every, step.page_start, step.page_list,
         hot.score if merged else hot.used, work.scores, work.wanted, work.idle, work.hits, work.most, work.missing,
         work.lacking, work.old, work.olds, work.level, work.levels, work.comes, work.lates, work.counted, work.flag,
         work.even, work.evens, per_request, layer.first, turn, splits, sink, window, work.room,
-        work.limit(units, layer.run), MERGED=merged, **early(pdl), **sizes,
+        work.limit(units, layer.run), MERGED=merged, PASSING=passing, **early(pdl), **sizes,
     )  # fmt: skip

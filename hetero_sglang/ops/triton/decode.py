@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hetero_sglang.ops.base import Arrivals, LayerBuffers
+from hetero_sglang.ops.base import Arrivals, Drafts, LayerBuffers
 from hetero_sglang.ops.triton.early import early
 from hetero_sglang.ops.triton.narrow import computed
 from hetero_sglang.ops.triton.work import BESIDE, FIELDS, DecodeBuffers, DecodeShape
@@ -186,12 +186,37 @@ def _arrivals(
     return best, total, result
 
 
+@triton.jit
+def _drafts(
+    best, total, result, q, k, v, seen, request, head, at, scale,
+    HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    EACH: tl.constexpr,
+):  # fmt: skip
+    """A draft's running softmax with those of its request's drafts in it that it attends to."""
+    bits, dim = tl.load(seen + request), tl.arange(0, BLOCK_D)
+    query = tl.load(q + dim, mask=dim < D, other=0.0).to(tl.float32)
+    for start in range(0, EACH, ROWS):
+        draft = start + tl.arange(0, ROWS)
+        here = (draft < EACH) & (((bits >> draft.to(tl.int64)) & 1) != 0)
+        mine = ((request // EACH * EACH + draft).to(tl.int64) * HEADS + head)[:, None]
+        keys = tl.load(k + mine * D + dim[None, :], mask=here[:, None] & (dim < D)[None, :], other=0.0)
+        values = tl.load(v + mine * DV + at[None, :], mask=here[:, None] & (at < DV)[None, :], other=0.0)
+        logits = tl.where(here, tl.sum(keys.to(tl.float32) * query[None, :], 1) * scale, float("-inf"))
+        highest = tl.maximum(best, tl.max(logits, 0))
+        shrink, shares = tl.exp2(best - highest), tl.exp2(logits - highest)
+        result = result * shrink + tl.sum(values.to(tl.float32) * shares[:, None], 0)
+        total = total * shrink + tl.sum(shares, 0)
+        best = highest
+    return best, total, result
+
+
 @triton.jit(do_not_specialize=["n_heads", "each", "q_stride"])
 def _merge(
-    out, partial, weight, heads, first_item, q, arrived_k, arrived_v, comes, indexed, n_heads, each, q_stride, scale,
+    out, partial, weight, heads, first_item, q, arrived_k, arrived_v, comes, indexed, n_heads, each, draft_k, draft_v,
+    above, q_stride, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
     PDL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-    RUN: tl.constexpr, MORE: tl.constexpr,
+    RUN: tl.constexpr, MORE: tl.constexpr, DRAFTS: tl.constexpr,
 ):  # fmt: skip
     row, member = tl.program_id(0), tl.program_id(1)
     at, within = tl.program_id(2) * PART + tl.arange(0, PART), tl.arange(0, BLOCK)
@@ -201,7 +226,7 @@ def _merge(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    if not MORE:  # noqa: SIM102 - what is compiled
+    if not MORE and DRAFTS == 0:  # noqa: SIM102 - what is compiled
         if end - begin == 1:  # written already
             return
     best = float("-inf")
@@ -219,8 +244,13 @@ def _merge(
         result = result * shrink + tl.sum(parts * shares[:, None], 0)
         total = total * shrink + tl.sum(shares, 0)
         best = highest
+    query = q + request.to(tl.int64) * q_stride + (head * GROUP + member) * D
+    if DRAFTS > 0:
+        best, total, result = _drafts(
+            best, total, result, query, draft_k, draft_v, above, request, head, at, scale, HEADS, D, DV, BLOCK_D, ROWS,
+            DRAFTS,
+        )  # fmt: skip
     if MORE:
-        query = q + request.to(tl.int64) * q_stride + (head * GROUP + member) * D
         best, total, result = _arrivals(
             best, total, result, query, arrived_k, arrived_v, comes, indexed, n_heads, each, request, head, at, scale,
             D, DV, BLOCK_D, PADDED, ROWS, RUN,
@@ -233,13 +263,14 @@ def _merge(
 def decode_attention(
     q: torch.Tensor, layer: LayerBuffers, slots: torch.Tensor, page_list: torch.Tensor, scale: float,
     work: DecodeBuffers, index: int, ordered: bool = False, arrivals: Arrivals | None = None,
+    drafts: Drafts | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """One token per request: q [B, Hq, D] (rows may lie apart) -> [B, Hq, Dv]. Requests of length 0 give zeros.
 
     Resident heads attend to the slots that `slots` lists for their request, compressed ones to the rows of their pages
     in `page_list`: as `work.plan` was told for this step. `index`: of the layer. Of what is read here the kernel just
     before may have written the queries and this step's rows, nothing else, unless it is `ordered`. Rows that come
-    meanwhile (`arrivals`) are attended to when the others are merged."""
+    meanwhile (`arrivals`) are attended to when the others are merged, and so are `drafts`."""
     batch, query_heads, dim = q.shape
     heads, v_dim, page = work.kv_heads, layer.hot_v.shape[-1], layer.hot_k.shape[1]
     group, shape = query_heads // heads, work.shape
@@ -253,12 +284,14 @@ def decode_attention(
         out, work.partial, work.weight, scale * 1.4426950408889634, layer.resident_k.shape[1], q.stride(0), work.ring,
         HEADS=heads, GROUP=group, D=dim, DV=v_dim, P=page, BLOCK=shape.block, BLOCK_D=block_d, BLOCK_DV=block_dv,
         PRECISION=precision, FIELDS=FIELDS, EARLY=registers is not None and work.one_wave, PDL=work.pdl,
-        RUNS=work.runs[index] > 1, MORE=arrivals is not None, TYPE=computed(q.dtype, layer.hot_k.dtype),
-        num_warps=shape.warps, num_stages=shape.stages, maxnreg=registers, **early(not_first),
+        RUNS=work.runs[index] > 1, MORE=arrivals is not None or drafts is not None,
+        TYPE=computed(q.dtype, layer.hot_k.dtype), num_warps=shape.warps, num_stages=shape.stages, maxnreg=registers,
+        **early(not_first),
     )  # fmt: skip
     items = min(128, max(4, triton.next_power_of_2(2 * work.planned // work.rows)))
     part = min(32, block_dv) if items >= 64 else block_dv  # few rows of many items: more programs, of fewer reads each
-    came, run, pdl = (out, out, work.heads, work.heads, 0, 0), 1, work.pdl
+    came, run, pdl = (out, out, work.heads, work.heads, 0, 0), 1, work.pdl and drafts is None
+    new = (out, out, work.heads) if drafts is None else (drafts.k, drafts.v, drafts.seen)  # rows lie side by side
     if arrivals is not None:
         arrivals.there.hold(q.device)
         theirs, listed, run = arrivals.work, arrivals.layer.heads, arrivals.layer.run
@@ -266,9 +299,9 @@ def decode_attention(
         each = theirs.limit(batch * listed.numel(), run) * run
         came = (theirs.arrived_k, theirs.arrived_v, theirs.comes, listed, listed.numel(), each)
     _merge[(work.rows, group, triton.cdiv(v_dim, part))](
-        out, work.partial, work.weight, work.heads[index], work.first_item[index], q, *came, q.stride(0),
+        out, work.partial, work.weight, work.heads[index], work.first_item[index], q, *came, *new, q.stride(0),
         scale * 1.4426950408889634, HEADS=heads, GROUP=group, DV=v_dim, BLOCK=items, PART=part, PDL=pdl, D=dim,
         BLOCK_D=block_d, PADDED=triton.next_power_of_2(heads), ROWS=16, RUN=run, MORE=arrivals is not None,
-        num_warps=max(1, items * part // 2048), **early(pdl),
+        DRAFTS=0 if drafts is None else drafts.each, num_warps=max(1, items * part // 2048), **early(pdl),
     )  # fmt: skip
     return out

@@ -5,7 +5,13 @@ from typing import Any
 
 from hetero_sglang.sglang.interface import Flag
 
-FLAGS: tuple[Flag, ...] = ()
+FLAGS: tuple[Flag, ...] = (
+    (
+        "speculative_algorithm",
+        (None, "NGRAM", "ngram"),
+        "--speculative-algorithm: a draft model has keys and values of its own, in no working set; NGRAM has none",
+    ),
+)
 ROWS_BY_CHECKPOINT = ("modelopt",)
 
 

@@ -8,6 +8,7 @@ from hetero_sglang.sglang.interface import Flag
 
 _UNTESTED = "not tested with per-head tiers"
 FLAGS: tuple[Flag, ...] = (
+    ("speculative_algorithm", (None,), "--speculative-algorithm: drafts are verified with SGLang 0.5.17 alone"),
     ("attn_dp_size", (1,), f"--attn-dp-size: {_UNTESTED}"),
     ("enable_kv_cache_sharding", (False,), "--enable-kv-cache-sharding: it shares out dense K/V buffers"),
     (

@@ -1,0 +1,131 @@
+"""Draft tokens in the real server: the tokens that there would be without, and nothing lost.
+
+SGLang drafts by n-grams of what it has answered before: a question that is asked again is drafted well."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import urllib.error
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from servers import Servers
+from test_conservation import check_empty_handed, settled
+from test_turns import converse
+
+from benchmarks.identity import Case, cases, collect, differing
+from benchmarks.launch import Server
+from benchmarks.recall import Language, evaluate
+
+WHOLE = 1000  # tokens, which are held whole
+
+
+def accepted(reply: dict[str, Any]) -> float:
+    """Tokens of a verification, on average."""
+    return float(reply["meta_info"]["spec_accept_length"])
+
+
+@pytest.mark.server("drafts", "plain-precise")
+def test_greedy_tokens_are_those_without_speculation(server: Server, servers: Servers, language: Language) -> None:
+    """Prompts of every kind, alone and eight at once, and again, when drafts are good."""
+    before, plain = server.stats()["compressed_requests"], servers.get("plain-precise")
+    requests = cases(language, 24, WHOLE, 5)
+    wanted = collect(plain, requests)
+    assert differing(requests, wanted, collect(server, requests)) == []
+    again = [Case(x.kind, x.ids, x.max_new, alone=True) for x in requests]
+    assert differing(again, collect(plain, again), collect(server, again)) == []
+    assert server.stats()["compressed_requests"] == before
+    replies = [server.generate(x.ids, 24, ignore_eos=True) for x in requests[:6] for _ in range(2)]
+    assert max(accepted(reply) for reply in replies[1::2]) > 3, "no draft was any good"
+
+
+@pytest.mark.server("drafts", "plain-precise")
+def test_a_next_turn_goes_on_where_the_one_before_has_ended(
+    server: Server, servers: Servers, language: Language
+) -> None:
+    """With its tokens, of which the last ones came in one verification, and none that were rejected."""
+    before = server.stats()
+    ours = converse(server, language, 3, 400, 4)
+    theirs = converse(servers.get("plain-precise"), language, 3, 400, 4)
+    assert [reply["output_ids"] for _, reply, _ in ours] == [reply["output_ids"] for _, reply, _ in theirs]
+    stats = server.stats()
+    assert stats["resumed_requests"] - before["resumed_requests"] == 3
+    assert stats["prefix_rows_read"] == before["prefix_rows_read"]
+
+
+@pytest.mark.server("drafts")
+def test_compressed_requests_answer_as_well(server: Server, language: Language) -> None:
+    """Each question twice: drafted badly, then well; the second turn attends to what the first has left."""
+    for _ in range(2):
+        result = evaluate(server.url, language, 4096, documents=1, turns=2, names=8, seed=21)
+        assert result.score.right == result.score.total == 16, result.to_json()
+    stats = server.stats()
+    assert stats["compressed_requests"] >= 2 and stats["fetched_rows"] > 0
+    document = language.document(21, 3000, 30)
+    question = language.ask(document, 1, 8)
+    server.generate(document.ids + question.ids, question.max_answer_tokens)
+    before = server.stats()
+    reply = server.generate(document.ids + question.ids, question.max_answer_tokens, stop=["\n"])
+    assert accepted(reply) > 3
+    stats, said = server.stats(), reply["meta_info"]["completion_tokens"] - 1  # its prompt has said the first
+    grown = {name: stats[name] - before[name] for name in ("decoded_tokens", "draft_tokens", "accepted_tokens")}
+    assert said <= grown["decoded_tokens"] < said + 8 and grown["draft_tokens"] % 7 == 0
+    assert grown["decoded_tokens"] == grown["draft_tokens"] // 7 + grown["accepted_tokens"]
+
+
+@pytest.mark.server("drafts-small")
+def test_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
+    """In pages of 16 tokens, of which rejected ones are given back with the others."""
+    rng, outcomes = random.Random(7), {"finished": 0, "aborted": 0}
+    documents = [language.document(seed, 900, 12) for seed in range(4)]
+
+    def one(round_: int, index: int) -> None:
+        document = rng.choice(documents)
+        ids = document.ids[: rng.choice((40, 300, 700))] + language.ask(document, index, rng.randint(1, 8)).ids
+        try:
+            reply = server.generate(ids, rng.choice((1, 4, 24)), ignore_eos=True)
+        except urllib.error.HTTPError:
+            outcomes["aborted"] += 1
+            return
+        kind = reply["meta_info"]["finish_reason"]["type"]
+        outcomes["aborted" if kind == "abort" else "finished"] += 1
+
+    for round_ in range(20):
+        threads = [threading.Thread(target=one, args=(round_, i)) for i in range(rng.randint(1, 4))]
+        for thread in threads:
+            thread.start()
+        if round_ % 3 == 0:
+            time.sleep(rng.uniform(0, 0.4))
+            server.post("/abort_request", {"rid": "", "abort_all": True})
+        for thread in threads:
+            thread.join()
+        if round_ % 7 == 6:
+            server.flush()
+            assert settled(server)["token_slots_written"] == 0
+        check_empty_handed(settled(server))
+    log = server.log.read_text(errors="replace")
+    assert outcomes["finished"] > 20 and outcomes["aborted"] > 0
+    assert "Testing retraction" in log, "no retraction was forced"
+    assert "lost track of memory" not in log
+    assert settled(server)["compressed_requests"] > 0
+
+
+@pytest.mark.server("drafts-small")
+def test_requests_that_are_retracted_say_what_they_would_have(server: Server, language: Language) -> None:
+    """Many at once in little room, in pages, against each alone."""
+    server.flush()
+    documents = [language.document(seed, 260, 8) for seed in range(40, 46)]
+    asked = [(x.ids, language.ask(x, 1, 4)) for x in documents]
+    alone = [server.generate(ids + q.ids, q.max_answer_tokens, stop=["\n"])["output_ids"] for ids, q in asked]
+    server.flush()
+    with ThreadPoolExecutor(6) as pool:
+        told = list(
+            pool.map(
+                lambda x: server.generate(x[0] + x[1].ids, x[1].max_answer_tokens, stop=["\n"])["output_ids"], asked
+            )
+        )
+    assert told == alone
+    check_empty_handed(settled(server))
