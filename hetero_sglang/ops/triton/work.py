@@ -11,6 +11,7 @@ from hetero_sglang.config.layout import LayerLayout
 from hetero_sglang.ops.triton.early import overlaps
 from hetero_sglang.ops.triton.store import ring_row
 
+_COMPARED = 1 << 16  # rows with items, by a program: registers have room
 FIELDS = 8  # words of an item's description: it fits one sector of memory
 
 
@@ -167,7 +168,7 @@ class DecodeBuffers:
             length, cap, self._counts, self._first_item, self.rows, self.planned,
             cap.shape[1], HEADS=self.kv_heads, BLOCK=self.shape.block, ROWS=rows, num_warps=8 if rows > 512 else 1,
         )  # fmt: skip
-        each = 32
+        each = max(1, min(32, _COMPARED // rows))
         _describe[(self.layers, triton.cdiv(self.planned, each))](
             length, cap, page_start, starts, self._counts, self._runs, self.heads, self._first_item, self._described,
             self.rows, self.planned, cap.shape[1], self.sink, self.ring, HEADS=self.kv_heads, BLOCK=self.shape.block,
