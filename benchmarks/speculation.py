@@ -27,6 +27,7 @@ from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language, Score, ask_chain, chain_document, chain_entries, score, score_chain
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import gaps
+from benchmarks.weights.compare import ON_GPU, PLAIN_ON_GPU
 
 PLAIN, OURS = "SGLang", "heterocache"
 
@@ -106,7 +107,8 @@ def answers(given: argparse.Namespace, run: Run) -> None:
         chosen: dict[str, Any] = {"kv_policy": "full"}
         if policy == OURS:
             chosen = {"kv_policy": OURS, "hetero_keep_ratio": given.keep_ratio, "hetero_dense_below": given.dense_below}
-        flags = {"dtype": given.dtype, "max_total_tokens": given.slots, **chosen}
+        here = {**ON_GPU, **(PLAIN_ON_GPU if policy == PLAIN else {})} if given.gpu else {}
+        flags = {"dtype": given.dtype, "max_total_tokens": given.slots, **chosen, **here}
         more = drafting(given.draft_tokens) if drafts else {}
         name = named(drafts, policy)
         servers[name] = Server(given.model, run.log(name.replace(", ", "-")), **flags, **more)

@@ -36,16 +36,18 @@ def make_worlds(seed: int, size: int, indexed: bool = False, **options: object) 
         **options,
     }
     ratio = profile.floor + (1 - profile.floor) * rng.choice((0.2 if indexed else 0.02, 0.3, 0.9))
+    # Shares may fall to a quarter; who has the second adapter goes by the model's.
+    adapters = [reweighted(profile, rng)] * rng.choice((0, 1))
     shared = {
         "policy": IndexedHeads() if indexed else HeteroCache(),
         "keep_ratio": ratio,
         "window": rng.choice((2, 16)),
         "sink": 2,
-        "dense_below": rng.choice((None, 2048, 8192)),
+        "dense_below": rng.choice((None, 8192 if adapters else 2048, 8192)),
         "reserve": rng.choice((32, CLIP)),
         "drift_threshold": 0.9,
         "monitor_interval": 4,
-        "adapters": [reweighted(profile, rng)] * rng.choice((0, 1)),  # the second goes by the model's shares
+        "adapters": adapters,
     }
     return [World(resolve(profile, rank=rank, size=size, **shared), slots, **limits) for rank in range(size)]
 
