@@ -107,7 +107,7 @@ def answers(given: argparse.Namespace, run: Run) -> None:
         chosen: dict[str, Any] = {"kv_policy": "full"}
         if policy == OURS:
             chosen = {"kv_policy": OURS, "hetero_keep_ratio": given.keep_ratio, "hetero_dense_below": given.dense_below}
-        here = {**ON_GPU, **(PLAIN_ON_GPU if policy == PLAIN else {})} if given.gpu else {}
+        here = {"grammar_backend": "none", **ON_GPU, **(PLAIN_ON_GPU if policy == PLAIN else {})} if given.gpu else {}
         flags = {"dtype": given.dtype, "max_total_tokens": given.slots, **chosen, **here}
         more = drafting(given.draft_tokens) if drafts else {}
         name = named(drafts, policy)

@@ -24,10 +24,9 @@ CASES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "plain": (None, {}),
     **{name: (name, {}) for name in FORMATS},
     "nf4": ("nf4", AT_LOAD),
-    "nf4-at-load": (None, {**AT_LOAD, "quantization": "bitsandbytes"}),
     "fp8-at-load": (None, {"quantization": "fp8"}),
 }
-DEFAULT = ("fp8", "awq", "gptq", "nf4-at-load")
+DEFAULT = ("fp8", "awq", "gptq", "nf4")
 WHOLE = 3000  # tokens; shorter requests are not compressed
 RATIO = 0.5
 TOKENS = 4096  # of a document whose entries are asked for

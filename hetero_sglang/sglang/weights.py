@@ -23,7 +23,7 @@ _GPU_ALONE = ("bitsandbytes", "gguf")
 
 def check_weights(args: Any) -> None:
     """Raises HeteroError where SGLang would load the weights and fail on them: before they are calibrated."""
-    name = _format(args)
+    name, folder = _format(args), local_folder(args.model_path)
     if name is None:
         return
     if cpu_engine() and args.device in (None, "cpu") and not has_amx():
@@ -39,6 +39,11 @@ def check_weights(args: Any) -> None:
             raise HeteroError(
                 f"--load-format {args.load_format} does not read weights quantised by bitsandbytes; add --load-format "
                 f"bitsandbytes."
+            )
+        if folder is not None and not quantisation(folder):  # model_loader/loader.py, BitsAndBytesModelLoader
+            raise HeteroError(
+                f"--quantization bitsandbytes of plain weights fails in SGLang's loader, which looks for parameters that "
+                f"no layer has; serve a checkpoint of {args.model_path} that bitsandbytes has quantised."
             )
 
 

@@ -95,6 +95,8 @@ def test_bitsandbytes_needs_its_package_and_its_loader(
         check_weights(arguments(model))
     with pytest.raises(HeteroError, match="--load-format auto does not read"):
         check_weights(arguments(RECALL, quantization="bitsandbytes"))
+    with pytest.raises(HeteroError, match="--quantization bitsandbytes of plain weights fails"):
+        check_weights(arguments(RECALL, quantization="bitsandbytes", load_format="bitsandbytes"))
     check_weights(arguments(model, load_format="bitsandbytes"))
 
 

@@ -18,6 +18,7 @@ from servers import Servers
 
 from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language
+from hetero_sglang.sglang.version import release
 
 PATIENCE = 120.0  # seconds, on a busy machine
 
@@ -103,7 +104,7 @@ def test_hidden_states_are_plain_sglangs(server: Server, servers: Servers, langu
     ids, plain = question(language, 34, 900), servers.get("plain")
     for each in (server, plain):
         each.flush()
-    for mode in (True, "last"):
+    for mode in (True, "last") if release() == "0.5.17" else (True,):  # over HTTP
         ours, theirs = both(server, plain, ids, 4, return_hidden_states=mode)
         assert ours["output_ids"] == theirs["output_ids"]
         mine, other = (each["meta_info"]["hidden_states"] for each in (ours, theirs))
