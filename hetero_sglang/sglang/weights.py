@@ -42,8 +42,8 @@ def check_weights(args: Any) -> None:
             )
         if folder is not None and not quantisation(folder):  # model_loader/loader.py, BitsAndBytesModelLoader
             raise HeteroError(
-                f"--quantization bitsandbytes of plain weights fails in SGLang's loader, which looks for parameters that "
-                f"no layer has; serve a checkpoint of {args.model_path} that bitsandbytes has quantised."
+                f"--quantization bitsandbytes of plain weights fails in SGLang's loader, which looks for parameters "
+                f"that no layer has; serve a checkpoint of {args.model_path} that bitsandbytes has quantised."
             )
 
 
