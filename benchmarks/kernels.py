@@ -34,7 +34,7 @@ from hetero_sglang.profile.head_profile import HeadProfile, LayerRoles
 from hetero_sglang.profile.roles import Role
 
 HEADS, GROUP, DIM, DTYPE, DEVICE = 8, 4, 128, torch.bfloat16, "cuda"
-ROW = 2 * DIM * DTYPE.itemsize  # bytes of a token's K and V in one head
+STORED = {"bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 UNEVEN = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.0)  # weights of compressed heads, in turn
 LAYERS = 8  # where no profile says
 LISTS = ((1, 32768), (2, 32768), (8, 32768))  # cases of compressed heads alone: 64, 128 and 512 Ki rows per layer
@@ -74,21 +74,24 @@ def settings_of(profile: HeadProfile, keep_ratio: float) -> Settings:
 class Setup:
     """A case's stores and lists on the card, with random rows everywhere."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, stored: torch.dtype) -> None:
+        """`stored`: of rows."""
+        self.row = 2 * DIM * stored.itemsize  # bytes of a token's K and V in one head
         self.settings, self.batch, self.tokens = case.settings, case.batch, case.tokens
         layout, rule = case.settings.layout, case.settings.rule
         rows = case.batch * case.tokens
         grant = rule.grant(case.tokens - 1, 1)
         pages = case.batch * int(rule.pages(rule.rows(grant)).sum())
-        pool = HotPool(pages, rule.page_size, DIM, DIM, DTYPE, DEVICE)
-        pool.k.normal_()
-        pool.v.normal_()
+        pool = HotPool(pages, rule.page_size, DIM, DIM, stored, DEVICE)
+        for store in (pool.k, pool.v):
+            store.copy_(torch.randn(store.shape, dtype=DTYPE, device=DEVICE))
         self.buffers = []
         for spec in layout.layers:
             role, host = torch.empty(HEADS, dtype=torch.int32), torch.empty(1, len(spec.compressed), DIM)
             role[spec.resident_index] = torch.arange(len(spec.resident), dtype=torch.int32)
             role[spec.compressed_index] = -1 - torch.arange(len(spec.compressed), dtype=torch.int32)
-            k, v = (torch.empty(rows, len(spec.resident), DIM, dtype=DTYPE, device=DEVICE).normal_() for _ in "kv")
+            shape = rows, len(spec.resident), DIM
+            k, v = (torch.randn(shape, dtype=DTYPE, device=DEVICE).to(stored) for _ in "kv")
             self.buffers.append(LayerBuffers(role.to(DEVICE), k, v, host, pool.k, pool.v, pool.position, pool.score,
                                              spec.first))  # fmt: skip
         self.tables = DeviceTables(case.batch, layout.num_compressed, pages, DEVICE)
@@ -97,8 +100,7 @@ class Setup:
             ws.slot = slot
         self.tables.put(sets)
         self.req_to_token = torch.arange(rows, dtype=torch.int32, device=DEVICE).view(case.batch, case.tokens)
-        shape = (len(layout.layers), case.batch, HEADS * GROUP, DIM)
-        self.q = torch.randn(shape, device=DEVICE).to(DTYPE)
+        self.q = torch.randn(len(layout.layers), case.batch, HEADS * GROUP, DIM, device=DEVICE).to(DTYPE)
         caps = rule.rows(grant).caps.tolist()
         self.kept = case.batch * sum(caps)  # rows of compressed heads, all layers
         self.rows = self.kept + rows * layout.num_resident
@@ -108,7 +110,7 @@ class Setup:
         return len(self.buffers)
 
     def step(self, kernel: Callable[[DecodeStep], DecodeKernel]) -> DecodeStep:
-        step = DecodeStep(ops, self.settings, self.tables, self.batch, self.tokens, GROUP, DIM, kernel)
+        step = DecodeStep(ops, self.settings, self.tables, self.batch, self.tokens, GROUP, DIM, DTYPE, kernel)
         lengths, none = [self.tokens] * self.batch, [0] * self.batch
         step.fill([lengths, list(range(self.batch)), *[none] * 4], self.batch, self.req_to_token)
         return step
@@ -159,19 +161,20 @@ def copy_bandwidth() -> float:
     return 2 * COPIED / timed(lambda: target.copy_(source))
 
 
-def measure(case: Case, kernels: list[str], bandwidth: float) -> list[dict[str, Any]]:
+def measure(case: Case, stored: str, kernels: list[str], bandwidth: float) -> list[dict[str, Any]]:
     """One row per kernel."""
-    setup, rows, outputs = Setup(case), [], []
+    setup, rows, outputs = Setup(case, STORED[stored]), [], []
     for name in kernels:
         step = setup.step(decode_kernel(name, ops, setup.buffers))
         graph, out = captured(setup.attend(step))
         seconds = timed(graph.replay) / setup.layers
         planning, _ = captured(partial(step.plan, setup.batch))
         outputs.append(torch.stack(out).float())
-        size = setup.rows * ROW / setup.layers
+        size = setup.rows * setup.row / setup.layers
         rows.append(
             {
                 "case": case.name, "batch": case.batch, "tokens": case.tokens, "kernel": name,
+                "stored": stored,
                 "kept": setup.rows / (case.batch * case.tokens * HEADS * setup.layers),
                 "compressed_rows": setup.kept / setup.layers, "layers": setup.layers, "layer_bytes": size,
                 "layer_seconds": seconds, "plan_seconds": timed(planning.replay),
@@ -184,10 +187,11 @@ def measure(case: Case, kernels: list[str], bandwidth: float) -> list[dict[str, 
     return rows
 
 
-def sweep(case: Case, bandwidth: float) -> list[dict[str, Any]]:
+def sweep(case: Case, stored: str, bandwidth: float) -> list[dict[str, Any]]:
     """The Triton kernel's time per layer with other launch parameters, fastest first."""
-    setup, rows = Setup(case), []
-    for block, warps, stages, items in itertools.product((32, 64), (4, 8), (2, 3, 4), (2, 4, 6, 8)):
+    setup, rows = Setup(case, STORED[stored]), []
+    blocks = (32, 64) if stored == "bfloat16" else (32, 64, 128)
+    for block, warps, stages, items in itertools.product(blocks, (4, 8), (2, 3, 4), (2, 4, 6, 8)):
         shape = DecodeShape(block, warps, stages, items)
         step = setup.step(partial(ops.AttendStep, shape=shape))
         try:
@@ -195,8 +199,10 @@ def sweep(case: Case, bandwidth: float) -> list[dict[str, Any]]:
         except OutOfResources:  # more shared memory than a processor has
             continue
         seconds = timed(graph.replay, rounds=5) / setup.layers
-        share = setup.rows * ROW / setup.layers / seconds / bandwidth
-        rows.append({"case": case.name, **asdict(shape), "layer_seconds": seconds, "share_of_copy": share})
+        share = setup.rows * setup.row / setup.layers / seconds / bandwidth
+        rows.append(
+            {"case": case.name, "stored": stored, **asdict(shape), "layer_seconds": seconds, "share_of_copy": share}
+        )
         del step, graph
     rows.sort(key=lambda row: row["layer_seconds"])
     default = asdict(DecodeShape())
@@ -208,7 +214,8 @@ def sweep(case: Case, bandwidth: float) -> list[dict[str, Any]]:
 
 def _show(row: dict[str, Any]) -> None:
     print(
-        f"{row['case']:<28} {row['kernel']:<10} {100 * row['kept']:5.1f}% kept  {row['layer_bytes'] / 1e6:7.1f} MB  "
+        f"{row['case']:<28} {row['kernel']:<10} {row['stored']:<9} {100 * row['kept']:5.1f}% kept  "
+        f"{row['layer_bytes'] / 1e6:7.1f} MB  "
         f"{1e6 * row['layer_seconds']:7.1f} us a layer  {row['bytes_per_second'] / 1e12:5.2f} TB/s  "
         f"{100 * row['share_of_copy']:5.1f}% of copy  plan {1e6 * row['plan_seconds']:5.1f} us a step  "
         f"difference {row['difference']:.1e}",
@@ -223,6 +230,7 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, help="default: 0.25 with a profile, 0.325 without")
     parser.add_argument("--cases", nargs="+", default=["1x131072", "1x229376", "8x32768"], help="BATCHxTOKENS")
     parser.add_argument("--kernels", nargs="+", default=["triton", "flashinfer"], choices=["triton", "flashinfer"])
+    parser.add_argument("--stored", default="bfloat16", choices=STORED, help="what rows are kept as (bfloat16)")
     parser.add_argument("--sweep", action="store_true", help="also try other launch parameters of the Triton kernel")
     parser.add_argument("--name", default="kernels")
     given = parser.parse_args()
@@ -243,13 +251,13 @@ def main() -> None:
     result: dict[str, Any] = {"copy_bytes_per_second": bandwidth, "keep_ratio": ratio, "profile": bool(given.profile)}
     result["rows"] = []
     for case in cases:
-        result["rows"] += measure(case, given.kernels, bandwidth)
+        result["rows"] += measure(case, given.stored, given.kernels, bandwidth)
         torch.cuda.empty_cache()
     if given.sweep:
         result["sweep"] = []
         for case in cases:
             print(case.name, flush=True)
-            result["sweep"] += sweep(case, bandwidth)
+            result["sweep"] += sweep(case, given.stored, bandwidth)
             torch.cuda.empty_cache()
     print("saved", results.save(given.name, result))
 
