@@ -56,7 +56,7 @@ class Parking:
         best, most = None, 1
         for parked in self.sets.values():
             least = parked.ws.length - self.slack
-            if parked.salt != salt or not 0 < least < len(tokens):
+            if parked.salt != salt or not 0 < least < len(tokens) or least > len(parked.tokens):
                 continue
             some = slice(max(0, least - _SAMPLE), least)
             if (parked.tokens[some] == tokens[some]).all() and (shared := parked.shared(tokens)) >= max(least, most):

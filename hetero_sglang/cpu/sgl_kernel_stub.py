@@ -23,8 +23,6 @@ NAMES = (
     "fill_bonus_tokens_cpu",
     "verify_tree_greedy_cpu",
 )
-
-
 SPECULATIVE = ("reconstruct_indices_from_tree_mask",)  # of sgl_kernel.speculative
 
 

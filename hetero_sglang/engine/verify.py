@@ -20,7 +20,7 @@ from hetero_sglang.ops.base import Drafts, LayerBuffers, StepTables
 from hetero_sglang.ops.step import LENGTH, DecodeStep
 from hetero_sglang.transfer.write_back import WriteBack
 
-MOST = 64  # drafts of a request: bits of a number
+MOST = 64  # tokens of a request in a verification: each draft is a bit of a number
 _NO_TOKEN = 0  # SGLang's own slot for padding
 
 
@@ -137,7 +137,7 @@ class Verification:
         stays = (found >= 0) & (length > 0)
         length = length + torch.arange(1, each + 1, device=slots.device)  # and of those behind it
         held = stays & (length <= self.limit[:width, None])  # others are beyond the request's end
-        self.stayed.counted += stays.sum()
+        self.stayed.counted += held.sum()
         row = (found // (each + 1) * each + found % (each + 1) - 1).clamp(min=0).flatten()
         tables = self.first.tables_of(width)
         kept = replace(
@@ -150,8 +150,9 @@ class Verification:
         new = torch.where(stays, slots.view(-1, each + 1)[:, 1:], _NO_TOKEN).flatten()
         self.cache.slots_taken(new)
         self.cache.written[_NO_TOKEN : _NO_TOKEN + 1].fill_(False)
-        rule, keys, values = self.cache.settings.rule, self.k.index_select(1, row), self.v.index_select(1, row)
-        for layer, (buffers, k, v) in enumerate(zip(self.layers, keys, values, strict=True)):
+        rule = self.cache.settings.rule
+        for layer, buffers in enumerate(self.layers):  # one at a time, which share their room in a graph
+            k, v = self.k[layer].index_select(0, row), self.v[layer].index_select(0, row)
             self.ops.store(buffers, new, k, v, step=kept, sink=rule.sink, ring=rule.ring)
             if self.finder:
                 self.finder.written(layer, new, k)

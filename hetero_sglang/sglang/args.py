@@ -172,6 +172,7 @@ class HeteroServerArgs(Base):
         if self.kv_cache_dtype == "auto" and not placeholder:
             self.kv_cache_dtype: str = weights.stored_rows(self.model_path)
         refusals.check_policy(self)
+        drafts.check_trees(self)
         theirs()
         adapters.check_names(self)
         drafts.check(self)

@@ -3,14 +3,14 @@
 Every way in, the HTTP routes' and `sgl.Engine`'s, ends in TokenizerManager.generate_request; SGLang answers a
 ValueError from there with 400."""
 
-import asyncio
 import logging
 import re
-from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang.adapter_use import counting
 from hetero_sglang.sglang.interface import Requests
 from hetero_sglang.sglang.replies import settle
 from hetero_sglang.sglang.request_check import check, place, shown
@@ -37,16 +37,17 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
     if getattr(server_args, "kv_policy", "full") == "full":
         return
     generate, create = manager.generate_request, manager._create_tokenized_object
-    releasing: deque[asyncio.Task[None]] = deque(maxlen=MOST_SAMPLES)  # held until they are done
     labels = set(manager.metrics_collector.labels) if manager.enable_metrics else None
+    counted = counting(manager) if manager.enable_lora and requests.LEAKS_ADAPTERS else nullcontext
 
     async def generate_request(obj: Any, request: Any = None) -> AsyncIterator[Any]:
         check_shape(obj, labels)
         begun = False
         try:
-            async for answer in generate(obj, request):
-                begun = True
-                yield settle(answer)
+            with counted(obj):
+                async for answer in generate(obj, request):
+                    begun = True
+                    yield settle(answer)
         except UNREADABLE as error:
             if begun:
                 raise
@@ -56,14 +57,7 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
     def create_tokenized_object(*args: Any, **kwargs: Any) -> Any:
         made = create(*args, **kwargs)
         if hasattr(made, "top_logprobs_num"):  # not an embedding request
-            try:
-                check(made, manager.model_config)
-            except HeteroError:
-                if made.lora_id is not None and requests.LEAKS_ADAPTERS:  # which are unloaded once they have none
-                    releasing.append(
-                        asyncio.get_running_loop().create_task(manager.lora_registry.release(made.lora_id))
-                    )
-                raise
+            check(made, manager.model_config)
         return made
 
     manager.generate_request = generate_request

@@ -4,8 +4,10 @@ Routes are behind SGLang's key check (utils/auth.py), which asks for them by the
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
@@ -14,7 +16,6 @@ from hetero_sglang.config.settings import resolve
 from hetero_sglang.config.tuning import NAMES, Tuning
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.files import load_profile
-from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.profile.outline import outline
 from hetero_sglang.sglang import tune
 from hetero_sglang.sglang.adapters import profile_files
@@ -82,21 +83,24 @@ def served_profile(server_args: Any) -> dict[str, Any]:
     source = None if server_args.hetero_profile == AUTO else str(server_args.hetero_profile)
     about = load_profile(source).provenance if source else {}
     profile, options = options_of(server_args)
-    layout = resolve(profile, **options).layout
-    served = zip(profile_files(server_args).items(), options.pop("adapters"), strict=True)
+    settings, heads = resolve(profile, size=server_args.tp_size, **options), profile.num_kv_heads
+    ranks, adapters = settings.ranks, zip(profile_files(server_args).items(), settings.adapters, strict=True)
     return {
         "policy": server_args.kv_policy,
         "source": source,
         **outline(profile, about),
-        "shares": shares(profile, layout),
-        "adapters": {
-            name: {"source": file, "shares": shares(each, resolve(each, **options).layout)}
-            for (name, file), each in served
-        },
+        "shares": shares(heads, ranks, [rank.fractions for rank in ranks]),
+        "adapters": {name: {"source": file, "shares": shares(heads, ranks, each)} for (name, file), each in adapters},
     }
 
 
-def shares(profile: HeadProfile, layout: HeadLayout) -> list[list[float]]:
-    """By layer and KV head, the share of a long request's tokens that the head may keep on the device."""
-    kept = [dict(zip(layer.compressed, layer.fractions, strict=True)) for layer in layout.layers]
-    return [[round(layer.get(head, 1.0), 4) for head in range(profile.num_kv_heads)] for layer in kept]
+def shares(heads: int, ranks: Sequence[HeadLayout], fractions: Sequence[Sequence[float]]) -> list[list[float]]:
+    """By layer and KV head, the share of a long request's tokens that the head may keep on the device; `fractions`: by
+    rank, those of its compressed heads."""
+    found = np.ones((len(ranks[0].layers), heads))
+    for rank, (layout, mine) in enumerate(zip(ranks, fractions, strict=True)):
+        first = rank * heads // len(ranks)
+        for index, layer in enumerate(layout.layers):
+            end = layer.first + len(layer.compressed)
+            found[index, [first + head for head in layer.compressed]] = mine[layer.first : end]
+    return found.round(4).tolist()

@@ -16,6 +16,22 @@ CORPUS = ("result", "trie", "suffix_automaton", "ngram", "ngram_corpus_ffi")  # 
 NGRAM = "NGRAM"  # the one algorithm whose drafts are verified over working sets
 
 
+def check_trees(args: Any) -> None:
+    """Before SGLang settles its defaults, which names a backend that is none here. Raises HeteroError where drafts that
+    branch would be verified in pages without FlashInfer's metadata."""
+    in_pages, branches = (args.page_size or 1) > 1, (args.speculative_ngram_max_bfs_breadth or 1) > 1
+    if (
+        str(args.speculative_algorithm).upper() == NGRAM
+        and args.attention_backend != "flashinfer"
+        and in_pages
+        and branches
+    ):
+        raise HeteroError(
+            f"--speculative-algorithm {NGRAM} verifies no trees in pages of {args.page_size} tokens on a CPU; add "
+            f"--speculative-ngram-max-bfs-breadth 1, or use --page-size 1."
+        )
+
+
 def check(args: Any) -> None:
     """Once SGLang has settled its defaults. Raises HeteroError where drafts cannot be verified as is asked."""
     if args.speculative_algorithm is None:
@@ -25,8 +41,8 @@ def check(args: Any) -> None:
     if policy.refresh in (Refresh.DRIFT, Refresh.STEP):
         recipe = " (or a head profile with a key index)" if policy.refresh is Refresh.DRIFT else ""
         raise HeteroError(
-            f"{flag} does not work with --kv-policy {policy.name} as it is set: its heads look for rows every so many "
-            f"tokens, which a verification may pass over; use --kv-policy heterocache by key index{recipe}, or drop it."
+            f"{flag} does not work with --kv-policy {policy.name} as it is set: its heads look every so many tokens, "
+            f"which a verification may pass over; use --kv-policy heterocache by key index{recipe}, or drop it."
         )
     if args.hetero_decode_kernel == "flashinfer":
         raise HeteroError(

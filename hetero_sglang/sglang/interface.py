@@ -47,7 +47,7 @@ class Configuration(Protocol):
 class Requests(Protocol):
     """`requests`: what a Req knows of itself."""
 
-    LEAKS_ADAPTERS: bool  # one that fails before it is sent stays counted as a request of its adapter
+    LEAKS_ADAPTERS: bool  # those that are sent are not those that are counted as an adapter's (adapter_use.py)
 
     def begun(self, req: Any) -> bool:
         """Whether it has a request slot."""

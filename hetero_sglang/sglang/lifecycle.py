@@ -86,8 +86,12 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
             length = len(req.origin_input_ids) + len(req.output_ids) - 1  # the last is said, and has no row yet
             state.replies.tell(req, ws, account, state.came(ws), min(length, requests.committed(req)))
         done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT) and named_by_tokens(req)
-        if done and state.settings.append and state.cache.requests[slot].length:  # a next turn may come
-            tokens = (req.origin_input_ids + req.output_ids)[: requests.kept(req)]
+        reached, tokens = (
+            state.cache.requests[slot].length,
+            (req.origin_input_ids + req.output_ids)[: requests.kept(req)],
+        )
+        known = reached <= len(tokens) + state.settings.rule.slack  # else by none: --strip-thinking-cache keeps prompts
+        if done and known and reached and state.settings.append:  # a next turn may come
             state.cache.park(slot, np.asarray(tokens, dtype=np.int64), requests.salt(req))
         else:
             state.cache.finish(slot)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.sglang.drafts import CORPUS, build_corpus, check, trees
+from hetero_sglang.sglang.drafts import CORPUS, build_corpus, check, check_trees, trees
 
 
 def test_trees_are_read_from_masks_over_all_tokens_and_over_the_new_ones() -> None:
@@ -56,6 +56,20 @@ def test_what_cannot_be_verified_is_refused_in_one_sentence(changed: dict[str, A
         check(arguments(**changed))
     text = str(refused.value)
     assert words in text and text.endswith(".") and "\n" not in text
+
+
+def test_trees_in_pages_are_refused_before_sglang_names_a_backend_that_is_none_here() -> None:
+    plain = {"attention_backend": "torch_native", "page_size": 16, "speculative_ngram_max_bfs_breadth": 10}
+    with pytest.raises(HeteroError, match=r"no trees in pages of 16 tokens on a CPU; add .*-breadth 1, or use"):
+        check_trees(arguments(**plain))
+    for fine in (
+        {"attention_backend": "flashinfer"},
+        {"page_size": 1},
+        {"page_size": None},
+        {"speculative_ngram_max_bfs_breadth": 1},
+        {"speculative_algorithm": None},
+    ):
+        check_trees(arguments(**{**plain, **fine}))
 
 
 @pytest.mark.parametrize("changed", [{}, {"speculative_algorithm": None, "kv_policy": "quest"},

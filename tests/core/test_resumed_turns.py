@@ -513,6 +513,14 @@ def test_of_two_branches_each_goes_on_with_its_own_set_and_with_no_more_of_anoth
     assert parking.find(nexts[0], None) is sets[1], "no more than the slack is not shared"
 
 
+def test_a_set_with_rows_of_more_than_its_tokens_say_is_nobody_s() -> None:
+    """Of whoever keeps its prompt alone in the radix tree."""
+    parking = Parking(slack=8)
+    parking.add(SimpleNamespace(length=100), TOKENS[:90], None)
+    assert parking.find(TOKENS[:120], None) is None and parking.find(TOKENS[200:320], None) is None
+    assert parking.find(TOKENS[:91], None) is None
+
+
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_page_is_free_parked_or_somebody_s(data: st.DataObject) -> None:

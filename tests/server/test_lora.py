@@ -163,8 +163,13 @@ def test_adapters_come_and_go_while_it_serves(server: Server, language: Language
         tokens, cached = say(server, ids, "c")
         assert cached <= 1 and say(server, ids, "c")[0] == tokens
         said.append(tokens)
-        for wrong in ({"lora_path": ["c"]}, {"lora_path": "c", "sampling_params": {"top_k": 1 << 40}}):
+        far = {"lora_path": "c", "sampling_params": {"top_k": 1 << 40}}
+        long, batch = {"lora_path": "c", "input_ids": ids * 999}, {**far, "input_ids": [ids, ids, ids]}
+        for wrong in ({"lora_path": ["c"]}, far, batch, long):
             refused(server, "/generate", {"input_ids": ids, **wrong})  # which do not keep it from going
+        several = {"temperature": 0, "max_new_tokens": 4, "n": 3}  # nor does that SGLang sends four for three
+        samples = server.post("/generate", {"input_ids": ids, "lora_path": "c", "sampling_params": several})
+        assert [each["output_ids"] for each in samples] == [tokens[:4]] * 3
         assert server.post("/unload_lora_adapter", {"lora_name": "c"})["success"]
     assert said[0] != said[1]
 

@@ -102,7 +102,7 @@ class Workspace:
         batch = step.length.numel()
         _plan[(1,)](
             step.length, step.clock, self.place, self.flag, batch, batch * self.heads, self.tokens,
-            BATCH=triton.next_power_of_2(batch), ROUND=EVERY[-1], num_warps=1,
+            BATCH=triton.next_power_of_2(batch), ROUND=EVERY[-1], num_warps=1 if batch <= 1024 else 8,
         )  # fmt: skip
 
     def offer(self, head: int, heads: int, scores: torch.Tensor, fading: float, sink: int, window: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from typing import Any
 
-LEAKS_ADAPTERS = True  # managers/tokenizer_manager.py:788 has nobody to release it
+LEAKS_ADAPTERS = True
 
 
 def begun(req: Any) -> bool:
