@@ -54,8 +54,9 @@ def test_sixteen_users_of_one_document_hold_its_slots_once(server: Server, langu
     assert alone >= 8192 and stats["token_slots_written"] <= alone + own < 2 * 8192
 
 
-@pytest.mark.server("small")
-def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
+def play(server: Server, language: Language, rounds: int, every: int, least: int) -> None:
+    """So many rounds of requests that finish, more than `least`, are aborted, retracted and evicted, and of flushes;
+    what is left is looked at in every round of `every`."""
     rng = random.Random(7)
     documents = [language.document(seed, 900, 12) for seed in range(6)]
     outcomes = {"finished": 0, "aborted": 0}
@@ -72,7 +73,7 @@ def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(serve
         kind = reply["meta_info"]["finish_reason"]["type"]
         outcomes["aborted" if kind == "abort" else "finished"] += 1
 
-    for round_ in range(50):
+    for round_ in range(rounds):
         threads = [threading.Thread(target=one, args=(round_, i)) for i in range(rng.randint(1, 4))]
         for thread in threads:
             thread.start()
@@ -84,15 +85,20 @@ def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(serve
         if round_ % 7 == 6:
             server.flush()
             assert settled(server)["token_slots_written"] == 0
-        if round_ % 5 == 0:
+        if round_ % every == 0:
             check_empty_handed(settled(server))
     stats = settled(server)
     check_empty_handed(stats)
     log = server.log.read_text(errors="replace")
-    assert outcomes["finished"] > 40 and outcomes["aborted"] > 0
+    assert outcomes["finished"] > least and outcomes["aborted"] > 0
     assert "Testing retraction" in log, "no retraction was forced"
     assert "lost track of memory" not in log
     assert stats["compressed_requests"] > 0
+
+
+@pytest.mark.server("small")
+def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
+    play(server, language, rounds=50, every=5, least=40)
 
 
 @pytest.mark.server("small")

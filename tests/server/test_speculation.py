@@ -4,16 +4,12 @@ SGLang drafts by n-grams of what it has answered before: a question that is aske
 
 from __future__ import annotations
 
-import random
-import threading
-import time
-import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from servers import Servers
-from test_conservation import check_empty_handed, settled
+from test_conservation import check_empty_handed, play, settled
 from test_turns import converse
 
 from benchmarks.identity import Case, cases, collect, differing
@@ -79,38 +75,7 @@ def test_compressed_requests_answer_as_well(server: Server, language: Language) 
 @pytest.mark.server("drafts-small")
 def test_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
     """In pages of 16 tokens, of which rejected ones are given back with the others."""
-    rng, outcomes = random.Random(7), {"finished": 0, "aborted": 0}
-    documents = [language.document(seed, 900, 12) for seed in range(4)]
-
-    def one(round_: int, index: int) -> None:
-        document = rng.choice(documents)
-        ids = document.ids[: rng.choice((40, 300, 700))] + language.ask(document, index, rng.randint(1, 8)).ids
-        try:
-            reply = server.generate(ids, rng.choice((1, 4, 24)), ignore_eos=True)
-        except urllib.error.HTTPError:
-            outcomes["aborted"] += 1
-            return
-        kind = reply["meta_info"]["finish_reason"]["type"]
-        outcomes["aborted" if kind == "abort" else "finished"] += 1
-
-    for round_ in range(20):
-        threads = [threading.Thread(target=one, args=(round_, i)) for i in range(rng.randint(1, 4))]
-        for thread in threads:
-            thread.start()
-        if round_ % 3 == 0:
-            time.sleep(rng.uniform(0, 0.4))
-            server.post("/abort_request", {"rid": "", "abort_all": True})
-        for thread in threads:
-            thread.join()
-        if round_ % 7 == 6:
-            server.flush()
-            assert settled(server)["token_slots_written"] == 0
-        check_empty_handed(settled(server))
-    log = server.log.read_text(errors="replace")
-    assert outcomes["finished"] > 20 and outcomes["aborted"] > 0
-    assert "Testing retraction" in log, "no retraction was forced"
-    assert "lost track of memory" not in log
-    assert settled(server)["compressed_requests"] > 0
+    play(server, language, rounds=20, every=1, least=20)
 
 
 @pytest.mark.server("drafts-small")

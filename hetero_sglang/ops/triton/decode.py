@@ -159,6 +159,20 @@ def indexed_head(indexed, head, n_heads, HEADS: tl.constexpr):
 
 
 @triton.jit
+def _taken_in(
+    best, total, result, query, k, v, row, here, dim, at, scale, D: tl.constexpr, DV: tl.constexpr
+):  # fmt: skip
+    """A query's running softmax with those of the rows [n] in it that are `here`."""
+    keys = tl.load(k + row[:, None] * D + dim[None, :], mask=here[:, None] & (dim < D)[None, :], other=0.0)
+    values = tl.load(v + row[:, None] * DV + at[None, :], mask=here[:, None] & (at < DV)[None, :], other=0.0)
+    logits = tl.where(here, tl.sum(keys.to(tl.float32) * query[None, :], 1) * scale, float("-inf"))
+    highest = tl.maximum(best, tl.max(logits, 0))
+    shrink, shares = tl.exp2(best - highest), tl.exp2(logits - highest)
+    result = result * shrink + tl.sum(values.to(tl.float32) * shares[:, None], 0)
+    return highest, total * shrink + tl.sum(shares, 0), result
+
+
+@triton.jit
 def _arrivals(
     best, total, result, q, k, v, comes, indexed, n_heads, each, request, head, at, scale,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr,
@@ -175,14 +189,7 @@ def _arrivals(
     for start in range(0, count, ROWS):
         row = start + tl.arange(0, ROWS)
         here, mine = row < count, first + row
-        keys = tl.load(k + mine[:, None] * D + dim[None, :], mask=here[:, None] & (dim < D)[None, :], other=0.0)
-        values = tl.load(v + mine[:, None] * DV + at[None, :], mask=here[:, None] & (at < DV)[None, :], other=0.0)
-        logits = tl.where(here, tl.sum(keys.to(tl.float32) * query[None, :], 1) * scale, float("-inf"))
-        highest = tl.maximum(best, tl.max(logits, 0))
-        shrink, shares = tl.exp2(best - highest), tl.exp2(logits - highest)
-        result = result * shrink + tl.sum(values.to(tl.float32) * shares[:, None], 0)
-        total = total * shrink + tl.sum(shares, 0)
-        best = highest
+        best, total, result = _taken_in(best, total, result, query, k, v, mine, here, dim, at, scale, D, DV)
     return best, total, result
 
 
@@ -198,15 +205,8 @@ def _drafts(
     for start in range(0, EACH, ROWS):
         draft = start + tl.arange(0, ROWS)
         here = (draft < EACH) & (((bits >> draft.to(tl.int64)) & 1) != 0)
-        mine = ((request // EACH * EACH + draft).to(tl.int64) * HEADS + head)[:, None]
-        keys = tl.load(k + mine * D + dim[None, :], mask=here[:, None] & (dim < D)[None, :], other=0.0)
-        values = tl.load(v + mine * DV + at[None, :], mask=here[:, None] & (at < DV)[None, :], other=0.0)
-        logits = tl.where(here, tl.sum(keys.to(tl.float32) * query[None, :], 1) * scale, float("-inf"))
-        highest = tl.maximum(best, tl.max(logits, 0))
-        shrink, shares = tl.exp2(best - highest), tl.exp2(logits - highest)
-        result = result * shrink + tl.sum(values.to(tl.float32) * shares[:, None], 0)
-        total = total * shrink + tl.sum(shares, 0)
-        best = highest
+        mine = (request // EACH * EACH + draft).to(tl.int64) * HEADS + head
+        best, total, result = _taken_in(best, total, result, query, k, v, mine, here, dim, at, scale, D, DV)
     return best, total, result
 
 
