@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from hetero_sglang.profile.budget import cap_fractions, fill
@@ -97,3 +98,14 @@ def adapter_fractions(adapter: HeadProfile, ranks: Sequence[HeadLayout]) -> tupl
     cut = [adapter.slice(rank, len(ranks)).layers for rank in range(len(ranks))]
     weights = ([layer.weights[head] for layer in mine for head in layer.compressed] for mine in cut)
     return tuple(tuple(fill(mine, sum(rank.fractions))) for mine, rank in zip(weights, ranks, strict=True))
+
+
+def over_ranks(ranks: Sequence[HeadLayout], heads: int, values: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
+    """By layer and KV head of the model [layers, heads], `values` of each rank's compressed heads; of others 1."""
+    found = np.ones((len(ranks[0].layers), heads))
+    for rank, (layout, mine) in enumerate(zip(ranks, values, strict=True)):
+        first = rank * heads // len(ranks)
+        for index, layer in enumerate(layout.layers):
+            end = layer.first + len(layer.compressed)
+            found[index, [first + head for head in layer.compressed]] = mine[layer.first : end]
+    return found

@@ -136,6 +136,18 @@ class Lazy(Finder):
     def find(
         self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
     ) -> Arrivals | None:  # fmt: skip
+        return self._find(layer, step, tables, q, scale)
+
+    def glance(
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
+    ) -> Arrivals | None:  # fmt: skip
+        # In the lane what came to the step's own requests takes its places first.
+        return self._find(layer, step, self._every(self.index[layer], tables), q, scale, passing=True)
+
+    def _find(
+        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float, passing: bool = False
+    ) -> Arrivals | None:  # fmt: skip
+        """What heads want and lack, on its way; `passing`: as of `ops.choose`."""
         mine, hot, work = self.index[layer], self.cache.hot, step.work
         if not mine.heads.numel():
             return None
@@ -143,24 +155,9 @@ class Lazy(Finder):
         self.lane.follow(mark(self.device))
         with self.lane:
             self.ops.probe(q, mine, step.slots, step.starts, tables, scale, sink, window, work)
-            self.ops.choose(mine, tables, hot, sink, window, work)
-            self.ops.swap_in(mine, self.layers[layer].host, step.slots, step.starts, tables, hot, sink, work)
-        return Arrivals(mine, work, self.lane.mark())
-
-    def glance(
-        self, layer: int, step: DecodeStep, tables: StepTables, q: torch.Tensor, scale: float
-    ) -> Arrivals | None:  # fmt: skip
-        mine, hot, work = self.index[layer], self.cache.hot, step.work
-        if not mine.heads.numel():
-            return None
-        rule, tables = self.settings.rule, self._every(mine, tables)
-        sink, window = rule.sink, rule.window_of(mine.run)
-        self.lane.follow(mark(self.device))
-        with self.lane:  # where what came to the step's own requests takes its places first
-            self.ops.probe(q, mine, step.slots, step.starts, tables, scale, sink, window, work)
-            self.ops.choose(mine, tables, hot, sink, window, work, passing=True)
+            self.ops.choose(mine, tables, hot, sink, window, work, passing=passing)
             host = self.layers[layer].host
-            self.ops.swap_in(mine, host, step.slots, step.starts, tables, hot, sink, work, passing=True)
+            self.ops.swap_in(mine, host, step.slots, step.starts, tables, hot, sink, work, passing=passing)
         return Arrivals(mine, work, self.lane.mark())
 
     def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:

@@ -7,11 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
-from hetero_sglang.config.layout import HeadLayout
+from hetero_sglang.config.layout import over_ranks
 from hetero_sglang.config.settings import resolve
 from hetero_sglang.config.tuning import NAMES, Tuning
 from hetero_sglang.errors import HeteroError
@@ -83,24 +82,17 @@ def served_profile(server_args: Any) -> dict[str, Any]:
     source = None if server_args.hetero_profile == AUTO else str(server_args.hetero_profile)
     about = load_profile(source).provenance if source else {}
     profile, options = options_of(server_args)
-    settings, heads = resolve(profile, size=server_args.tp_size, **options), profile.num_kv_heads
-    ranks, adapters = settings.ranks, zip(profile_files(server_args).items(), settings.adapters, strict=True)
+    settings = resolve(profile, size=server_args.tp_size, **options)
+    adapters = zip(profile_files(server_args).items(), settings.adapters, strict=True)
+
+    def shares(fractions: Sequence[Sequence[float]]) -> list[list[float]]:
+        """By layer and KV head, the share of a long request's tokens that the head may keep on the device."""
+        return over_ranks(settings.ranks, profile.num_kv_heads, fractions).round(4).tolist()
+
     return {
         "policy": server_args.kv_policy,
         "source": source,
         **outline(profile, about),
-        "shares": shares(heads, ranks, [rank.fractions for rank in ranks]),
-        "adapters": {name: {"source": file, "shares": shares(heads, ranks, each)} for (name, file), each in adapters},
+        "shares": shares([rank.fractions for rank in settings.ranks]),
+        "adapters": {name: {"source": file, "shares": shares(each)} for (name, file), each in adapters},
     }
-
-
-def shares(heads: int, ranks: Sequence[HeadLayout], fractions: Sequence[Sequence[float]]) -> list[list[float]]:
-    """By layer and KV head, the share of a long request's tokens that the head may keep on the device; `fractions`: by
-    rank, those of its compressed heads."""
-    found = np.ones((len(ranks[0].layers), heads))
-    for rank, (layout, mine) in enumerate(zip(ranks, fractions, strict=True)):
-        first = rank * heads // len(ranks)
-        for index, layer in enumerate(layout.layers):
-            end = layer.first + len(layer.compressed)
-            found[index, [first + head for head in layer.compressed]] = mine[layer.first : end]
-    return found.round(4).tolist()

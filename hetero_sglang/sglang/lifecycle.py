@@ -85,18 +85,25 @@ def request_slot_freed(original: Callable[..., None], pool: Any, req: Any) -> No
             ws, account = state.cache.requests[slot], state.cache.admission.accounts[slot]
             length = len(req.origin_input_ids) + len(req.output_ids) - 1  # the last is said, and has no row yet
             state.replies.tell(req, ws, account, state.came(ws), min(length, requests.committed(req)))
-        done = req.finished() and not isinstance(req.finished_reason, FINISH_ABORT) and named_by_tokens(req)
-        reached, tokens = (
-            state.cache.requests[slot].length,
-            (req.origin_input_ids + req.output_ids)[: requests.kept(req)],
-        )
-        known = reached <= len(tokens) + state.settings.rule.slack  # else by none: --strip-thinking-cache keeps prompts
-        if done and known and reached and state.settings.append:  # a next turn may come
+        tokens = _known_by(req, state.cache.requests[slot].length)
+        if tokens is not None:  # a next turn may come
             state.cache.park(slot, np.asarray(tokens, dtype=np.int64), requests.salt(req))
         else:
             state.cache.finish(slot)
     if state.scheduler is not None:
         state.scheduler.running_batch.batch_is_full = False  # hot pages are free again: try the queue
+
+
+def _known_by(req: Any, reached: int) -> list[int] | None:
+    """Tokens by which a next turn finds the working set of a request that has ended with rows of `reached` tokens; None
+    where nobody will."""
+    settings, aborted = runtime().settings, isinstance(req.finished_reason, FINISH_ABORT)
+    if not (settings.append and reached and req.finished() and named_by_tokens(req)) or aborted:
+        return None
+    tokens: list[int] = (req.origin_input_ids + req.output_ids)[: requests.kept(req)]
+    if reached > len(tokens) + settings.rule.slack:  # as where --strip-thinking-cache keeps prompts alone
+        return None
+    return tokens
 
 
 def request_slots_cleared(result: None, pool: Any) -> None:

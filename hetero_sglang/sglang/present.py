@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hetero_sglang.cache.working_set import WorkingSet
+from hetero_sglang.config.layout import over_ranks
 from hetero_sglang.sglang.metrics import Reading
 from hetero_sglang.sglang.replies import facts
 
@@ -64,11 +65,5 @@ def head_shares(state: "Runtime", held: np.ndarray, tokens: int) -> list[list[fl
     """By layer and KV head, the share of the `tokens` of live requests whose rows are on the device; `held`: rows of
     the compressed heads of all ranks in turn."""
     ranks, heads = state.settings.ranks, state.scheduler.model_config.get_total_num_kv_heads()
-    shares, at = np.ones((len(state.settings.layout.layers), heads)), 0
-    for rank, layout in enumerate(ranks):
-        first = rank * heads // len(ranks)
-        for index, layer in enumerate(layout.layers):
-            mine = held[at : at + len(layer.compressed)]
-            shares[index, [first + head for head in layer.compressed]] = mine / tokens
-            at += len(layer.compressed)
-    return shares.round(3).tolist()
+    ends = np.cumsum([rank.num_compressed for rank in ranks])[:-1]
+    return over_ranks(ranks, heads, np.split(held / tokens, ends)).round(3).tolist()

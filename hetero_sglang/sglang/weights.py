@@ -23,7 +23,8 @@ _GPU_ALONE = ("bitsandbytes", "gguf")
 
 def check_weights(args: Any) -> None:
     """Raises HeteroError where SGLang would load the weights and fail on them: before they are calibrated."""
-    name, folder = _format(args), local_folder(args.model_path)
+    about = _about(args.model_path)
+    name = _format(args, about)
     if name is None:
         return
     if cpu_engine() and args.device in (None, "cpu") and not has_amx():
@@ -40,29 +41,32 @@ def check_weights(args: Any) -> None:
                 f"--load-format {args.load_format} does not read weights quantised by bitsandbytes; add --load-format "
                 f"bitsandbytes."
             )
-        if folder is not None and not quantisation(folder):  # model_loader/loader.py, BitsAndBytesModelLoader
+        if about == {}:  # model_loader/loader.py, BitsAndBytesModelLoader
             raise HeteroError(
                 f"--quantization bitsandbytes of plain weights fails in SGLang's loader, which looks for parameters "
                 f"that no layer has; serve a checkpoint of {args.model_path} that bitsandbytes has quantised."
             )
 
 
-def _format(args: Any) -> str | None:
+def _about(model_path: str) -> Mapping[str, Any] | None:
+    """What a checkpoint says of how its weights are quantised, nothing of plain ones; None: not on this machine yet."""
+    folder = None if Path(model_path).is_file() else local_folder(model_path)
+    return None if folder is None else quantisation(folder)
+
+
+def _format(args: Any, about: Mapping[str, Any] | None) -> str | None:
     """Of the weights as they are served; None: plain, or not on this machine yet."""
     if args.quantization == "unquant":
         return None
     if Path(args.model_path).is_file():
         return "gguf"
-    folder = local_folder(args.model_path)
-    about = {} if folder is None else quantisation(folder)
     return args.quantization or (format_of(about) if about else None)
 
 
 def stored_rows(model_path: str) -> str:
     """`--kv-cache-dtype auto` of a model: `fp8_e4m3` where its checkpoint asks for 8 bits and SGLang heeds that
     (mem_cache/kv_cache_dtype.py), else auto."""
-    folder = local_folder(model_path)
-    about = {} if folder is None else quantisation(folder)
+    about = _about(model_path) or {}
     return "fp8_e4m3" if format_of(about) in configuration.ROWS_BY_CHECKPOINT and _eight_bits(about) else "auto"
 
 
