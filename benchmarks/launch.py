@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,10 +22,18 @@ RECALL = ROOT / "assets" / "recall-8m"
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port that nobody has now, and that no outgoing connection is given in the half minute a server starts in.
+
+    Raises RuntimeError where a hundred ports tried are all taken.
+    """
+    lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    draw = random.SystemRandom()  # a seeded test would draw the port that another one has drawn
+    for _ in range(100):
+        port = draw.randrange(10_000, max(lowest_given, 11_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
+    raise RuntimeError("100 ports from 10000 on are all taken: end the servers that hold them")
 
 
 class Server:
@@ -48,8 +57,10 @@ class Server:
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         self.env = {**inherited, **(env or {})}
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
-        # An idle scheduler of SGLang's polls; beside others on two cores it had better sleep.
-        self.command += ["--port", str(self.port), *flag_list({"sleep_on_idle": True, **flags})]
+        # An idle scheduler of SGLang's polls; beside others on two cores it had better sleep. SGLang 0.5.17 draws the
+        # ranks' port where connections get theirs.
+        usual = {"sleep_on_idle": True, "nccl_port": free_port()}
+        self.command += ["--port", str(self.port), *flag_list({**usual, **flags})]
         self.process: subprocess.Popen[bytes] | None = None
         self.launched = self.started_in = 0.0
 
