@@ -7,6 +7,7 @@ ABLATIONS = ["none", "uniform", "no-clusters", "layer-wise"]
 INDEXES = ["auto", "directions", "none"]
 DECODE_KERNELS = ["auto", "flashinfer", "triton"]
 APPENDS = ["auto", "sparse", "exact"]
+EXIT_KV = ["deferred", "copied"]
 CHOICES = {
     "kv_policy": POLICIES,
     "hetero_retrieval": RETRIEVAL,
@@ -15,4 +16,5 @@ CHOICES = {
     "hetero_index": INDEXES,
     "hetero_decode_kernel": DECODE_KERNELS,
     "hetero_append": APPENDS,
+    "hetero_exit_kv": EXIT_KV,
 }

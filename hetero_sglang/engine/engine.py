@@ -1,5 +1,6 @@
 """Prefill and decode over the two tiers: the same on every device, with that device's operations."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,14 @@ from hetero_sglang.cache.device_tables import DeviceTables
 from hetero_sglang.cache.lanes import Recorder, upload
 from hetero_sglang.cache.scrub import Scrub
 from hetero_sglang.cache.tiers import TieredCache
+from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.config.description import Refresh
 from hetero_sglang.config.tuning import NAMES
 from hetero_sglang.engine.append import Append
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.engine.going import BLOCKS
+from hetero_sglang.engine.late import Late
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.pivots import Pivots
 from hetero_sglang.engine.plan import Prompt
@@ -56,6 +59,7 @@ class Engine:
         self.scales: dict[int, float] = {}  # of the layers' logits, as the model says
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
+        self.late = Late(self)
         self.stayed = Stayed(self.device)
         self.verification: Verification | None = None  # of the pass that runs or ran last
         self.graph_verification: Verification | None = None
@@ -285,7 +289,7 @@ class Engine:
         if self.scrub:
             for request, length in zip(requests, lengths, strict=True):
                 self._look(self.scrub, request, req_to_token[request, : length - 1])
-        known = [self.cache.requests[request] for request in requests]
+        known = self._known(requests)
         if drafts:  # who has all the tokens that it may reach has ended; SGLang runs it once more, and forgets it
             lengths = [n if n <= ws.grant.limit else 0 for ws, n in zip(known, lengths, strict=True)]
         for ws, length in zip(known, lengths, strict=True):
@@ -301,15 +305,32 @@ class Engine:
         # grow by several may pass a head's turn over, and over again.
         alone = known[0].tally.steps if drafts and known else lengths[0] if lengths else 0
         self.clock = alone if len(known) == 1 else self.clock + 1
-        prompts, index = [ws.prompt for ws in known], [(ws.units, ws.index_rows) for ws in known]
-        clock = [self.clock] * len(known)
-        step.fill(
-            [lengths, requests, prompts, [x[0] for x in index], [x[1] for x in index], clock], width, req_to_token
-        )
+        self.fill(step, requests, lengths, self.clock, width, req_to_token)
         if self.finder and requests:
             self.finder.begin(step, known, lengths)
         if requests:
             self.write_back.owe(step, width)
+
+    def _known(self, requests: Sequence[int]) -> list[WorkingSet]:
+        return [self.cache.requests[request] for request in requests]
+
+    def fill(
+        self, step: DecodeStep, requests: Sequence[int], lengths: Sequence[int], clock: int, width: int,
+        req_to_token: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """What a step at this clock reads of its requests with so many tokens."""
+        sets = self._known(requests)
+        prompts, units = [ws.prompt for ws in sets], [ws.units for ws in sets]
+        rooms = [ws.index_rows for ws in sets]
+        step.fill([lengths, requests, prompts, units, rooms, [clock] * len(sets)], width, req_to_token)
+
+    def store(self, layer: int, tables: StepTables, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Rows of a step that does not attend in this layer: as of `decode`."""
+        rule = self.settings.rule
+        k, v = rows_apart(k), rows_apart(v)
+        self.ops.store(self.layers[layer], slots, k, v, host=False, step=tables, sink=rule.sink, ring=rule.ring)
+        if self.finder:
+            self.finder.written(layer, slots, k)
 
     def decode(
         self, layer: int, step: DecodeStep, tables: StepTables, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor,

@@ -106,8 +106,12 @@ class Finder(ABC):
         """A layer's working sets are filled: keys [L, C, D] of the compressed heads, scores [C, L]; of a request whose
         heads hold every token and have no index of their own, none."""
 
+    def prepare(self, step: DecodeStep) -> None:  # noqa: B027
+        """Before a step of requests whose step has begun in other buffers."""
+
     def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
         """Before a step: its requests and their lengths by then."""
+        self.prepare(step)
         self._steps += 1
         if self._steps % _EVERY == 0:
             self.count()

@@ -3,7 +3,6 @@
 Three things go on at once in a layer: attention to the rows that heads hold, the search for what they lack (`lane`),
 and the new keys' index rows (`beside`). What was found is attended to last, and takes its places after that."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -68,9 +67,8 @@ class Lazy(Finder):
         mine = self.index[layer]
         self.ops.index(k, slots, mine.heads, mine.rows, mine.encode, mine.offset, mine.fields)
 
-    def begin(self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int]) -> None:
+    def prepare(self, step: DecodeStep) -> None:
         self.allow(step.work, development.changed_rows() if self.settings.tuning.retrieval else 0)
-        super().begin(step, known, lengths)
 
     def fixed(self, recorded: bool) -> dict[str, str]:
         why = "heads with a key index watch no pivots"

@@ -14,7 +14,7 @@ import sglang.srt.server_args  # noqa: F401
 from sglang.srt.arg_groups.arg_utils import A, Arg
 
 from hetero_sglang.config.choices import CHOICES
-from hetero_sglang.config.defaults import DRIFT_THRESHOLD, KEEP_RATIO, SINK, WINDOW
+from hetero_sglang.config.defaults import DRIFT_THRESHOLD, EXIT_AGREEMENT, EXIT_MAX_BATCH, KEEP_RATIO, SINK, WINDOW
 from hetero_sglang.cpu.defaults import apply_cpu_defaults
 from hetero_sglang.errors import HeteroError, ending_the_process
 from hetero_sglang.sglang.version import installed
@@ -147,6 +147,31 @@ class HeteroServerArgs(Base):
             "to one that they choose by the index; exact: the whole prefix, brought back from the host.",
         ),
     ] = "auto"
+    hetero_early_exit: A[
+        str | None,
+        Arg(
+            "Branches of the model (JSON, made by `hetero-sglang exits train`): a token that one is sure of runs no "
+            "further layers in its step. With any --kv-policy, full too."
+        ),
+    ] = None
+    hetero_exit_agreement: A[
+        float,
+        Arg(
+            "Early exit: share of tokens that are to be full depth's first choice, as calibrated on the branches' "
+            "held-out text; above 0, 1: none exits."
+        ),
+    ] = EXIT_AGREEMENT
+    hetero_early_exit_max_batch: A[
+        int, Arg("Early exit: batches of more requests run all layers, since all of a batch must be sure.")
+    ] = EXIT_MAX_BATCH
+    hetero_exit_kv: A[
+        str,
+        said(
+            "hetero_exit_kv",
+            "Early exit, keys and values of the layers that a token has left out: deferred: it goes through them with "
+            "a later token, exactly; copied: made of its state at the exit, and never shared with other requests.",
+        ),
+    ] = "deferred"
 
     def settle(self, theirs: Callable[[], None]) -> None:
         """Once: our defaults and refusals around `theirs`, SGLang's own. Raises HeteroError."""
@@ -156,9 +181,18 @@ class HeteroServerArgs(Base):
             if getattr(self, name) not in choices:
                 flag = name.replace("_", "-")
                 raise HeteroError(f"--{flag} {getattr(self, name)!r} is not one of {named(name)}.")
+        if self.hetero_early_exit:
+            from hetero_sglang.sglang.early_exit import check
+
+            check.before(self)
         if self.kv_policy == "full":
             theirs()
-            return
+        else:
+            self._settle_policy(theirs, tokens)
+        if self.hetero_early_exit:
+            check.after(self)
+
+    def _settle_policy(self, theirs: Callable[[], None], tokens: int | None) -> None:
         from hetero_sglang.sglang import adapters, asked, drafts, own_profile, refusals, weights
 
         refusals.check_numbers(self)

@@ -1,6 +1,6 @@
 """SGLang's attention backend over the two tiers (layers/attention/base_attn_backend.py)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +9,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from hetero_sglang.engine.engine import Engine
+from hetero_sglang.engine.late import Begun
 from hetero_sglang.engine.plan import plan_extend
 from hetero_sglang.engine.verify import Verification
 from hetero_sglang.ops.base import StepTables
@@ -36,6 +37,7 @@ class HeteroAttnBackend(AttentionBackend):
         self.step: DecodeStep | None = None
         self.tables: StepTables | None = None
         self.verification: Verification | None = None
+        self.turns: list[tuple[DecodeStep, StepTables]] = []  # of tokens that pass a layer together (early_exit)
         self.known = True  # this prefill's requests are the cache's
         runtime().engine = self.engine
 
@@ -126,8 +128,38 @@ class HeteroAttnBackend(AttentionBackend):
         """q [B, Hq * D], k [B, H, D], v [B, H, Dv] -> [B, Hq * Dv]."""
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
+        if self.turns:
+            every = zip(*(rows.chunk(len(self.turns)) for rows in (slots, q, k, v)), strict=True)
+            out = [
+                self.engine.decode(index, *turn, *mine, layer.scaling)
+                for turn, mine in zip(self.turns, every, strict=True)
+            ]
+            return self._out(index, torch.cat(out))
         assert self.step is not None and self.tables is not None
         return self._out(index, self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling))
+
+    # ---- tokens that leave early
+
+    def begin_turns(self, rows: Sequence[int], late: Sequence[Begun], ahead: bool) -> None:
+        """Before layers run for earlier steps of the requests in these rows of the batch, and, unless `ahead`, for the
+        one that has begun."""
+        requests = [runtime().batch[row] for row in rows]
+        self.turns = self.engine.late.begin(requests, late, self.req_to_token_pool.req_to_token)
+        if not ahead:
+            assert self.step is not None and self.tables is not None
+            self.turns.append((self.step, self.tables))
+
+    def step_left(self) -> None:
+        """Tokens of the step that has begun have left before their last layers."""
+        assert self.step is not None
+        self.engine.write_back.withdraw(self.step)
+        self.engine.late.left()
+
+    def store(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any) -> None:
+        """Keys and values of the step's tokens, which do not attend in this layer: as of `forward_decode`."""
+        assert self.tables is not None
+        index, _, k, v = self._split(q, k, v, layer)
+        self.engine.store(index, self.tables, token_slots(forward_batch.out_cache_loc), k, v)
 
     def _split(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any

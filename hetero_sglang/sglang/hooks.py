@@ -128,6 +128,10 @@ def enter_process() -> None:
 
 def enter_scheduler(server_args: Any, *args: Any, **kwargs: Any) -> None:
     """BEFORE configure_scheduler_process: the first moment a scheduler process knows its arguments."""
+    if getattr(server_args, "hetero_early_exit", None):
+        from hetero_sglang.sglang import early_exit
+
+        install(early_exit.seams())
     if getattr(server_args, "kv_policy", "full") == "full":
         return
     start_runtime(server_args, scheduling.rank(*args, **kwargs), server_args.tp_size)

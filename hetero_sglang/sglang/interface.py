@@ -86,6 +86,10 @@ class Slots(Protocol):
     def cached(self, tree: Any) -> int:
         """Token slots that the radix tree holds."""
 
+    def free_behind(self, req: Any, start: int, end: int, tree: Any) -> None:
+        """Give back slots of tokens [start, end) of a request that ends, of which the radix tree keeps none; start at a
+        page's first."""
+
 
 class Scheduling(Protocol):
     """`scheduling`: how a scheduler's process begins, and its passes over the queue."""
@@ -111,6 +115,7 @@ class Targets(Protocol):
     """`targets`: where it is hooked beside what all versions have in common (hooks.py). Imports nothing of SGLang."""
 
     RELIED_ON: tuple[str, ...]  # what we override or call where SGLang hides it, for tests/adapter/contract.py
+    KEPT: str  # the method of Req that `requests.kept` calls
 
     def seams(self) -> list[Seam]:
         """Hooks of every process."""

@@ -24,7 +24,7 @@ class WriteBack:
         self.lane = Lane(self.device, urgent=False)
         self.places = HostPlaces.of(host.blocks, layers, self.device) if any(host.heads) else None
         self.latest = self.before = mark(self.device)  # of the last two batches of copies
-        self._owed: tuple[DecodeStep, StepTables] | None = None
+        self._owed: list[tuple[DecodeStep, StepTables]] = []
 
     def chunk(self, layer: LayerBuffers, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """A layer's rows of a prefill: k [n, H, D], v [n, H, Dv] at `slots` [n]."""
@@ -35,23 +35,33 @@ class WriteBack:
         self.lane.keep(k, v, slots)
 
     def owe(self, step: DecodeStep, width: int) -> None:
-        """`step` is about to run for `width` rows of its tables: what it writes leaves with the next `send`."""
+        """`step` is about to run for `width` rows of its tables, or has run: what it writes leaves with the next
+        `send`."""
         if self.places is not None:
-            self._owed = step, step.tables_of(width)
+            self._owed.append((step, step.tables_of(width)))
+
+    def withdraw(self, step: DecodeStep) -> None:
+        """It has not written all that it was about to: nothing of it leaves yet."""
+        self._owed = [each for each in self._owed if each[0] is not step]
 
     def send(self) -> None:
-        """Before the next forward pass, ahead of any change of tables: the last step's rows leave.
+        """Before the next forward pass, ahead of any change of tables: the last steps' rows leave.
 
         The forward passes go on once the rows of the step before that one have arrived."""
-        if self._owed is not None:
+        if self._owed:
             assert self.places is not None  # else nothing is owed
-            (step, tables), self._owed = self._owed, None
-            rows = self.ops.locate(tables, step.slots, step.starts, step.sink, step.ring, self.hot.page_size)
+            every = [
+                self.ops.locate(tables, step.slots, step.starts, step.sink, step.ring, self.hot.page_size)
+                for step, tables in self._owed
+            ]
+            self._owed = []
             self.lane.follow(mark(self.device))
             with self.lane:
-                self.ops.write_back(rows, self.hot, self.places)
+                for rows in every:
+                    self.ops.write_back(rows, self.hot, self.places)
             self.before, self.latest = self.latest, self.lane.mark()
-            self.lane.keep(rows.row, rows.slot)
+            for rows in every:
+                self.lane.keep(rows.row, rows.slot)
         self.before.hold(self.device)
 
     def hold(self) -> None:

@@ -25,3 +25,8 @@ def cached(tree: Any) -> int:
     from sglang.srt.mem_cache.chunk_cache import ChunkCache
 
     return 0 if isinstance(tree, ChunkCache) else tree.total_size()  # the former is what --disable-radix-cache takes
+
+
+def free_behind(req: Any, start: int, end: int, tree: Any) -> None:
+    behind = tree.req_to_token_pool.req_to_token[req.req_pool_idx][start:end]
+    tree.token_to_kv_pool_allocator.free_segment(behind, start_pos=start)

@@ -3,10 +3,10 @@
 from hetero_sglang.cpu import paged
 from hetero_sglang.sglang.interface import Seam
 
+KEPT = "sglang.srt.managers.schedule_batch.Req.effective_kv_committed_len"
 RELIED_ON: tuple[str, ...] = (
     "sglang.kernels.jit.utils.load_jit",
     "sglang.kernels.ops.speculative.ngram_corpus.get_ngram_corpus_cls",
-    "sglang.srt.managers.schedule_batch.Req.effective_kv_committed_len",
     "sglang.srt.managers.scheduler.Scheduler._apply_war_barrier",
     "sglang.srt.mem_cache.base_prefix_cache.MatchPrefixParams",
     "sglang.srt.mem_cache.common.release_kv_cache",

@@ -26,3 +26,7 @@ def matched(tree: Any, req: Any, most: int) -> int:
 def cached(tree: Any) -> int:
     slots, _ = tree.total_size()  # and states of Mamba's
     return int(slots)
+
+
+def free_behind(req: Any, start: int, end: int, tree: Any) -> None:
+    tree.free_kv_row(req.kv, [(start, end)])

@@ -2,6 +2,7 @@
 
 from hetero_sglang.sglang.interface import Seam
 
+KEPT = "sglang.srt.managers.schedule_batch.Req.owned_kv_len"
 _FIELDS = (  # flags; a new one may have to be refused
     "device.Device", "disagg.Disagg", "exec_.ExecComm", "exec_.ExecDeterministic", "exec_.ExecDllm",
     "exec_.ExecFeatures", "exec_.ExecGraph", "exec_.ExecKernel", "exec_.ExecMamba", "exec_.ExecMoe",
@@ -15,7 +16,6 @@ RELIED_ON: tuple[str, ...] = (
     "sglang.srt.arg_groups.memory_hook.reserve_for_graph_mb",
     "sglang.srt.arg_groups.overrides.model_config_of",
     "sglang.srt.arg_groups.pipeline.run_resolution_pipeline",
-    "sglang.srt.managers.schedule_batch.Req.owned_kv_len",
     "sglang.srt.managers.schedule_batch.ReqKvInfo",
     "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.get_all_free_pages",
     "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.get_all_free_pages",

@@ -1,0 +1,140 @@
+"""What attends when several tokens of each request pass a layer together, or none has to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+from hetero_sglang.sglang.backend import HeteroAttnBackend
+from hetero_sglang.sglang.early_exit.turn import Turn
+
+
+def stacked(batch: Any, turns: Sequence[Turn]) -> Any:
+    """A decode batch in which every request of `batch` is there once for each of `turns`, one turn behind the other."""
+    many = len(turns)
+    lengths = torch.cat([turn.lengths for turn in turns])
+    on_host = torch.cat([turn.on_host for turn in turns])
+    return replace(
+        batch,
+        batch_size=many * turns[0].slots.numel(),
+        input_ids=torch.cat([turn.ids for turn in turns]),
+        positions=torch.cat([turn.positions for turn in turns]),
+        req_pool_indices=batch.req_pool_indices.repeat(many),
+        seq_lens=lengths,
+        seq_lens_cpu=on_host,
+        seq_lens_sum=int(on_host.sum()),
+        out_cache_loc=torch.cat([turn.slots for turn in turns]),
+        lora_ids=None if batch.lora_ids is None else batch.lora_ids * many,
+    )
+
+
+class Attention(ABC):
+    """Of a kind of KV cache."""
+
+    most = 1 << 30  # tokens of a request that may wait
+
+    def __init__(self, backend: AttentionBackend) -> None:
+        self.backend = backend
+
+    @property
+    def clock(self) -> int:
+        """Of the step that has begun."""
+        return 0
+
+    @abstractmethod
+    def begin(self, batch: Any, turns: Sequence[Turn], rows: Sequence[int], ahead: bool) -> None:
+        """Before layers run for `turns` of the requests in these rows of the step; `batch` is their `stacked` one.
+        `ahead`: without the step that has begun, whose turn is the last else."""
+
+    def again(self, batch: Any) -> None:  # noqa: B027
+        """Turns have run ahead of the step of this batch, which comes now."""
+
+    def end(self) -> None:  # noqa: B027 - dense backends plan nothing apart
+        """Layers have run."""
+
+    def left(self) -> None:  # noqa: B027
+        """The step's tokens have left before their last layers."""
+
+    def through(self) -> None:  # noqa: B027
+        """All turns of this pass that had waited are through their last layers."""
+
+    @abstractmethod
+    def store(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, batch: Any) -> None:
+        """Keys [B, H * D] and values [B, H * Dv] of the step's tokens, which attend to nothing in this layer."""
+
+
+class Dense(Attention):
+    """SGLang's own backends: a decode batch stores its rows before each attends to as many as its length says, so turns
+    of one request may be rows of one batch."""
+
+    def begin(self, batch: Any, turns: Sequence[Turn], rows: Sequence[int], ahead: bool) -> None:
+        self.backend.init_forward_metadata(batch)
+
+    def again(self, batch: Any) -> None:
+        self.backend.init_forward_metadata(batch)
+
+    def store(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, batch: Any) -> None:
+        from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+        k = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)
+        v = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)
+        self.backend.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(batch.out_cache_loc, None), k, v)
+
+
+class Tiered(Attention):
+    """Working sets change as tokens come: turns attend one after the other, as their steps would have."""
+
+    def __init__(self, backend: HeteroAttnBackend) -> None:
+        super().__init__(backend)
+        self.tiers = backend
+        self.most = backend.cache.settings.rule.window // 2  # rows leave for the host before the ring comes round
+
+    @property
+    def clock(self) -> int:
+        return self.tiers.engine.clock
+
+    def begin(self, batch: Any, turns: Sequence[Turn], rows: Sequence[int], ahead: bool) -> None:
+        late = turns if ahead else turns[:-1]
+        self.tiers.begin_turns(rows, [(turn.on_host.tolist(), turn.clock) for turn in late], ahead)
+
+    def end(self) -> None:
+        self.tiers.turns = []
+
+    def left(self) -> None:
+        self.tiers.step_left()
+
+    def through(self) -> None:
+        self.tiers.engine.late.through()
+
+    def store(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, batch: Any) -> None:
+        self.tiers.store(q, k, v, layer, batch)
+
+
+class StoreOnly(AttentionBackend):
+    """Layers that a token skips keep the keys and values that they make of the state at its exit."""
+
+    def __init__(self, of: Attention) -> None:
+        self.of = of
+        self.req_to_token_pool = of.backend.req_to_token_pool
+        self.token_to_kv_pool = of.backend.token_to_kv_pool
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """The step's is there."""
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any,
+        save_kv_cache: bool = True, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """q [B, Hq * D] -> [B, Hq * Dv] of zeros."""
+        self.of.store(q, k, v, layer, forward_batch)
+        return q.new_zeros(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
+
+
+def attention_of(backend: AttentionBackend) -> Attention:
+    """Of the backend that SGLang has built."""
+    return Tiered(backend) if isinstance(backend, HeteroAttnBackend) else Dense(backend)

@@ -1,0 +1,60 @@
+"""What early exit cannot be had with, said at start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.exits.files import load
+from hetero_sglang.sglang.interface import Configuration
+from hetero_sglang.sglang.version import installed
+
+configuration: Configuration = installed("configuration")
+
+MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+# field of ServerArgs, values that are fine, what the flag is called and why it is refused
+FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("pp_size", (1,), "--pp-size: a rank would not know whether its tokens have left"),
+    ("enable_dp_attention", (False,), "--enable-dp-attention: ranks would leave at different layers"),
+    ("enable_mixed_chunk", (False,), "--enable-mixed-chunk: decode rows inside a prefill batch would not wait"),
+    ("enable_two_batch_overlap", (False,), "--enable-two-batch-overlap: a batch leaves as one"),
+    ("enable_pdmux", (False,), "--enable-pdmux: a batch leaves as one"),
+    ("enable_torch_compile", (False,), "--enable-torch-compile: a pass has no fixed end"),
+    ("enable_streaming_session", (False,), "--enable-streaming-session: it goes on behind tokens that wait"),
+    ("disaggregation_mode", ("null",), "--disaggregation-mode: it transfers keys and values that are not there yet"),
+    ("dllm_algorithm", (None,), "--dllm-algorithm: it rewrites tokens in place"),
+    ("is_embedding", (False,), "--is-embedding: an embedding model decodes nothing"),
+    ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: depth depends on the batch"),
+    ("speculative_algorithm", (None,), "--speculative-algorithm: a verification runs all layers"),
+    ("enable_flashinfer_allreduce_fusion", (False,), "--enable-flashinfer-allreduce-fusion: a branch needs whole sums"),
+)  # fmt: skip
+
+
+def before(args: Any) -> None:
+    """Before SGLang settles its defaults. Raises HeteroError for flags that cannot go together."""
+    for name, fine, reason in FLAGS:
+        if (value := getattr(args, name)) not in fine:
+            flag, why = reason.split(": ", 1)
+            raise HeteroError(f"{flag} {value} does not work with --hetero-early-exit ({why}); drop one of them.")
+    agreement, batch = args.hetero_exit_agreement, args.hetero_early_exit_max_batch
+    if not isinstance(agreement, (int, float)) or not 0 < agreement <= 1:
+        raise HeteroError(f"--hetero-exit-agreement {agreement} is not within (0, 1]; choose a share within it.")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise HeteroError(f"--hetero-early-exit-max-batch {batch} lets no token exit; choose 1 or more.")
+    if args.hetero_exit_kv == "deferred" and args.kv_policy != "full" and args.hetero_window < 4:
+        raise HeteroError(
+            f"--hetero-window {args.hetero_window} leaves no room for tokens that wait for their last layers; choose 4 "
+            f"or more, or --hetero-exit-kv copied."
+        )
+
+
+def after(args: Any) -> None:
+    """Once SGLang has settled its defaults. Raises HeteroError for another model's branches."""
+    config = configuration.model_config(args)
+    architecture = (config.hf_config.architectures or ["unknown"])[0]
+    if architecture not in MODELS:
+        raise HeteroError(
+            f"--hetero-early-exit knows no layers of {architecture}, only those of {', '.join(MODELS)}; drop it."
+        )
+    load(args.hetero_early_exit, args.model_path)

@@ -1,0 +1,239 @@
+"""A decode pass of a model with branches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context, get_attn_backend
+
+from hetero_sglang.exits.branch import Branch
+from hetero_sglang.exits.confidence import MEASURES, leaves
+from hetero_sglang.exits.exits import Exits
+from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, attention_of, stacked
+from hetero_sglang.sglang.early_exit.turn import Turn, Waiting
+
+logger = logging.getLogger("hetero_sglang")
+
+MOST = 16  # tokens of a request that wait, at most
+
+
+@dataclass(frozen=True)
+class Rules:
+    """As the flags say. `copied`: skipped layers keep what they make of the state at the exit; else tokens wait."""
+
+    agreement: float
+    copied: bool
+    max_batch: int  # larger batches run all layers
+    sampled: int = 100  # of so many exits one runs on, to be compared
+
+
+@dataclass
+class Counts:
+    """Of tokens of decode steps."""
+
+    exits: dict[int, int]  # by layer
+    tokens: int = 0
+    layers: int = 0  # run for them
+    compared: int = 0  # that were sure at a branch and ran on
+    agreed: int = 0  # of those, whose first choice stayed
+
+
+@dataclass
+class EarlyExit:
+    """Stands in the forward pass of the model of `runner`, SGLang's ModelRunner."""
+
+    runner: Any
+    exits: Exits
+    rules: Rules
+    requests: list[Any] | None = None  # of the pass that comes; None: SGLang warms its kernels
+    counts: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thresholds = self.exits.thresholds(self.rules.agreement)
+        self.counts = Counts(exits={branch.layer: 0 for branch in self.exits.branches})
+        self.waiting = Waiting(len(self.exits.branches))
+        self.attention: Attention | None = None
+        self.answer: LogitsProcessorOutput | None = None  # of the branch where the pass has ended
+        self.compared: torch.Tensor | None = None  # [B] first choices of a branch, of a pass that ran on
+        self.left = False  # the latest pass left early
+        self.since = 0  # exits since one was compared
+        self.model = self.runner.model
+        self._forward: Callable[..., Any] = self.model.model.forward
+        self._logits: Callable[..., Any] = self.model.logits_processor.forward
+
+    def install(self) -> None:
+        """Take the places of the model's own forward pass and of what makes logits."""
+        self.model.model.forward = self.forward
+        self.model.logits_processor.forward = self.logits
+
+    # ---- a pass
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """In place of the model's: the states [B, H] that logits are made of."""
+        if not batch.forward_mode.is_decode() or self.requests is None:
+            return self._forward(input_ids, positions, batch, *args, **kwargs)
+        self.attention = attention = self.attention or attention_of(get_attn_backend())
+        self.left = False
+        self._settle(batch, attention)
+        tries = self._tries(batch)
+        if not tries and not self.waiting.count:
+            self._ran(len(self.requests), self.exits.layers)
+            return self._forward(input_ids, positions, batch, *args, **kwargs)
+        return self._pass(input_ids, positions, batch, attention, tries)
+
+    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, batch: Any, attention: Attention, tries: bool) -> Any:
+        own = (ids, positions, batch.out_cache_loc, batch.seq_lens, batch.seq_lens_cpu)  # in buffers of all passes
+        turns = [Turn(*(each.clone() for each in own), attention.clock, self.model.model.embed_tokens(ids))]
+        rows, first, sure = range(len(turns[0].ids)), 0, None
+        for number, branch in enumerate(self.exits.branches):
+            self._run(turns, first, branch.layer, batch, attention, rows)
+            first, asks = branch.layer, tries and sure is None and self.thresholds[number] < 1
+            if asks and (answer := self._ask(branch, turns[-1], batch, self.thresholds[number])) is not None:
+                if self._compares():
+                    sure = branch, answer
+                else:
+                    return self._leave(number, answer, turns, batch, attention)
+            turns = [*self.waiting.pick(number), *turns]
+        self._run(turns, first, self.exits.layers, batch, attention, rows)
+        attention.through()
+        self._ran(len(rows), self.exits.layers)
+        if sure is not None:
+            self.compared = sure[1].next_token_logits.argmax(-1)
+        last = turns[-1]
+        return self.model.model.norm(last.hidden, last.residual)[0]
+
+    def _run(
+        self, turns: list[Turn], first: int, last: int, batch: Any, attention: Attention, rows: Sequence[int],
+        ahead: bool = False,
+    ) -> None:  # fmt: skip
+        """Layers [first, last) for all of `turns`."""
+        if not turns or first == last:
+            return
+        alone = len(turns) == 1 and not ahead
+        now = batch if alone else stacked(batch, turns)
+        if not alone:
+            self._adapt(now)
+            attention.begin(now, turns, rows, ahead)
+        hidden = torch.cat([turn.hidden for turn in turns])
+        residual = None if turns[0].residual is None else torch.cat([_there(turn) for turn in turns])
+        for layer in self.model.model.layers[first:last]:
+            hidden, residual = layer(now.positions, hidden, now, residual)
+        attention.end()
+        if not alone:
+            self._adapt(batch)
+        assert residual is not None
+        for turn, mine, more in zip(turns, hidden.chunk(len(turns)), residual.chunk(len(turns)), strict=True):
+            turn.hidden, turn.residual = mine, more
+
+    def _adapt(self, batch: Any) -> None:
+        """LoRA layers are about to see the rows of this batch."""
+        if batch.lora_ids is not None and self.runner.lora_manager is not None:
+            self.runner.lora_manager.prepare_lora_batch(batch)
+
+    def _ask(self, branch: Branch, turn: Turn, batch: Any, threshold: float) -> LogitsProcessorOutput | None:
+        """The branch's logits, if it is sure of all requests' next tokens."""
+        state = turn.state
+        if branch.head is None:
+            answer = self._logits(batch.input_ids, branch.hidden(state), self.model.lm_head, batch)
+        else:
+            answer = LogitsProcessorOutput(next_token_logits=branch.logits(state, self._own_head))
+        sure = MEASURES[self.exits.confidence](answer.next_token_logits, self.exits.vocabulary)
+        return answer if bool(leaves(sure, threshold).all()) else None
+
+    def _own_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a branch with a head of its own asks no other")
+
+    def _leave(
+        self, number: int, answer: LogitsProcessorOutput, turns: list[Turn], batch: Any, attention: Attention
+    ) -> torch.Tensor:
+        """The pass ends at a branch; returns what nobody reads."""
+        branch, last = self.exits.branches[number], turns[-1]
+        if self.rules.copied:
+            self._copy(branch.layer, last.state, batch, attention)
+        else:
+            attention.left()
+            self.waiting.at[number] += turns
+        self.answer, self.left = answer, True
+        self.counts.exits[branch.layer] += len(last.ids)
+        self._ran(len(last.ids), branch.layer)
+        return last.hidden
+
+    def _copy(self, first: int, state: torch.Tensor, batch: Any, attention: Attention) -> None:
+        """Keys and values of the layers from `first` on, of the state [B, H] at the exit."""
+        with forward_context(ForwardContext(attn_backend=StoreOnly(attention))):
+            for layer in self.model.model.layers[first:]:
+                layer.self_attn(
+                    positions=batch.positions, hidden_states=layer.input_layernorm(state), forward_batch=batch
+                )
+
+    def logits(self, input_ids: Any, hidden: torch.Tensor, head: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """In place of the model's: those of the branch where the pass has ended."""
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            return answer
+        answer = self._logits(input_ids, hidden, head, batch, *args, **kwargs)
+        first, self.compared = self.compared, None
+        if first is not None:
+            self.counts.compared += first.numel()
+            self.counts.agreed += int((first == answer.next_token_logits.argmax(-1)).sum())
+        return answer
+
+    # ---- who waits
+
+    def _settle(self, batch: Any, attention: Attention) -> None:
+        """Those who wait are of this batch's requests, of all or of none."""
+        assert self.requests is not None
+        waiting, coming = self.waiting, self.requests
+        known = {id(each) for each in waiting.requests}
+        if all(id(each) in known for each in coming):
+            waiting.keep(coming)
+            return
+        here = {id(each): row for row, each in enumerate(coming)}
+        waiting.keep([each for each in waiting.requests if id(each) in here])
+        if waiting.count and waiting.requests:
+            self._catch_up(batch, [here[id(each)] for each in waiting.requests], attention)
+        waiting.requests = coming
+
+    def _catch_up(self, batch: Any, rows: list[int], attention: Attention) -> None:
+        """All who wait go through their remaining layers, of the requests in these rows of the batch."""
+        mine = replace(
+            batch,
+            req_pool_indices=batch.req_pool_indices[rows],
+            lora_ids=batch.lora_ids and [batch.lora_ids[row] for row in rows],
+        )
+        turns: list[Turn] = []
+        for number, branch in enumerate(self.exits.branches):
+            turns = [*self.waiting.pick(number), *turns]
+            self._run(turns, branch.layer, self.exits.depths[number + 1], mine, attention, rows, ahead=True)
+        attention.through()
+        attention.again(batch)
+
+    def _tries(self, batch: Any) -> bool:
+        """Whether this pass may end early."""
+        assert self.requests is not None
+        whole = batch.return_logprob or batch.capture_hidden_mode.need_capture()
+        room = self.rules.copied or self.waiting.count < min(MOST, self._most)
+        return len(self.requests) <= self.rules.max_batch and not whole and room
+
+    @property
+    def _most(self) -> int:
+        return self.attention.most if self.attention else MOST
+
+    def _compares(self) -> bool:
+        """Whether this exit is one of those that run on; the same on all ranks."""
+        self.since = (self.since + 1) % self.rules.sampled
+        return self.since == 0
+
+    def _ran(self, tokens: int, layers: int) -> None:
+        self.counts.tokens += tokens
+        self.counts.layers += tokens * layers
+
+
+def _there(turn: Turn) -> torch.Tensor:
+    assert turn.residual is not None  # a layer has run
+    return turn.residual
