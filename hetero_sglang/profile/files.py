@@ -71,18 +71,23 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Writes a file of UTF-8 text, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes a file through a temporary one beside it, so that none is left half-written; memory of an open descriptor
     (/proc/PID/fd/N), which has no name to be found by, at once."""
     target = Path(path)
     check_writable(target)
     if _nameless(target):
-        target.write_text(text, encoding="utf-8")
+        target.write_bytes(content)
         return
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

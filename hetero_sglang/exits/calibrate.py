@@ -1,0 +1,132 @@
+"""Thresholds from held-out tokens: as few layers as an agreement allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.exits.operating_point import OperatingPoint
+
+GRID = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
+_SWEEPS = 8  # over all branches; mostly 3 change something
+_HALVINGS = 24  # of the price of a disagreement
+_DEAREST = 1e5  # layers
+# Threshold 1 means never, so that a full confidence must count as a little less.
+_MOST = np.nextafter(np.float32(1), np.float32(0))
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What branches said of n held-out tokens: how sure each was, and whether its first choice was that of full depth.
+
+    Raises HeteroError for tables that are not of these branches, without tokens, and for confidences outside (0, 1]."""
+
+    confidence: np.ndarray  # [B, n] float32
+    agrees: np.ndarray  # [B, n] bool
+    layers: tuple[int, ...]  # of the branches, ascending
+    num_layers: int  # of the model
+
+    def __post_init__(self) -> None:
+        shape = self.confidence.shape
+        if len(shape) != 2 or shape[0] != len(self.layers) or shape != self.agrees.shape or shape[1] < 1:
+            raise HeteroError(
+                f"held-out tables of shapes {list(shape)} and {list(self.agrees.shape)} are none of {len(self.layers)} "
+                "branches; both must be [branches, tokens]."
+            )
+        if not ((self.confidence > 0) & (self.confidence <= 1)).all():
+            raise HeteroError("a held-out confidence lies outside (0, 1]; train the branches again.")
+
+    @property
+    def tokens(self) -> int:
+        """n."""
+        return self.confidence.shape[1]
+
+    def taken(self, thresholds: Sequence[float]) -> np.ndarray:
+        """[n] the branch at which each token exits, B for none."""
+        taken = np.full(self.tokens, len(self.layers))
+        for number in reversed(range(len(self.layers))):
+            if thresholds[number] < 1.0:
+                taken[self.confidence[number] >= np.float32(thresholds[number])] = number
+        return taken
+
+    def point(self, thresholds: Sequence[float], agreement: float | None = None) -> OperatingPoint:
+        """What thresholds give on these tokens, under the name of the `agreement` that was asked for (None: theirs)."""
+        taken = self.taken(thresholds)
+        share = np.bincount(taken, minlength=len(self.layers) + 1) / self.tokens
+        depth = float(share @ np.array([*self.layers, self.num_layers]))
+        found = self.agreement(taken) if agreement is None else agreement
+        return OperatingPoint(found, tuple(thresholds), depth, tuple(share.tolist()))
+
+    def agreement(self, taken: np.ndarray) -> float:
+        """Of all tokens, the share that has the first choice of full depth where each leaves at its branch `taken`."""
+        return float(self._agreeing()[taken, np.arange(self.tokens)].mean())
+
+    def _agreeing(self) -> np.ndarray:
+        """[B + 1, n]: by branch, then at full depth, which always agrees."""
+        return np.concatenate([self.agrees, np.ones((1, self.tokens), bool)])
+
+
+def calibrate(held_out: HeldOut, grid: Sequence[float] = GRID) -> tuple[OperatingPoint, ...]:
+    """One row for each agreement of the grid, which ascends below 1, and the row of agreement 1, where none exits.
+
+    Thresholds of a row minimise the mean depth plus a price for each disagreement (a Lagrangian, by coordinate descent:
+    every step is the exact best for one branch); the price is the lowest that reaches the agreement."""
+    search = _Search(held_out)
+    never = held_out.point([1.0] * len(held_out.layers), 1.0)
+    return (*(held_out.point(search.cheapest(agreement), agreement) for agreement in grid), never)
+
+
+class _Search:
+    def __init__(self, held_out: HeldOut) -> None:
+        self._held_out = held_out
+        sure = np.minimum(held_out.confidence, _MOST)
+        self._order = np.argsort(-sure, axis=1, kind="stable")  # [B, n], surest first
+        self._sure = sure
+        self._layers = np.array([*held_out.layers, held_out.num_layers], np.float64)
+        self._wrong = ~held_out._agreeing()  # [B + 1, n]
+
+    def cheapest(self, agreement: float) -> list[float]:
+        """Thresholds of the least depth found among those that reach the agreement."""
+        best = [1.0] * len(self._held_out.layers)
+        depth = float(self._layers[-1])
+        low, high = 0.0, np.log1p(_DEAREST)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            thresholds = self._at_price(np.expm1(middle))
+            taken = self._held_out.taken(thresholds)
+            if self._held_out.agreement(taken) < agreement:
+                low = middle
+                continue
+            high = middle
+            if (found := float(self._layers[taken].mean())) < depth:
+                best, depth = thresholds, found
+        return best
+
+    def _at_price(self, price: float) -> list[float]:
+        thresholds = [1.0] * len(self._held_out.layers)
+        for _ in range(_SWEEPS):
+            before = list(thresholds)
+            for number in reversed(range(len(thresholds))):
+                thresholds[number] = self._best_threshold(number, thresholds, price)
+            if thresholds == before:
+                break
+        return thresholds
+
+    def _best_threshold(self, number: int, thresholds: list[float], price: float) -> float:
+        """The best for one branch while the others keep theirs."""
+        later = self._held_out.taken([*[1.0] * (number + 1), *thresholds[number + 1 :]])  # [n]
+        earlier = self._held_out.taken([*thresholds[:number], *[1.0] * (len(thresholds) - number)])
+        order = self._order[number]
+        order = order[earlier[order] == len(thresholds)]  # those that reach this branch
+        if not order.size:
+            return thresholds[number]
+        saved = self._layers[later[order]] - self._layers[number]
+        wrong = self._wrong[number][order].astype(np.float64) - self._wrong[later[order], order]
+        gain = np.cumsum(saved - price * wrong)
+        sure = self._sure[number][order]
+        ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))  # equally sure tokens go together
+        best = ends[np.argmax(gain[ends])]
+        return float(sure[best]) if gain[best] > 0 else 1.0

@@ -1,0 +1,125 @@
+"""Calibrated thresholds reach the agreement on the tokens that they come from, at no more than full depth."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from exits_builders import exits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetero_sglang.errors import HeteroError
+from hetero_sglang.exits.calibrate import GRID, HeldOut, calibrate
+from hetero_sglang.exits.confidence import leaves
+from hetero_sglang.exits.operating_point import OperatingPoint
+
+NUM_LAYERS = 9
+
+
+@st.composite
+def held_outs(draw: st.DrawFn, most: int = 40, branches: int = 4) -> HeldOut:
+    """Some confidences are equal, and some are 1."""
+    layers = draw(st.lists(st.integers(1, NUM_LAYERS - 1), min_size=1, max_size=branches, unique=True))
+    shape = (len(layers), draw(st.integers(1, most)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    steps = draw(st.sampled_from([3, 50, 10**6]))
+    confidence = (np.ceil(rng.random(shape) * steps) / steps).astype(np.float32).clip(1e-6, 1)
+    agrees = rng.random(shape) < confidence ** draw(st.sampled_from([0.1, 0.5, 1.0]))
+    return HeldOut(confidence, agrees, tuple(sorted(layers)), NUM_LAYERS)
+
+
+def played(held_out: HeldOut, thresholds: tuple[float, ...]) -> tuple[float, float, list[float]]:
+    """Agreement, mean depth and shares, token by token as a server goes."""
+    count, tokens = len(held_out.layers), held_out.tokens
+    right, depth, at = 0, 0, [0] * (count + 1)
+    for token in range(tokens):
+        sure = torch.from_numpy(held_out.confidence[:, token])
+        gone = [b for b in range(count) if bool(leaves(sure[b], thresholds[b]))]
+        branch = gone[0] if gone else count
+        at[branch] += 1
+        right += bool(held_out.agrees[branch, token]) if gone else 1
+        depth += held_out.layers[branch] if gone else NUM_LAYERS
+    return right / tokens, depth / tokens, [each / tokens for each in at]
+
+
+@settings(max_examples=60, deadline=None)
+@given(held_outs(), st.sampled_from([GRID, (0.5,), (0.9, 0.99)]))
+def test_each_row_reaches_its_agreement(held_out: HeldOut, grid: tuple[float, ...]) -> None:
+    rows = calibrate(held_out, grid)
+    assert [row.agreement for row in rows] == [*grid, 1.0]
+    for row in rows:
+        agreement, depth, share = played(held_out, row.thresholds)
+        assert agreement >= row.agreement - 1e-12
+        assert row.depth == pytest.approx(depth) and depth <= NUM_LAYERS
+        assert list(row.share) == pytest.approx(share)
+    assert rows[-1].never and rows[-1].depth == NUM_LAYERS
+
+
+@settings(max_examples=40, deadline=None)
+@given(held_outs(most=12, branches=1))
+def test_one_branch_gets_its_best_threshold_on_the_hull(held_out: HeldOut) -> None:
+    """What a price can reach: no deeper than the best threshold that gives up nothing."""
+    [row] = calibrate(held_out, (1 - 1e-9,))[:-1]
+    possible = [*(float(min(c, np.nextafter(np.float32(1), np.float32(0)))) for c in held_out.confidence[0]), 1.0]
+    depths = [depth for t in possible for right, depth, _ in [played(held_out, (t,))] if right == 1]
+    assert row.depth == pytest.approx(min(depths))
+
+
+def test_two_branches_share_the_disagreements_as_well_as_any_thresholds_do() -> None:
+    rng = np.random.default_rng(3)
+    skill = rng.random((1, 400)).astype(np.float32)
+    confidence = np.clip(skill * [[0.8], [1.0]] + 0.1 * rng.random((2, 400)), 0.01, 0.99).astype(np.float32)
+    agrees = rng.random((2, 400)) < confidence**0.3
+    held_out = HeldOut(confidence, agrees, (3, 6), NUM_LAYERS)
+    [row] = calibrate(held_out, (0.95,))[:-1]
+    steps = [*np.linspace(0.02, 0.98, 49), 1.0]
+    best = min(
+        point.depth
+        for pair in product(steps, steps)
+        for point in [held_out.point(pair)]
+        if point.agreement >= 0.95
+    )  # fmt: skip
+    assert row.depth <= best + 0.05 < NUM_LAYERS - 1
+
+
+def test_branches_that_are_always_right_let_every_token_go_at_the_first() -> None:
+    sure = np.array([[1.0, 1.0, 0.25], [1.0, 1.0, 1.0]], np.float32)
+    row = calibrate(HeldOut(sure, np.ones((2, 3), bool), (2, 4), NUM_LAYERS))[0]
+    assert row.depth == 2 and row.share == (1.0, 0.0, 0.0) and row.thresholds[0] == 0.25
+
+
+def test_branches_that_are_never_right_let_none_go() -> None:
+    sure = np.ones((2, 50), np.float32)
+    rows = calibrate(HeldOut(sure, np.zeros((2, 50), bool), (2, 4), NUM_LAYERS), (0.99,))
+    assert all(row.never for row in rows)
+
+
+@given(st.floats(0, 1, exclude_min=True))
+def test_an_agreement_gets_the_next_stricter_row(agreement: float) -> None:
+    rows = [OperatingPoint(a, (t, t, t), 3.0, (1.0, 0.0, 0.0, 0.0)) for a, t in [(0.9, 0.5), (0.99, 0.7), (1.0, 1.0)]]
+    found = exits(calibration=tuple(rows)).thresholds(agreement)
+    assert found == (0.5 if agreement <= 0.9 else 0.7 if agreement <= 0.99 else 1.0,) * 3
+
+
+@pytest.mark.parametrize("agreement", [0.0, -0.5, 1.0001, float("nan")])
+def test_an_agreement_out_of_range_is_refused(agreement: float) -> None:
+    with pytest.raises(HeteroError, match="choose one above 0 and at most 1"):
+        exits().thresholds(agreement)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "agrees", "said"),
+    [
+        (np.ones((1, 3)), np.ones((1, 3), bool), "are none of 2 branches"),
+        (np.ones((2, 3)), np.ones((2, 4), bool), "are none of 2 branches"),
+        (np.ones((2, 0)), np.ones((2, 0), bool), "are none of 2 branches"),
+        (np.full((2, 3), np.nan), np.ones((2, 3), bool), r"outside \(0, 1\]"),
+        (np.zeros((2, 3)), np.ones((2, 3), bool), r"outside \(0, 1\]"),
+    ],
+)
+def test_tables_that_are_none_are_refused(confidence: np.ndarray, agrees: np.ndarray, said: str) -> None:
+    with pytest.raises(HeteroError, match=said):
+        HeldOut(confidence, agrees, (1, 2), NUM_LAYERS)
