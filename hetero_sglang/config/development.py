@@ -4,7 +4,8 @@ HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every
 with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: at most so many rows
 come to a head with a key index when a step looks for some, and BLOCK_ROWS times as many when new tokens of a
 prompt do. HETERO_WAIT_FOR_RANKINGS=1: every ranking of the worker is waited for between steps, so that tokens of two
-runs can be compared. HETERO_CHECKSUMS=1: host rows are summed up when they are first seen and compared in every pass.
+runs can be compared. HETERO_FORCED_EXITS: the share of branches, drawn at random, at which a batch leaves early, however
+sure they are. HETERO_CHECKSUMS=1: host rows are summed up when they are first seen and compared in every pass.
 HETERO_FAULT, names with commas between or a file with them: what goes wrong on purpose (`FAULTS`)."""
 
 import os
@@ -15,10 +16,11 @@ from hetero_sglang.errors import HeteroError
 ALLOWED = "HETERO_DEVELOPMENT"
 FETCH_RATE = "HETERO_FETCH_RATE"
 CHANGED_ROWS = "HETERO_CHANGED_ROWS"
+FORCED_EXITS = "HETERO_FORCED_EXITS"
 WAIT = "HETERO_WAIT_FOR_RANKINGS"
 CHECKSUMS = "HETERO_CHECKSUMS"
 FAULT = "HETERO_FAULT"
-SWITCHES = (FETCH_RATE, CHANGED_ROWS, WAIT, CHECKSUMS, FAULT)
+SWITCHES = (FETCH_RATE, CHANGED_ROWS, FORCED_EXITS, WAIT, CHECKSUMS, FAULT)
 FAULTS = {
     "worker-dies": "the retrieval worker ends when it is asked for a ranking",
     "worker-stalled": "it stops reading",
@@ -42,6 +44,7 @@ def check() -> None:
                     f"{name} is set, which is for measurements and tests alone: unset it, or set {ALLOWED}=1 as well."
                 )
     fetch_rate()
+    forced_exits()
     changed_rows()
     if unknown := sorted(faults() - FAULTS.keys()):
         raise HeteroError(f"{FAULT} names {unknown[0][:40]!r}: choose among {', '.join(FAULTS)}.")
@@ -57,14 +60,23 @@ def changed_rows() -> int | None:
 
 def fetch_rate() -> float | None:
     """None: drift decides. HeteroError when what is set is no share."""
-    given = _written(FETCH_RATE)
+    return _share(FETCH_RATE)
+
+
+def forced_exits() -> float | None:
+    """None: branches decide. HeteroError when what is set is no share."""
+    return _share(FORCED_EXITS)
+
+
+def _share(name: str) -> float | None:
+    given = _written(name)
     try:
-        rate = float(given) if given else None
+        share = float(given) if given else None
     except ValueError:
-        rate = float("nan")
-    if rate is not None and not 0 <= rate <= 1:
-        raise HeteroError(f"{FETCH_RATE} is {given[:40]!r}: set it to a share from 0 to 1 or to a file with one.")
-    return rate
+        share = float("nan")
+    if share is not None and not 0 <= share <= 1:
+        raise HeteroError(f"{name} is {given[:40]!r}: set it to a share from 0 to 1 or to a file with one.")
+    return share
 
 
 def faults() -> frozenset[str]:

@@ -54,7 +54,7 @@ def batch_runs(original: Callable[..., Any], worker: Any, batch: Any, *args: Any
     if state is None or batch is None:
         return original(worker, batch, *args, **kwargs)
     if batch.forward_mode.is_decode():
-        state.requests = batch.reqs
+        state.requests = list(batch.reqs)  # which SGLang changes
     else:
         state.waiting.forget(batch.reqs)
         for req in batch.reqs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context, get_attn_backend
 
+from hetero_sglang.config import development
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.confidence import MEASURES, leaves
 from hetero_sglang.exits.exits import Exits
@@ -60,6 +62,7 @@ class EarlyExit:
         self.attention: Attention | None = None
         self.answer: LogitsProcessorOutput | None = None  # of the branch where the pass has ended
         self.compared: torch.Tensor | None = None  # [B] first choices of a branch, of a pass that ran on
+        self.dice = random.Random(0)  # as all ranks throw them
         self.left = False  # the latest pass left early
         self.since = 0  # exits since one was compared
         self.model = self.runner.model
@@ -132,7 +135,7 @@ class EarlyExit:
 
     def _adapt(self, batch: Any) -> None:
         """LoRA layers are about to see the rows of this batch."""
-        if batch.lora_ids is not None and self.runner.lora_manager is not None:
+        if self.runner.server_args.enable_lora:
             self.runner.lora_manager.prepare_lora_batch(batch)
 
     def _ask(self, branch: Branch, turn: Turn, batch: Any, threshold: float) -> LogitsProcessorOutput | None:
@@ -142,6 +145,8 @@ class EarlyExit:
             answer = self._logits(batch.input_ids, branch.hidden(state), self.model.lm_head, batch)
         else:
             answer = LogitsProcessorOutput(next_token_logits=branch.logits(state, self._own_head))
+        if (forced := development.forced_exits()) is not None:
+            return answer if self.dice.random() < forced else None
         sure = MEASURES[self.exits.confidence](answer.next_token_logits, self.exits.vocabulary)
         return answer if bool(leaves(sure, threshold).all()) else None
 
