@@ -160,3 +160,18 @@ def test_compared_exits_run_on_and_say_what_full_depth_says(monkeypatch: pytest.
             said = branch.hidden(states[3, first + number - 1][None])[0] @ world.model.lm_head.T
             agreed += int(said.argmax() == logits.argmax())
     assert (counts.compared, counts.agreed, counts.exits[3]) == (2, agreed, 8)
+
+
+def test_a_retracted_request_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waited of it has no rows any more: others may have taken their places."""
+    forced(monkeypatch, 1.0)
+    world = World(monkeypatch, 2, [2], 0.5)
+    reqs = [world.begin([number, 5, 6]) for number in range(2)]
+    for _ in range(3):
+        world.step()
+    world.retract(reqs[0])
+    assert world.exits.waiting.requests == [reqs[1]]
+    forced(monkeypatch, 0.0)
+    world.step()
+    for req in reqs:
+        world.check(req)
