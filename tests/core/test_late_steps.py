@@ -6,7 +6,7 @@ import pytest
 import torch
 from core_helpers import DIM, Request, decode, engine_of, make_cache, make_settings, random_profile, table_of
 from test_drafts import begun, same
-from test_lazy_heads import Run, lazy_settings
+from test_lazy_heads import TURNS, Run, lazy_settings
 from test_policies_in_engine import OTHERS, settings_of
 
 from hetero_sglang.config.settings import Settings
@@ -86,6 +86,11 @@ def check(settings: Settings, waits: list[int], ahead: bool, prompts: list[int],
 @pytest.mark.parametrize("run", [1, 4, (8, 1)])
 def test_heads_with_an_index(run: Run, ahead: bool) -> None:
     check(lazy_settings(1, run), [3, 1, 2, 3], ahead, [150, 30], 1)
+
+
+def test_heads_look_when_it_was_their_turn() -> None:
+    """By the clock of the step that a token left."""
+    check(lazy_settings(1, 1, probed=TURNS), [3, 1, 2, 3, 3, 3, 3], False, [150], 1)
 
 
 @pytest.mark.parametrize("name", OTHERS)
