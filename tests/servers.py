@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_adapters import lora_paths, lora_profile
+from tiny_exits import exits_file
 
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
@@ -21,6 +22,11 @@ RATIO = 0.5
 # The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
 POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
 DRAFTS = {"kv_policy": "heterocache", "speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 8}
+EXITS: dict[str, Any] = {
+    "hetero_early_exit": exits_file,
+    "hetero_exit_agreement": 0.9,
+    "env": {"HETERO_DEVELOPMENT": "1", "HETERO_FORCED_EXITS": "0.5"},
+}
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
 FEW = {"max_total_tokens": 3200, "disable_radix_cache": True, "enable_priority_scheduling": True}
 ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
@@ -64,6 +70,25 @@ TABLE: dict[str, dict[str, Any]] = {
         "max_total_tokens": 14000,
     },
     "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000},
+    # Tokens that leave early by lot: of SGLang's own cache, and in little room, in pages, retracted by force.
+    "exits": {
+        **EXITS,
+        "kv_policy": "full",
+        "dtype": "float32",
+        "max_total_tokens": 14000,
+        "enable_metrics": True,
+    },
+    "exits-tiered": {
+        **EXITS,
+        **PAGED,
+        "kv_policy": "heterocache",
+        "dtype": "float32",
+        "hetero_keep_ratio": 0.6,
+        "hetero_window": 16,
+        "hetero_dense_below": 512,
+        "max_total_tokens": 6000,
+        "env": {**EXITS["env"], "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
+    },
     "drafts-small": {
         **DRAFTS,
         **PAGED,
@@ -147,7 +172,8 @@ TABLE: dict[str, dict[str, Any]] = {
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
 }
-PLAIN = ("plain-paged", "plain", "plain-precise", "plain-few", "plain-lora")  # without a policy, and statistics of ours
+# without a policy, and statistics of one
+PLAIN = ("plain-paged", "plain", "plain-precise", "exits", "plain-few", "plain-lora")
 
 
 class Servers:

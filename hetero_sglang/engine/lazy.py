@@ -11,7 +11,6 @@ import torch
 
 from hetero_sglang.cache.index_store import LayerIndex
 from hetero_sglang.cache.lanes import Lane, Mark, mark, upload
-from hetero_sglang.cache.working_set import WorkingSet
 from hetero_sglang.config import development
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.ops.base import Arrivals, StepTables

@@ -131,8 +131,8 @@ class HeteroAttnBackend(AttentionBackend):
         if self.turns:
             every = zip(*(rows.chunk(len(self.turns)) for rows in (slots, q, k, v)), strict=True)
             out = [
-                self.engine.decode(index, *turn, *mine, layer.scaling)
-                for turn, mine in zip(self.turns, every, strict=True)
+                self.engine.decode(index, step, tables, mine[0], mine[1], mine[2], mine[3], layer.scaling)
+                for (step, tables), mine in zip(self.turns, every, strict=True)
             ]
             return self._out(index, torch.cat(out))
         assert self.step is not None and self.tables is not None

@@ -23,7 +23,8 @@ from hetero_sglang.sglang.asked import AUTO, options_of
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
     """BEFORE http_server._setup_and_run_http_server: /hetero/stats, /hetero/profile, /hetero/config, the page."""
-    if getattr(server_args, "kv_policy", "full") == "full":
+    plain = getattr(server_args, "kv_policy", "full") == "full"
+    if plain and not getattr(server_args, "hetero_early_exit", None):
         return
     from fastapi import Request
     from fastapi.responses import JSONResponse
@@ -31,11 +32,14 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
 
     from hetero_sglang.sglang.page.routes import add_page
 
-    profile, changing = served_profile(server_args), asyncio.Lock()
-
     async def hetero_stats() -> Any:
         states = await tokenizer_manager.get_internal_state()
         return [s.get("hetero") for s in states]
+
+    app.add_api_route("/hetero/stats", hetero_stats, methods=["GET"])
+    if plain:
+        return
+    profile, changing = served_profile(server_args), asyncio.Lock()
 
     async def hetero_profile() -> Any:
         return profile
@@ -59,7 +63,6 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
                 return JSONResponse({"error": {"message": message}}, 500)
             return await hetero_config()
 
-    app.add_api_route("/hetero/stats", hetero_stats, methods=["GET"])
     app.add_api_route("/hetero/profile", hetero_profile, methods=["GET"])
     app.add_api_route("/hetero/config", hetero_config, methods=["GET"])
     app.add_api_route("/hetero/config", change_hetero_config, methods=["POST"])

@@ -1,29 +1,31 @@
 """Our metrics in the scheduler process's Prometheus registry, whose files SGLang's /metrics reads."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hetero_sglang.cache.durations import Durations
 from hetero_sglang.cache.shares import Shares
-from hetero_sglang.sglang.metrics import COUNTER, GAUGE, HISTOGRAM, METRICS, PREFIX, SECONDS, TENTHS, Reading
+from hetero_sglang.sglang import early_exit
+from hetero_sglang.sglang.metrics import COUNTER, GAUGE, HISTOGRAM, METRICS, PREFIX, SECONDS, TENTHS, Metric, Reading
 from hetero_sglang.sglang.runtime import Runtime, runtime
 
 _SOON = 1.0  # seconds between two exports while nothing runs
 
 
 class Exporter:
-    """Made once per process, under SGLang's own labels."""
+    """Made once per process, under SGLang's own labels. `read`: what metrics read their numbers of, now."""
 
-    def __init__(self, labels: dict[str, Any], state: Runtime) -> None:
+    def __init__(self, labels: dict[str, Any], metrics: Sequence[Metric], read: Callable[[], Any]) -> None:
         import prometheus_client  # reads at import where SGLang has its processes' files
 
-        self.labels, self.state, self.at = labels, state, 0.0
+        self.labels, self.metrics, self.read, self.at = labels, metrics, read, 0.0
         self._series: dict[tuple[str, str], Any] = {}  # by metric and the value of its own label
         self._counted: dict[tuple[str, str], float] = {}  # as last exported
         self._families: dict[str, Any] = {}
-        now = Reading(state)
-        for metric in METRICS:
+        now = read()
+        for metric in metrics:
             names = [*labels, *([metric.label] if metric.label else [])]
             kind = getattr(prometheus_client, metric.kind.capitalize())
             value = metric.read(now)
@@ -40,10 +42,8 @@ class Exporter:
     def tell(self) -> None:
         """Export what has been counted since the last time, and what is so now."""
         self.at = time.monotonic()
-        if self.state.engine is not None:
-            self.state.engine.stats()  # brings the counters up to date
-        now = Reading(self.state)
-        for metric in METRICS:
+        now = self.read()
+        for metric in self.metrics:
             value = metric.read(now)
             if isinstance(value, Durations):
                 continue
@@ -72,16 +72,29 @@ class Exporter:
 
 
 def start(scheduler: Any) -> None:
-    """Once the scheduler is built: export where SGLang does, from this rank (--enable-metrics)."""
+    """Once the scheduler is built: what this rank exports."""
+    runtime().exporter = exporter_of(scheduler, METRICS, partial(_reading, runtime()))
+
+
+def exporter_of(scheduler: Any, metrics: Sequence[Metric], read: Callable[[], Any]) -> Exporter | None:
+    """An exporter where SGLang exports from this rank (--enable-metrics)."""
     context = scheduler.metrics_collector_context
-    if context.current_scheduler_metrics_enabled:
-        runtime().exporter = Exporter(dict(context.collector.labels), runtime())
+    if not context.current_scheduler_metrics_enabled:
+        return None
+    return Exporter(dict(context.collector.labels), metrics, read)
+
+
+def _reading(state: Runtime) -> Reading:
+    if state.engine is not None:
+        state.engine.stats()  # brings the counters up to date
+    return Reading(state)
 
 
 def logged(result: None, collector: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER SchedulerMetricsCollector.log_stats: ours whenever SGLang's own are set."""
     if (exporter := runtime().exporter) is not None:
         exporter.tell()
+    early_exit.tell()
 
 
 def tell_soon() -> None:

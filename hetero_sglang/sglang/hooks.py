@@ -128,11 +128,12 @@ def enter_process() -> None:
 
 def enter_scheduler(server_args: Any, *args: Any, **kwargs: Any) -> None:
     """BEFORE configure_scheduler_process: the first moment a scheduler process knows its arguments."""
+    plain = getattr(server_args, "kv_policy", "full") == "full"
     if getattr(server_args, "hetero_early_exit", None):
         from hetero_sglang.sglang import early_exit
 
-        install(early_exit.seams())
-    if getattr(server_args, "kv_policy", "full") == "full":
+        install(early_exit.seams(alone=plain))
+    if plain:
         return
     start_runtime(server_args, scheduling.rank(*args, **kwargs), server_args.tp_size)
     install(scheduler_seams())

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hetero_sglang.cache.durations import Durations
 from hetero_sglang.cache.shares import Shares
@@ -68,7 +68,7 @@ class Metric:
     name: str
     kind: str
     help: str
-    read: Callable[[Reading], Value]
+    read: Callable[[Any], Value]
     label: str | None = None
 
 

@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Any
 
-from hetero_sglang.sglang import exporter, present, tune
+from hetero_sglang.sglang import early_exit, exporter, present, tune
 from hetero_sglang.sglang.interface import Slots
 from hetero_sglang.sglang.lifecycle import free_slots
 from hetero_sglang.sglang.runtime import Check, runtime
@@ -25,6 +25,7 @@ def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> 
     if (engine := runtime().engine) is not None:
         engine.record()
     exporter.start(scheduler)
+    early_exit.start(scheduler)
     gc.collect()
     gc.freeze()
 
@@ -46,6 +47,7 @@ def stats(scheduler: Any) -> dict[str, Any]:
         "token_slots_free": scheduler.token_to_kv_pool_allocator.available_size(),
         "token_slots_cached": slots.cached(scheduler.tree_cache),
         "token_slots_written": state.check.written,
+        **({"early_exit": exits} if (exits := early_exit.stats()) else {}),
     }
 
 

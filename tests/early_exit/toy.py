@@ -60,8 +60,9 @@ class Rows(AttentionBackend):
         """A prefill's tokens, and a step's, are alike: each attends to as many as its length says."""
         self.kv[0, layer.layer_id, forward_batch.out_cache_loc] = k
         self.kv[1, layer.layer_id, forward_batch.out_cache_loc] = v
-        return torch.stack([self._row(*each, layer.layer_id) for each in zip(
-            q, forward_batch.req_pool_indices.tolist(), (forward_batch.positions + 1).tolist(), strict=True)])  # fmt: skip
+        requests, lengths = forward_batch.req_pool_indices.tolist(), (forward_batch.positions + 1).tolist()
+        every = zip(q, requests, lengths, strict=True)
+        return torch.stack([self._row(*each, layer.layer_id) for each in every])
 
     def _row(self, q: torch.Tensor, request: int, length: int, layer: int) -> torch.Tensor:
         k, v = self.kv[:, layer, self.table[request, :length]]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from hetero_sglang.exits.files import load
+from hetero_sglang.sglang.early_exit import report
 from hetero_sglang.sglang.early_exit.passes import EarlyExit, Rules
 from hetero_sglang.sglang.interface import Requests, Seam, Slots, Targets
 from hetero_sglang.sglang.version import installed
@@ -16,9 +15,11 @@ requests: Requests = installed("requests")
 slots: Slots = installed("slots")
 targets: Targets = installed("targets")
 
+_GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
 _WHOLE = "hetero_whole"  # on a Req: tokens whose rows are there in every layer, and exact; absent: all
 
 _passes: EarlyExit | None = None
+_exporter: Any = None
 
 
 def passes() -> EarlyExit | None:
@@ -26,13 +27,44 @@ def passes() -> EarlyExit | None:
     return _passes
 
 
-def seams() -> list[Seam]:
-    """Hooks of a scheduler process with --hetero-early-exit, whatever its policy."""
+def tell() -> None:
+    """Metrics are exported now."""
+    if _exporter is not None:
+        _exporter.tell()
+
+
+def stats() -> dict[str, Any] | None:
+    """Of this rank; None where early exit is off."""
+    return None if _passes is None else report.stats(_passes)
+
+
+def start(scheduler: Any) -> None:
+    """Once the scheduler is built."""
+    from hetero_sglang.sglang.exporter import exporter_of
+
+    global _exporter
+    if _passes is not None:
+        counts = _passes.counts
+        _exporter = exporter_of(scheduler, report.METRICS, lambda: counts)
+
+
+def seams(alone: bool) -> list[Seam]:
+    """Hooks of a scheduler process with --hetero-early-exit, whatever its policy. `alone`: of plain SGLang's, where no
+    hooks of a policy tell what goes on."""
     from sglang.srt.plugins.hook_registry import HookType
 
+    collector = "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector"
+    scheduler = "sglang.srt.managers.scheduler.Scheduler"
+    telling: list[Seam] = [
+        (f"{scheduler}.__init__", scheduler_built, HookType.AFTER),
+        (f"{scheduler}.get_internal_state", internal_state, HookType.AFTER),
+        (f"{collector}.log_stats", logged, HookType.AFTER),
+    ]
     return [
+        *(telling if alone else []),
         ("sglang.srt.model_executor.model_runner.ModelRunner.load_model", model_loaded, HookType.AFTER),
         ("sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation", batch_runs, HookType.AROUND),
+        (f"{_GRAPHS}.DecodeCudaGraphRunner.can_run_graph", in_one_graph, HookType.AROUND),
         ("sglang.srt.mem_cache.common._release_overallocated_kv_indices", behind_freed, HookType.AROUND),
         (targets.KEPT, kept, HookType.AROUND),
     ]
@@ -48,11 +80,28 @@ def model_loaded(result: None, runner: Any) -> None:
     _passes.install()
 
 
+def scheduler_built(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER Scheduler.__init__."""
+    start(scheduler)
+
+
+def internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
+    """AFTER Scheduler.get_internal_state: as of a policy's server."""
+    result.internal_state["hetero"] = {"early_exit": stats()}
+    return result
+
+
+def logged(result: None, collector: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER SchedulerMetricsCollector.log_stats."""
+    tell()
+
+
 def batch_runs(original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND TpModelWorker.forward_batch_generation: whose tokens the pass makes."""
     state = _passes
     if state is None or batch is None:
         return original(worker, batch, *args, **kwargs)
+    state.left = False
     if batch.forward_mode.is_decode():
         state.requests = list(batch.reqs)  # which SGLang changes
     else:
@@ -67,6 +116,11 @@ def batch_runs(original: Callable[..., Any], worker: Any, batch: Any, *args: Any
             for req, length in zip(batch.reqs, lengths, strict=True):
                 _note(state, req, length)
         state.requests = None
+
+
+def in_one_graph(original: Callable[..., bool], graphs: Any, batch: Any) -> bool:
+    """AROUND DecodeCudaGraphRunner.can_run_graph: a pass that may end early is no graph of all layers."""
+    return original(graphs, batch) and (_passes is None or not _passes.comes(batch))
 
 
 def _note(state: EarlyExit, req: Any, length: int) -> None:
@@ -89,6 +143,8 @@ def kept(original: Callable[..., int], req: Any) -> int:
 def behind_freed(original: Callable[..., None], req: Any, start_p: int, end_p: int, tree_cache: Any) -> None:
     """AROUND mem_cache.common._release_overallocated_kv_indices, which takes it for a fault that any are: slots behind
     what the tree keeps."""
+    if _passes is not None:
+        _passes.waiting.forget([req])
     if not hasattr(req, _WHOLE):
         original(req, start_p, end_p, tree_cache)
         return

@@ -17,7 +17,7 @@ from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.confidence import MEASURES, leaves
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, attention_of, stacked
-from hetero_sglang.sglang.early_exit.turn import Turn, Waiting
+from hetero_sglang.sglang.early_exit.turn import Turn, Waiting, turn_of
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -43,6 +43,11 @@ class Counts:
     layers: int = 0  # run for them
     compared: int = 0  # that were sure at a branch and ran on
     agreed: int = 0  # of those, whose first choice stayed
+
+    @property
+    def depth(self) -> float:
+        """Mean of a token's layers in its own step."""
+        return self.layers / max(1, self.tokens)
 
 
 @dataclass
@@ -81,7 +86,6 @@ class EarlyExit:
         if not batch.forward_mode.is_decode() or self.requests is None:
             return self._forward(input_ids, positions, batch, *args, **kwargs)
         self.attention = attention = self.attention or attention_of(get_attn_backend())
-        self.left = False
         self._settle(batch, attention)
         tries = self._tries(batch)
         if not tries and not self.waiting.count:
@@ -89,9 +93,18 @@ class EarlyExit:
             return self._forward(input_ids, positions, batch, *args, **kwargs)
         return self._pass(input_ids, positions, batch, attention, tries)
 
+    def comes(self, batch: Any) -> bool:
+        """Whether a decode pass has to come here: it may end early, or some wait to go on with it. One that does not
+        runs all layers."""
+        if self.requests is None or not batch.forward_mode.is_decode():
+            return False
+        if self.waiting.count or self._tries(batch):
+            return True
+        self._ran(len(self.requests), self.exits.layers)
+        return False
+
     def _pass(self, ids: torch.Tensor, positions: torch.Tensor, batch: Any, attention: Attention, tries: bool) -> Any:
-        own = (ids, positions, batch.out_cache_loc, batch.seq_lens, batch.seq_lens_cpu)  # in buffers of all passes
-        turns = [Turn(*(each.clone() for each in own), attention.clock, self.model.model.embed_tokens(ids))]
+        turns = [turn_of(ids, positions, batch, attention.clock, self.model.model.embed_tokens(ids))]
         rows, first, sure = range(len(turns[0].ids)), 0, None
         for number, branch in enumerate(self.exits.branches):
             self._run(turns, first, branch.layer, batch, attention, rows)

@@ -34,6 +34,14 @@ class Turn:
         return replace(self, **some)
 
 
+def turn_of(ids: torch.Tensor, positions: torch.Tensor, batch: Any, clock: int, hidden: torch.Tensor) -> Turn:
+    """That of a decode batch, whose tensors are the next pass's too."""
+    return Turn(
+        ids.clone(), positions.clone(), batch.out_cache_loc.clone(), batch.seq_lens.clone(),
+        batch.seq_lens_cpu.clone(), clock, hidden,
+    )  # fmt: skip
+
+
 class Waiting:
     """Turns that have left at each branch, oldest first, of one batch; the deeper they wait the older they are."""
 
