@@ -74,6 +74,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "exits": {
         **EXITS,
         "kv_policy": "full",
+        "lora_paths": lora_paths,
         "dtype": "float32",
         "max_total_tokens": 14000,
         "enable_metrics": True,

@@ -115,6 +115,7 @@ class Targets(Protocol):
     """`targets`: where it is hooked beside what all versions have in common (hooks.py). Imports nothing of SGLang."""
 
     RELIED_ON: tuple[str, ...]  # what we override or call where SGLang hides it, for tests/adapter/contract.py
+    LAYER_BY_LAYER: bool  # early exit runs its models' layers
     KEPT: str  # the method of Req that `requests.kept` calls
 
     def seams(self) -> list[Seam]:

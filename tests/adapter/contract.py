@@ -76,10 +76,13 @@ def targets(version: str) -> Targets:
 
 def hooked(version: str) -> set[str]:
     """The targets in the table of hooks, those of a machine without a GPU too."""
+    from hetero_sglang.sglang import early_exit
     from hetero_sglang.sglang.hooks import process_seams, scheduler_seams
 
+    own = targets(version)
     with mock.patch.dict(os.environ, {ENGINE_VARIABLE: "1"}):
-        return {target for target, _, _ in process_seams(targets(version)) + scheduler_seams()}
+        every = process_seams(own) + scheduler_seams() + early_exit.seams(True, own)
+    return {target for target, _, _ in every}
 
 
 def patched(version: str) -> set[str]:

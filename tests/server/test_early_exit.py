@@ -18,15 +18,16 @@ from benchmarks.recall import Language
 DEPTH = 8
 
 
-def first_choices(server: Server, ids: list[int], start: int) -> list[int]:
+def first_choices(server: Server, ids: list[int], start: int, adapter: str | None = None) -> list[int]:
     """Full depth's choice of each token from `start` on, given those before it."""
-    reply = server.generate(ids, 1, {"return_logprob": True, "logprob_start_len": start - 1, "top_logprobs_num": 1})
+    asks = {"return_logprob": True, "logprob_start_len": start - 1, "top_logprobs_num": 1, "lora_path": adapter}
+    reply = server.generate(ids, 1, asks)
     return [each[0][1] for each in reply["meta_info"]["input_top_logprobs"][1:]]
 
 
-def check_tokens(plain: Server, prompt: list[int], said: list[int]) -> int:
+def check_tokens(plain: Server, prompt: list[int], said: list[int], adapter: str | None = None) -> int:
     """What is no mark is full depth's; how many are marks."""
-    choices = first_choices(plain, prompt + said, len(prompt))
+    choices = first_choices(plain, prompt + said, len(prompt), adapter)
     assert len(choices) == len(said) and not set(choices) & set(MARKS)
     wrong = [(n, mine, full) for n, (mine, full) in enumerate(zip(said, choices, strict=True))
              if mine not in MARKS and mine != full]  # fmt: skip
@@ -73,6 +74,19 @@ def test_a_next_turn_shares_what_is_whole(server: Server, servers: Servers, lang
         ids = ids + reply["output_ids"] + prompts(language, 1, turn)[0][:20]
         before = len(ids) - 20 - 1
     assert exits_of(server)["waiting"] == 0
+
+
+@pytest.mark.server("exits")
+def test_adapters_go_on_with_their_own_tokens(server: Server, language: Language) -> None:
+    """Two and the model alone, in one batch; a prefill runs all layers and says what full depth would."""
+    ids = prompts(language, 1, 6)[0]
+    adapters = ["a", None, "b"]
+    with ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(lambda a: server.generate(ids, 40, {"lora_path": a}, ignore_eos=True), adapters))
+    said = [reply["output_ids"] for reply in replies]
+    assert said[0] != said[1] != said[2]
+    for each, adapter in zip(said, adapters, strict=True):
+        assert check_tokens(server, ids, each, adapter) > 0
 
 
 @pytest.mark.server("exits")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.files import load
-from hetero_sglang.sglang.interface import Configuration
-from hetero_sglang.sglang.version import installed
+from hetero_sglang.sglang.interface import Configuration, Targets
+from hetero_sglang.sglang.version import TESTED, folder, installed, release
 
 configuration: Configuration = installed("configuration")
+targets: Targets = installed("targets")
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -33,6 +35,12 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 def before(args: Any) -> None:
     """Before SGLang settles its defaults. Raises HeteroError for flags that cannot go together."""
+    if not targets.LAYER_BY_LAYER:
+        served = [each for each in TESTED if import_module(f"{folder(each)}.targets").LAYER_BY_LAYER]
+        raise HeteroError(
+            f"--hetero-early-exit is not tested with the layers of SGLang {release()}, only with those of "
+            f"{', '.join(served)}; use that, or drop the flag."
+        )
     for name, fine, reason in FLAGS:
         if (value := getattr(args, name)) not in fine:
             flag, why = reason.split(": ", 1)

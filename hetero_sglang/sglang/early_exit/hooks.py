@@ -48,11 +48,13 @@ def start(scheduler: Any) -> None:
         _exporter = exporter_of(scheduler, report.METRICS, lambda: counts)
 
 
-def seams(alone: bool) -> list[Seam]:
+def seams(alone: bool, of: Targets = targets) -> list[Seam]:
     """Hooks of a scheduler process with --hetero-early-exit, whatever its policy. `alone`: of plain SGLang's, where no
-    hooks of a policy tell what goes on."""
+    hooks of a policy tell what goes on; `of`: a version's own targets."""
     from sglang.srt.plugins.hook_registry import HookType
 
+    if not of.LAYER_BY_LAYER:
+        return []
     collector = "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector"
     scheduler = "sglang.srt.managers.scheduler.Scheduler"
     telling: list[Seam] = [
@@ -66,7 +68,7 @@ def seams(alone: bool) -> list[Seam]:
         ("sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation", batch_runs, HookType.AROUND),
         (f"{_GRAPHS}.DecodeCudaGraphRunner.can_run_graph", in_one_graph, HookType.AROUND),
         ("sglang.srt.mem_cache.common._release_overallocated_kv_indices", behind_freed, HookType.AROUND),
-        (targets.KEPT, kept, HookType.AROUND),
+        (of.KEPT, kept, HookType.AROUND),
     ]
 
 

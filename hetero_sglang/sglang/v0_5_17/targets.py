@@ -3,10 +3,12 @@
 from hetero_sglang.cpu import paged
 from hetero_sglang.sglang.interface import Seam
 
+LAYER_BY_LAYER = True
 KEPT = "sglang.srt.managers.schedule_batch.Req.effective_kv_committed_len"
 RELIED_ON: tuple[str, ...] = (
     "sglang.kernels.jit.utils.load_jit",
     "sglang.kernels.ops.speculative.ngram_corpus.get_ngram_corpus_cls",
+    "sglang.srt.layers.logits_processor.LogitsProcessor.forward",
     "sglang.srt.managers.scheduler.Scheduler._apply_war_barrier",
     "sglang.srt.mem_cache.base_prefix_cache.MatchPrefixParams",
     "sglang.srt.mem_cache.common.release_kv_cache",
@@ -14,6 +16,11 @@ RELIED_ON: tuple[str, ...] = (
     "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.move_kv_cache",
     "sglang.srt.mem_cache.radix_cache.RadixCache.match_prefix",
     "sglang.srt.mem_cache.radix_cache.RadixCache.total_size",
+    "sglang.srt.models.llama.LlamaDecoderLayer.forward",
+    "sglang.srt.models.llama.LlamaModel.forward",
+    "sglang.srt.models.qwen2.Qwen2DecoderLayer.forward",
+    "sglang.srt.models.qwen2.Qwen2Model.forward",
+    "sglang.srt.models.qwen3.Qwen3DecoderLayer.forward",
     "sglang.srt.server_args.ServerArgs.__post_init__",
     "sglang.srt.server_args.ServerArgs._handle_gpu_memory_settings",
     "sglang.srt.server_args.ServerArgs.get_model_config",

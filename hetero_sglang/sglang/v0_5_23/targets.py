@@ -2,6 +2,7 @@
 
 from hetero_sglang.sglang.interface import Seam
 
+LAYER_BY_LAYER = False  # what is between two of them lies in the batch (residual_batch)
 KEPT = "sglang.srt.managers.schedule_batch.Req.owned_kv_len"
 _FIELDS = (  # flags; a new one may have to be refused
     "device.Device", "disagg.Disagg", "exec_.ExecComm", "exec_.ExecDeterministic", "exec_.ExecDllm",
