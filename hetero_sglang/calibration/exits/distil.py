@@ -23,6 +23,8 @@ from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.calibrate import calibrate
 from hetero_sglang.exits.exits import Exits
 
+SAVE_SECONDS = 20.0  # of training that a kill may cost
+
 
 def distil(
     checkpoint: Checkpoint,
@@ -71,15 +73,15 @@ def _train(
             progress.set_postfix_str(f", loss {loss:.3f}", refresh=False)
             progress.update(1)
 
-        training.run(states, count, advance, folder.training)
+        training.run(states, count, advance, folder.training, SAVE_SECONDS)
     training.save(folder.training)  # should what follows be interrupted
     return training.branches
 
 
 def _words(options: Options, teacher: Teacher, states: States, windows: Windows) -> torch.Tensor:
-    """[V'] that branches learn: all, or those that the training text has or the model chooses on it most often."""
+    """[V'] that branches know: all, or those that the training text has or the model chooses on it most often."""
     vocabulary, device = len(teacher.head), teacher.head.device
-    if options.kind == "head":
+    if options.kind != "frequent":
         return torch.arange(vocabulary, device=device)
     counts = torch.bincount(states.first_choices(records(windows.train)), minlength=vocabulary)
     counts += torch.bincount(

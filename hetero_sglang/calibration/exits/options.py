@@ -35,7 +35,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Options:
-    """Of branches: `layers` that have run, kind, rank (adapter) and words (frequent, and what an adapter learns from).
+    """Of branches: `layers` that have run, kind, rank (adapter) and words (frequent).
     Of training: steps of `batch` tokens, the seed of their order. Of text: tokens in a window, and for training."""
 
     layers: tuple[int, ...]
@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "knows the most frequent words alone (default %(default)s)")  # fmt: skip
     add("--rank", type=int, help=f"of adapters (default {RANK})")
     add("--words", type=int,
-        help=f"how many words a frequent branch knows, and an adapter learns from (default {WORDS})")  # fmt: skip
+        help=f"how many words a frequent branch knows (default {WORDS})")  # fmt: skip
     add("--confidence", choices=sorted(MEASURES), default="probability",
         help="what thresholds are compared with (default %(default)s)")  # fmt: skip
     add("--steps", type=int, default=1000, help="of training (default %(default)s)")

@@ -57,7 +57,8 @@ class States:
 
     def cut(self, tokens: int) -> None:
         """Keeps the first records alone."""
-        os.ftruncate(self._file, tokens * self._record.itemsize)
+        if os.fstat(self._file).st_size != (size := tokens * self._record.itemsize):
+            os.ftruncate(self._file, size)
 
     def append(self, batch: Batch) -> None:
         """Writes records at the end. Raises HeteroError where the disk takes no more."""

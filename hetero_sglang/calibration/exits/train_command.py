@@ -39,7 +39,7 @@ def train(argv: list[str]) -> int:
     from hetero_sglang.calibration.exits.report import report
     from hetero_sglang.calibration.exits.show_command import write_plot
     from hetero_sglang.calibration.peak_memory import PeakMemory
-    from hetero_sglang.exits.files import check_place, save
+    from hetero_sglang.exits.files import check_place, load, save
 
     check_place(args.out)
     checkpoint = open_checkpoint(model, args.device)
@@ -58,8 +58,9 @@ def train(argv: list[str]) -> int:
         print("\nhetero-sglang: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
     print(f"peak memory beyond the weights: {peak.beyond() / 1e6:.0f} MB ({checkpoint.device})")
-    print(report(exits))
     save(exits, args.out)
+    exits = load(args.out, model)
+    print(report(exits))
     print(f"wrote {args.out}")
     if args.work is None:
         folder.remove()

@@ -18,7 +18,6 @@ from hetero_sglang.calibration.exits.teacher import Teacher
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.branch import Branch
 
-SAVE_SECONDS = 20.0
 _WARM = 0.05  # of the steps, in which the rate rises
 _FIRST_CHOICE = 0.5  # weight of the model's first choice beside its whole distribution
 _BETAS = (0.9, 0.99)
@@ -51,7 +50,7 @@ class Training:
         count: int,
         advance: Callable[[float], object] = lambda loss: None,
         progress: Path | None = None,
-        save_seconds: float = SAVE_SECONDS,
+        save_seconds: float = 0.0,
     ) -> None:
         """The steps that are left, on the first `count` records; `advance` is told of each step's loss. Now and then
         all is kept in the file `progress`, from which `load` goes on to the same result."""
@@ -116,8 +115,6 @@ class Training:
     def _target(self, share: torch.Tensor) -> torch.Tensor:
         """What a branch is to say, of the teacher's probabilities [n, V'] of the words asked for. One that does not
         know the others is to be unsure by as much as they have; an adapter's head knows them."""
-        if self._options.kind == "adapter":
-            return share
         unknown = (1.0 - share.sum(-1, keepdim=True)).clamp(min=0.0)
         return share + unknown / share.shape[1]
 
