@@ -84,20 +84,19 @@ def test_training_makes_branches_agree_more(kind: str, teacher: Teacher, states:
     assert [branch.kind for branch in training.branches] == [kind] * 2
 
 
-def test_a_branch_that_knows_few_words_is_unsure_where_others_are_likely(teacher: Teacher, states: States) -> None:
-    first = states.first_choices(COUNT)
-    words = frequent_words(torch.bincount(first, minlength=VOCABULARY), 15)
-    asked = options("frequent", steps=400)
-    training = Training(initial(asked, teacher, states, COUNT, words), teacher, asked, words)
-    training.run(states, COUNT)
-    found = measured(training.branches, teacher, states, range(COUNT), "probability", 5)
-    unknown = ~torch.isin(first, words)
+def test_a_branch_is_to_be_as_unsure_as_words_that_it_does_not_know_are_likely(
+    teacher: Teacher, states: States
+) -> None:
     [batch] = states.chunks(0, COUNT, COUNT, torch.device("cpu"))
-    share = teacher.logits(batch.states[:, -1]).softmax(-1)[unknown][:, words]
-    meant = (share + (1 - share.sum(-1, keepdim=True)) / 15).amax(-1).mean()
-    alone = (share / share.sum(-1, keepdim=True)).amax(-1).mean()  # if it took its words for all
-    assert alone > meant + 0.2
-    assert abs(found.confidence[0][unknown.numpy()].mean() - meant) < 0.08
+    share = teacher.logits(batch.states[:, -1]).softmax(-1)
+    few = Training(
+        initial(options("frequent"), teacher, states, COUNT, ALL[:15]), teacher, options("frequent"), ALL[:15]
+    )
+    target = few._target(share[:, :15])
+    torch.testing.assert_close(target.sum(-1), torch.ones(COUNT))
+    torch.testing.assert_close(target - share[:, :15], share[:, 15:].sum(-1, keepdim=True).expand(-1, 15) / 15)
+    every = Training(initial(options("head"), teacher, states, COUNT, ALL), teacher, options("head"), ALL)
+    torch.testing.assert_close(every._target(share), share)
 
 
 def test_the_most_frequent_words_come_in_their_order() -> None:

@@ -19,7 +19,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.branch import Branch
 
 _WARM = 0.05  # of the steps, in which the rate rises
-_FIRST_CHOICE = 0.5  # weight of the model's first choice beside its whole distribution
+_FIRST_CHOICE = 2.0  # weight of the model's first choice beside its whole distribution
 _BETAS = (0.9, 0.99)
 
 
