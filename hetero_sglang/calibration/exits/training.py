@@ -103,14 +103,14 @@ class Training:
             said = self._teacher.logits(batch.states[:, -1], self._words) - batch.divisor[:, None]  # [n, V'], log
             share = self._target(said.exp())
             place = self._place[batch.first]  # [n]
-        losses = torch.stack([
-            self._loss(branch, batch.states[:, number].float(), share, place)
-            for number, branch in enumerate(self._branches)
-        ])  # fmt: skip
         self._optimiser.zero_grad(set_to_none=True)
-        losses.sum().backward()
+        total = 0.0
+        for number, branch in enumerate(self._branches):  # one graph at a time is held
+            loss = self._loss(branch, batch.states[:, number].float(), share, place)
+            loss.backward()
+            total += float(loss.detach())
         self._optimiser.step()
-        return float(losses.detach().mean())
+        return total / len(self._branches)
 
     def _target(self, share: torch.Tensor) -> torch.Tensor:
         """What a branch is to say, of the teacher's probabilities [n, V'] of the words asked for. One that does not
