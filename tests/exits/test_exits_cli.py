@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import write_checkpoint
 
+from benchmarks.weights.quantise import quantise
 from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.exits import distil
 from hetero_sglang.calibration.exits.training import Training
@@ -188,6 +189,19 @@ def test_other_settings_take_the_states_but_not_the_branches(tiny: Path, tmp_pat
     assert os.stat(work / "states.bin").st_mtime_ns == read and load(out).branches[0].kind == "adapter"
     assert train(tiny, out, "--layers", "3", "--work", str(work)) == 0
     assert load(out).branches[0].layer == 3
+
+
+@pytest.mark.parametrize("weights", ["gptq", "nf4"])
+def test_a_quantised_model_has_branches_of_its_own(
+    weights: str, recall_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_hidden_layers": 3}
+    plain = write_checkpoint(tmp_path / "plain", "llama", recall_model, **sizes)
+    model = quantise(plain, weights, tmp_path / weights)
+    out = tmp_path / "exits.json"
+    assert train(model, out, "--layers", "2") == 0
+    assert load(out, model).branches[0].hidden_size == 128
+    assert "was trained on other weights" in refused(capsys, "show", str(out), "--model", str(plain))
 
 
 def test_built_in_text_is_taken_where_there_is_none(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
