@@ -9,6 +9,7 @@ from hetero_sglang.errors import HeteroError
 # name -> module with `run(argv) -> exit code`, and what it does
 COMMANDS = {
     "profile": ("hetero_sglang.calibration.commands", "find out what each KV head of a model does, and show it"),
+    "exits": ("hetero_sglang.calibration.exits.commands", "train branches for early exit, and show them"),
     "size": ("hetero_sglang.sizing.command", "tell what fits a GPU's memory, and how much host memory it takes"),
     "patch": ("hetero_sglang.patching.command", "put the plugin into SGLang's source, where plugins are not loaded"),
     "top": ("hetero_sglang.top.command", "show what a server does, once a second"),

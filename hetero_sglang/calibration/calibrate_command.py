@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from hetero_sglang.calibration.index_options import add_index_options, read_inde
 from hetero_sglang.calibration.role_options import add_role_options, read_role_options
 from hetero_sglang.calibration.summary import index_line
 from hetero_sglang.calibration.text_options import add_text_options, progress, read_documents
+from hetero_sglang.calibration.versions import versions
 from hetero_sglang.config.parser import Parser
 from hetero_sglang.profile.files import PROFILE_NAME, check_writable, save_profile
 from hetero_sglang.profile.fingerprint import fingerprint
@@ -114,12 +114,5 @@ def _provenance(model: Path | str, checkpoint: Checkpoint, documents: list[Docum
         "gqa_reduction": plan.observation.reduction,
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "device": checkpoint.device.type,
-        "versions": {name: _version(name) for name in ("hetero-sglang", "torch", "transformers")},
+        "versions": versions(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -44,9 +44,17 @@ def read_documents(args: argparse.Namespace, checkpoint: Checkpoint, shape: Shap
 def progress(args: argparse.Namespace, documents: list[Document]) -> tqdm:
     """A bar of the documents' tokens; warns on stderr where no text was given."""
     if not args.text:
-        warning = "warning: calibrating on built-in text; text of your own fits your use better (--text FILE)."
-        print(warning, file=sys.stderr)
-    bar_format = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
-    label = f"{len(documents)} documents"
-    total = sum(len(document.tokens) for document in documents)
-    return tqdm(total=total, desc=label, disable=args.quiet, mininterval=0.5, bar_format=bar_format)
+        warn_of_built_in()
+    return bar(sum(len(document.tokens) for document in documents), f"{len(documents)} documents", args.quiet)
+
+
+def warn_of_built_in() -> None:
+    """On stderr, where no text was given."""
+    warning = "warning: calibrating on built-in text; text of your own fits your use better (--text FILE)."
+    print(warning, file=sys.stderr)
+
+
+def bar(total: int, label: str, quiet: bool) -> tqdm:
+    """A progress bar."""
+    bar_format = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
+    return tqdm(total=total, desc=label, disable=quiet, mininterval=0.5, bar_format=bar_format)

@@ -73,7 +73,8 @@ def calibrate(held_out: HeldOut, grid: Sequence[float] = GRID) -> tuple[Operatin
     """One row for each agreement of the grid, which ascends below 1, and the row of agreement 1, where none exits.
 
     Thresholds of a row minimise the mean depth plus a price for each disagreement (a Lagrangian, by coordinate descent:
-    every step is the exact best for one branch); the price is the lowest that reaches the agreement."""
+    every step is the exact best for one branch); the price is the lowest that reaches the agreement. Then each branch
+    in turn takes the disagreements that are left."""
     search = _Search(held_out)
     never = held_out.point([1.0] * len(held_out.layers), 1.0)
     return (*(held_out.point(search.cheapest(agreement), agreement) for agreement in grid), never)
@@ -95,7 +96,7 @@ class _Search:
         low, high = 0.0, np.log1p(_DEAREST)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            thresholds = self._at_price(np.expm1(middle))
+            thresholds = self._descended([1.0] * len(best), price=np.expm1(middle))
             taken = self._held_out.taken(thresholds)
             if self._held_out.agreement(taken) < agreement:
                 low = middle
@@ -103,29 +104,37 @@ class _Search:
             high = middle
             if (found := float(self._layers[taken].mean())) < depth:
                 best, depth = thresholds, found
-        return best
+        # What no price reaches: disagreements that are still allowed, branch by branch.
+        return self._descended(best, most=int((1.0 - agreement) * self._held_out.tokens + 1e-9))
 
-    def _at_price(self, price: float) -> list[float]:
-        thresholds = [1.0] * len(self._held_out.layers)
+    def _descended(self, thresholds: list[float], price: float = 0.0, most: int | None = None) -> list[float]:
+        """Each branch's best threshold in turn, until none changes: at a `price` of a disagreement, or with at `most`
+        so many."""
+        thresholds = list(thresholds)
         for _ in range(_SWEEPS):
             before = list(thresholds)
             for number in reversed(range(len(thresholds))):
-                thresholds[number] = self._best_threshold(number, thresholds, price)
+                thresholds[number] = self._best_threshold(number, thresholds, price, most)
             if thresholds == before:
                 break
         return thresholds
 
-    def _best_threshold(self, number: int, thresholds: list[float], price: float) -> float:
-        """The best for one branch while the others keep theirs."""
+    def _best_threshold(self, number: int, thresholds: list[float], price: float, most: int | None) -> float:
+        """Of one branch while the others keep theirs."""
         later = self._held_out.taken([*[1.0] * (number + 1), *thresholds[number + 1 :]])  # [n]
         earlier = self._held_out.taken([*thresholds[:number], *[1.0] * (len(thresholds) - number)])
         order = self._order[number]
         order = order[earlier[order] == len(thresholds)]  # those that reach this branch
         if not order.size:
             return thresholds[number]
+        without = np.where(earlier == len(thresholds), later, earlier)  # [n], where all leave if none does here
         saved = self._layers[later[order]] - self._layers[number]
-        wrong = self._wrong[number][order].astype(np.float64) - self._wrong[later[order], order]
-        gain = np.cumsum(saved - price * wrong)
+        wrong = self._wrong[number][order].astype(np.int64) - self._wrong[later[order], order]
+        wrongs = np.cumsum(wrong)
+        gain = np.cumsum(saved) - price * wrongs
+        if most is not None:
+            others = int(self._wrong[without, np.arange(len(without))].sum())
+            gain[others + wrongs > most] = -np.inf
         sure = self._sure[number][order]
         ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))  # equally sure tokens go together
         best = ends[np.argmax(gain[ends])]

@@ -58,13 +58,12 @@ def test_each_row_reaches_its_agreement(held_out: HeldOut, grid: tuple[float, ..
     assert rows[-1].never and rows[-1].depth == NUM_LAYERS
 
 
-@settings(max_examples=40, deadline=None)
-@given(held_outs(most=12, branches=1))
-def test_one_branch_gets_its_best_threshold_on_the_hull(held_out: HeldOut) -> None:
-    """What a price can reach: no deeper than the best threshold that gives up nothing."""
-    [row] = calibrate(held_out, (1 - 1e-9,))[:-1]
+@settings(max_examples=60, deadline=None)
+@given(held_outs(most=12, branches=1), st.sampled_from([0.5, 0.8, 0.9, 0.999]))
+def test_one_branch_gets_the_best_threshold_there_is(held_out: HeldOut, agreement: float) -> None:
+    row = calibrate(held_out, (agreement,))[0]
     possible = [*(float(min(c, np.nextafter(np.float32(1), np.float32(0)))) for c in held_out.confidence[0]), 1.0]
-    depths = [depth for t in possible for right, depth, _ in [played(held_out, (t,))] if right == 1]
+    depths = [depth for t in possible for right, depth, _ in [played(held_out, (t,))] if right >= agreement]
     assert row.depth == pytest.approx(min(depths))
 
 
@@ -82,7 +81,7 @@ def test_two_branches_share_the_disagreements_as_well_as_any_thresholds_do() -> 
         for point in [held_out.point(pair)]
         if point.agreement >= 0.95
     )  # fmt: skip
-    assert row.depth <= best + 0.05 < NUM_LAYERS - 1
+    assert row.depth <= best + 0.02 < NUM_LAYERS - 1
 
 
 def test_branches_that_are_always_right_let_every_token_go_at_the_first() -> None:

@@ -1,0 +1,98 @@
+"""From windows of text to branches: read them, train, calibrate, check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hetero_sglang.calibration.checkpoint import Checkpoint
+from hetero_sglang.calibration.exits.collect import collect, records
+from hetero_sglang.calibration.exits.initial import frequent_words, initial
+from hetero_sglang.calibration.exits.measured import measured
+from hetero_sglang.calibration.exits.options import Options, Size
+from hetero_sglang.calibration.exits.report import figures
+from hetero_sglang.calibration.exits.states import States
+from hetero_sglang.calibration.exits.teacher import Teacher
+from hetero_sglang.calibration.exits.training import Training
+from hetero_sglang.calibration.exits.windows import Windows
+from hetero_sglang.calibration.exits.work_folder import WorkFolder
+from hetero_sglang.calibration.text_options import bar
+from hetero_sglang.exits.branch import Branch
+from hetero_sglang.exits.calibrate import calibrate
+from hetero_sglang.exits.exits import Exits
+
+SAVE_SECONDS = 20.0  # of training that a kill may cost
+
+
+def distil(
+    checkpoint: Checkpoint,
+    size: Size,
+    options: Options,
+    windows: Windows,
+    folder: WorkFolder,
+    about: Mapping[str, Any],
+    quiet: bool,
+) -> Exits:
+    """Branches of the checkpoint with provenance `about`; what a run before left in the folder is gone on with.
+
+    Raises HeteroError where text or states do not fit, and where numbers are not finite."""
+    teacher, dtype = Teacher.of(checkpoint), checkpoint.model.dtype
+    trained, calibrated, checked = _ranges([windows.train, windows.calibrate, windows.check])
+    with States(folder.states, len(options.layers) + 1, size.hidden, dtype) as states:
+        with bar(sum(map(len, windows.all)), "reading", quiet) as progress:
+            collect(checkpoint, teacher, windows.all, options.layers, states, progress.update)
+        found = _train(options, teacher, states, len(trained), _words(options, teacher, states, windows), folder, quiet)
+        branches = tuple(branch.to(checkpoint.device, dtype) for branch in found)
+        shown = [
+            measured(branches, teacher, states, part, options.confidence, size.layers) for part in (calibrated, checked)
+        ]
+    rows = calibrate(shown[0])
+    provenance = {**about, **options.about, "tokens_trained": len(trained), **figures(shown[0], shown[1], rows)}
+    return Exits(size.layers, size.hidden, size.vocabulary, options.confidence, branches, rows, provenance).to(
+        "cpu", dtype
+    )
+
+
+def _train(
+    options: Options,
+    teacher: Teacher,
+    states: States,
+    count: int,
+    words: torch.Tensor,
+    folder: WorkFolder,
+    quiet: bool,
+) -> Sequence[Branch]:
+    training = Training(initial(options, teacher, states, count, words), teacher, options, words)
+    training.load(folder.training)
+    with bar(options.steps, "training", quiet) as progress:
+        progress.update(training.step)
+
+        def advance(loss: float) -> None:
+            progress.set_postfix_str(f", loss {loss:.3f}", refresh=False)
+            progress.update(1)
+
+        training.run(states, count, advance, folder.training, SAVE_SECONDS)
+    training.save(folder.training)  # should what follows be interrupted
+    return training.branches
+
+
+def _words(options: Options, teacher: Teacher, states: States, windows: Windows) -> torch.Tensor:
+    """[V'] that branches know: all, or those that the training text has or the model chooses on it most often."""
+    vocabulary, device = len(teacher.head), teacher.head.device
+    if options.kind != "frequent":
+        return torch.arange(vocabulary, device=device)
+    counts = torch.bincount(states.first_choices(records(windows.train)), minlength=vocabulary)
+    counts += torch.bincount(
+        torch.tensor([token for window in windows.train for token in window]), minlength=vocabulary
+    )
+    return frequent_words(counts, options.words).to(device)
+
+
+def _ranges(parts: Sequence[Sequence[tuple[int, ...]]]) -> list[range]:
+    """Records of each part, one after the other."""
+    ends = [0]
+    for part in parts:
+        ends.append(ends[-1] + records(part))
+    return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
