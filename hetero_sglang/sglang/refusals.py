@@ -74,9 +74,11 @@ OPTIONS: tuple[tuple[str, Callable[[Policy], bool], str], ...] = (
 
 
 # numbers of ours
+_FLOATS = ("keep_ratio", "host_size", "drift_threshold", "exit_agreement")
+_INTEGERS = ("window", "sink", "monitor_interval", "dense_below", "early_exit_max_batch")
 NUMBERS: tuple[tuple[str, Any], ...] = (
-    *((f"hetero_{name}", float) for name in ("keep_ratio", "host_size", "drift_threshold")),
-    *((f"hetero_{name}", int) for name in ("window", "sink", "monitor_interval", "dense_below")),
+    *((f"hetero_{name}", float) for name in _FLOATS),
+    *((f"hetero_{name}", int) for name in _INTEGERS),
 )
 LARGEST = 1 << 31
 

@@ -157,7 +157,7 @@ def test_a_number_that_is_none_is_refused_by_the_flags_name(name: str, kind: typ
 def test_every_number_of_ours_is_checked() -> None:
     hints = {name: hint for name, hint in get_type_hints(HeteroServerArgs).items() if name.startswith("hetero_")}
     numbers = {name: kind for name, hint in hints.items() for kind in (int, float) if kind in (hint, *get_args(hint))}
-    assert dict(NUMBERS) == numbers and len(numbers) == 7
+    assert dict(NUMBERS) == numbers and len(numbers) == 9
 
 
 def test_a_host_size_limits_the_slots_where_the_user_gave_no_number_of_tokens() -> None:

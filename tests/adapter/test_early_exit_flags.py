@@ -49,7 +49,7 @@ def test_flags_that_early_exit_cannot_be_had_with_are_named(tmp_path: Path, flag
     [
         ({"hetero_exit_agreement": 0.0}, "--hetero-exit-agreement 0.0 is not within"),
         ({"hetero_exit_agreement": 1.5}, "--hetero-exit-agreement 1.5 is not within"),
-        ({"hetero_exit_agreement": float("nan")}, "--hetero-exit-agreement nan is not within"),
+        ({"hetero_exit_agreement": float("nan")}, "--hetero-exit-agreement nan is no number"),
         ({"hetero_early_exit_max_batch": 0}, "--hetero-early-exit-max-batch 0 lets no token exit"),
         ({"hetero_exit_kv": "guessed"}, "--hetero-exit-kv 'guessed' is not one of deferred, copied"),
         ({"kv_policy": "heterocache", "hetero_window": 2}, "--hetero-window 2 leaves no room"),

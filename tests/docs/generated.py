@@ -85,6 +85,15 @@ def metrics() -> str:
     return "\n".join(lines) + f"{ends}, those of shares at {', '.join(f'{x:g}' for x in TENTHS)}."
 
 
+def early_exit_metrics() -> str:
+    """Those of a model with branches."""
+    from hetero_sglang.sglang.early_exit.report import METRICS
+    from hetero_sglang.sglang.metrics import PREFIX
+
+    rows = [f"| `{x.name}` | {x.kind} | {f'`{x.label}`' if x.label else ''} | {x.help} |" for x in METRICS]
+    return "\n".join([f"| `{PREFIX}` | kind | label | meaning |", "|---|---|---|---|", *rows])
+
+
 def _size(*arguments: str, **config: Any) -> str:
     from benchmarks import shapes
     from hetero_sglang.cli import main
@@ -130,6 +139,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "refused": refused,
     "architectures": architectures,
     "metrics": metrics,
+    "early-exit-metrics": early_exit_metrics,
     "sizes": sizes,
     "sizes-32k": sizes_of_32k,
     "sizes-64gb": sizes_of_64_gb,

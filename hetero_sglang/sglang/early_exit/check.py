@@ -8,6 +8,7 @@ from typing import Any
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.files import load
 from hetero_sglang.sglang.interface import Configuration, Targets
+from hetero_sglang.sglang.refusals import check_numbers
 from hetero_sglang.sglang.version import TESTED, folder, installed, release
 
 configuration: Configuration = installed("configuration")
@@ -45,10 +46,11 @@ def before(args: Any) -> None:
         if (value := getattr(args, name)) not in fine:
             flag, why = reason.split(": ", 1)
             raise HeteroError(f"{flag} {value} does not work with --hetero-early-exit ({why}); drop one of them.")
+    check_numbers(args)
     agreement, batch = args.hetero_exit_agreement, args.hetero_early_exit_max_batch
-    if not isinstance(agreement, (int, float)) or not 0 < agreement <= 1:
+    if not 0 < agreement <= 1:
         raise HeteroError(f"--hetero-exit-agreement {agreement} is not within (0, 1]; choose a share within it.")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+    if batch < 1:
         raise HeteroError(f"--hetero-early-exit-max-batch {batch} lets no token exit; choose 1 or more.")
     if args.hetero_exit_kv == "deferred" and args.kv_policy != "full" and args.hetero_window < 4:
         raise HeteroError(
