@@ -277,7 +277,8 @@ def test_a_profile_of_an_adapter_that_cannot_be_read_is_refused(
 @pytest.mark.parametrize("paths", [["a=/a"], {"a": "/a"}, [{"lora_name": "a", "lora_path": "/a"}]])
 def test_an_adapter_s_profile_is_read_however_its_adapter_is_given(paths: Any) -> None:
     made = arguments(lora_paths=paths, hetero_lora_profile=["a=" + PROFILE])
-    assert len(options_of(made)[1]["adapters"]) == 1 and options_of(arguments(lora_paths=paths))[1]["adapters"] == []
+    assert list(options_of(made)[1]["adapters"]) == ["a"]
+    assert options_of(arguments(lora_paths=paths))[1]["adapters"] == {}
 
 
 # What the command line makes of arguments, one process for all: an import of SGLang takes seconds.
