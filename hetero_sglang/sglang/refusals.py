@@ -157,7 +157,7 @@ def check_model(args: Any) -> HeadProfile:
     if options["policy"].index and args.kv_cache_dtype in EIGHT_BITS:
         raise HeteroError(
             f"--kv-policy {args.kv_policy} keeps its index in rows of keys, which --kv-cache-dtype "
-            f"{args.kv_cache_dtype} would round; choose heterocache, or --kv-cache-dtype auto."
+            f"{args.kv_cache_dtype} would round; choose heterocache, or --kv-cache-dtype bfloat16."
         )
     if index := options["policy"].index:  # refuses, before any request comes, rows that cannot hold it
         import torch

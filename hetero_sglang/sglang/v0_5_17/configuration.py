@@ -12,7 +12,6 @@ FLAGS: tuple[Flag, ...] = (
         "--speculative-algorithm: a draft model has keys and values of its own, in no working set; NGRAM has none",
     ),
 )
-ROWS_BY_CHECKPOINT = ("modelopt",)
 
 
 def model_config(args: Any) -> Any:
