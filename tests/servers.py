@@ -15,12 +15,21 @@ from tiny_adapters import lora_paths, lora_profile
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
 from hetero_sglang.policy.registry import POLICIES
+from hetero_sglang.sglang.version import release
 
+DRAFTED = release() == "0.5.17"  # drafts are verified with this version alone
 MOST = 3  # at a time: each holds 2.6 GB
 RATIO = 0.5
 # The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
 POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
 DRAFTS = {"kv_policy": "heterocache", "speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": 8}
+PRECISE_DRAFTS = {
+    **DRAFTS,
+    "hetero_keep_ratio": 0.4,
+    "hetero_dense_below": 1024,
+    "dtype": "float32",
+    "max_total_tokens": 14000,
+}
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
 FEW = {"max_total_tokens": 3200, "disable_radix_cache": True, "enable_priority_scheduling": True}
 ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
@@ -56,14 +65,18 @@ TABLE: dict[str, dict[str, Any]] = {
     },
     # Draft tokens: in full precision, where answers do not hang on how many tokens are computed at once; and with
     # little room, in pages, retracted by force.
-    "drafts": {
-        **DRAFTS,
-        "hetero_keep_ratio": 0.4,
-        "hetero_dense_below": 1024,
-        "dtype": "float32",
-        "max_total_tokens": 14000,
+    "drafts": PRECISE_DRAFTS,
+    "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000, "lora_paths": lora_paths},
+    # The same drafts of two ranks, retracted by force, and of adapters.
+    "drafts-ranks": {
+        **PRECISE_DRAFTS,
+        "tp_size": 2,
+        "hetero_keep_ratio": 0.7,
+        "enable_metrics": True,
+        "enable_metrics_for_all_schedulers": True,
+        "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
-    "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000},
+    "drafts-lora": {**PRECISE_DRAFTS, "lora_paths": lora_paths},
     "drafts-small": {
         **DRAFTS,
         **PAGED,
