@@ -26,6 +26,7 @@ class Configuration(Protocol):
     """`configuration`: how arguments are read."""
 
     FLAGS: tuple[Flag, ...]  # that this version alone has, or that are refused for other reasons
+    EIGHT_BITS_ON_CPU: bool  # keys and values may be kept so there, without AMX and an attention backend for it
 
     def model_config(self, args: Any) -> Any:
         """SGLang's ModelConfig of the model that the arguments name."""

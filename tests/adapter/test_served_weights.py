@@ -12,7 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from settled_args import settled_args
+from settled_args import configuration, settled_args
 
 from benchmarks.launch import RECALL
 from hetero_sglang.errors import HeteroError
@@ -176,6 +176,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # SGLang finds what was fetched, and no more
     monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
     monkeypatch.setattr(weights, "has_amx", lambda: True)  # it serves them there
+    monkeypatch.setattr(configuration, "EIGHT_BITS_ON_CPU", True)
     return made
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import ALIKE, DRAFTED, POLICY_ROOM, RATIO, Servers
+from servers import ALIKE, POLICY_ROOM, RATIO, Servers
 from sglang.srt.lora.lora_registry import LoRARef
 from test_turns import grown
 from tiny_adapters import lora_paths, write_adapter
@@ -122,7 +122,7 @@ def test_a_client_s_radix_key_cannot_be_an_adapter_s(server: Server, language: L
     "length",
     [
         pytest.param(2500, marks=pytest.mark.server("lora")),
-        *([pytest.param(2499, marks=pytest.mark.server("drafts-lora"))] if DRAFTED else []),
+        pytest.param(2499, marks=pytest.mark.server("drafts-lora")),
         pytest.param(1200, marks=pytest.mark.server("lora-profile")),
     ],
 )

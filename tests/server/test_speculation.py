@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from servers import DRAFTED, Servers
+from servers import Servers
 from test_conservation import check_empty_handed, play, settled
 from test_lora import EVERY, prompt, say, together
 from test_turns import converse
@@ -19,9 +19,6 @@ from benchmarks.identity import Case, cases, collect, differing
 from benchmarks.launch import Server
 from benchmarks.recall import Language, evaluate
 from hetero_sglang.sglang.metrics import PREFIX
-
-if not DRAFTED:
-    pytest.skip("drafts are refused with this SGLang", allow_module_level=True)
 
 IN_PRECISION = ("drafts", "drafts-ranks")
 COUNTED = [

@@ -12,6 +12,7 @@ FLAGS: tuple[Flag, ...] = (
         "--speculative-algorithm: a draft model has keys and values of its own, in no working set; NGRAM has none",
     ),
 )
+EIGHT_BITS_ON_CPU = True
 
 
 def model_config(args: Any) -> Any:
