@@ -16,6 +16,7 @@ from tiny_exits import exits_file
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
 from hetero_sglang.policy.registry import POLICIES
+from hetero_sglang.sglang.version import release
 
 MOST = 3  # at a time: each holds 2.6 GB
 RATIO = 0.5
@@ -26,6 +27,13 @@ EXITS: dict[str, Any] = {
     "hetero_early_exit": exits_file,
     "hetero_exit_agreement": 0.9,
     "env": {"HETERO_DEVELOPMENT": "1", "HETERO_FORCED_EXITS": "0.5"},
+}
+PRECISE_DRAFTS = {
+    **DRAFTS,
+    "hetero_keep_ratio": 0.4,
+    "hetero_dense_below": 1024,
+    "dtype": "float32",
+    "max_total_tokens": 14000,
 }
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
 FEW = {"max_total_tokens": 3200, "disable_radix_cache": True, "enable_priority_scheduling": True}
@@ -62,14 +70,18 @@ TABLE: dict[str, dict[str, Any]] = {
     },
     # Draft tokens: in full precision, where answers do not hang on how many tokens are computed at once; and with
     # little room, in pages, retracted by force.
-    "drafts": {
-        **DRAFTS,
-        "hetero_keep_ratio": 0.4,
-        "hetero_dense_below": 1024,
-        "dtype": "float32",
-        "max_total_tokens": 14000,
+    "drafts": PRECISE_DRAFTS,
+    "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000, "lora_paths": lora_paths},
+    # The same drafts of two ranks, retracted by force, and of adapters.
+    "drafts-ranks": {
+        **PRECISE_DRAFTS,
+        "tp_size": 2,
+        "hetero_keep_ratio": 0.7,
+        "enable_metrics": True,
+        "enable_metrics_for_all_schedulers": True,
+        "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
-    "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000},
+    "drafts-lora": {**PRECISE_DRAFTS, "lora_paths": lora_paths},
     # Tokens that leave early by lot: of SGLang's own cache, and in little room, in pages, retracted by force.
     "exits": {
         **EXITS,
@@ -173,6 +185,13 @@ TABLE: dict[str, dict[str, Any]] = {
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
 }
+# Those that another SGLang than 0.5.17 refuses, and why.
+_REFUSED = {
+    **{name: "drafts are not verified" for name in TABLE if name.startswith("drafts")},
+    **{name: "no token leaves early" for name in TABLE if name.startswith("exits")},
+    "eight-bits": "a CPU keeps no keys and values in 8 bits",
+}
+REFUSED = {} if release() == "0.5.17" else {name: f"{why} with SGLang {release()}" for name, why in _REFUSED.items()}
 # without a policy, and statistics of one
 PLAIN = ("plain-paged", "plain", "plain-precise", "exits", "plain-few", "plain-lora")
 

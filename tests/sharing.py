@@ -4,6 +4,7 @@ mark on one test, says which it wants, and the fixture `server` is that one.
 A second name is of one that is wanted beside it, to be had from the fixture `servers`. `ends=True` marks the test that
 ends its server, which is the last to have it. The mark without a name is for a test that starts a server of its own.
 Tests are put in the order of the table, and those that want none between them: they run while the next one starts.
+Those that want one of `servers.REFUSED` are skipped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from servers import TABLE, Servers
+from servers import REFUSED, TABLE, Servers
 
 from benchmarks.launch import Server
 
@@ -46,13 +47,19 @@ class Order:
             self.items = items
 
 
-def wanted(item: pytest.Item) -> tuple[str, ...]:
-    """The names of the servers a test wants, first that of its fixture `server`."""
+def named(item: pytest.Item) -> tuple[str, ...]:
+    """The servers that a test's mark names, first that of its fixture `server`."""
     mark = item.get_closest_marker("server")
     names = mark.args if mark else ()
     if unknown := [name for name in names if name not in TABLE]:
         raise pytest.UsageError(f"{item.nodeid} wants a server {unknown[0]!r}; tests/servers.py has {', '.join(TABLE)}")
     return names
+
+
+def wanted(item: pytest.Item) -> tuple[str, ...]:
+    """Those that it is to have: none where one of them is refused, and it is skipped."""
+    names = named(item)
+    return () if any(name in REFUSED for name in names) else names
 
 
 def ends(item: pytest.Item) -> bool:
@@ -62,6 +69,10 @@ def ends(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(trylast=True)  # after those that are not to run were taken out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in named(item):
+            if name in REFUSED:
+                item.add_marker(pytest.mark.skip(reason=REFUSED[name]))
     order = config.stash[ORDER] = Order(items)
     config.stash[SERVERS] = Servers(Counter(name for item in items for name in wanted(item)))
     items[:] = order.items

@@ -1,7 +1,7 @@
 """All start-up choices, resolved and validated once into a record that is frozen but for its tuning."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
@@ -75,7 +75,7 @@ class Settings:
 def resolve(
     profile: HeadProfile,
     *,
-    adapters: Sequence[HeadProfile] = (),
+    adapters: Mapping[str, HeadProfile] | None = None,
     policy: Description,
     keep_ratio: float,
     window: int,
@@ -96,8 +96,8 @@ def resolve(
     size: int = 1,
 ) -> Settings:
     """Validate the options against the profile. `adapters`: the same heads with other shares of rows, for requests of
-    adapters that have a profile of their own; `itemsize`: bytes of a number of K or V as the stores hold it; `drafts`:
-    as of Settings. Raises HeteroError with the legal recipe."""
+    adapters that have a profile of their own, by these's names; `itemsize`: bytes of a number of K or V as the stores
+    hold it; `drafts`: as of Settings. Raises HeteroError with the legal recipe."""
     lazy = policy.refresh is Refresh.LAZY and keep_ratio < 1
     plan = profile.index if lazy else None
     if lazy and plan is None:
@@ -134,13 +134,15 @@ def resolve(
         raise HeteroError(f"--hetero-drift-threshold {drift_threshold} is not in [0, 1]; 0 switches retrieval off.")
     rows_ratio = keep_ratio - share
     ranks = tuple(build_layout(profile, rows_ratio, other, size) for other in range(size))
-    shared = tuple(adapter_fractions(each, ranks) for each in adapters)
+    adapters = adapters or {}
+    shared = tuple(adapter_fractions(each, ranks) for each in adapters.values())
     fractions = [f for layer in cap_fractions(profile, rows_ratio) for f in layer]
     rows, *others = (
         tuple(f - policy.index_share if f < 1 else f for f in every) for every in (fractions, *chain(*shared))
     )
     always = sink + window + run - 1  # rows that a head holds whatever it chooses
-    poorest = min(chain(rows, *others), default=1.0)
+    owners = ("", *(f" of adapter {name}" for name in adapters for _ in ranks))  # the model's before all others
+    poorest, whose = min((min(own, default=1.0), owner) for own, owner in zip((rows, *others), owners, strict=True))
     if dense_below is None:
         # A pivot's heads must be roomy to be refilled; of heads with an index the poorest need little.
         roomy = fmean(rows) if plan and rows else poorest
@@ -152,7 +154,7 @@ def resolve(
     if poorest * dense_below < least_rows and poorest < 1:
         needed, runs = int(least_rows / poorest) + 1, f", {least_rows} rows with runs of {run}," if run > 1 else ""
         raise HeteroError(
-            f"--hetero-sink {sink} + --hetero-window {window}{runs} do not fit the smallest cap, "
+            f"--hetero-sink {sink} + --hetero-window {window}{runs} do not fit the smallest cap{whose}, "
             f"{int(poorest * dense_below)} rows for a prompt of --hetero-dense-below {dense_below} tokens; "
             f"lower them or set --hetero-dense-below to at least {needed}."
         )

@@ -22,6 +22,7 @@ from hetero_sglang.transfer.write_back import WriteBack
 
 MOST = 64  # tokens of a request in a verification: each draft is a bit of a number
 _NO_TOKEN = 0  # SGLang's own slot for padding
+_RECORDED = (1, 4, 16, 64)  # for so many requests there are graphs, and one for all
 
 
 class Stayed:
@@ -70,7 +71,7 @@ class Verification:
         self.bits = torch.ones(each, dtype=torch.int64, device=device) << torch.arange(each, device=device)
         self.limit = torch.zeros(first.batch, dtype=torch.int32, device=device)
         self.moved = torch.zeros(2, first.batch * (each + 1), dtype=torch.int64, device=device)
-        self.recorded: Callable[[], None] | None = None
+        self.recorded: dict[int, Callable[[], None]] = {}  # by how many requests they are for, the fewest first
         self.slots = torch.zeros(first.batch * (each + 1), dtype=torch.int64, device=device)
 
     def begin(self, limits: Sequence[int], slots: torch.Tensor, tree: torch.Tensor) -> None:
@@ -109,8 +110,10 @@ class Verification:
         return out.unflatten(0, (-1, self.each))
 
     def record(self, recorder: Recorder) -> None:
-        """Once graphs of passes have been made: what follows one becomes a graph too."""
-        self.recorded = recorder.record(partial(self._keep, self.batch))
+        """Once graphs of passes have been made: what follows one becomes graphs too, of a few widths, as a graph takes
+        as long for one request as for all that it is for."""
+        for width in sorted({min(width, self.batch) for width in (*_RECORDED, self.batch)}):
+            self.recorded[width] = recorder.record(partial(self._keep, width))
 
     def accept(self, to: torch.Tensor, of: torch.Tensor) -> None:
         """After the pass: the tokens at slots `of` stay, at slots `to` [B * (each + 1)], a request's in order from its
@@ -120,10 +123,12 @@ class Verification:
         self.moved[:, : to.numel()] = torch.stack((to, of))
         self.moved[:, to.numel() :] = _NO_TOKEN
         self.write_back.hold()  # a slot's last owner's row, too, may have been on its way
-        if self.recorded:
-            self.recorded()
+        count = to.numel() // (self.each + 1)
+        keep = next((graph for width, graph in self.recorded.items() if width >= count), None)
+        if keep:
+            keep()
         else:
-            self._keep(to.numel() // (self.each + 1))
+            self._keep(count)
 
     def _keep(self, width: int) -> None:
         """What `accept` was told of the first `width` requests is written to both tiers, rings and indexes."""

@@ -102,13 +102,13 @@ def _nameless(target: Path) -> bool:
     return target.exists() and target.stat().st_nlink == 0
 
 
-def find_profile(model_path: str | Path, explicit: str | None = None) -> Path | None:
+def find_profile(model_path: str | Path, explicit: str | None = None, revision: str | None = None) -> Path | None:
     """The profile of a model: `explicit`, else the one beside the checkpoint, else a shipped one whose fingerprint
     matches; None where there is none. Raises HeteroError for an explicit one that is not there."""
     if explicit is not None:
         check_file(explicit, "the head profile")
         return Path(explicit)
-    folder = local_folder(model_path)
+    folder = local_folder(model_path, revision)
     if folder is None:
         return None
     if (folder / PROFILE_NAME).exists():

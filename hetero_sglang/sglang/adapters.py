@@ -50,19 +50,18 @@ def names(lora_paths: Any) -> list[str]:
     return found
 
 
-def adapter_profiles(args: Any, policy: Policy, model: HeadProfile, shape: Shape) -> list[HeadProfile]:
-    """The model's heads with each adapter's shares of rows, in the flag's order; `shape`: as of `check_model`.
-
-    Raises HeteroError naming the file that does not fit."""
-    made = []
+def adapter_profiles(args: Any, policy: Policy, model: HeadProfile, shape: Shape) -> dict[str, HeadProfile]:
+    """The model's heads with each adapter's shares of rows, by these's names in the flag's order; `shape`: as of
+    `check_model`. Raises HeteroError naming the file that does not fit."""
+    made = {}
     for name, file in profile_files(args).items():
         own = load_profile(file)
         own.check_model(*shape, name=file)
         try:
-            made.append((with_shares_of if policy.roles else with_index_shares_of)(own, model))
+            made[name] = (with_shares_of if policy.roles else with_index_shares_of)(own, model)
         except HeteroError as error:
             raise HeteroError(f"{FLAG} {name}={file}: {error}") from None
-    return [ABLATIONS[args.hetero_ablation](each) for each in made]
+    return {name: ABLATIONS[args.hetero_ablation](each) for name, each in made.items()}
 
 
 def check_request(request: Any, scheduler: Any) -> None:

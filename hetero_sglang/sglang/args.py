@@ -200,11 +200,12 @@ class HeteroServerArgs(Base):
         self._choose_backend()
         placeholder = self.model_path.lower() in ("none", "dummy")
         if not placeholder:
-            weights.check_weights(self)
+            described = weights.described(self)
+            weights.check_weights(self, described)
         if asked.reads_profile(self.kv_policy) and not placeholder:
             self.hetero_profile = str(own_profile.profile_of(self))
         if self.kv_cache_dtype == "auto" and not placeholder:
-            self.kv_cache_dtype: str = weights.stored_rows(self.model_path)
+            self.kv_cache_dtype: str = weights.stored_rows(described, self)
         refusals.check_policy(self)
         drafts.check_trees(self)
         theirs()

@@ -13,7 +13,7 @@ from hetero_sglang.profile.clusters import heads_per_rank
 from hetero_sglang.profile.files import load_profile
 from hetero_sglang.profile.fingerprint import mismatch
 from hetero_sglang.profile.head_profile import HeadProfile
-from hetero_sglang.profile.local_model import local_folder
+from hetero_sglang.profile.local_model import has_weights, local_folder
 from hetero_sglang.profile.ratio import choices, choose, topk_share
 from hetero_sglang.profile.thresholds import classify
 from hetero_sglang.sglang.adapters import adapter_profiles
@@ -74,8 +74,10 @@ def drafts_of(args: Any) -> int:
 
 def item_bytes(args: Any) -> int:
     """Of a number of K or V as the stores hold it (--kv-cache-dtype)."""
+    if args.kv_cache_dtype in EIGHT_BITS:
+        return 1
     wide: int = configuration.model_config(args).dtype.itemsize
-    return 1 if args.kv_cache_dtype in EIGHT_BITS else wide
+    return wide if args.kv_cache_dtype == "auto" else 2
 
 
 def shape_of(args: Any) -> tuple[int, int, int, int]:
@@ -142,8 +144,8 @@ def profile_for(policy: Policy, args: Any) -> HeadProfile:
 def profile_warning(args: Any) -> str | None:
     """What is doubtful about the profile that `profile_for` reads: that it is of other weights of the model's shape.
     None where nothing is, and where weights or profile do not say. Reads a few samples of every weight file."""
-    path, folder = args.hetero_profile, local_folder(args.model_path)
-    if not reads_profile(args.kv_policy) or folder is None:
+    path, folder = args.hetero_profile, local_folder(args.model_path, args.revision)
+    if not reads_profile(args.kv_policy) or folder is None or not has_weights(folder):
         return None
     try:
         return mismatch(load_profile(path).provenance, path, folder)

@@ -26,7 +26,7 @@ class Configuration(Protocol):
     """`configuration`: how arguments are read."""
 
     FLAGS: tuple[Flag, ...]  # that this version alone has, or that are refused for other reasons
-    ROWS_BY_CHECKPOINT: tuple[str, ...]  # formats of weights that may say in how many bits keys and values are kept
+    EIGHT_BITS_ON_CPU: bool  # keys and values may be kept so there, without AMX and an attention backend for it
 
     def model_config(self, args: Any) -> Any:
         """SGLang's ModelConfig of the model that the arguments name."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.profile.files import find_profile, load_profile, write_text
-from hetero_sglang.profile.local_model import local_folder
+from hetero_sglang.profile.local_model import has_weights, local_folder
 from hetero_sglang.profile.made_profiles import place
 from hetero_sglang.sglang.asked import AUTO
 
@@ -33,7 +33,8 @@ def profile_of(args: Any) -> Path:
     the first device that will serve.
 
     Raises HeteroError where none can be had."""
-    found = find_profile(args.model_path, None if args.hetero_profile == AUTO else args.hetero_profile)
+    given = None if args.hetero_profile == AUTO else args.hetero_profile
+    found = find_profile(args.model_path, given, args.revision)
     if found is not None:
         return found
     if args.nnodes > 1:
@@ -41,7 +42,9 @@ def profile_of(args: Any) -> Path:
             f"no head profile was found for {args.model_path}, and each of {args.nnodes} nodes would make its own; "
             f"make one with `hetero-sglang profile {args.model_path}` and give it to all with `--hetero-profile`."
         )
-    model = local_folder(args.model_path) or downloaded(args.model_path, args.revision)
+    model = local_folder(args.model_path, args.revision)
+    if model is None or (not has_weights(model) and not Path(args.model_path).is_dir()):
+        model = downloaded(args.model_path, args.revision)
     out = place(model)
     if out.exists() and _whole(out):  # perhaps in a folder that cannot be written
         return out

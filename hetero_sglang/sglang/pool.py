@@ -7,10 +7,12 @@ from typing import Any, NoReturn
 
 import torch
 from sglang.srt.distributed import get_tp_group
+from sglang.srt.mem_cache.kv_cache_dtype import TORCH_DTYPE_TO_KV_CACHE_STR
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator, MemoryPoolConfig
 
 from hetero_sglang.cache.sizes import Shape
+from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.runtime import runtime
 
 
@@ -72,12 +74,24 @@ class HeteroPoolConfigurator(DefaultPoolConfigurator):
     def __init__(self, kvc: Any) -> None:
         super().__init__(kvc)
         config = kvc.model_config
+        check_stored(kvc.kv_cache_dtype)
         self._shape = Shape(config.head_dim, config.v_head_dim, kvc.kv_cache_dtype.itemsize)
         self._joint = kvc.device == "cpu"
 
     def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
         slots = least_of_ranks(runtime().slots(self._shape, available_bytes, self._joint))
         return self.calculate_pool_sizes_from_max_tokens(slots, page_size)
+
+
+def check_stored(dtype: torch.dtype) -> None:
+    """Raises HeteroError where SGLang, which has loaded the model by now, keeps keys and values in other formats than
+    could be told at start: what is refused and how rows are shared out hang on that."""
+    if dtype.itemsize != runtime().item:
+        flag = TORCH_DTYPE_TO_KV_CACHE_STR.get(dtype, str(dtype).removeprefix("torch."))
+        raise HeteroError(
+            f"this checkpoint makes --kv-cache-dtype auto {flag}, numbers of {8 * dtype.itemsize} bits where the start "
+            f"has reckoned with {8 * runtime().item}; give --kv-cache-dtype {flag}."
+        )
 
 
 def least_of_ranks(count: int) -> int:

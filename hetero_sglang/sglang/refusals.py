@@ -10,7 +10,7 @@ from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.sglang.asked import EIGHT_BITS, item_bytes, options_of, policy_of
 from hetero_sglang.sglang.interface import Configuration
-from hetero_sglang.sglang.version import installed
+from hetero_sglang.sglang.version import installed, release
 
 configuration: Configuration = installed("configuration")
 
@@ -156,10 +156,16 @@ def check_model(args: Any) -> HeadProfile:
         check_kernels(args, config)
     profile, options = options_of(args)
     resolve(profile, **options)
-    if options["policy"].index and args.kv_cache_dtype in EIGHT_BITS:
+    eight_bits = args.kv_cache_dtype in EIGHT_BITS
+    if options["policy"].index and eight_bits:
         raise HeteroError(
             f"--kv-policy {args.kv_policy} keeps its index in rows of keys, which --kv-cache-dtype "
-            f"{args.kv_cache_dtype} would round; choose heterocache, or --kv-cache-dtype auto."
+            f"{args.kv_cache_dtype} would round; choose heterocache, or --kv-cache-dtype bfloat16."
+        )
+    if eight_bits and args.attention_backend != "flashinfer" and not configuration.EIGHT_BITS_ON_CPU:
+        raise HeteroError(
+            f"--kv-cache-dtype {args.kv_cache_dtype} is one for GPUs with SGLang {release()}, which on a CPU wants AMX "
+            f"and its own attention backend for it; give --kv-cache-dtype bfloat16."
         )
     if index := options["policy"].index:  # refuses, before any request comes, rows that cannot hold it
         import torch

@@ -66,6 +66,7 @@ class Runtime:
     host_bytes: int | None  # --hetero-host-size
     context: int  # tokens of the longest request the model takes
     on_device: bool  # a GPU runs the steps
+    item: int  # bytes of a number of K or V, as the start has found it
     engine: Engine | None = None  # once SGLang has built its backend
     scheduler: Any = None
     adapters: tuple[str, ...] = ()  # names of those with a profile of their own
@@ -177,6 +178,7 @@ def start_runtime(server_args: Any, rank: int, size: int) -> Runtime:
         host_bytes=None if server_args.hetero_host_size is None else int(server_args.hetero_host_size * 1e9),
         context=configuration.model_config(server_args).context_len,
         on_device=server_args.attention_backend == "flashinfer",
+        item=options["itemsize"],
         # several tokenizer processes lack the plugin that makes the value of SGLang's list
         replies=Replies(server_args.incremental_streaming_output) if server_args.tokenizer_worker_num == 1 else None,
     )

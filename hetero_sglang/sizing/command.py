@@ -14,7 +14,7 @@ from hetero_sglang.profile.local_model import local_folder
 from hetero_sglang.profile.made_profiles import place
 from hetero_sglang.sglang.asked import EIGHT_BITS
 from hetero_sglang.sglang.static_memory import static_fraction
-from hetero_sglang.sglang.weights import stored_rows
+from hetero_sglang.sglang.weights import AUTO, stored_rows
 from hetero_sglang.sizing.estimate import Estimate, settings_of
 from hetero_sglang.sizing.model import Model, read_model
 from hetero_sglang.sizing.table import memories, tiers
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     if fraction is not None and not 0 < fraction < 1:
         raise HeteroError(f"--mem-fraction-static {fraction:g} is not between 0 and 1; give one that is.")
     model = read_model(given.model)
-    rows = stored_rows(given.model) if given.kv_cache_dtype == "auto" else given.kv_cache_dtype
+    rows = stored_rows(local_folder(given.model)) if given.kv_cache_dtype == AUTO else given.kv_cache_dtype
     if rows in EIGHT_BITS:
         model = replace(model, item=1)
     context = model.shape.max_length if given.context_length is None else given.context_length

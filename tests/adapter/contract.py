@@ -31,7 +31,9 @@ OTHERS = (
     *(f"{MEMORY}.allocator.base.BaseTokenToKVPoolAllocator.free_group_{name}" for name in ("begin", "end")),
     f"{MEMORY}.allocator.paged.PagedTokenToKVPoolAllocator.free",
     f"{MEMORY}.allocator.paged.PagedTokenToKVPoolAllocator.free_segment",
+    f"{MEMORY}.kv_cache_dtype.configure_kv_cache_dtype",
     f"{MEMORY}.radix_cache.RadixKey.__init__",
+    "sglang.srt.model_loader.weight_utils.get_quant_config",
     f"{EXECUTOR}.pool_configurator.DefaultPoolConfigurator.__init__",
     f"{EXECUTOR}.pool_configurator.DefaultPoolConfigurator.calculate_pool_sizes",
     f"{EXECUTOR}.pool_configurator.DefaultPoolConfigurator.calculate_pool_sizes_from_max_tokens",
@@ -43,6 +45,7 @@ OTHERS = (
             "forward_decode", "support_triton",
         )
     ),
+    "sglang.srt.configs.model_config.ModelConfig.__init__",
     "sglang.srt.layers.radix_attention.RadixAttention.__init__",
     f"{MANAGERS}.scheduler.Scheduler._add_request_to_queue",
     f"{MANAGERS}.scheduler.Scheduler.is_fully_idle",

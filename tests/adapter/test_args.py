@@ -277,7 +277,21 @@ def test_a_profile_of_an_adapter_that_cannot_be_read_is_refused(
 @pytest.mark.parametrize("paths", [["a=/a"], {"a": "/a"}, [{"lora_name": "a", "lora_path": "/a"}]])
 def test_an_adapter_s_profile_is_read_however_its_adapter_is_given(paths: Any) -> None:
     made = arguments(lora_paths=paths, hetero_lora_profile=["a=" + PROFILE])
-    assert len(options_of(made)[1]["adapters"]) == 1 and options_of(arguments(lora_paths=paths))[1]["adapters"] == []
+    assert list(options_of(made)[1]["adapters"]) == ["a"]
+    assert options_of(arguments(lora_paths=paths))[1]["adapters"] == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="SGLang keeps them so on a GPU")
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+def test_8_bits_are_refused_where_sglang_refuses_them_on_a_cpu(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "EIGHT_BITS_ON_CPU", True)
+    assert arguments(kv_cache_dtype=dtype).kv_cache_dtype == dtype
+    monkeypatch.setattr(configuration, "EIGHT_BITS_ON_CPU", False)
+    with pytest.raises(
+        HeteroError, match=rf"^--kv-cache-dtype {dtype} is one for GPUs .* give --kv-cache-dtype bfloat16"
+    ):
+        arguments(kv_cache_dtype=dtype)
+    assert arguments(kv_cache_dtype="bfloat16").kv_cache_dtype == "bfloat16"
 
 
 # What the command line makes of arguments, one process for all: an import of SGLang takes seconds.

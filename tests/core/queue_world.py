@@ -277,6 +277,7 @@ class World:
             host_bytes=None,
             context=slots,
             on_device=False,
+            item=2,
             engine=SimpleNamespace(poll=lambda: None, check_integrity=lambda: None, stats=dict),
             scheduler=self,
             adapters=ADAPTERS[: len(settings.adapters)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,9 @@ from core_helpers import (
 )
 from test_lazy_heads import HEADS, LAYERS, SOME, Run, lazy_settings, slots_of
 
-from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings
+from hetero_sglang.engine.verify import Verification
 from hetero_sglang.ops.reference.workspace import Workspace
 from hetero_sglang.policy.snapkv import SnapKV
 from hetero_sglang.policy.streamingllm import StreamingLLM
@@ -198,17 +200,66 @@ def test_what_comes_behind_a_request_s_end_overwrites_none_of_its_rows() -> None
     cache.check_integrity()
 
 
-def test_a_graph_of_what_follows_serves_fewer_requests_than_it_is_made_for() -> None:
+class Replays:
+    """Stands in for a recorder: says of every graph that is replayed how many requests it is for, and lets it find
+    nothing of use behind what these have in the buffers."""
+
+    def __init__(self, made: Verification) -> None:
+        self.made, self.widths = made, []
+
+    def record(self, work: partial[None]) -> Callable[[], None]:
+        (width,) = work.args
+        for _ in range(3):
+            work()  # before anybody is there: nothing may come of it
+
+        def replay() -> None:
+            self.widths.append(width)
+            first = self.made.first
+            tables = first.inputs, first.cap, first.page_start  # which rows on their way out are read by, too
+            before = [table.clone() for table in tables]
+            self.spoil(width)
+            work()
+            for table, values in zip(tables, before, strict=True):
+                table.copy_(values)
+
+        return replay
+
+    def spoil(self, width: int) -> None:
+        made = self.made
+        for values in (made.k, made.v):  # [layers, batch * each, H, D]
+            values[:, width * made.each :] = float("nan")
+        live = made.slots[: made.each + 1].clone()  # of the first request
+        for slots in (made.slots, *made.moved):
+            rest = slots[width * len(live) :]
+            rest.copy_(live.repeat(made.batch)[: len(rest)])
+        made.first.inputs[:, width:] = made.first.inputs[:, :1] + 1
+        for tables in (made.limit, made.first.cap, made.first.page_start):
+            tables[width:] = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("batch", "counts", "widths"),
+    [(20, (1, 2, 4, 5, 3, 1), [1, 4, 4, 16, 4, 1]), (5, (5, 4, 1), [5, 4, 1]), (3, (3, 1, 2), [3, 1, 3])],
+)
+def test_the_smallest_graph_of_what_follows_that_holds_a_batch_leaves_what_a_launched_pass_leaves(
+    batch: int, counts: Sequence[int], widths: list[int]
+) -> None:
     """Whatever requests a wider pass before has left in its buffers."""
     caches = [make_cache(lazy_settings(1, 4)) for _ in range(2)]
-    pairs, lengths = [begun(cache, [150, 30]) for cache in caches], [150, 30]
-    engine_of(caches[1]).eager_verify(5, 400, len(BRANCHED) - 1).record(Recorder(torch.device("cpu")))
-    for turn in range(6):
-        some = slice(0, 2 - turn % 2)
-        for requests, width in zip(pairs, (None, 3), strict=True):
-            path = PATHS[turn % len(PATHS)]
-            told = list(zip(requests, lengths, strict=True))[some]
-            verify([Guess(r, n, BRANCHED, path, seed=turn) for r, n in told], width)
-        assert engine_of(caches[1]).verification.recorded and not engine_of(caches[0]).verification.recorded
-        lengths[some] = [n + len(path) for n in lengths[some]]
+    lengths = [150, 30, 9, 60, 20][: max(counts)]
+    made = engine_of(caches[1]).eager_verify(batch, 400, len(BRANCHED) - 1)
+    recorder = Replays(made)
+    made.record(recorder)
+    pairs = [begun(cache, lengths, 36) for cache in caches]
+    for turn, count in enumerate(counts):
+        path = PATHS[turn % len(PATHS)]
+        for requests, width in zip(pairs, (None, batch), strict=True):
+            verify(
+                [Guess(r, n, BRANCHED, path, seed=turn) for r, n in zip(requests[:count], lengths, strict=False)], width
+            )
+        assert engine_of(caches[1]).verification is made and not engine_of(caches[0]).verification.recorded
+        lengths[:count] = [n + len(path) for n in lengths[:count]]
         same(*caches)
+    assert recorder.widths == widths
+    accepted = [cache.counters.accepted_tokens for cache in caches]
+    assert accepted[0] == accepted[1] == sum(n * (len(PATHS[t % len(PATHS)]) - 1) for t, n in enumerate(counts))

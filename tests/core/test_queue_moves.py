@@ -37,7 +37,7 @@ def make_worlds(seed: int, size: int, indexed: bool = False, **options: object) 
     }
     ratio = profile.floor + (1 - profile.floor) * rng.choice((0.2 if indexed else 0.02, 0.3, 0.9))
     # Shares may fall to a quarter; who has the second adapter goes by the model's.
-    adapters = [reweighted(profile, rng)] * rng.choice((0, 1))
+    adapters = {"a": reweighted(profile, rng)} if rng.choice((0, 1)) else {}
     shared = {
         "policy": IndexedHeads() if indexed else HeteroCache(),
         "keep_ratio": ratio,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,36 @@ def test_it_is_made_on_the_first_device_that_serves(model, whole, backend, devic
 def test_several_nodes_are_told_to_share_one(model):
     with pytest.raises(HeteroError, match="each of 2 nodes would make its own"):
         own_profile.profile_of(arguments(model, nnodes=2))
+
+
+@pytest.mark.parametrize("here", ["another revision", "no weights", "all"])
+def test_what_is_here_of_a_model_is_calibrated_if_it_is_what_is_asked_for(here, model, whole, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    commit, other = "2" * 40, "1" * 40
+    cache = tmp_path / "hub" / "models--some--model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(other)
+    for each in (other, commit)[: 1 if here == "another revision" else 2]:
+        shutil.copytree(model, cache / "snapshots" / each)
+    snapshot = cache / "snapshots" / commit
+    if here != "another revision":
+        (cache / "refs" / "v2").write_text(commit)
+    if here == "no weights":
+        for file in snapshot.glob("*.safetensors"):
+            file.unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    fetched: list[str | None] = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        fetched.append(revision)
+        shutil.copytree(model, snapshot, dirs_exist_ok=True)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    asked = instead(monkeypatch, whole)
+    own_profile.profile_of(arguments("some/model", revision="v2"))
+    assert asked == [snapshot] and fetched == ([] if here == "all" else ["v2"])
 
 
 def test_a_model_that_is_not_here_is_downloaded_or_refused(model, whole, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import servers
+import sharing
 from servers import TABLE, Servers
 from sharing import Order
 
@@ -104,6 +105,18 @@ def test_tests_come_by_server_and_a_start_runs_beside_tests_that_want_none(pytes
     assert [item.name for item in order.items] == ["test_none", "test_usual", "test_ends", "test_last"]
     launches = {item.name: names for item, names in order.launches.items()}
     assert launches == {"test_none": (USUAL, SMALL), "test_last": (LAST,)}
+
+
+def test_tests_of_a_server_that_is_refused_are_skipped_and_it_is_not_started(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "REFUSED", {SMALL: "no such flag"})
+    items = items_of(pytester, ASKING)
+    sharing.pytest_collection_modifyitems(items[0].config, items)
+    skipped = {item.name: [mark.kwargs["reason"] for mark in item.iter_markers("skip")] for item in items}
+    assert skipped == {"test_none": [], "test_usual": ["no such flag"], "test_ends": [], "test_last": []}
+    launches = {item.name: names for item, names in items[0].config.stash[sharing.ORDER].launches.items()}
+    assert set(launches.values()) == {(USUAL,), (LAST,)}
 
 
 def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(pytester: pytest.Pytester) -> None:

@@ -4,18 +4,27 @@ SGLang drafts by n-grams of what it has answered before: a question that is aske
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from servers import Servers
 from test_conservation import check_empty_handed, play, settled
+from test_lora import EVERY, prompt, say, together
 from test_turns import converse
 
 from benchmarks.identity import Case, cases, collect, differing
 from benchmarks.launch import Server
 from benchmarks.recall import Language, evaluate
+from hetero_sglang.sglang.metrics import PREFIX
 
+IN_PRECISION = ("drafts", "drafts-ranks")
+COUNTED = [
+    f"{PREFIX}{name}_total"
+    for name in ("requests", "resumed_requests", "compressed_requests", "draft_tokens", "accepted_tokens")
+]
 WHOLE = 1000  # tokens, which are held whole
 
 
@@ -24,8 +33,10 @@ def accepted(reply: dict[str, Any]) -> float:
     return float(reply["meta_info"]["spec_accept_length"])
 
 
-@pytest.mark.server("drafts", "plain-precise")
-def test_greedy_tokens_are_those_without_speculation(server: Server, servers: Servers, language: Language) -> None:
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.server(x, "plain-precise")) for x in IN_PRECISION])
+def test_greedy_tokens_are_those_without_speculation(
+    name: str, server: Server, servers: Servers, language: Language
+) -> None:
     """Prompts of every kind, alone and eight at once, and again, when drafts are good."""
     before, plain = server.stats()["compressed_requests"], servers.get("plain-precise")
     requests = cases(language, 24, WHOLE, 5)
@@ -36,6 +47,56 @@ def test_greedy_tokens_are_those_without_speculation(server: Server, servers: Se
     assert server.stats()["compressed_requests"] == before
     replies = [server.generate(x.ids, 24, ignore_eos=True) for x in requests[:6] for _ in range(2)]
     assert max(accepted(reply) for reply in replies[1::2]) > 3, "no draft was any good"
+
+
+@pytest.mark.server("drafts-lora", "plain-precise")
+def test_adapters_say_what_they_say_without_speculation(server: Server, servers: Servers, language: Language) -> None:
+    """Each alone and all in one batch, and again, when drafts are good: of what any of them has answered."""
+    before, plain = server.stats()["compressed_requests"], servers.get("plain-precise")
+    prompts = [prompt(language, seed, length) for seed, length in ((1, 150), (2, 300), (3, 800))]
+    wanted = {by: [say(plain, ids, by)[0] for ids in prompts] for by in EVERY}
+    assert wanted[None] != wanted["a"] != wanted["b"] != wanted[None]
+    for _ in range(2):
+        assert {by: [say(server, ids, by)[0] for ids in prompts] for by in EVERY} == wanted
+        for ids in prompts:
+            assert together(server, ids) == together(plain, ids)
+    assert server.stats()["compressed_requests"] == before
+    for by in EVERY:
+        replies = [
+            server.generate(ids, 24, request={"lora_path": by}, ignore_eos=True) for ids in prompts for _ in "ab"
+        ]
+        assert max(accepted(reply) for reply in replies[1::2]) > 3, "no draft was any good"
+
+
+def by_rank(server: Server) -> list[dict[str, float]]:
+    """What each rank has counted of its requests, exported as it became idle."""
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(server.get("/metrics")):
+        for sample in family.samples:
+            if sample.name in COUNTED:
+                found.setdefault(sample.labels["tp_rank"], {})[sample.name] = sample.value
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.server("drafts-ranks")
+def test_ranks_decide_alike_with_drafts(server: Server, language: Language) -> None:
+    """Of requests that are compressed, retracted by force, several at once: what stays, and who is let in."""
+    before = settled(server)
+    for _ in range(2):
+        result = evaluate(server.url, language, 1500, documents=4, turns=2, names=4, seed=21, concurrency=4)
+        assert result.score.right == result.score.total == 32, result.to_json()
+    after = settled(server)
+    check_empty_handed(after)
+    assert after["compressed_requests"] - before["compressed_requests"] >= 16
+    assert after["accepted_tokens"] > before["accepted_tokens"] + 100
+    assert "Testing retraction" in server.log.read_text(errors="replace")
+    for _ in range(100):
+        one, other = by_rank(server)
+        if one == other and one[f"{PREFIX}accepted_tokens_total"] == after["accepted_tokens"]:
+            break
+        time.sleep(0.1)
+    assert one == other and len(one) == len(COUNTED)
+    assert one[f"{PREFIX}accepted_tokens_total"] == after["accepted_tokens"]
 
 
 @pytest.mark.server("drafts", "plain-precise")

@@ -12,7 +12,7 @@ FLAGS: tuple[Flag, ...] = (
         "--speculative-algorithm: a draft model has keys and values of its own, in no working set; NGRAM has none",
     ),
 )
-ROWS_BY_CHECKPOINT = ("modelopt",)
+EIGHT_BITS_ON_CPU = True
 
 
 def model_config(args: Any) -> Any:

@@ -23,7 +23,7 @@ FLAGS: tuple[Flag, ...] = (
     ("enable_paged_experts", (False,), "--enable-paged-experts: not tested with the host tier"),
     ("enable_layernorm_sp", (False,), f"--enable-layernorm-sp: {_UNTESTED}"),
 )
-ROWS_BY_CHECKPOINT = ("modelopt", "fp8")
+EIGHT_BITS_ON_CPU = False  # kv_cache_configurator.py, `configure`
 
 
 def model_config(args: Any) -> Any:

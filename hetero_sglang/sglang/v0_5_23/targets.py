@@ -11,6 +11,7 @@ _FIELDS = (  # flags; a new one may have to be refused
     "observability.Observability", "parallel.Parallel", "schedule.Schedule", "serving.Serving", "spec.Spec",
 )  # fmt: skip
 RELIED_ON: tuple[str, ...] = (
+    "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator.configure",
     *(f"sglang.srt.server_args.ServerArgs.{name}" for name in ("resolve_once", "__setattr__", "__reduce__")),
     *(f"sglang.srt.arg_groups.fields.{place}" for place in _FIELDS),
     "sglang.srt.arg_groups.memory_hook.handle_gpu_memory_settings",
