@@ -1,0 +1,74 @@
+"""Demonstrations: episodes of the expert with its reply at every turn, also where a slip has led away from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .expert import Expert
+from .layout import Layout
+from .sight import Sight
+from .words import ACTIONS, BOS, IDS, REPLY, Reply, encode, turn_words
+from .world import World
+
+TEXT, THING, PLACE, ACTION, NONE = range(5)  # kinds of targets; NONE counts for nothing
+_REPLY_KINDS = (THING, PLACE, PLACE, PLACE, PLACE, ACTION)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An episode: ids [n] as they stood, target [n] what should follow each id, kind [n] of that target, all uint8.
+
+    `turns` [m] is where each turn begins, bos the beginning of the first.
+    """
+
+    ids: np.ndarray
+    targets: np.ndarray
+    kinds: np.ndarray
+    turns: list[int]
+
+    def turn(self, number: int) -> Demonstration:
+        """One turn alone, as if it were the first: what a player without memory is shown."""
+        begin = self.turns[number] or 1  # bos comes anew
+        end = self.turns[number + 1] if number + 1 < len(self.turns) else len(self.ids)
+        first = np.array([IDS[BOS]], np.uint8), self.ids[begin : begin + 1], np.array([TEXT], np.uint8)
+        parts = (self.ids[begin:end], self.targets[begin:end], self.kinds[begin:end])
+        ids, targets, kinds = (np.concatenate(pair) for pair in zip(first, parts, strict=True))
+        kinds[-1] = NONE
+        return Demonstration(ids, targets, kinds, [0])
+
+
+def demonstrate(layout: Layout, seed: int, slips: float = 0.0) -> Demonstration:
+    """The expert's episode in the world of that seed.
+
+    In a share `slips` of the turns another action is done than the expert's; in half of these another thing than the
+    expert's is said to be wanted. The target is the expert's reply all the same, so that ways back are shown.
+    """
+    world, expert, draw = World(layout, seed), Expert(layout), np.random.default_rng((seed, 1))
+    ids, targets, kinds, turns = [IDS[BOS]], [], [], [0]
+    while not world.over:
+        sight = world.look()
+        right = expert.reply(sight)
+        done, reply_kinds = right, _REPLY_KINDS
+        if draw.random() < slips:
+            done, reply_kinds = _slip(right, sight, expert, draw)
+        seen, said = encode(turn_words(sight)), encode(done.words)
+        ids += [*seen, *said]
+        targets += [*seen, *encode(right.words)]
+        kinds += [*([TEXT] * len(seen)), *reply_kinds]
+        turns.append(len(ids))
+        world.act(done.action)
+    last = [IDS[BOS]], [NONE]  # after the last action nothing follows
+    return Demonstration(*(np.array(each, np.uint8) for each in (ids, targets + last[0], kinds + last[1])), turns[:-1])
+
+
+def _slip(right: Reply, sight: Sight, expert: Expert, draw: np.random.Generator) -> tuple[Reply, tuple[int, ...]]:
+    """A reply with another action, and perhaps another aim, whose words after the first then teach nothing."""
+    action = ACTIONS[int(draw.integers(len(ACTIONS)))]
+    known = expert.memory.known("door") + expert.memory.known("key")
+    if draw.random() < 0.5 or not known:
+        return replace(right, action=action), _REPLY_KINDS
+    target = known[int(draw.integers(len(known)))]
+    reply = Reply(expert.memory.cells[target], target, sight.place, action)
+    return reply, (THING, *([NONE] * (REPLY - 1)))
