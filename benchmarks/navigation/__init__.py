@@ -1,1 +1,1 @@
-"""Navigation: a small model finds its way through partially observed worlds, served with all that small machines need."""
+"""Navigation: a small model finds its way through partially observed worlds, on a machine with little memory."""

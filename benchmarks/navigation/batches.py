@@ -63,8 +63,8 @@ def load(batches: Batches, workers: int, device: torch.device) -> Iterator[Batch
     """The batches on `device`, drawn by `workers` processes (0: by this one)."""
     loader = DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
     for each in loader:
-        moved = (part.to(device, non_blocking=True) for part in (each.ids, each.targets, each.kinds))
-        yield Batch(*moved, each.lengths)
+        ids, targets, kinds = (part.to(device) for part in (each.ids, each.targets, each.kinds))
+        yield Batch(ids, targets, kinds, each.lengths)
 
 
 def _cut(each: Demonstration, most: int) -> Demonstration:

@@ -58,10 +58,12 @@ class Bound:
         }
 
 
-def sample(server: Server, history: list[int], turn: list[int], steps: int = 32, rounds: int = 3) -> tuple[float, float]:
+def sample(
+    server: Server, history: list[int], turn: list[int], steps: int = 32, rounds: int = 3
+) -> tuple[float, float]:
     """Milliseconds of a decoded token behind the history, and of reading a turn in behind it: the least of rounds."""
     step, read = [], []
-    for number in range(rounds):
+    for _ in range(rounds):
         server.flush()
         server.generate(history, 1, ignore_eos=True)
         read.append(server.generate([*history, *turn], 1, ignore_eos=True)["meta_info"]["e2e_latency"])

@@ -13,7 +13,7 @@ from .words import ACTIONS, BOS, IDS, REPLY, Reply, encode, turn_words
 from .world import World
 
 TEXT, THING, PLACE, ACTION, NONE = range(5)  # kinds of targets; NONE counts for nothing
-_REPLY_KINDS = (THING, PLACE, PLACE, PLACE, PLACE, ACTION)
+_REPLY_KINDS: tuple[int, ...] = (THING, PLACE, PLACE, PLACE, PLACE, ACTION)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def demonstrate(layout: Layout, seed: int, slips: float = 0.0) -> Demonstration:
         kinds += [*([TEXT] * len(seen)), *reply_kinds]
         turns.append(len(ids))
         world.act(done.action)
-    last = [IDS[BOS]], [NONE]  # after the last action nothing follows
-    return Demonstration(*(np.array(each, np.uint8) for each in (ids, targets + last[0], kinds + last[1])), turns[:-1])
+    targets.append(IDS[BOS])  # after the last action nothing follows
+    kinds.append(NONE)
+    return Demonstration(np.array(ids, np.uint8), np.array(targets, np.uint8), np.array(kinds, np.uint8), turns[:-1])
 
 
 def _slip(right: Reply, sight: Sight, expert: Expert, draw: np.random.Generator) -> tuple[Reply, tuple[int, ...]]:

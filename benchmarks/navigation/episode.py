@@ -68,7 +68,15 @@ class Episode:
         world = self.world
         best = expert_steps(self.layout, self.seed)
         return Outcome(
-            self.seed, world.reached, world.step_count, best, world.hits, world.bumps, world.burnt, self.unread, len(self.ids)
+            self.seed,
+            world.reached,
+            world.step_count,
+            best,
+            world.hits,
+            world.bumps,
+            world.burnt,
+            self.unread,
+            len(self.ids),
         )
 
 

@@ -59,8 +59,8 @@ def static_exit(model: Path, branch: Any, out: Path) -> Path:
     own = load_file(model / "model.safetensors")["lm_head.weight"].float()  # [V, H]
     if branch.tokens is not None:
         raise HeteroError(
-            f"The branch behind layer {branch.layer} knows {len(branch.tokens)} of {len(own)} words, and a checkpoint's "
-            "head has no way to leave the others out: train a branch of another kind."
+            f"The branch behind layer {branch.layer} knows {len(branch.tokens)} of {len(own)} words, and the head of "
+            "a checkpoint has no way to leave the others out: train a branch of another kind."
         )
     head = branch.head if branch.head is not None else own + own @ branch.up.float() @ branch.down.float()
     return truncate(model, branch.layer, out, branch.norm, head)

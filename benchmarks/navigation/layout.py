@@ -14,8 +14,9 @@ NORTH_WALL, SOUTH_WALL = ROOM_DEPTH + 1, ROOM_DEPTH + CORRIDOR + 2  # rows betwe
 class Layout:
     """A corridor from west to east with `rooms` rooms on each side.
 
-    Of these `locked` are locked, and behind one of the locked doors is the goal. `hazards` balls roam the corridor and as
-    many rooms; `lava` cells in the corridor end an episode. A `mirrored` agent starts at the east end. `limit` is the number of steps after which an episode has failed.
+    Of these `locked` are locked, and behind one of the locked doors is the goal. `hazards` balls roam the corridor
+    and as many rooms; `lava` cells in the corridor end an episode. A `mirrored` agent starts at the east end. After
+    `limit` steps an episode has failed.
     """
 
     rooms: int = 6

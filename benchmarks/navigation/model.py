@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.recall.training.model import RecallModel
-from benchmarks.recall.training.shape import HEAD_DIM
+from benchmarks.recall.training.shape import HEAD_DIM, Shape
 
 from .words import REPLY
 
@@ -16,8 +18,24 @@ from .words import REPLY
 class Navigator(RecallModel):
     """A Llama over sequences of different lengths, one behind the other without padding."""
 
-    def forward(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    @classmethod
+    def of(cls, model: Any) -> Navigator:
+        """The same as a Hugging Face Llama of untied embeddings, in float32."""
+        config = model.config
+        shape = Shape(
+            config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads,
+            config.num_key_value_heads, config.intermediate_size, config.rope_parameters["rope_theta"],
+            config.rms_norm_eps,
+        )  # fmt: skip
+        made = cls(shape)
+        names = {name: re.sub(r"^model\.|self_attn\.|mlp\.", "", name) for name in model.state_dict()}
+        made.load_state_dict({names[name]: each.float() for name, each in model.state_dict().items()})
+        return made
+
+    def forward(self, ids: torch.Tensor, lengths: Sequence[int] | None = None) -> torch.Tensor:
         """ids [T] of sequences of these lengths (their sum is T) -> hidden states [T, W], normed."""
+        if lengths is None:  # sequences of one length: [B, L]
+            return super().forward(ids)
         x = self.embed_tokens(ids)  # [T, W]
         if ids.is_cuda:
             x = x.to(torch.bfloat16)

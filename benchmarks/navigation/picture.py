@@ -10,7 +10,7 @@ from hetero_sglang.errors import HeteroError
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """One panel for each kind of worlds; a point's area is its weights and KV. Raises HeteroError without matplotlib."""
+    """A panel for each kind of worlds; a point's area is its weights and KV. Raises HeteroError without matplotlib."""
     try:
         import matplotlib
     except ModuleNotFoundError:

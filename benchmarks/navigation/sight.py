@@ -32,10 +32,7 @@ class Sight:
     def seen(self) -> list[tuple[str, Cell]]:
         """Every cell that is seen, by name and place."""
         return [
-            (name, self.where(i, j))
-            for j, row in enumerate(self.view)
-            for i, name in enumerate(row)
-            if name != UNSEEN
+            (name, self.where(i, j)) for j, row in enumerate(self.view) for i, name in enumerate(row) if name != UNSEEN
         ]
 
     def things(self) -> list[tuple[str, Cell]]:

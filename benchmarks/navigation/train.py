@@ -41,9 +41,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     from .words import WORDS, tokenizer_files
 
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    shape = Shape(
-        Shape.rows(len(WORDS)), given.width, given.layers, given.query_heads, given.kv_heads, given.ffn
-    )
+    shape = Shape(Shape.rows(len(WORDS)), given.width, given.layers, given.query_heads, given.kv_heads, given.ffn)
     settings = Settings(
         given.minutes, given.steps, given.stages, given.batch_tokens, given.rate, given.warmup,
         seed=given.seed, workers=given.workers, compile=given.compile,
@@ -103,7 +101,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = made.add_argument
-    add("--out", type=Path, required=True, help="folder to write; OUT.state beside it is what a later start goes on from")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write; OUT.state beside it is what a later start goes on from",
+    )
     add("--device", help="cuda or cpu; where there is a GPU, it, if left out")
     add("--minutes", type=float, default=8.0, help="training time, without compilation and playing")
     add("--steps", type=int, help="train this many steps, however long they take")

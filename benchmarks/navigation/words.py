@@ -2,7 +2,8 @@
 
 A turn is one sight and one reply, in words that each are one token:
 
-    at x3 y7 east nothing <the view's cells, row by row> sees door-red-locked x5 y5 so  door-red-locked x5 y5 x4 y7 forward
+    at x3 y7 east nothing <the view's cells, row by row> sees key-red x5 y3 so
+    key-red x5 y3 x4 y7 forward
 
 The reply says what is wanted and where it is, the next cell on the way there, and the action.
 """

@@ -71,7 +71,10 @@ class World(MiniGridEnv):
         view[-1][size // 2] = name(self.grid.get(*self.agent_pos))  # minigrid shows there what the agent carries
         x, y = self.agent_pos
         return Sight(
-            (int(x), int(y)), int(self.agent_dir), name(self.carrying) if self.carrying else NOTHING, tuple(map(tuple, view))
+            (int(x), int(y)),
+            int(self.agent_dir),
+            name(self.carrying) if self.carrying else NOTHING,
+            tuple(map(tuple, view)),
         )
 
     def act(self, action: str) -> None:
