@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from .layout import MOST_ROOMS, ROOM_WIDTH, Layout
+from .layout import MOST_ROOMS, ROOM_WIDTH, VIEWS, Layout
 from .sight import BALL, FLOOR, GOAL, HEADINGS, LAVA, NOTHING, UNSEEN, WALL, Cell, Sight
 
 BOS, EOS, PAD, UNKNOWN = SPECIAL = ("<s>", "</s>", "<pad>", "<unk>")
@@ -57,7 +57,7 @@ def turn_words(sight: Sight) -> list[str]:
 
 def read_turn(words: Sequence[str]) -> Sight:
     """The sight that `turn_words` told. Raises ValueError for anything else."""
-    side = next((n for n in (5, 7, 9) if len(words) > 5 + n * n and words[5 + n * n] == "sees"), 0)
+    side = next((n for n in VIEWS if len(words) > 5 + n * n and words[5 + n * n] == "sees"), 0)
     if not side or words[0] != "at" or words[-1] != "so":
         raise ValueError("These are not the words of a turn.")
     view = tuple(tuple(words[5 + side * j : 5 + side * (j + 1)]) for j in range(side))
