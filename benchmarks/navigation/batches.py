@@ -27,12 +27,14 @@ class Batch:
 
 
 class Batches(IterableDataset):
-    """Endless batches of exactly `tokens` tokens in worlds of up to `rooms` rooms a side; the last episode is cut."""
+    """Endless batches of exactly `tokens` tokens in worlds of up to `rooms` rooms a side; the last episode is cut.
 
-    def __init__(self, layout: Layout, rooms: int, tokens: int, seed: int, slips: float, memoryless: bool) -> None:
+    With 0 rooms every turn stands alone, from worlds of the layout's size.
+    """
+
+    def __init__(self, layout: Layout, rooms: int, tokens: int, seed: int, slips: float) -> None:
         super().__init__()
-        self.layout, self.rooms, self.tokens, self.seed = layout, rooms, tokens, seed
-        self.slips, self.memoryless = slips, memoryless
+        self.layout, self.rooms, self.tokens, self.seed, self.slips = layout, rooms, tokens, seed, slips
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -51,9 +53,10 @@ class Batches(IterableDataset):
             yield Batch(ids, targets, kinds, [len(each.ids) for each in taken])
 
     def _draw(self, draw: np.random.Generator, waiting: list[Demonstration]) -> Demonstration:
-        rooms = self.rooms if draw.random() > _SMALLER else int(draw.integers(1, self.rooms + 1))
+        most = self.rooms or self.layout.rooms
+        rooms = most if draw.random() > _SMALLER else int(draw.integers(1, most + 1))
         found = demonstrate(self.layout.of(rooms), SEEDS + int(draw.integers(SEEDS)), self.slips)
-        if not self.memoryless:
+        if self.rooms:
             return found
         waiting += [found.turn(n) for n in range(len(found.turns))]
         return waiting.pop()

@@ -88,7 +88,7 @@ def _train(model: Any, given: argparse.Namespace, device: str) -> dict[str, Any]
     from .trainer import WEIGHTS
 
     layout = LAYOUTS[given.layout]
-    batches = Batches(layout, given.rooms or layout.rooms, given.batch_tokens, given.seed + 1, given.slips, False)
+    batches = Batches(layout, given.rooms or layout.rooms, given.batch_tokens, given.seed + 1, given.slips)
     data = load(batches, given.workers, torch.device(device))
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=given.rate, weight_decay=0.0)

@@ -17,7 +17,7 @@ from hetero_sglang.errors import ending_the_process
 
 from .layout import LAYOUTS
 
-STAGES = "1:6,2:14,4:25,6:55"  # rooms a side, and the share of the training
+STAGES = "0:8,2:17,4:25,6:50"  # rooms a side (0: turns that stand alone), and the share of the training
 EVALUATION_SEED = 5000  # worlds of the evaluation after training; those of the benchmark are below
 
 
@@ -42,8 +42,9 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape = Shape(Shape.rows(len(WORDS)), given.width, given.layers, given.query_heads, given.kv_heads, given.ffn)
+    stages = "0:100" if given.memoryless else given.stages
     settings = Settings(
-        given.minutes, given.steps, given.stages, given.batch_tokens, given.rate, given.warmup,
+        given.minutes, given.steps, stages, given.batch_tokens, given.rate, given.warmup,
         seed=given.seed, workers=given.workers, compile=given.compile,
     )  # fmt: skip
     layout = LAYOUTS[given.layout]
@@ -57,9 +58,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     def pause(seconds: float) -> None:
         curve.extend({"seconds": round(seconds), **row} for row in evaluate(model, given))
 
-    trainer = Trainer(
-        model, layout, settings, state, given.slips, given.memoryless, pause=pause, pause_every=given.play_every
-    )
+    trainer = Trainer(model, layout, settings, state, given.slips, pause=pause, pause_every=given.play_every)
     trainer.log(f"{shape.parameters:,} parameters on {device}")
     trainer.train()
     export(given.out, model, tokenizer_files())
@@ -110,10 +109,14 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="cuda or cpu; where there is a GPU, it, if left out")
     add("--minutes", type=float, default=8.0, help="training time, without compilation and playing")
     add("--steps", type=int, help="train this many steps, however long they take")
-    add("--stages", default=STAGES, help="rooms on a side in turn, and the share of the training for each")
+    add("--stages", default=STAGES, help="rooms on a side in turn, and the share of the training; 0: turns alone")
     add("--layout", choices=LAYOUTS, default="corridor")
     add("--slips", type=float, default=0.06, help="share of turns in which another action than the expert's is done")
-    add("--memoryless", action="store_true", help="show one turn at a time: what can be done without a history")
+    add(
+        "--memoryless",
+        action="store_true",
+        help="stages 0:100, and play turn by turn: what can be done without a history",
+    )
     add("--batch-tokens", type=int, default=65536, help="tokens per step")
     add("--rate", type=float, default=1.5e-3, help="peak learning rate")
     add("--warmup", type=int, default=200, help="warm-up steps")

@@ -32,11 +32,11 @@ class Trainer:
 
     def __init__(
         self, model: Navigator, layout: Layout, settings: Settings, state: Path | None = None,
-        slips: float = 0.06, memoryless: bool = False, log: Callable[[str], None] | None = None,
+        slips: float = 0.06, log: Callable[[str], None] | None = None,
         pause: Callable[[float], None] | None = None, pause_every: float = 0,
     ) -> None:  # fmt: skip
         self.model, self.layout, self.settings, self.state = model, layout, settings, state
-        self.slips, self.memoryless = slips, memoryless
+        self.slips = slips
         self.device = model.lm_head.weight.device
         self.cuda = self.device.type == "cuda"
         self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -107,10 +107,9 @@ class Trainer:
 
     def _batches(self, rooms: int) -> Batches:
         seed = self.settings.seed + 1000 * self.starts  # a training that goes on draws other worlds
-        return Batches(self.layout, rooms, self.settings.batch_tokens, seed, self.slips, self.memoryless)
+        return Batches(self.layout, rooms, self.settings.batch_tokens, seed, self.slips)
 
     def _resume(self) -> None:
-        self._saved, self._paused = time.monotonic(), 0.0
         if self.state and self.state.exists():
             kept = torch.load(self.state, map_location=self.device)
             self.model.load_state_dict(kept["model"])
@@ -118,6 +117,7 @@ class Trainer:
             self.clock.step, self.tokens, self.starts = kept["step"], kept["tokens"], kept["starts"] + 1
             self.clock.began -= kept["seconds"]
             self.log(f"going on after step {self.clock.step}, {kept['seconds']:.0f} s")
+        self._saved, self._paused = time.monotonic(), self.clock.seconds
 
     def _save(self, path: Path) -> None:
         scratch = path.with_suffix(".tmp")

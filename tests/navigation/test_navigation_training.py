@@ -39,7 +39,7 @@ def test_sequences_in_a_row_do_not_see_each_other() -> None:
 
 
 def test_a_batch_is_full_of_whole_episodes_but_for_its_last() -> None:
-    (one, two), *_ = [[next(each) for each in [load(Batches(LAYOUT, 1, 2000, seed, 0.1, False), 0, torch.device("cpu"))
+    (one, two), *_ = [[next(each) for each in [load(Batches(LAYOUT, 1, 2000, seed, 0.1), 0, torch.device("cpu"))
                                                for seed in (0, 1)]]]  # fmt: skip
     for batch in (one, two):
         assert sum(batch.lengths) == len(batch.ids) == 2000
@@ -50,7 +50,7 @@ def test_a_batch_is_full_of_whole_episodes_but_for_its_last() -> None:
 
 
 def test_without_memory_each_turn_stands_alone() -> None:
-    batch = next(load(Batches(LAYOUT, 1, 2000, 0, 0.0, True), 0, torch.device("cpu")))
+    batch = next(load(Batches(LAYOUT, 0, 2000, 0, 0.0), 0, torch.device("cpu")))
     assert max(batch.lengths) < 90 and len(batch.lengths) > 15
 
 
