@@ -46,6 +46,7 @@ class Batches(IterableDataset):
                 each = waiting.pop() if waiting else self._draw(draw, waiting)
                 taken.append(_cut(each, room))
                 room -= len(taken[-1].ids)
+            taken.sort(key=lambda each: len(each.ids))  # those of one length are attended to at once
             ids, targets, kinds = (
                 torch.from_numpy(np.concatenate([getattr(each, part) for each in taken]))
                 for part in ("ids", "targets", "kinds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -40,9 +41,11 @@ class Navigator(RecallModel):
         if ids.is_cuda:
             x = x.to(torch.bfloat16)
         cos, sin = self.angles_of(torch.cat([torch.arange(n, device=ids.device) for n in lengths]), x.dtype)
+        runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+        sizes = [length * count for length, count in runs]
         for layer in self.layers:
-            split = [t.split(list(lengths)) for t in layer.before(x, cos, sin)]
-            attended = [_attend(q, k, v) for q, k, v in zip(*split, strict=True)]
+            split = zip(*(t.split(sizes) for t in layer.before(x, cos, sin)), strict=True)
+            attended = [_attend(q, k, v, count) for (q, k, v), (_, count) in zip(split, runs, strict=True)]
             x = layer.after(x, torch.cat(attended))
         return self.norm(x)
 
@@ -117,7 +120,8 @@ class ModelPlayer:
             return [int(each) for each in model.lm_head(x).argmax(-1)]
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention within one sequence: q [L, Hq, D], k and v [L, H, D] -> [L, Hq * D]."""
-    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1).flatten(1)
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, count: int) -> torch.Tensor:
+    """Causal attention within each of n = `count` sequences: q [n * L, Hq, D], k, v [n * L, H, D] -> [n * L, Hq * D]."""
+    q, k, v = (t.unflatten(0, (count, -1)).transpose(1, 2) for t in (q, k, v))  # [n, H, L, D]
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # [n, Hq, L, D]
+    return attended.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -19,7 +19,9 @@ from hetero_sglang.errors import HeteroError, ending_the_process
 from .layout import LAYOUTS
 
 MODEL = ROOT / "assets" / "navigation-8m"
-USUAL: dict[str, Any] = {"max_running_requests": 8, "grammar_backend": "none"}
+USUAL: dict[str, Any] = {"max_running_requests": 8, "grammar_backend": "none", "max_total_tokens": 131072}
+ON_GPU: dict[str, Any] = {"cuda_graph_max_bs": 8}
+PLAIN_ON_GPU: dict[str, Any] = {"attention_backend": "flashinfer", "cuda_graph_backend_prefill": "disabled"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +116,12 @@ def _bound(made: Any, given: argparse.Namespace, run: Run) -> dict[str, Any]:
 @contextmanager
 def _serve(model: Path, flags: dict[str, Any], log: Path | None) -> Iterator[Server]:
     """A server for the block. Raises RuntimeError with the last word of one that does not start."""
-    server = Server(model, log=log, **{**USUAL, **flags})
+    import torch
+
+    usual = USUAL
+    if torch.cuda.is_available():
+        usual = {**USUAL, **ON_GPU, **(PLAIN_ON_GPU if flags["kv_policy"] == "full" else {})}
+    server = Server(model, log=log, **{**usual, **flags})
     try:
         server.start()
     except RuntimeError:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
     from benchmarks.recall.training.export import check_size, export
 
+    from .card import card
     from .model import Navigator
     from .trainer import Trainer
     from .words import WORDS, tokenizer_files
@@ -58,10 +60,13 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     def pause(seconds: float) -> None:
         curve.extend({"seconds": round(seconds), **row} for row in evaluate(model, given))
 
-    trainer = Trainer(model, layout, settings, state, given.slips, pause=pause, pause_every=given.play_every)
+    write = partial(export, given.out, model, tokenizer_files())  # also while training: it may be ended from outside
+    trainer = Trainer(
+        model, layout, settings, state, given.slips, pause=pause, pause_every=given.play_every, export=write
+    )  # fmt: skip
     trainer.log(f"{shape.parameters:,} parameters on {device}")
     trainer.train()
-    export(given.out, model, tokenizer_files())
+    write()
     played = evaluate(model, given)
     record = {
         "command": command, "shape": asdict(shape) | {"parameters": shape.parameters}, "settings": asdict(settings),
@@ -70,6 +75,7 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
         "torch": torch.__version__,
     }  # fmt: skip
     (given.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (given.out / "README.md").write_text(card(given.out.name, record))
     state.unlink(missing_ok=True)
     return record
 

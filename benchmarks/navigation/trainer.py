@@ -27,13 +27,15 @@ _EVERY, _SAVE_EVERY = 10.0, 30.0  # seconds between lines of progress, and betwe
 class Trainer:
     """Trains one model; a state kept at `state` is gone on from.
 
-    Every `pause_every` seconds `pause` is called with the seconds trained; its own time counts for nothing.
+    Every `pause_every` seconds `pause` is called with the seconds trained; its own time counts for nothing. `export`
+    is called when a state is kept.
     """
 
     def __init__(
         self, model: Navigator, layout: Layout, settings: Settings, state: Path | None = None,
         slips: float = 0.06, log: Callable[[str], None] | None = None,
         pause: Callable[[float], None] | None = None, pause_every: float = 0,
+        export: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.layout, self.settings, self.state = model, layout, settings, state
         self.slips = slips
@@ -41,7 +43,7 @@ class Trainer:
         self.cuda = self.device.type == "cuda"
         self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
         self.clock = Clock(settings.minutes, settings.steps)
-        self.pause, self.pause_every = pause, pause_every
+        self.pause, self.pause_every, self.export = pause, pause_every, export
         self.tokens, self.waited, self.starts = 0, 0.0, 0
         matrices = [p for p in model.parameters() if p.dim() == 2]
         vectors = [p for p in model.parameters() if p.dim() < 2]
@@ -124,6 +126,8 @@ class Trainer:
         kept = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.clock.step}
         torch.save({**kept, "tokens": self.tokens, "starts": self.starts, "seconds": self.clock.seconds}, scratch)
         scratch.replace(path)
+        if self.export:
+            self.export()
         self._saved = time.monotonic()
 
     def _show(self, rooms: int, batch: Batch, loss: torch.Tensor, right: torch.Tensor) -> None:

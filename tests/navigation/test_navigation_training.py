@@ -32,9 +32,10 @@ def tiny(seed: int = 0) -> Navigator:
 
 def test_sequences_in_a_row_do_not_see_each_other() -> None:
     model = tiny()
-    ids = torch.randint(0, len(WORDS), (90,))
-    together = model(ids, [20, 30, 40])
-    apart = torch.cat([model(part[None]) for part in ids.split([20, 30, 40])])
+    lengths = [20, 20, 30, 40, 20]
+    ids = torch.randint(0, len(WORDS), (sum(lengths),))
+    together = model(ids, lengths)
+    apart = torch.cat([model(part[None]) for part in ids.split(lengths)])
     torch.testing.assert_close(together, apart)
 
 
@@ -135,6 +136,8 @@ def test_one_command_trains_plays_and_exports(tmp_path: Path) -> None:
     record = run(parser().parse_args(words.split()), "command")
     assert record["totals"]["steps"] == 2 and record["played"][0]["rooms"] == 1
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json",
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json",
     }  # fmt: skip
     assert not (tmp_path / "model.state").exists()
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "2 layers, hidden size 64" in text and "| 1 | 1 | " in text and "{" not in text
