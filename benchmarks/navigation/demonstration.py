@@ -12,7 +12,8 @@ from .sight import Sight
 from .words import ACTIONS, BOS, IDS, REPLY, Reply, encode, turn_words
 from .world import World
 
-TEXT, THING, PLACE, ACTION, NONE = range(5)  # kinds of targets; NONE counts for nothing
+# Kinds of targets: SEEN is where a thing stands that is seen; NONE counts for nothing.
+TEXT, THING, PLACE, ACTION, NONE, SEEN = range(6)
 _REPLY_KINDS: tuple[int, ...] = (THING, PLACE, PLACE, PLACE, PLACE, ACTION)
 
 
@@ -53,10 +54,10 @@ def demonstrate(layout: Layout, seed: int, slips: float = 0.0) -> Demonstration:
         done, reply_kinds = right, _REPLY_KINDS
         if draw.random() < slips:
             done, reply_kinds = _slip(right, sight, expert, draw)
-        seen, said = encode(turn_words(sight)), encode(done.words)
+        seen, said, things = encode(turn_words(sight)), encode(done.words), len(sight.things())
         ids += [*seen, *said]
         targets += [*seen, *encode(right.words)]
-        kinds += [*([TEXT] * len(seen)), *reply_kinds]
+        kinds += [*([TEXT] * (len(seen) - 3 * things - 1)), *([TEXT, SEEN, SEEN] * things), TEXT, *reply_kinds]
         turns.append(len(ids))
         world.act(done.action)
     targets.append(IDS[BOS])  # after the last action nothing follows

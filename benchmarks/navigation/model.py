@@ -121,7 +121,7 @@ class ModelPlayer:
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, count: int) -> torch.Tensor:
-    """Causal attention within each of n = `count` sequences: q [n * L, Hq, D], k, v [n * L, H, D] -> [n * L, Hq * D]."""
+    """Causal attention within n = `count` sequences each: q [n * L, Hq, D], k, v [n * L, H, D] -> [n * L, Hq * D]."""
     q, k, v = (t.unflatten(0, (count, -1)).transpose(1, 2) for t in (q, k, v))  # [n, H, L, D]
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # [n, Hq, L, D]
     return attended.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -85,14 +85,14 @@ def _train(model: Any, given: argparse.Namespace, device: str) -> dict[str, Any]
     import torch.nn.functional as F
 
     from .batches import Batches, load
-    from .trainer import WEIGHTS
+    from .trainer import weights_on
 
     layout = LAYOUTS[given.layout]
     batches = Batches(layout, given.rooms or layout.rooms, given.batch_tokens, given.seed + 1, given.slips)
     data = load(batches, given.workers, torch.device(device))
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=given.rate, weight_decay=0.0)
-    weights = torch.tensor(WEIGHTS, device=device)
+    weights = weights_on(device)
     began, step, tokens, shown, losses = time.monotonic(), 0, 0, 0.0, []
     while True:
         seconds = time.monotonic() - began

@@ -15,12 +15,13 @@ from benchmarks.recall.training.schedule import Clock, parse_stages, rate_factor
 from benchmarks.recall.training.settings import Settings
 
 from .batches import Batch, Batches, load
-from .demonstration import ACTION, PLACE, THING
+from .demonstration import ACTION, NONE, PLACE, SEEN, TEXT, THING
 from .layout import Layout
 from .model import Navigator
 
-WEIGHTS = (0.02, 1.0, 1.0, 1.0, 0.0)  # of text, things, places, actions, and what teaches nothing
-_NAMES = {"thing": THING, "place": PLACE, "action": ACTION}
+# Of kinds of targets. Where a thing stands that was seen before can be looked up in the history: what replies need.
+WEIGHTS = {TEXT: 0.02, THING: 1.0, PLACE: 1.0, ACTION: 1.0, NONE: 0.0, SEEN: 0.2}
+_NAMES = {"thing": THING, "place": PLACE, "action": ACTION, "seen": SEEN}
 _EVERY, _SAVE_EVERY = 10.0, 30.0  # seconds between lines of progress, and between states kept
 
 
@@ -49,7 +50,7 @@ class Trainer:
         vectors = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95), fused=self.cuda)
-        self.weights = torch.tensor(WEIGHTS, device=self.device)
+        self.weights = weights_on(self.device)
         self.loss = weighted_loss
         if self.cuda and settings.compile:
             torch._dynamo.config.recompile_limit = 64  # a layer's parts are compiled once for each layer
@@ -136,3 +137,8 @@ class Trainer:
             f"{self.clock.seconds:5.0f} s  {rooms} rooms  step {self.clock.step}  {self.tokens / 1e6:.1f}M  "
             f"loss {loss.item():.4f}  {'  '.join(shares)}  waited {self.waited:.0f} s"
         )
+
+
+def weights_on(device: torch.device | str) -> torch.Tensor:
+    """WEIGHTS by kind, float32."""
+    return torch.tensor([WEIGHTS[kind] for kind in range(len(WEIGHTS))], device=device)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("minigrid")
 
-from benchmarks.navigation.demonstration import ACTION, NONE, PLACE, TEXT, THING, demonstrate  # noqa: E402
+from benchmarks.navigation.demonstration import ACTION, NONE, PLACE, SEEN, THING, demonstrate  # noqa: E402
 from benchmarks.navigation.expert import Expert  # noqa: E402
 from benchmarks.navigation.layout import LAYOUTS, VIEWS, Layout  # noqa: E402
 from benchmarks.navigation.sight import UNSEEN  # noqa: E402
@@ -84,12 +84,14 @@ def test_a_demonstration_teaches_the_experts_reply_at_every_turn() -> None:
     assert shown.targets[:-1].tolist() == shown.ids[1:].tolist()
     kinds = [(shown.kinds == kind).sum() for kind in (THING, PLACE, ACTION, NONE)]
     turns = len(shown.turns)
+    seen = np.flatnonzero(shown.kinds == SEEN)
+    assert {decode(shown.targets[seen[0::2]])[0][0], decode(shown.targets[seen[1::2]])[0][0]} == {"x", "y"}
     assert kinds == [turns, 4 * turns, turns, 1]
     for number in range(turns):
         alone = shown.turn(number)
         words = decode(alone.ids)
         assert words[0] == "<s>" and words[1] == "at" and words[-1] in ACTIONS
-        assert (alone.kinds != TEXT).sum() == REPLY + 1
+        assert np.isin(alone.kinds, (THING, PLACE, ACTION, NONE)).sum() == REPLY + 1
         assert alone.targets[:-1].tolist() == alone.ids[1:].tolist()
 
 
