@@ -47,7 +47,7 @@ MLP {ffn}, RoPE base 1,000,000, untied embeddings |
 | parameters | {parameters:,}, bfloat16 |
 | tokenizer | {words} words, one token each |
 | data | episodes of an expert that knows what it has seen (minigrid's worlds, `benchmarks/navigation/expert.py`), \
-drawn on the fly; in {slips:.0%} of the turns another action was done than the expert's |
+drawn on the fly; a turn went wrong with likelihood {slips:g}, the next ones then by half |
 | loss | next token, weight 1 on the expert's replies, 0.2 on places of things seen, 0.02 on all else |
 | stages | {stages} (rooms a side: share of the time; 0: turns that stand alone) |
 | training | {steps:,} steps, {tokens:.0f} million tokens, {minutes:.1f} minutes on {device} |

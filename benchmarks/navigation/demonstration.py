@@ -9,12 +9,14 @@ import numpy as np
 from .expert import Expert
 from .layout import Layout
 from .sight import Sight
-from .words import ACTIONS, BOS, IDS, REPLY, Reply, encode, turn_words
+from .words import ACTIONS, BOS, IDS, Reply, encode, turn_words
 from .world import World
 
 # Kinds of targets: SEEN is where a thing stands that is seen; NONE counts for nothing.
 TEXT, THING, PLACE, ACTION, NONE, SEEN = range(6)
-_REPLY_KINDS: tuple[int, ...] = (THING, PLACE, PLACE, PLACE, PLACE, ACTION)
+_REPLY_KINDS = (THING, PLACE, PLACE, PLACE, PLACE, ACTION)
+_AIMLESS = (THING, NONE, NONE, NONE, NONE, NONE)  # what follows another aim than the expert's teaches nothing
+_AGAIN = 0.5  # how likely a slip is done once more: a player that is stuck repeats itself
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,23 @@ class Demonstration:
 def demonstrate(layout: Layout, seed: int, slips: float = 0.0) -> Demonstration:
     """The expert's episode in the world of that seed.
 
-    In a share `slips` of the turns another action is done than the expert's; in half of these another thing than the
-    expert's is said to be wanted. The target is the expert's reply all the same, so that ways back are shown.
+    With likelihood `slips` a turn goes wrong: another action than the expert's is done, half of the time with another
+    aim, and perhaps again in the turns that follow. The target is the expert's reply all the same, so that ways back
+    are shown.
     """
     world, expert, draw = World(layout, seed), Expert(layout), np.random.default_rng((seed, 1))
     ids, targets, kinds, turns = [IDS[BOS]], [], [], [0]
+    slip: Reply | None = None
     while not world.over:
         sight = world.look()
         right = expert.reply(sight)
-        done, reply_kinds = right, _REPLY_KINDS
-        if draw.random() < slips:
-            done, reply_kinds = _slip(right, sight, expert, draw)
+        if draw.random() < (_AGAIN if slip else slips):
+            slip = replace(slip, next=sight.place) if slip else _slip(right, sight, expert, draw)
+        else:
+            slip = None
+        done = slip or right
+        aimless = (done.thing, done.target) != (right.thing, right.target)
+        reply_kinds = _AIMLESS if aimless else _REPLY_KINDS
         seen, said, things = encode(turn_words(sight)), encode(done.words), len(sight.things())
         ids += [*seen, *said]
         targets += [*seen, *encode(right.words)]
@@ -65,12 +73,11 @@ def demonstrate(layout: Layout, seed: int, slips: float = 0.0) -> Demonstration:
     return Demonstration(np.array(ids, np.uint8), np.array(targets, np.uint8), np.array(kinds, np.uint8), turns[:-1])
 
 
-def _slip(right: Reply, sight: Sight, expert: Expert, draw: np.random.Generator) -> tuple[Reply, tuple[int, ...]]:
-    """A reply with another action, and perhaps another aim, whose words after the first then teach nothing."""
+def _slip(right: Reply, sight: Sight, expert: Expert, draw: np.random.Generator) -> Reply:
+    """A reply with another action, and perhaps another aim."""
     action = ACTIONS[int(draw.integers(len(ACTIONS)))]
     known = expert.memory.known("door") + expert.memory.known("key")
     if draw.random() < 0.5 or not known:
-        return replace(right, action=action), _REPLY_KINDS
+        return replace(right, action=action)
     target = known[int(draw.integers(len(known)))]
-    reply = Reply(expert.memory.cells[target], target, sight.place, action)
-    return reply, (THING, *([NONE] * (REPLY - 1)))
+    return Reply(expert.memory.cells[target], target, sight.place, action)

@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-tokens", type=int, default=32768, help="tokens per step")
     add("--rank", type=int, default=16)
     add("--rate", type=float, default=1e-3, help="peak learning rate")
-    add("--slips", type=float, default=0.06, help="share of turns in which another action than the expert's is done")
+    add("--slips", type=float, default=0.05, help="likelihood that a turn goes wrong; the next then does so by half")
     add("--workers", type=int, default=8, help="processes that draw demonstrations; 0: none but this one")
     add("--episodes", type=int, default=32, help="to play before and after")
     add("--seed", type=int, default=0)

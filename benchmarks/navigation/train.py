@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="train this many steps, however long they take")
     add("--stages", default=STAGES, help="rooms on a side in turn, and the share of the training; 0: turns alone")
     add("--layout", choices=LAYOUTS, default="corridor")
-    add("--slips", type=float, default=0.06, help="share of turns in which another action than the expert's is done")
+    add("--slips", type=float, default=0.05, help="likelihood that a turn goes wrong; the next then does so by half")
     add(
         "--memoryless",
         action="store_true",

@@ -34,7 +34,7 @@ class Trainer:
 
     def __init__(
         self, model: Navigator, layout: Layout, settings: Settings, state: Path | None = None,
-        slips: float = 0.06, log: Callable[[str], None] | None = None,
+        slips: float = 0.05, log: Callable[[str], None] | None = None,
         pause: Callable[[float], None] | None = None, pause_every: float = 0,
         export: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip

@@ -101,7 +101,7 @@ def test_slips_are_done_but_not_taught() -> None:
     assert calm.ids.tolist() != rough.ids.tolist()
     at = np.flatnonzero(rough.kinds[:-1] == ACTION)
     differing = rough.ids[at + 1] != rough.targets[at]
-    assert 0 < differing.mean() < 0.3
+    assert 0 < differing.mean() < 0.6
     aimless = rough.kinds[:-1] == NONE  # the words after another aim
     assert aimless.sum() % (REPLY - 1) == 0 and aimless.any()
 
