@@ -59,7 +59,7 @@ class Bound:
 
 
 def sample(
-    server: Server, history: list[int], turn: list[int], steps: int = 32, rounds: int = 3
+    server: Server, history: list[int], turn: list[int], steps: int = 48, rounds: int = 5
 ) -> tuple[float, float]:
     """Milliseconds of a decoded token behind the history, and of reading a turn in behind it: the least of rounds."""
     step, read = [], []
@@ -77,6 +77,8 @@ def sample(
 
 def words(bound: Bound, branches: list[int]) -> str:
     """What the bound says, in sentences."""
+    if min(bound.step.layer, bound.step.fixed) <= 0:
+        return "More layers took less time, so this machine was too busy, or the model too small, for a bound."
     lines = [
         f"A decoded token takes {bound.step.fixed:.2f} ms and {bound.step.layer:.3f} ms for each of "
         f"{bound.layers} layers; reading a turn in takes {bound.turn.at(bound.layers):.2f} ms, all layers.",

@@ -23,6 +23,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     kinds = list(dict.fromkeys(each["worlds"] for each in measured))
     figure, panels = pyplot.subplots(1, max(1, len(kinds)), figsize=(6.4 * max(1, len(kinds)), 4.4), squeeze=False)
     most = max((each["weight_bytes"] + each["kv_bytes"] for each in measured), default=1)
+    colors = matplotlib.colormaps["tab20"]
     for axes, kind in zip(panels[0], kinds, strict=False):
         mine = [each for each in measured if each["worlds"] == kind]
         static = sorted((each for each in mine if "exit at layer" in each["name"]), key=lambda each: each["mean_ms"])
@@ -30,11 +31,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         for number, each in enumerate(mine):
             area = 30 + 220 * (each["weight_bytes"] + each["kv_bytes"]) / most
             point = (each["mean_ms"], each["success"])
-            axes.scatter(*point, s=area, color=f"C{number % 10}", alpha=0.7, zorder=2, label=each["name"])
+            axes.scatter(*point, s=area, color=colors(number % 20), alpha=0.8, zorder=2, label=each["name"])
         axes.set(xlabel="latency of an action, mean (ms)", ylabel="success", title=f"{kind} worlds", ylim=(-0.03, 1.05))
-        axes.set_xlim(left=0)
-        axes.legend(fontsize=6.5, markerscale=0.5, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+        axes.set_xlim(0, 1.08 * max(each["mean_ms"] for each in mine))
+        axes.legend(fontsize=7, markerscale=0.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(figure)
     return path

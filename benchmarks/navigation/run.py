@@ -86,7 +86,7 @@ def _measured(row: Any, given: argparse.Namespace, run: Run) -> dict[str, Any]:
         "layers": row.layers,
         "flags": {key: str(value) for key, value in row.server_flags().items()},
         "started_in": round(server.started_in, 1),
-        "weight_bytes": weight_bytes(row.stored or row.model, row.adapter),
+        "weight_bytes": weight_bytes(row.stored or row.model, row.adapter) * _wide(row.flags),
         "kv_bytes": round(kept * found["most_tokens"] * _row_bytes(row.model, row.flags)),  # of the longest history
         "kept_ratio": kept,
         **found,
@@ -135,8 +135,12 @@ def _serve(model: Path, flags: dict[str, Any], log: Path | None) -> Iterator[Ser
 def _row_bytes(model: Path, flags: dict[str, Any]) -> int:
     """Bytes of one token's keys and values in plain SGLang."""
     config = json.loads((model / "config.json").read_text())
-    size = 4 if flags.get("dtype") == "float32" else 2
-    return int(2 * size * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"])
+    return int(4 * _wide(flags) * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"])
+
+
+def _wide(flags: dict[str, Any]) -> int:
+    """How many times 16 bits a number has."""
+    return 2 if flags.get("dtype") == "float32" else 1
 
 
 def _parser() -> argparse.ArgumentParser:
