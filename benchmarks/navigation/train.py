@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks.recall.training.settings import Settings
 from benchmarks.recall.training.shape import Shape
-from hetero_sglang.errors import ending_the_process
+from hetero_sglang.errors import HeteroError, ending_the_process
 
 from .layout import LAYOUTS
 
-STAGES = "0:8,2:17,4:25,6:50"  # rooms a side (0: turns that stand alone), and the share of the training
+STAGES = "0:10,1:8,2:14,4:20,6:48"  # rooms a side (0: turns that stand alone), and the share of the training
 EVALUATION_SEED = 5000  # worlds of the evaluation after training; those of the benchmark are below
 
 
@@ -52,7 +52,10 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     layout = LAYOUTS[given.layout]
     check_size(shape, tokenizer_files(), given.max_mib)
     torch.manual_seed(settings.seed)
-    model = Navigator(shape).to(device)
+    model = Navigator(shape)
+    if given.start is not None:
+        model.load_state_dict(started(given.start, shape).state_dict())
+    model.to(device)
     given.out.mkdir(parents=True, exist_ok=True)
     state = given.out.with_name(given.out.name + ".state")
     curve: list[dict[str, Any]] = []
@@ -78,6 +81,19 @@ def run(given: argparse.Namespace, command: str) -> dict[str, Any]:
     (given.out / "README.md").write_text(card(given.out.name, record))
     state.unlink(missing_ok=True)
     return record
+
+
+def started(folder: Path, shape: Shape) -> Any:
+    """The model in a folder that an earlier training wrote. Raises HeteroError for one of another shape."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from .model import Navigator
+
+    found = Navigator.of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    if found.shape != shape:
+        raise HeteroError(f"The model in {folder} has the shape {found.shape}, not {shape}: pass flags that agree.")
+    return found
 
 
 def evaluate(model: Any, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -112,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="folder to write; OUT.state beside it is what a later start goes on from",
     )
+    add("--start", type=Path, help="folder of a model to start from, with a rate and stages of its own")
     add("--device", help="cuda or cpu; where there is a GPU, it, if left out")
     add("--minutes", type=float, default=8.0, help="training time, without compilation and playing")
     add("--steps", type=int, help="train this many steps, however long they take")

@@ -20,6 +20,7 @@ from benchmarks.navigation.words import REPLY, WORDS, tokenizer_files  # noqa: E
 from benchmarks.recall.training.export import export  # noqa: E402
 from benchmarks.recall.training.settings import Settings  # noqa: E402
 from benchmarks.recall.training.shape import Shape  # noqa: E402
+from hetero_sglang.errors import HeteroError  # noqa: E402
 
 LAYOUT = Layout(rooms=1, locked=1, hazards=1, limit=40)
 TINY = {"width": 64, "layers": 2, "query_heads": 2, "kv_heads": 1, "ffn": 96}
@@ -131,6 +132,8 @@ def test_a_player_that_forgets_sees_one_turn() -> None:
 
 
 def test_one_command_trains_plays_and_exports(tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
     words = f"--out {tmp_path}/model --steps 2 --stages 1:100 --workers 0 --batch-tokens 256 --layout small --layers 2"
     words += " --width 64 --query-heads 2 --kv-heads 1 --ffn 64 --episodes 1 --play-rooms 1 --device cpu"
     record = run(parser().parse_args(words.split()), "command")
@@ -141,3 +144,9 @@ def test_one_command_trains_plays_and_exports(tmp_path: Path) -> None:
     assert not (tmp_path / "model.state").exists()
     text = (tmp_path / "model" / "README.md").read_text()
     assert "2 layers, hidden size 64" in text and "| 1 | 1 | " in text and "{" not in text
+    again = f"{words} --start {tmp_path}/model".replace("--steps 2", "--steps 1 --rate 1e-9")
+    run(parser().parse_args(again.replace("/model --steps", "/again --steps").split()), "command")
+    one, other = (LlamaForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("model", "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(HeteroError, match="pass flags that agree"):
+        run(parser().parse_args(again.replace("--ffn 64", "--ffn 96").split()), "command")
