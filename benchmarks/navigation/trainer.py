@@ -53,7 +53,6 @@ class Trainer:
         self.weights = weights_on(self.device)
         self.loss = weighted_loss
         if self.cuda and settings.compile:
-            torch._dynamo.config.recompile_limit = 64  # a layer's parts are compiled once for each layer
             self.loss = torch.compile(weighted_loss)
             model.compile_parts()
 
