@@ -62,5 +62,11 @@ def static_exit(model: Path, branch: Any, out: Path) -> Path:
             f"The branch behind layer {branch.layer} knows {len(branch.tokens)} of {len(own)} words, and the head of "
             "a checkpoint has no way to leave the others out: train a branch of another kind."
         )
+    eps = json.loads((model / "config.json").read_text())["rms_norm_eps"]
+    if branch.eps != eps:
+        raise HeteroError(
+            f"The norm of the branch behind layer {branch.layer} has eps {branch.eps:g} and the model's have {eps:g}, "
+            "and a checkpoint has one for all: train the branch with the model's."
+        )
     head = branch.head if branch.head is not None else own + own @ branch.up.float() @ branch.down.float()
     return truncate(model, branch.layer, out, branch.norm, head)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.ratios import parse_ratios
+from hetero_sglang.errors import HeteroError
 
 from .layout import LAYOUTS, Layout
 from .materials import Materials
@@ -82,7 +83,7 @@ def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str]) -
     yield four, row
     try:
         branches = materials.branches()
-    except Exception as error:  # HeteroError, or what an early-exit file of another kind raises
+    except HeteroError as error:
         said = str(error)
         yield f"{four}, static exit", lambda name: Skipped(name, said)
         branches = ()

@@ -77,9 +77,9 @@ def test_a_static_exit_has_the_branchs_logits(model: Path, tmp_path: Path, kind:
     norm = 1 + 0.1 * torch.randn(64)
     down, up = torch.randn(8, 64) / 8, torch.randn(64, 8) / 8
     head = torch.randn(SHAPE.vocabulary, 64) / 8
-    branch = SimpleNamespace(layer=layer, norm=norm, down=down, up=up, head=None, tokens=None)
+    branch = SimpleNamespace(layer=layer, eps=1e-5, norm=norm, down=down, up=up, head=None, tokens=None)
     if kind == "head":
-        branch = SimpleNamespace(layer=layer, norm=norm, down=None, up=None, head=head, tokens=None)
+        branch = SimpleNamespace(layer=layer, eps=1e-5, norm=norm, down=None, up=None, head=head, tokens=None)
     x = states(whole, layer)
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm
     wanted = x @ head.T if kind == "head" else whole.lm_head(x + x @ down.T @ up.T)
@@ -90,10 +90,12 @@ def test_a_static_exit_has_the_branchs_logits(model: Path, tmp_path: Path, kind:
 
 
 def test_a_branch_of_some_words_or_of_another_model_is_no_static_exit(model: Path, tmp_path: Path) -> None:
-    branch = SimpleNamespace(layer=2, norm=torch.ones(64), head=torch.ones(5, 64), tokens=torch.arange(5))
+    branch = SimpleNamespace(layer=2, eps=1e-5, norm=torch.ones(64), head=torch.ones(5, 64), tokens=torch.arange(5))
     with pytest.raises(HeteroError, match="knows 5 of 128 words"):
         static_exit(model, branch, tmp_path / "some")
-    branch = SimpleNamespace(layer=2, norm=torch.ones(32), head=torch.ones(128, 64), tokens=None)
+    branch = SimpleNamespace(layer=2, eps=1e-5, norm=torch.ones(32), head=torch.ones(128, 64), tokens=None)
+    with pytest.raises(HeteroError, match="eps 1e-06 and the model's have 1e-05"):
+        static_exit(model, SimpleNamespace(**{**vars(branch), "eps": 1e-6}), tmp_path / "eps")
     with pytest.raises(HeteroError, match=r"A tensor of \[32\] cannot stand"):
         static_exit(model, branch, tmp_path / "other")
 
@@ -139,7 +141,8 @@ def made_rows(materials: Materials, gpu: bool) -> dict[str, Row | Skipped]:
 
 def test_rows_on_a_gpu_and_on_a_small_machine(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     branches = tuple(
-        SimpleNamespace(layer=layer, norm=torch.ones(64), head=torch.randn(128, 64), tokens=None) for layer in (1, 3)
+        SimpleNamespace(layer=layer, eps=1e-5, norm=torch.ones(64), head=torch.randn(128, 64), tokens=None)
+        for layer in (1, 3)
     )
     monkeypatch.setattr(Materials, "branches", lambda self: branches)
     monkeypatch.setattr(Materials, "exits", lambda self: Path("exits.json"))
