@@ -1,0 +1,127 @@
+"""What rows are served from: made once in a folder from the model, with the project's own commands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.servers import last_word
+from benchmarks.weights.quantise import quantise
+from hetero_sglang.errors import HeteroError
+
+from .demonstration import demonstrate
+from .exits import static_exit, truncate
+from .layout import Layout
+from .words import decode
+
+TEXTS, TEXT_SEED = 12, 900_000  # the expert's episodes, in worlds that no one plays
+
+
+@dataclass(frozen=True)
+class Materials:
+    """The model, a folder for what is made of it, and what was given: an early-exit file and an adapter."""
+
+    model: Path
+    folder: Path
+    layout: Layout
+    exits_file: Path | None = None
+    adapter: Path | None = None
+
+    @property
+    def layers(self) -> int:
+        """Of the model."""
+        return int(json.loads((self.model / "config.json").read_text())["num_hidden_layers"])
+
+    def texts(self) -> list[Path]:
+        """Histories as UTF-8 text, for the head profile and the branches."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = [self.folder / f"episode-{number}.txt" for number in range(TEXTS)]
+        for number, path in enumerate(found):
+            if not path.exists():
+                ids = demonstrate(self.layout, TEXT_SEED + number, slips=0.02).ids[1:]
+                path.write_text(" ".join(decode(ids)), encoding="utf-8")
+        return found
+
+    def profile(self) -> Path:
+        """The head profile; the model's own where it has one."""
+        shipped = self.model / "hetero_profile.json"
+        return shipped if shipped.exists() else self._made("profile", self.folder / "hetero_profile.json")
+
+    def exits(self) -> Path:
+        """The early-exit file. Raises HeteroError where none is given and none can be trained."""
+        if self.exits_file is not None:
+            return self.exits_file
+        shipped = self.model / "hetero_exits.json"
+        return shipped if shipped.exists() else self._made("exits train", self.folder / "hetero_exits.json")
+
+    def branches(self) -> tuple[Any, ...]:
+        """Of the early-exit file."""
+        try:
+            files = importlib.import_module("hetero_sglang.exits.files")
+        except ModuleNotFoundError:
+            raise HeteroError("this checkout has no early exit, so there are no branches.") from None
+        return tuple(files.load(self.exits(), self.model).branches)
+
+    def checkpoint(self, weights: str, branch: Any = None) -> Path:
+        """The model (or what ends at a branch), `plain` or `nf4`, or `numbers`: nf4's numbers in plain 16 bits."""
+        model, name = self.model, "whole"
+        if branch is not None:
+            name = f"layer-{branch.layer}"
+            model = self._once(f"{name}-plain", lambda out: static_exit(self.model, branch, out))
+        if weights == "plain":
+            return model
+        packed = self._once(f"{name}-nf4", lambda out: quantise(model, "nf4", out))
+        return packed if weights == "nf4" else self._once(f"{name}-numbers", lambda out: plain_again(packed, out))
+
+    def cut(self, layers: int) -> Path:
+        """The first layers under the model's own norm and head, which measure time alone."""
+        return self._once(f"cut-{layers}", lambda out: truncate(self.model, layers, out))
+
+    def _once(self, name: str, make: Any) -> Path:
+        out = self.folder / name
+        return out if (out / "model.safetensors").exists() else make(out)
+
+    def _made(self, command: str, out: Path) -> Path:
+        if out.exists():
+            return out
+        words = [*command.split(), str(self.model), "--text", *map(str, self.texts()), "--out", str(out)]
+        done = subprocess.run([sys.executable, "-m", "hetero_sglang.cli", *words], capture_output=True, text=True)
+        if done.returncode:
+            raise HeteroError(f"`hetero-sglang {command}` did not end well: {last_word(done.stderr)}")
+        return out
+
+
+def weight_bytes(*folders: Path | None) -> int:
+    """Bytes of the checkpoints' and adapters' tensors, as they lie on the device."""
+    return sum(path.stat().st_size for folder in folders if folder for path in folder.glob("*.safetensors"))
+
+
+def plain_again(packed: Path, out: Path) -> Path:
+    """The numbers that a 4-bit checkpoint of `benchmarks.weights` stands for, in bfloat16: any machine serves these."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(packed, dtype=torch.bfloat16, device_map="cpu").dequantize()
+    plain = {name: each.detach().bfloat16().contiguous() for name, each in model.state_dict().items()}
+    return write_like(packed, plain, out)
+
+
+def write_like(model: Path, weights: dict[str, Any], out: Path) -> Path:
+    """`out` with these weights, and the configuration and tokenizer of `model`, unquantised."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    config = json.loads((model / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / name, out / name)
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    return out
