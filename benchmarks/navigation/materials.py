@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from typing import Any
 from benchmarks.quality.servers import last_word
 from benchmarks.weights.quantise import quantise
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.exits.branch import Branch
+from hetero_sglang.exits.files import EXITS_NAME, load
 
 from .demonstration import demonstrate
 from .exits import static_exit, truncate
@@ -56,16 +57,11 @@ class Materials:
         """The early-exit file. Raises HeteroError where none is given and none can be trained."""
         if self.exits_file is not None:
             return self.exits_file
-        shipped = self.model / "hetero_exits.json"
-        return shipped if shipped.exists() else self._made("exits train", self.folder / "hetero_exits.json")
+        return self._made("exits train --branch head", self.folder / EXITS_NAME)
 
-    def branches(self) -> tuple[Any, ...]:
+    def branches(self) -> tuple[Branch, ...]:
         """Of the early-exit file."""
-        try:
-            files = importlib.import_module("hetero_sglang.exits.files")
-        except ModuleNotFoundError:
-            raise HeteroError("this checkout has no early exit, so there are no branches.") from None
-        return tuple(files.load(self.exits(), self.model).branches)
+        return load(self.exits(), self.model).branches
 
     def checkpoint(self, weights: str, branch: Any = None) -> Path:
         """The model (or what ends at a branch), `plain` or `nf4`, or `numbers`: nf4's numbers in plain 16 bits."""

@@ -85,8 +85,8 @@ def _counters(server: Server) -> dict[str, float]:
     except (OSError, IndexError, TypeError):
         return {}
     wanted = ("kept_bytes", "dense_bytes", "compressed_requests", "fetched_rows", "late_rows")
-    return {
-        name: value
-        for name, value in stats.items()
-        if isinstance(value, int | float) and (name in wanted or name.startswith("exit"))
+    exits = stats.get("early_exit", {})
+    found = {name: stats[name] for name in wanted if name in stats}
+    return found | {
+        f"exit_{name}": exits[name] for name in ("tokens", "layers_run", "compared", "agreed") if name in exits
     }

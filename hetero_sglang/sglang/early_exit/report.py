@@ -36,6 +36,7 @@ def stats(state: EarlyExit) -> dict[str, Any]:
     return {
         "exits": {str(layer): count for layer, count in counts.exits.items()},
         "tokens": counts.tokens,
+        "layers_run": counts.layers,
         "mean_depth": round(counts.depth, 4),
         "layers": state.exits.layers,
         "compared": counts.compared,
