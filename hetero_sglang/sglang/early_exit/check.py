@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +12,7 @@ from hetero_sglang.sglang.interface import Configuration, Targets
 from hetero_sglang.sglang.refusals import check_numbers
 from hetero_sglang.sglang.version import TESTED, folder, installed, release
 
+logger = logging.getLogger("hetero_sglang")
 configuration: Configuration = installed("configuration")
 targets: Targets = installed("targets")
 
@@ -68,3 +70,8 @@ def after(args: Any) -> None:
             f"--hetero-early-exit knows no layers of {architecture}, only those of {', '.join(MODELS)}; drop it."
         )
     load(args.hetero_early_exit, args.model_path)
+    if args.device == "cuda" and not args.disable_decode_cuda_graph:
+        logger.warning(
+            "early exit: on a GPU decode steps of up to %d requests are no CUDA graphs and take longer than without it",
+            args.hetero_early_exit_max_batch,
+        )
