@@ -36,6 +36,17 @@ PRECISE_DRAFTS = {
     "max_total_tokens": 14000,
 }
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
+TIERED_EXITS: dict[str, Any] = {
+    **EXITS,
+    **PAGED,
+    "kv_policy": "heterocache",
+    "dtype": "float32",
+    "hetero_keep_ratio": 0.6,
+    "hetero_window": 16,
+    "hetero_dense_below": 512,
+    "max_total_tokens": 6000,
+    "env": {**EXITS["env"], "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
+}
 FEW = {"max_total_tokens": 3200, "disable_radix_cache": True, "enable_priority_scheduling": True}
 ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
 
@@ -91,17 +102,9 @@ TABLE: dict[str, dict[str, Any]] = {
         "max_total_tokens": 14000,
         "enable_metrics": True,
     },
-    "exits-tiered": {
-        **EXITS,
-        **PAGED,
-        "kv_policy": "heterocache",
-        "dtype": "float32",
-        "hetero_keep_ratio": 0.6,
-        "hetero_window": 16,
-        "hetero_dense_below": 512,
-        "max_total_tokens": 6000,
-        "env": {**EXITS["env"], "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
-    },
+    "exits-tiered": TIERED_EXITS,
+    # The same in parts, as a GPU runs them.
+    "exits-parts": {**TIERED_EXITS, "env": {**TIERED_EXITS["env"], "HETERO_PARTS": "1"}},
     "drafts-small": {
         **DRAFTS,
         **PAGED,

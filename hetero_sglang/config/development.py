@@ -5,7 +5,8 @@ with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number o
 come to a head with a key index when a step looks for some, and BLOCK_ROWS times as many when new tokens of a
 prompt do. HETERO_WAIT_FOR_RANKINGS=1: every ranking of the worker is waited for between steps, so that tokens of two
 runs can be compared. HETERO_FORCED_EXITS: the share of branches, drawn at random, at which a batch leaves early,
-however sure they are. HETERO_CHECKSUMS=1: host rows are summed up when they are first seen and compared in every pass.
+however sure they are. HETERO_PARTS=1: on a CPU too, passes that may end early run as on a GPU, in parts with buffers of
+their own. HETERO_CHECKSUMS=1: host rows are summed up when they are first seen and compared in every pass.
 HETERO_FAULT, names with commas between or a file with them: what goes wrong on purpose (`FAULTS`)."""
 
 import os
@@ -17,10 +18,11 @@ ALLOWED = "HETERO_DEVELOPMENT"
 FETCH_RATE = "HETERO_FETCH_RATE"
 CHANGED_ROWS = "HETERO_CHANGED_ROWS"
 FORCED_EXITS = "HETERO_FORCED_EXITS"
+PARTS = "HETERO_PARTS"
 WAIT = "HETERO_WAIT_FOR_RANKINGS"
 CHECKSUMS = "HETERO_CHECKSUMS"
 FAULT = "HETERO_FAULT"
-SWITCHES = (FETCH_RATE, CHANGED_ROWS, FORCED_EXITS, WAIT, CHECKSUMS, FAULT)
+SWITCHES = (FETCH_RATE, CHANGED_ROWS, FORCED_EXITS, PARTS, WAIT, CHECKSUMS, FAULT)
 FAULTS = {
     "worker-dies": "the retrieval worker ends when it is asked for a ranking",
     "worker-stalled": "it stops reading",
@@ -34,7 +36,7 @@ BLOCK_ROWS = 10  # as on SmolLM2-135M: 240 to 280 rows come for eight new tokens
 
 def check() -> None:
     """HeteroError when a switch is set that is not allowed, or means nothing."""
-    for name in (ALLOWED, WAIT, CHECKSUMS):
+    for name in (ALLOWED, PARTS, WAIT, CHECKSUMS):
         if os.environ.get(name, "") not in ("", "0", "1"):
             raise HeteroError(f"{name} is {os.environ[name][:40]!r}: set it to 1, or unset it.")
     if os.environ.get(ALLOWED) != "1":
@@ -87,6 +89,11 @@ def faults() -> frozenset[str]:
 def checksums() -> bool:
     """Whether host rows are compared with what they were."""
     return _set(CHECKSUMS) == "1"
+
+
+def parts() -> bool:
+    """Whether a CPU runs passes that may end early in parts."""
+    return _set(PARTS) == "1"
 
 
 def waits() -> bool:

@@ -59,7 +59,7 @@ class Engine:
         self.scales: dict[int, float] = {}  # of the layers' logits, as the model says
         self.graph_step: DecodeStep | None = None
         self.eager_step: DecodeStep | None = None
-        self.late = Late(self)
+        self.late, self.graph_late = Late(self), Late(self, fixed=True)
         self.stayed = Stayed(self.device)
         self.verification: Verification | None = None  # of the pass that runs or ran last
         self.graph_verification: Verification | None = None

@@ -14,39 +14,51 @@ if TYPE_CHECKING:
     from hetero_sglang.engine.engine import Engine
 
 Begun = tuple[Sequence[int], int]  # lengths of a step's requests, and its clock
+Turns = list[tuple[DecodeStep, StepTables]]
 
 
 class Late:
     """Owns these steps' buffers, which are filled anew for every pass that they go on with."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, fixed: bool = False) -> None:
+        """`fixed`: for graphs."""
+        self.engine, self.fixed = engine, fixed
         self.steps: list[DecodeStep] = []  # all read the token slots of the first
-        self.begun: list[tuple[DecodeStep, StepTables]] = []
+        self.begun: Turns = []
 
-    def begin(
-        self, requests: Sequence[int], late: Sequence[Begun], req_to_token: torch.Tensor
-    ) -> list[tuple[DecodeStep, StepTables]]:
+    def begin(self, requests: Sequence[int], late: Sequence[Begun], req_to_token: torch.Tensor) -> Turns:
         """Before layers run for steps of these request slots, oldest first: each with its tables."""
-        engine, width = self.engine, len(requests)
-        self._grow(len(late), width, max((max(lengths) for lengths, _ in late), default=1))
-        self.begun = []
-        for step, (lengths, clock) in zip(self.steps, late, strict=False):
-            engine.fill(step, requests, lengths, clock, width, req_to_token)
+        self.grow(len(late), len(requests), max((max(lengths) for lengths, _ in late), default=1))
+        self.fill(requests, late, len(requests), req_to_token)
+        return self.plan(len(late), len(requests))
+
+    def fill(
+        self, requests: Sequence[int], late: Sequence[Begun | None], width: int, req_to_token: torch.Tensor
+    ) -> None:
+        """What they read, padded to `width` requests; None: a step of nobody."""
+        engine, self.begun = self.engine, []
+        for step, each in zip(self.steps, late, strict=False):
+            lengths, clock = each or ((), 0)
+            engine.fill(step, requests if each else (), lengths, clock, width, req_to_token)
             if engine.finder:
                 engine.finder.prepare(step)
-            self.begun.append((step, step.plan(width)))
-        return list(self.begun)
+            if each:
+                self.begun.append((step, step.tables_of(width)))
 
-    def _grow(self, count: int, width: int, longest: int) -> None:
+    def plan(self, count: int, width: int) -> Turns:
+        """Recorded in a graph: as of a step."""
+        return [(step, step.plan(width)) for step in self.steps[:count]]
+
+    def grow(self, count: int, width: int, longest: int) -> None:
+        """Room for so many steps of `width` requests with as many tokens."""
         first = self.steps[0] if self.steps else None
         if first is None or first.batch < width or first.context < longest:
             batch = max(width, first.batch if first else 0)
             context = min(self.engine.context, max(2 * longest, first.context if first else 0))
-            self.steps = [self.engine.make_step(batch, context)]
+            self.steps = [self.engine.make_step(batch, context, self.fixed)]
         while len(self.steps) < count:
             first = self.steps[0]
-            self.steps.append(self.engine.make_step(first.batch, first.context, of=first))
+            self.steps.append(self.engine.make_step(first.batch, first.context, self.fixed, first))
 
     def left(self) -> None:
         """They are through, or wait again."""

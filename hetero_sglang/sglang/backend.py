@@ -38,6 +38,7 @@ class HeteroAttnBackend(AttentionBackend):
         self.tables: StepTables | None = None
         self.verification: Verification | None = None
         self.turns: list[tuple[DecodeStep, StepTables]] = []  # of tokens that pass a layer together (early_exit)
+        self.parts: int | None = None  # width of the step that comes, where its layers are graphs in parts
         self.known = True  # this prefill's requests are the cache's
         runtime().engine = self.engine
 
@@ -68,11 +69,12 @@ class HeteroAttnBackend(AttentionBackend):
         if mode.is_target_verify():
             self._begin_verify(forward_batch, requests, lengths, in_graph)
             return
-        if in_graph:
+        if in_graph or self.parts:
             self.step = self.engine.graph_step
         else:
             self.step = self.engine.eager(width, max(lengths, default=1))
         assert self.step is not None  # SGLang has made its graphs' buffers
+        width = self.parts or width
         self.engine.begin_decode(self.step, requests, lengths, width, self.req_to_token_pool.req_to_token)
 
     def _begin_verify(self, forward_batch: Any, requests: list[int], lengths: list[int], in_graph: bool) -> None:
@@ -93,7 +95,7 @@ class HeteroAttnBackend(AttentionBackend):
         if forward_batch.forward_mode.is_target_verify():
             assert self.verification is not None
             self.verification.plan(forward_batch.batch_size)
-        if forward_batch.forward_mode.is_decode_or_idle():
+        if forward_batch.forward_mode.is_decode_or_idle() and not self.parts:
             assert self.step is not None
             self.tables = self.step.plan(forward_batch.batch_size)
 
@@ -153,7 +155,30 @@ class HeteroAttnBackend(AttentionBackend):
         """Tokens of the step that has begun have left before their last layers."""
         assert self.step is not None
         self.engine.write_back.withdraw(self.step)
-        self.engine.late.left()
+        for late in (self.engine.late, self.engine.graph_late):
+            late.left()
+
+    def through(self) -> None:
+        """All turns of this pass are through their last layers."""
+        for late in (self.engine.late, self.engine.graph_late):
+            late.through()
+
+    def fix_turns(self, late: int, width: int) -> None:
+        """Buffers for graphs of up to so many earlier steps of up to `width` requests."""
+        self.engine.graph_late.grow(late, width, self.engine.context)
+
+    def fill_turns(self, late: Sequence[Begun | None], width: int) -> None:
+        """Before a graph with these steps is made or replayed; the batch's requests are theirs."""
+        table = self.req_to_token_pool.req_to_token
+        self.engine.graph_late.fill(runtime().batch, late, width, table)
+
+    def plan_turns(self, late: int, width: int, begins: bool) -> None:
+        """Recorded: what these steps and the one that has begun read, which plans itself where it `begins`."""
+        self.step = step = self.engine.graph_step
+        assert step is not None
+        self.tables = step.plan(width) if begins else step.tables_of(width)
+        turns = self.engine.graph_late.plan(late, width)
+        self.turns = [*turns, (step, self.tables)] if turns else []
 
     def store(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, forward_batch: Any) -> None:
         """Keys and values of the step's tokens, which do not attend in this layer: as of `forward_decode`."""

@@ -53,24 +53,27 @@ def play(world: World, acts: list[tuple[str, int]]) -> None:
 
 
 @USUAL
-@given(PLACES, ACTS, st.integers(0, 1 << 20), st.sampled_from([0.3, 0.7, 1.0]), st.sampled_from([2, 5, 16]))
+@given(
+    PLACES, ACTS, st.integers(0, 1 << 20), st.sampled_from([0.3, 0.7, 1.0]), st.sampled_from([2, 5, 16]), st.booleans()
+)
 def test_random_exits_aborts_retractions_and_prefix_hits(
-    monkeypatch: pytest.MonkeyPatch, layers: list[int], acts: list[Any], seed: int, share: float, most: int
+    monkeypatch: pytest.MonkeyPatch, layers: list[int], acts: list[Any], seed: int, share: float, most: int, parts: bool
 ) -> None:
+    """At once, and in parts that graphs could be."""
     forced(monkeypatch, share)
-    world = World(monkeypatch, seed, layers, 0.5, most=most)
+    world = World(monkeypatch, seed, layers, 0.5, most=most, parts=parts)
     play(world, acts)
     assert world.exits.waiting.count <= most
 
 
 @USUAL
-@given(PLACES, ACTS, st.integers(0, 1 << 20))
+@given(PLACES, ACTS, st.integers(0, 1 << 20), st.booleans())
 def test_copied_rows_are_shared_with_nobody(
-    monkeypatch: pytest.MonkeyPatch, layers: list[int], acts: list[Any], seed: int
+    monkeypatch: pytest.MonkeyPatch, layers: list[int], acts: list[Any], seed: int, parts: bool
 ) -> None:
     """The same laws for what is said to be whole; deep tokens behind copied rows say what those make of them."""
     forced(monkeypatch, 0.5)
-    world = World(monkeypatch, seed, layers, 0.5, copied=True)
+    world = World(monkeypatch, seed, layers, 0.5, copied=True, parts=parts)
     monkeypatch.setattr(world, "wanted", lambda depth, state: None)
     for what, number in acts:
         if what == "begin" and len(world.running) < REQUESTS:

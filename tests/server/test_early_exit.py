@@ -109,10 +109,8 @@ def test_metrics_tell_how_deep_tokens_ran(server: Server, language: Language) ->
     assert LAYERS[0] < stats["mean_depth"] < DEPTH == stats["layers"]
 
 
-@pytest.mark.server("exits-tiered", "plain-precise")
-def test_requests_held_whole_say_what_full_depth_says(server: Server, servers: Servers, language: Language) -> None:
-    """Retracted by force, in pages, several at once; then turns over their working sets."""
-    plain, asked = servers.get("plain-precise"), prompts(language, 8, 11)
+def check_whole(server: Server, plain: Server, language: Language) -> None:
+    asked = prompts(language, 8, 11)
     with ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(lambda ids: server.generate(ids, 40, ignore_eos=True), asked))
     marks = [check_tokens(plain, ids, reply["output_ids"]) for ids, reply in zip(asked, replies, strict=True)]
@@ -120,7 +118,21 @@ def test_requests_held_whole_say_what_full_depth_says(server: Server, servers: S
     check_empty_handed(settled(server))
 
 
-@pytest.mark.server("exits-tiered")
+@pytest.mark.server("exits-tiered", "plain-precise")
+def test_requests_held_whole_say_what_full_depth_says(server: Server, servers: Servers, language: Language) -> None:
+    """Retracted by force, in pages, several at once."""
+    check_whole(server, servers.get("plain-precise"), language)
+
+
+@pytest.mark.server("exits-parts", "plain-precise")
+def test_in_parts_too(server: Server, servers: Servers, language: Language) -> None:
+    assert "parts of steps are graphs" in server.log.read_text(errors="replace")
+    check_whole(server, servers.get("plain-precise"), language)
+    said = server.generate(prompts(language, 1, 4)[0], 30, {"return_logprob": True}, ignore_eos=True)["output_ids"]
+    assert not set(said) & set(MARKS)
+
+
+@pytest.mark.server("exits-parts")
 def test_nothing_is_lost_whoever_waits(server: Server, language: Language) -> None:
     """Requests that finish, are aborted, retracted and evicted, exact and compressed; next turns of compressed ones."""
     play(server, language, 24, 8, 20)

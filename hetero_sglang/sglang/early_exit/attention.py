@@ -38,6 +38,9 @@ class Attention(ABC):
 
     most = 1 << 30  # tokens of a request that may wait
 
+    def parts(self, width: int | None) -> None:  # noqa: B027
+        """The pass that comes is made of graphs of this width; None: it is not."""
+
     def __init__(self, backend: AttentionBackend) -> None:
         self.backend = backend
 
@@ -50,6 +53,9 @@ class Attention(ABC):
     def begin(self, batch: Any, turns: Sequence[Turn], rows: Sequence[int], ahead: bool) -> None:
         """Before layers run for `turns` of the requests in these rows of the step; `batch` is their `stacked` one.
         `ahead`: without the step that has begun, whose turn is the last else."""
+
+    def whole(self, batch: Any) -> None:  # noqa: B027
+        """A pass that was to be made of graphs runs all layers at once."""
 
     def again(self, batch: Any) -> None:  # noqa: B027
         """Turns have run ahead of the step of this batch, which comes now."""
@@ -105,11 +111,18 @@ class Tiered(Attention):
     def end(self) -> None:
         self.tiers.turns = []
 
+    def parts(self, width: int | None) -> None:
+        self.tiers.parts = width
+
+    def whole(self, batch: Any) -> None:
+        self.parts(None)
+        self.tiers.init_forward_metadata_in_graph(batch)
+
     def left(self) -> None:
         self.tiers.step_left()
 
     def through(self) -> None:
-        self.tiers.engine.late.through()
+        self.tiers.through()
 
     def store(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, batch: Any) -> None:
         self.tiers.store(q, k, v, layer, batch)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hetero_sglang.exits.files import load
-from hetero_sglang.sglang.early_exit import report
+from hetero_sglang.sglang.early_exit import recording, report
 from hetero_sglang.sglang.early_exit.passes import EarlyExit, Rules
 from hetero_sglang.sglang.interface import Requests, Seam, Slots, Targets
 from hetero_sglang.sglang.version import installed
@@ -45,6 +45,7 @@ def start(scheduler: Any) -> None:
     global _exporter
     if _passes is not None:
         counts = _passes.counts
+        recording.record(_passes)
         _exporter = exporter_of(scheduler, report.METRICS, lambda: counts)
 
 
@@ -103,9 +104,8 @@ def batch_runs(original: Callable[..., Any], worker: Any, batch: Any, *args: Any
     state = _passes
     if state is None or batch is None:
         return original(worker, batch, *args, **kwargs)
-    state.left = False
     if batch.forward_mode.is_decode():
-        state.requests = list(batch.reqs)  # which SGLang changes
+        state.begin(list(batch.reqs))  # which SGLang changes
     else:
         state.waiting.forget(batch.reqs)
         for req in batch.reqs:

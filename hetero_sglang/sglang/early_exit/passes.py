@@ -6,17 +6,20 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context, get_attn_backend
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
+from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.config import development
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.confidence import MEASURES, leaves
 from hetero_sglang.exits.exits import Exits
-from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, attention_of, stacked
+from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, stacked
+from hetero_sglang.sglang.early_exit.recorded import TURNS, WIDTHS, Asking, Copying, Part, Plan, at_least, decode_batch
 from hetero_sglang.sglang.early_exit.turn import Turn, Waiting, turn_of
 
 logger = logging.getLogger("hetero_sglang")
@@ -57,6 +60,7 @@ class EarlyExit:
     runner: Any
     exits: Exits
     rules: Rules
+    attention: Attention = field(init=False)  # once SGLang has built its backend
     requests: list[Any] | None = None  # of the pass that comes; None: SGLang warms its kernels
     counts: Counts = field(init=False)
 
@@ -64,13 +68,16 @@ class EarlyExit:
         self.thresholds = self.exits.thresholds(self.rules.agreement)
         self.counts = Counts(exits={branch.layer: 0 for branch in self.exits.branches})
         self.waiting = Waiting(len(self.exits.branches))
-        self.attention: Attention | None = None
         self.answer: LogitsProcessorOutput | None = None  # of the branch where the pass has ended
         self.compared: torch.Tensor | None = None  # [B] first choices of a branch, of a pass that ran on
         self.dice = random.Random(0)  # as all ranks throw them
         self.left = False  # the latest pass left early
         self.since = 0  # exits since one was compared
         self.model = self.runner.model
+        self.parts: dict[tuple[int, int, int], Part] = {}  # by first layer, turns and width
+        self.asking: dict[tuple[int, int], Asking] = {}  # by branch and width
+        self.copying: dict[tuple[int, int], Copying] = {}
+        self.width: int | None = None  # of the parts that this pass is made of
         self._forward: Callable[..., Any] = self.model.model.forward
         self._logits: Callable[..., Any] = self.model.logits_processor.forward
 
@@ -85,13 +92,14 @@ class EarlyExit:
         """In place of the model's: the states [B, H] that logits are made of."""
         if not batch.forward_mode.is_decode() or self.requests is None:
             return self._forward(input_ids, positions, batch, *args, **kwargs)
-        self.attention = attention = self.attention or attention_of(get_attn_backend())
-        self._settle(batch, attention)
+        self._settle(batch)
         tries = self._tries(batch)
         if not tries and not self.waiting.count:
             self._ran(len(self.requests), self.exits.layers)
+            if self.width:
+                self.attention.whole(batch)
             return self._forward(input_ids, positions, batch, *args, **kwargs)
-        return self._pass(input_ids, positions, batch, attention, tries)
+        return self._pass(input_ids, positions, batch, tries)
 
     def comes(self, batch: Any) -> bool:
         """Whether a decode pass has to come here: it may end early, or some wait to go on with it. One that does not
@@ -101,22 +109,23 @@ class EarlyExit:
         if self.waiting.count or self._tries(batch):
             return True
         self._ran(len(self.requests), self.exits.layers)
+        self.attention.parts(None)
         return False
 
-    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, batch: Any, attention: Attention, tries: bool) -> Any:
-        turns = [turn_of(ids, positions, batch, attention.clock, self.model.model.embed_tokens(ids))]
+    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, batch: Any, tries: bool) -> Any:
+        turns = [turn_of(ids, positions, batch, self.attention.clock, self.model.model.embed_tokens(ids))]
         rows, first, sure = range(len(turns[0].ids)), 0, None
         for number, branch in enumerate(self.exits.branches):
-            self._run(turns, first, branch.layer, batch, attention, rows)
+            self._run(turns, first, branch.layer, batch, rows)
             first, asks = branch.layer, tries and sure is None and self.thresholds[number] < 1
             if asks and (answer := self._ask(branch, turns[-1], batch, self.thresholds[number])) is not None:
                 if self._compares():
                     sure = branch, answer
                 else:
-                    return self._leave(number, answer, turns, batch, attention)
+                    return self._leave(number, answer, turns, batch)
             turns = [*self.waiting.pick(number), *turns]
-        self._run(turns, first, self.exits.layers, batch, attention, rows)
-        attention.through()
+        self._run(turns, first, self.exits.layers, batch, rows)
+        self.attention.through()
         self._ran(len(rows), self.exits.layers)
         if sure is not None:
             self.compared = sure[1].next_token_logits.argmax(-1)
@@ -124,22 +133,25 @@ class EarlyExit:
         return self.model.model.norm(last.hidden, last.residual)[0]
 
     def _run(
-        self, turns: list[Turn], first: int, last: int, batch: Any, attention: Attention, rows: Sequence[int],
+        self, turns: list[Turn], first: int, last: int, batch: Any, rows: Sequence[int],
         ahead: bool = False,
     ) -> None:  # fmt: skip
         """Layers [first, last) for all of `turns`."""
         if not turns or first == last:
             return
+        if self.width and not ahead:
+            self.parts[first, at_least(TURNS, len(turns)), self.width].run(turns, batch)
+            return
         alone = len(turns) == 1 and not ahead
         now = batch if alone else stacked(batch, turns)
         if not alone:
             self._adapt(now)
-            attention.begin(now, turns, rows, ahead)
+            self.attention.begin(now, turns, rows, ahead)
         hidden = torch.cat([turn.hidden for turn in turns])
         residual = None if turns[0].residual is None else torch.cat([_there(turn) for turn in turns])
         for layer in self.model.model.layers[first:last]:
             hidden, residual = layer(now.positions, hidden, now, residual)
-        attention.end()
+        self.attention.end()
         if not alone:
             self._adapt(batch)
         assert residual is not None
@@ -153,37 +165,80 @@ class EarlyExit:
 
     def _ask(self, branch: Branch, turn: Turn, batch: Any, threshold: float) -> LogitsProcessorOutput | None:
         """The branch's logits, if it is sure of all requests' next tokens."""
-        state = turn.state
-        if branch.head is None:
-            answer = self._logits(batch.input_ids, branch.hidden(state), self.model.lm_head, batch)
+        if self.width:
+            logits, sure = self.asking[branch.layer, self.width].run(turn.state)
         else:
-            answer = LogitsProcessorOutput(next_token_logits=branch.logits(state, self._own_head))
+            logits, sure = self._look(branch, turn.state, batch)
+        answer = LogitsProcessorOutput(next_token_logits=logits)
         if (forced := development.forced_exits()) is not None:
             return answer if self.dice.random() < forced else None
-        sure = MEASURES[self.exits.confidence](answer.next_token_logits, self.exits.vocabulary)
         return answer if bool(leaves(sure, threshold).all()) else None
 
-    def _own_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("a branch with a head of its own asks no other")
+    def _look(self, branch: Branch, state: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """A branch's logits [B, V] of states [B, H], and how sure it is of each [B]."""
 
-    def _leave(
-        self, number: int, answer: LogitsProcessorOutput, turns: list[Turn], batch: Any, attention: Attention
-    ) -> torch.Tensor:
+        def head(hidden: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self._logits(None, hidden, self.model.lm_head, batch).next_token_logits
+            return logits
+
+        logits = branch.logits(state, head)
+        return logits, MEASURES[self.exits.confidence](logits, self.exits.vocabulary)
+
+    # ---- graphs
+
+    def record(self, plan: Plan, recorder: Recorder) -> None:
+        """Make the parts' graphs, for all batches that may leave early."""
+        widths = WIDTHS[: WIDTHS.index(at_least(WIDTHS, self.rules.max_batch)) + 1]
+        shape = self.exits.hidden, self.runner.dtype, torch.device(self.runner.device)
+        ends = zip((0, *self.exits.depths[:-1]), self.exits.depths, strict=True)
+        late = self.late
+        for number, (first, last) in enumerate(ends):
+            for width in widths:
+                for turns in TURNS[: TURNS.index(at_least(TURNS, late + 1)) + 1 if number else 1]:
+                    part = Part(self.model, plan, first, last, turns, width, *shape)
+                    part.record(recorder)
+                    self.parts[first, turns, width] = part
+        for branch, threshold in zip(self.exits.branches, self.thresholds, strict=True):
+            for width in widths if threshold < 1 else ():
+                asking = Asking(partial(self._look, branch, batch=decode_batch(width, shape[2])), width, *shape)
+                asking.record(recorder)
+                self.asking[branch.layer, width] = asking
+                if self.rules.copied:
+                    self.copying[branch.layer, width] = copying = Copying(
+                        partial(self.copy, branch.layer), width, *shape
+                    )
+                    copying.record(recorder)
+
+    def begin(self, requests: list[Any]) -> None:
+        """A decode pass of these requests comes."""
+        self.requests, self.left = requests, False
+        recorded = bool(self.parts) and len(requests) <= self.rules.max_batch
+        self.width = at_least(WIDTHS, len(requests)) if recorded else None
+        self.attention.parts(self.width)
+
+    @property
+    def late(self) -> int:
+        """Turns that go on with a step's own, at most."""
+        return 0 if self.rules.copied else min(MOST, self.attention.most)
+
+    def _leave(self, number: int, answer: LogitsProcessorOutput, turns: list[Turn], batch: Any) -> torch.Tensor:
         """The pass ends at a branch; returns what nobody reads."""
         branch, last = self.exits.branches[number], turns[-1]
-        if self.rules.copied:
-            self._copy(branch.layer, last.state, batch, attention)
+        if self.rules.copied and self.width:
+            self.copying[branch.layer, self.width].run(last, batch)
+        elif self.rules.copied:
+            self.copy(branch.layer, last.state, batch)
         else:
-            attention.left()
+            self.attention.left()
             self.waiting.at[number] += turns
         self.answer, self.left = answer, True
         self.counts.exits[branch.layer] += len(last.ids)
         self._ran(len(last.ids), branch.layer)
         return last.hidden
 
-    def _copy(self, first: int, state: torch.Tensor, batch: Any, attention: Attention) -> None:
+    def copy(self, first: int, state: torch.Tensor, batch: Any) -> None:
         """Keys and values of the layers from `first` on, of the state [B, H] at the exit."""
-        with forward_context(ForwardContext(attn_backend=StoreOnly(attention))):
+        with forward_context(ForwardContext(attn_backend=StoreOnly(self.attention))):
             for layer in self.model.model.layers[first:]:
                 layer.self_attn(
                     positions=batch.positions, hidden_states=layer.input_layernorm(state), forward_batch=batch
@@ -203,7 +258,7 @@ class EarlyExit:
 
     # ---- who waits
 
-    def _settle(self, batch: Any, attention: Attention) -> None:
+    def _settle(self, batch: Any) -> None:
         """Those who wait are of this batch's requests, of all or of none."""
         assert self.requests is not None
         waiting, coming = self.waiting, self.requests
@@ -214,10 +269,10 @@ class EarlyExit:
         here = {id(each): row for row, each in enumerate(coming)}
         waiting.keep([each for each in waiting.requests if id(each) in here])
         if waiting.count and waiting.requests:
-            self._catch_up(batch, [here[id(each)] for each in waiting.requests], attention)
+            self._catch_up(batch, [here[id(each)] for each in waiting.requests])
         waiting.requests = coming
 
-    def _catch_up(self, batch: Any, rows: list[int], attention: Attention) -> None:
+    def _catch_up(self, batch: Any, rows: list[int]) -> None:
         """All who wait go through their remaining layers, of the requests in these rows of the batch."""
         mine = replace(
             batch,
@@ -227,20 +282,16 @@ class EarlyExit:
         turns: list[Turn] = []
         for number, branch in enumerate(self.exits.branches):
             turns = [*self.waiting.pick(number), *turns]
-            self._run(turns, branch.layer, self.exits.depths[number + 1], mine, attention, rows, ahead=True)
-        attention.through()
-        attention.again(batch)
+            self._run(turns, branch.layer, self.exits.depths[number + 1], mine, rows, ahead=True)
+        self.attention.through()
+        self.attention.again(batch)
 
     def _tries(self, batch: Any) -> bool:
         """Whether this pass may end early."""
         assert self.requests is not None
         whole = batch.return_logprob or batch.capture_hidden_mode.need_capture()
-        room = self.rules.copied or self.waiting.count < min(MOST, self._most)
+        room = self.rules.copied or self.waiting.count < min(MOST, self.attention.most)
         return len(self.requests) <= self.rules.max_batch and not whole and room
-
-    @property
-    def _most(self) -> int:
-        return self.attention.most if self.attention else MOST
 
     def _compares(self) -> bool:
         """Whether this exit is one of those that run on; the same on all ranks."""

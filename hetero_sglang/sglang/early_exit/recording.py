@@ -1,0 +1,56 @@
+"""When parts of passes are made into graphs, and under which of SGLang's contexts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from hetero_sglang.cache.lanes import Recorder
+from hetero_sglang.config import development
+from hetero_sglang.sglang.backend import HeteroAttnBackend
+from hetero_sglang.sglang.early_exit.attention import attention_of
+from hetero_sglang.sglang.early_exit.passes import EarlyExit
+from hetero_sglang.sglang.early_exit.recorded import TURNS, WIDTHS, DensePlan, Plan, TieredPlan, at_least
+
+logger = logging.getLogger("hetero_sglang")
+
+
+def record(passes: EarlyExit) -> None:
+    """Once SGLang has built its backend and made its own graphs; LoRA's layers read a batch that no graph keeps."""
+    runner = passes.runner
+    passes.attention = attention_of(runner.attn_backend)
+    on_device = runner.device == "cuda"
+    wanted = runner.decode_cuda_graph_runner is not None if on_device else development.parts()
+    if not wanted or runner.server_args.enable_lora:
+        return
+    began = time.monotonic()
+    with ExitStack() as contexts:
+        if on_device:
+            for context in _capturing():
+                contexts.enter_context(context)
+        passes.record(_plan(passes), Recorder(torch.device(runner.device)))
+    took = time.monotonic() - began
+    logger.info("early exit: %d parts of steps are graphs, made in %.1f s", len(passes.parts), took)
+
+
+def _plan(passes: EarlyExit) -> Plan:
+    backend, width = passes.runner.attn_backend, at_least(WIDTHS, passes.rules.max_batch)
+    late = at_least(TURNS, passes.late + 1) - 1
+    if isinstance(backend, HeteroAttnBackend):
+        if backend.engine.graph_step is None:
+            backend.init_cuda_graph_state(width, width)
+        return TieredPlan(backend, late, width)
+    from sglang.srt.model_executor.model_runner_components.attention_backend_setup import get_attention_backend
+
+    return DensePlan(get_attention_backend(model_runner=passes.runner), (late + 1) * width)
+
+
+def _capturing() -> list[Any]:
+    from sglang.srt.distributed.parallel_state import graph_capture
+    from sglang.srt.model_executor.runner.base_cuda_graph_runner import model_capture_mode
+
+    return [model_capture_mode(), graph_capture()]
