@@ -22,7 +22,8 @@ from hetero_sglang.exits.operating_point import OperatingPoint
 from hetero_sglang.sglang.early_exit import hooks
 from hetero_sglang.sglang.early_exit.attention import Attention
 from hetero_sglang.sglang.early_exit.passes import EarlyExit, Rules
-from hetero_sglang.sglang.early_exit.recorded import Plan
+from hetero_sglang.sglang.early_exit.plans import Plan
+from hetero_sglang.sglang.early_exit.recording import recorded
 from hetero_sglang.sglang.early_exit.turn import Turn
 
 LAYERS, WIDTH, WORDS, SLOTS, REQUESTS, CONTEXT = 5, 8, 23, 400, 12, 96
@@ -202,7 +203,7 @@ class World:
         self.exits.attention = Toy(self.rows)
         self.exits.attention.most = most
         if parts:
-            self.exits.record(ToyPlan(self.rows), Recorder(torch.device("cpu")))
+            self.exits.parts = recorded(self.exits, ToyPlan(self.rows), Recorder(torch.device("cpu")))
         monkeypatch.setattr(hooks, "_passes", self.exits)
         self.depth = LAYERS
 

@@ -70,8 +70,8 @@ def after(args: Any) -> None:
             f"--hetero-early-exit knows no layers of {architecture}, only those of {', '.join(MODELS)}; drop it."
         )
     load(args.hetero_early_exit, args.model_path)
-    if args.device == "cuda" and not args.disable_decode_cuda_graph:
+    if args.device == "cuda" and args.enable_lora and not args.disable_decode_cuda_graph:
         logger.warning(
-            "early exit: on a GPU decode steps of up to %d requests are no CUDA graphs and take longer than without it",
+            "early exit: with --enable-lora decode steps of up to %d requests are no CUDA graphs and take longer",
             args.hetero_early_exit_max_batch,
         )

@@ -6,20 +6,18 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
-from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.config import development
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.confidence import MEASURES, leaves
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, stacked
-from hetero_sglang.sglang.early_exit.recorded import TURNS, WIDTHS, Asking, Copying, Part, Plan, at_least, decode_batch
+from hetero_sglang.sglang.early_exit.recorded import TURNS, Parts, at_least
 from hetero_sglang.sglang.early_exit.turn import Turn, Waiting, turn_of
 
 logger = logging.getLogger("hetero_sglang")
@@ -74,9 +72,7 @@ class EarlyExit:
         self.left = False  # the latest pass left early
         self.since = 0  # exits since one was compared
         self.model = self.runner.model
-        self.parts: dict[tuple[int, int, int], Part] = {}  # by first layer, turns and width
-        self.asking: dict[tuple[int, int], Asking] = {}  # by branch and width
-        self.copying: dict[tuple[int, int], Copying] = {}
+        self.parts: Parts | None = None  # once they are recorded
         self.width: int | None = None  # of the parts that this pass is made of
         self._forward: Callable[..., Any] = self.model.model.forward
         self._logits: Callable[..., Any] = self.model.logits_processor.forward
@@ -139,8 +135,8 @@ class EarlyExit:
         """Layers [first, last) for all of `turns`."""
         if not turns or first == last:
             return
-        if self.width and not ahead:
-            self.parts[first, at_least(TURNS, len(turns)), self.width].run(turns, batch)
+        if self.parts and self.width and not ahead:
+            self.parts.layers[first, at_least(TURNS, len(turns)), self.width].run(turns, batch)
             return
         alone = len(turns) == 1 and not ahead
         now = batch if alone else stacked(batch, turns)
@@ -165,16 +161,16 @@ class EarlyExit:
 
     def _ask(self, branch: Branch, turn: Turn, batch: Any, threshold: float) -> LogitsProcessorOutput | None:
         """The branch's logits, if it is sure of all requests' next tokens."""
-        if self.width:
-            logits, sure = self.asking[branch.layer, self.width].run(turn.state)
+        if self.parts and self.width:
+            logits, sure = self.parts.asking[branch.layer, self.width].run(turn.state)
         else:
-            logits, sure = self._look(branch, turn.state, batch)
+            logits, sure = self.look(branch, turn.state, batch)
         answer = LogitsProcessorOutput(next_token_logits=logits)
         if (forced := development.forced_exits()) is not None:
             return answer if self.dice.random() < forced else None
         return answer if bool(leaves(sure, threshold).all()) else None
 
-    def _look(self, branch: Branch, state: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, branch: Branch, state: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """A branch's logits [B, V] of states [B, H], and how sure it is of each [B]."""
 
         def head(hidden: torch.Tensor) -> torch.Tensor:
@@ -184,36 +180,11 @@ class EarlyExit:
         logits = branch.logits(state, head)
         return logits, MEASURES[self.exits.confidence](logits, self.exits.vocabulary)
 
-    # ---- graphs
-
-    def record(self, plan: Plan, recorder: Recorder) -> None:
-        """Make the parts' graphs, for all batches that may leave early."""
-        widths = WIDTHS[: WIDTHS.index(at_least(WIDTHS, self.rules.max_batch)) + 1]
-        shape = self.exits.hidden, self.runner.dtype, torch.device(self.runner.device)
-        ends = zip((0, *self.exits.depths[:-1]), self.exits.depths, strict=True)
-        late = self.late
-        for number, (first, last) in enumerate(ends):
-            for width in widths:
-                for turns in TURNS[: TURNS.index(at_least(TURNS, late + 1)) + 1 if number else 1]:
-                    part = Part(self.model, plan, first, last, turns, width, *shape)
-                    part.record(recorder)
-                    self.parts[first, turns, width] = part
-        for branch, threshold in zip(self.exits.branches, self.thresholds, strict=True):
-            for width in widths if threshold < 1 else ():
-                asking = Asking(partial(self._look, branch, batch=decode_batch(width, shape[2])), width, *shape)
-                asking.record(recorder)
-                self.asking[branch.layer, width] = asking
-                if self.rules.copied:
-                    self.copying[branch.layer, width] = copying = Copying(
-                        partial(self.copy, branch.layer), width, *shape
-                    )
-                    copying.record(recorder)
-
     def begin(self, requests: list[Any]) -> None:
         """A decode pass of these requests comes."""
         self.requests, self.left = requests, False
-        recorded = bool(self.parts) and len(requests) <= self.rules.max_batch
-        self.width = at_least(WIDTHS, len(requests)) if recorded else None
+        small = len(requests) <= self.rules.max_batch
+        self.width = self.parts.width(len(requests)) if self.parts and small else None
         self.attention.parts(self.width)
 
     @property
@@ -224,8 +195,8 @@ class EarlyExit:
     def _leave(self, number: int, answer: LogitsProcessorOutput, turns: list[Turn], batch: Any) -> torch.Tensor:
         """The pass ends at a branch; returns what nobody reads."""
         branch, last = self.exits.branches[number], turns[-1]
-        if self.rules.copied and self.width:
-            self.copying[branch.layer, self.width].run(last, batch)
+        if self.rules.copied and self.parts and self.width:
+            self.parts.copying[branch.layer, self.width].run(last)
         elif self.rules.copied:
             self.copy(branch.layer, last.state, batch)
         else:

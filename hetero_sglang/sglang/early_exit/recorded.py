@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,65 +16,21 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from hetero_sglang.cache.lanes import Recorder
-from hetero_sglang.sglang.backend import HeteroAttnBackend
+from hetero_sglang.sglang.early_exit.plans import Plan
 from hetero_sglang.sglang.early_exit.turn import Turn
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 TURNS = (1, 2, 3, 5, 9, 17)
 
 
+def up_to(sizes: Sequence[int], wanted: int) -> Sequence[int]:
+    """Ascending sizes, up to the first that has room."""
+    return sizes[: sizes.index(at_least(sizes, wanted)) + 1]
+
+
 def at_least(sizes: Sequence[int], wanted: int) -> int:
     """The smallest of ascending sizes that has room."""
     return next(size for size in sizes if size >= wanted)
-
-
-class Plan(ABC):
-    """How attention of a part is prepared."""
-
-    backend: Any  # that attends
-
-    @abstractmethod
-    def outside(self, batch: Any, late: Sequence[Turn | None]) -> None:
-        """Before a part is recorded or replayed, with these turns before the step's own; None: padding."""
-
-    @abstractmethod
-    def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
-        """Recorded with it; `begins`: it is the first of a step."""
-
-
-class DensePlan(Plan):
-    """A backend of SGLang's own: another than the one that its graphs of all layers plan for."""
-
-    def __init__(self, backend: Any, most: int) -> None:
-        """`most`: rows of a part."""
-        self.backend, self.made = backend, dict[int, Any]()
-        backend.init_cuda_graph_state(most, most)
-
-    def outside(self, batch: Any, late: Sequence[Turn | None]) -> None:
-        new = batch.batch_size not in self.made
-        self.backend.init_forward_metadata_out_graph(batch, in_capture=new)
-        if new:
-            self.made[batch.batch_size] = getattr(self.backend, "forward_metadata", None)
-
-    def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
-        self.backend.forward_metadata = self.made[batch.batch_size]
-        self.backend.init_forward_metadata_in_graph(batch)
-
-
-class TieredPlan(Plan):
-    """Working sets: turns attend one after the other."""
-
-    def __init__(self, backend: HeteroAttnBackend, late: int, width: int) -> None:
-        """For up to so many turns before a step's own, and requests of a step."""
-        self.backend = backend
-        backend.fix_turns(late, width)
-
-    def outside(self, batch: Any, late: Sequence[Turn | None]) -> None:
-        every = [None if turn is None else (turn.on_host.tolist(), turn.clock) for turn in late]
-        self.backend.fill_turns(every, batch.batch_size // (len(late) + 1))
-
-    def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
-        self.backend.plan_turns(late, width, begins)
 
 
 def decode_batch(rows: int, device: torch.device) -> ForwardBatch:
@@ -93,13 +50,29 @@ def decode_batch(rows: int, device: torch.device) -> ForwardBatch:
     )
 
 
-class Part:
+class Graph(ABC):
+    """Work that is done again, with what its buffers hold then."""
+
+    def __init__(self) -> None:
+        self.replay: Callable[[], None] = self.work
+
+    @abstractmethod
+    def work(self) -> None:
+        """It may wait for nothing."""
+
+    def record(self, recorder: Recorder) -> None:
+        """Make the graph."""
+        self.replay = recorder.record(self.work)
+
+
+class Part(Graph):
     """Layers [first, last) for `turns` turns of `width` requests."""
 
     def __init__(
         self, model: Any, plan: Plan, first: int, last: int, turns: int, width: int, hidden: int, dtype: torch.dtype,
         device: torch.device,
     ) -> None:  # fmt: skip
+        super().__init__()
         self.model, self.plan, self.first, self.last = model, plan, first, last
         self.turns, self.width = turns, width
         rows = turns * width
@@ -107,14 +80,13 @@ class Part:
         self.hidden = torch.zeros(rows, hidden, dtype=dtype, device=device)
         self.residual = torch.zeros_like(self.hidden)
         self.out = torch.zeros(2, rows, hidden, dtype=dtype, device=device)
-        self.replay = self._work
 
     def record(self, recorder: Recorder) -> None:
         """Make the graph."""
         self.plan.outside(self.batch, [None] * (self.turns - 1))
-        self.replay = recorder.record(self._work)
+        super().record(recorder)
 
-    def _work(self) -> None:
+    def work(self) -> None:
         body = self.model.model
         with forward_context(ForwardContext(attn_backend=self.plan.backend)):
             self.plan.inside(self.batch, self.turns - 1, self.width, self.first == 0)
@@ -165,7 +137,7 @@ def _there(turn: Turn) -> torch.Tensor:
     return turn.residual
 
 
-class Asking:
+class Asking(Graph):
     """A branch's logits of `width` states, and whether it is sure of the first `count`."""
 
     def __init__(
@@ -173,17 +145,13 @@ class Asking:
         dtype: torch.dtype, device: torch.device,
     ) -> None:  # fmt: skip
         """`ask`: logits [width, V] and confidence [width] of states [width, H]."""
+        super().__init__()
         self.ask = ask
         self.state = torch.zeros(width, hidden, dtype=dtype, device=device)
         logits, sure = ask(self.state)
         self.logits, self.sure = torch.zeros_like(logits), torch.zeros_like(sure)
-        self.replay = self._work
 
-    def record(self, recorder: Recorder) -> None:
-        """Make the graph."""
-        self.replay = recorder.record(self._work)
-
-    def _work(self) -> None:
+    def work(self) -> None:
         logits, sure = self.ask(self.state)
         self.logits.copy_(logits)
         self.sure.copy_(sure)
@@ -195,7 +163,7 @@ class Asking:
         return self.logits[: len(state)], self.sure[: len(state)]
 
 
-class Copying:
+class Copying(Graph):
     """Keys and values of the layers behind a branch, of `width` states at it."""
 
     def __init__(
@@ -203,20 +171,34 @@ class Copying:
         device: torch.device,
     ) -> None:  # fmt: skip
         """`copy`: writes those of states [width, H] of a batch."""
+        super().__init__()
         self.copy, self.batch = copy, decode_batch(width, device)
         self.state = torch.zeros(width, hidden, dtype=dtype, device=device)
-        self.replay = self._work
 
-    def record(self, recorder: Recorder) -> None:
-        """Make the graph."""
-        self.replay = recorder.record(self._work)
-
-    def _work(self) -> None:
+    def work(self) -> None:
         self.copy(self.state, self.batch)
 
-    def run(self, turn: Turn, batch: Any) -> None:
+    def run(self, turn: Turn) -> None:
         """Of the step's own turn."""
         _put(self.batch.positions, [turn.positions], 1, 0)
         _put(self.batch.out_cache_loc, [turn.slots], 1, 0)
         _put(self.state, [turn.state], 1, 0)
         self.replay()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a pass may be made of, for steps of up to `widths[-1]` requests."""
+
+    widths: Sequence[int]
+    layers: dict[tuple[int, int, int], Part] = field(default_factory=dict)  # by first layer, turns and width
+    asking: dict[tuple[int, int], Asking] = field(default_factory=dict)  # by branch's layer and width
+    copying: dict[tuple[int, int], Copying] = field(default_factory=dict)
+
+    def graphs(self) -> list[Graph]:
+        """All of them."""
+        return [*self.layers.values(), *self.asking.values(), *self.copying.values()]
+
+    def width(self, count: int) -> int:
+        """Of the parts for a step of so many requests."""
+        return at_least(self.widths, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,18 @@ from hetero_sglang.config import development
 from hetero_sglang.sglang.backend import HeteroAttnBackend
 from hetero_sglang.sglang.early_exit.attention import attention_of
 from hetero_sglang.sglang.early_exit.passes import EarlyExit
-from hetero_sglang.sglang.early_exit.recorded import TURNS, WIDTHS, DensePlan, Plan, TieredPlan, at_least
+from hetero_sglang.sglang.early_exit.plans import DensePlan, Plan, TieredPlan
+from hetero_sglang.sglang.early_exit.recorded import (
+    TURNS,
+    WIDTHS,
+    Asking,
+    Copying,
+    Part,
+    Parts,
+    at_least,
+    decode_batch,
+    up_to,
+)
 
 logger = logging.getLogger("hetero_sglang")
 
@@ -32,9 +44,28 @@ def record(passes: EarlyExit) -> None:
         if on_device:
             for context in _capturing():
                 contexts.enter_context(context)
-        passes.record(_plan(passes), Recorder(torch.device(runner.device)))
+        passes.parts = parts = recorded(passes, _plan(passes), Recorder(torch.device(runner.device)))
     took = time.monotonic() - began
-    logger.info("early exit: %d parts of steps are graphs, made in %.1f s", len(passes.parts), took)
+    logger.info("early exit: %d parts of steps are graphs, made in %.1f s", len(parts.layers), took)
+
+
+def recorded(passes: EarlyExit, plan: Plan, recorder: Recorder) -> Parts:
+    """For all batches that may leave early."""
+    exits, rules, device = passes.exits, passes.rules, torch.device(passes.runner.device)
+    parts, shape = Parts(up_to(WIDTHS, rules.max_batch)), (exits.hidden, passes.runner.dtype, device)
+    for number, (first, last) in enumerate(zip((0, *exits.depths[:-1]), exits.depths, strict=True)):
+        for width in parts.widths:
+            for turns in up_to(TURNS, passes.late + 1) if number else (1,):
+                parts.layers[first, turns, width] = Part(passes.model, plan, first, last, turns, width, *shape)
+    for branch, threshold in zip(exits.branches, passes.thresholds, strict=True):
+        for width in parts.widths if threshold < 1 else ():
+            look = partial(passes.look, branch, batch=decode_batch(width, device))
+            parts.asking[branch.layer, width] = Asking(look, width, *shape)
+            if rules.copied:
+                parts.copying[branch.layer, width] = Copying(partial(passes.copy, branch.layer), width, *shape)
+    for graph in parts.graphs():
+        graph.record(recorder)
+    return parts
 
 
 def _plan(passes: EarlyExit) -> Plan:
