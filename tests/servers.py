@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_adapters import lora_paths, lora_profile
-from tiny_exits import exits_file
+from tiny_exits import exits_file, lens_file
 
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
@@ -35,6 +35,7 @@ PRECISE_DRAFTS = {
     "dtype": "float32",
     "max_total_tokens": 14000,
 }
+PRECISE_SELF = {name: value for name, value in PRECISE_DRAFTS.items() if not name.startswith("speculative")}
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
 TIERED_EXITS: dict[str, Any] = {
     **EXITS,
@@ -93,6 +94,8 @@ TABLE: dict[str, dict[str, Any]] = {
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
     "drafts-lora": {**PRECISE_DRAFTS, "lora_paths": lora_paths},
+    # Drafts of a branch of the model's own.
+    "drafts-self": {**PRECISE_SELF, "hetero_early_exit": lens_file, "hetero_self_draft": True},
     # Tokens that leave early by lot: of SGLang's own cache, and in little room, in pages, retracted by force.
     "exits": {
         **EXITS,

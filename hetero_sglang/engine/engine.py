@@ -64,6 +64,7 @@ class Engine:
         self.verification: Verification | None = None  # of the pass that runs or ran last
         self.graph_verification: Verification | None = None
         self.eager_verification: Verification | None = None
+        self.guesses: Verification | None = None
         self.prefill = RaggedPrefill(self.device)
         self.prefixes = Prefixes(cache, self.ops, self.layers, self.tables)
         self.write_back = WriteBack(self.ops, host, hot, layout.layers)
@@ -268,6 +269,18 @@ class Engine:
         step, made = self.eager(width, longest), self.eager_verification
         if made is None or made.first is not step or made.each != drafts:
             self.eager_verification = made = self.make_verification(step, drafts)
+        return made
+
+    def guess(self, requests: list[int], lengths: list[int], drafts: int, req_to_token: torch.Tensor) -> Verification:
+        """Buffers in which `drafts` tokens behind the `lengths` of these requests attend, as often as somebody likes;
+        every time all of them, and nothing is kept."""
+        width, longest, made = len(requests), max(lengths), self.guesses
+        if made is None or made.each != drafts or made.batch < width or made.first.context < longest:
+            batch = max(width, made.batch if made else 0)
+            step = self.make_step(batch, min(self.context, 2 * longest))
+            self.guesses = made = self.make_verification(step, drafts)
+        self.fill(made.first, requests, lengths, self.clock, width, req_to_token)
+        made.guess(width)
         return made
 
     def record(self) -> None:

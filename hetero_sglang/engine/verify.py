@@ -87,6 +87,14 @@ class Verification:
         if self.finder and count:
             self.finder.begin(self.step, (), ())
 
+    def guess(self, width: int) -> None:
+        """Once `first` has been filled with the tokens that there are: all of `each` new ones are drafts, none was
+        said, and nothing of them stays."""
+        self.seen[:] = ((self.bits << 1) - 1).repeat(self.batch)  # each sees those before it, and itself
+        self.plan(width)
+        if self.finder:
+            self.finder.prepare(self.step)
+
     def plan(self, width: int) -> None:
         """Recorded in the graph: as of a step."""
         self.step_tables = self.first.plan(width)

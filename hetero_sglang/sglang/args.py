@@ -172,6 +172,13 @@ class HeteroServerArgs(Base):
             "a later token, exactly; copied: made of its state at the exit, and never shared with other requests.",
         ),
     ] = "deferred"
+    hetero_self_draft: A[
+        bool,
+        Arg(
+            "Early exit without loss: nobody exits, but what the first branch says are drafts, which all layers "
+            "verify; --speculative-num-draft-tokens says how many tokens a verification has (4)."
+        ),
+    ] = False
 
     def settle(self, theirs: Callable[[], None]) -> None:
         """Once: our defaults and refusals around `theirs`, SGLang's own. Raises HeteroError."""

@@ -151,6 +151,18 @@ class HeteroAttnBackend(AttentionBackend):
             assert self.step is not None and self.tables is not None
             self.turns.append((self.step, self.tables))
 
+    def guess(self, lengths: Sequence[int], drafts: int) -> Verification:
+        """As of Engine.guess, for the batch's requests."""
+        return self.engine.guess(runtime().batch, list(lengths), drafts, self.req_to_token_pool.req_to_token)
+
+    def attend_guessed(
+        self, made: Verification, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any
+    ) -> torch.Tensor:
+        """Of all guessed tokens of each request in turn: as `forward_decode`."""
+        index, q, k, v = self._split(q, k, v, layer)
+        q, k, v = (each.unflatten(0, (-1, made.each)) for each in (q, k, v))
+        return self._out(index, made.attend(index, q, k, v, layer.scaling).flatten(0, 1))
+
     def step_left(self) -> None:
         """Tokens of the step that has begun have left before their last layers."""
         assert self.step is not None

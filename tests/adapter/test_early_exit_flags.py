@@ -61,6 +61,23 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path: Path, flags: dict[str, 
 
 
 @layer_by_layer
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"kv_policy": "full"}, "--hetero-self-draft works with a --kv-policy but full"),
+        ({"speculative_algorithm": "EAGLE"}, "--hetero-self-draft drafts by the first branch"),
+        ({"enable_lora": True}, "--hetero-self-draft does not know LoRA adapters"),
+        ({"hetero_index": "none"}, "does not work with --kv-policy heterocache as it is set"),
+        ({"speculative_num_draft_tokens": 40}, "--speculative-num-draft-tokens 40 is not within"),
+    ],
+)
+def test_a_self_that_cannot_draft_is_refused(tmp_path: Path, flags: dict[str, Any], words: str) -> None:
+    exits = str(write_exits(tmp_path))
+    with pytest.raises(HeteroError, match=words):
+        args_of(**{"kv_policy": "heterocache", "hetero_early_exit": exits, "hetero_self_draft": True, **flags})
+
+
+@layer_by_layer
 def test_branches_of_another_model_are_refused(tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", "llama", RECALL)
     with pytest.raises(HeteroError, match="is of a model of .* and this one has"):

@@ -99,6 +99,20 @@ def test_ranks_decide_alike_with_drafts(server: Server, language: Language) -> N
     assert one[f"{PREFIX}accepted_tokens_total"] == after["accepted_tokens"]
 
 
+@pytest.mark.server("drafts-self", "plain-precise")
+def test_drafts_of_a_branch_lose_nothing(server: Server, servers: Servers, language: Language) -> None:
+    """Greedy tokens are those of all layers; several at once, and of requests whose heads keep a part."""
+    plain, requests = servers.get("plain-precise"), cases(language, 16, WHOLE, 5)
+    assert differing(requests, collect(plain, requests), collect(server, requests)) == []
+    replies = [server.generate(x.ids, 24, ignore_eos=True) for x in requests[:6]]
+    assert max(accepted(reply) for reply in replies) > 2, "no draft was any good"
+    told = converse(server, language, 3, 1800, 3)
+    assert all(accepted(reply) >= 1 for _, reply, _ in told)
+    stats = settled(server)
+    check_empty_handed(stats)
+    assert stats["early_exit"]["tokens"] == 0 and stats["compressed_requests"] > 0
+
+
 @pytest.mark.server("drafts", "plain-precise")
 def test_a_next_turn_goes_on_where_the_one_before_has_ended(
     server: Server, servers: Servers, language: Language

@@ -8,6 +8,7 @@ from typing import Any
 
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.files import load
+from hetero_sglang.sglang.drafts import NGRAM
 from hetero_sglang.sglang.interface import Configuration, Targets
 from hetero_sglang.sglang.refusals import check_numbers
 from hetero_sglang.sglang.version import TESTED, folder, installed, release
@@ -16,6 +17,7 @@ logger = logging.getLogger("hetero_sglang")
 configuration: Configuration = installed("configuration")
 targets: Targets = installed("targets")
 
+DRAFTS = 4  # tokens of a verification, the one that was said among them
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 # field of ServerArgs, values that are fine, what the flag is called and why it is refused
@@ -36,6 +38,26 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )  # fmt: skip
 
 
+_DRAFTING = ("speculative_algorithm",)
+
+
+def _check_self_draft(args: Any) -> None:
+    """Raises HeteroError where nobody could verify what the first branch drafts; sets SGLang's flags for it."""
+    if args.speculative_algorithm not in (None, NGRAM):
+        raise HeteroError(
+            f"--hetero-self-draft drafts by the first branch, and --speculative-algorithm "
+            f"{args.speculative_algorithm} by something else; drop one of them."
+        )
+    if args.kv_policy == "full":
+        raise HeteroError("--hetero-self-draft works with a --kv-policy but full; choose heterocache, or drop it.")
+    if args.enable_lora or args.lora_paths:
+        raise HeteroError("--hetero-self-draft does not know LoRA adapters; drop one of them.")
+    args.speculative_algorithm = NGRAM
+    args.speculative_ngram_max_bfs_breadth = 1
+    if args.speculative_num_draft_tokens is None:
+        args.speculative_num_draft_tokens = DRAFTS
+
+
 def before(args: Any) -> None:
     """Before SGLang settles its defaults. Raises HeteroError for flags that cannot go together."""
     if not targets.LAYER_BY_LAYER:
@@ -45,9 +67,11 @@ def before(args: Any) -> None:
             f"{', '.join(served)}; use that, or drop the flag."
         )
     for name, fine, reason in FLAGS:
-        if (value := getattr(args, name)) not in fine:
+        if (value := getattr(args, name)) not in fine and not (args.hetero_self_draft and name in _DRAFTING):
             flag, why = reason.split(": ", 1)
             raise HeteroError(f"{flag} {value} does not work with --hetero-early-exit ({why}); drop one of them.")
+    if args.hetero_self_draft:
+        _check_self_draft(args)
     check_numbers(args)
     agreement, batch = args.hetero_exit_agreement, args.hetero_early_exit_max_batch
     if not 0 < agreement <= 1:

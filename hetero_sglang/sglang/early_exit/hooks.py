@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hetero_sglang.exits.files import load
-from hetero_sglang.sglang.early_exit import recording, report
+from hetero_sglang.sglang.early_exit import recording, report, self_draft
 from hetero_sglang.sglang.early_exit.passes import EarlyExit, Rules
 from hetero_sglang.sglang.interface import Requests, Seam, Slots, Targets
 from hetero_sglang.sglang.version import installed
@@ -16,6 +16,7 @@ slots: Slots = installed("slots")
 targets: Targets = installed("targets")
 
 _GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
+_NGRAM = "sglang.srt.speculative.ngram_worker.NGRAMWorker"
 _WHOLE = "hetero_whole"  # on a Req: tokens whose rows are there in every layer, and exact; absent: all
 
 _passes: EarlyExit | None = None
@@ -65,6 +66,7 @@ def seams(alone: bool, of: Targets = targets) -> list[Seam]:
     ]
     return [
         *(telling if alone else []),
+        (f"{_NGRAM}._prepare_draft_tokens", drafts_made, HookType.AROUND),
         ("sglang.srt.model_executor.model_runner.ModelRunner.load_model", model_loaded, HookType.AFTER),
         ("sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation", batch_runs, HookType.AROUND),
         (f"{_GRAPHS}.DecodeCudaGraphRunner.can_run_graph", in_one_graph, HookType.AROUND),
@@ -79,7 +81,8 @@ def model_loaded(result: None, runner: Any) -> None:
     args = runner.server_args
     exits = load(args.hetero_early_exit).to(runner.device, runner.dtype)
     copied = args.hetero_exit_kv == "copied"
-    _passes = EarlyExit(runner, exits, Rules(args.hetero_exit_agreement, copied, args.hetero_early_exit_max_batch))
+    rules = Rules(args.hetero_exit_agreement, copied, args.hetero_early_exit_max_batch, drafts=args.hetero_self_draft)
+    _passes = EarlyExit(runner, exits, rules)
     _passes.install()
 
 
@@ -118,6 +121,13 @@ def batch_runs(original: Callable[..., Any], worker: Any, batch: Any, *args: Any
             for req, length in zip(batch.reqs, lengths, strict=True):
                 _note(state, req, length)
         state.requests = None
+
+
+def drafts_made(original: Callable[..., Any], worker: Any, batch: Any) -> Any:
+    """AROUND NGRAMWorker._prepare_draft_tokens: with --hetero-self-draft the first branch makes them."""
+    if _passes is None or not _passes.rules.drafts:
+        return original(worker, batch)
+    return self_draft.prepare(_passes, worker, batch)
 
 
 def in_one_graph(original: Callable[..., bool], graphs: Any, batch: Any) -> bool:

@@ -33,6 +33,7 @@ class Rules:
     copied: bool
     max_batch: int  # larger batches run all layers
     sampled: int = 100  # of so many exits one runs on, to be compared
+    drafts: bool = False  # nobody exits: the first branch drafts, and all layers verify
 
 
 @dataclass

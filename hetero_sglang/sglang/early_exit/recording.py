@@ -37,7 +37,7 @@ def record(passes: EarlyExit) -> None:
     passes.attention = attention_of(runner.attn_backend)
     on_device = runner.device == "cuda"
     wanted = runner.decode_cuda_graph_runner is not None if on_device else development.parts()
-    if not wanted or runner.server_args.enable_lora:
+    if not wanted or runner.server_args.enable_lora or passes.rules.drafts:
         return
     began = time.monotonic()
     with ExitStack() as contexts:
