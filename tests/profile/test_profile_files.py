@@ -101,8 +101,8 @@ def test_a_shipped_profile_is_found_by_its_fingerprint_only(checkpoint, tmp_path
 def test_a_downloaded_model_is_found_by_its_name(tmp_path, monkeypatch):
     import huggingface_hub
 
-    def cached(name: str, file: str) -> str | None:
-        return str(tmp_path / file) if name == "some/model" else None
+    def cached(name: str, file: str, revision: str | None = None) -> str | None:
+        return str(tmp_path / file) if (name, revision) == ("some/model", None) else None
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
     save_profile(profile_of("Psaa"), tmp_path / PROFILE_NAME)
