@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import proxy
 
 import torch
 
@@ -22,7 +23,8 @@ class Late:
 
     def __init__(self, engine: Engine, fixed: bool = False) -> None:
         """`fixed`: for graphs."""
-        self.engine, self.fixed = engine, fixed
+        self.engine: Engine = proxy(engine)  # whose it is: a circle would keep its stores until a collection
+        self.fixed = fixed
         self.steps: list[DecodeStep] = []  # all read the token slots of the first
         self.begun: Turns = []
 
