@@ -28,14 +28,14 @@ EXITS: dict[str, Any] = {
     "hetero_exit_agreement": 0.9,
     "env": {"HETERO_DEVELOPMENT": "1", "HETERO_FORCED_EXITS": "0.5"},
 }
-PRECISE_DRAFTS = {
-    **DRAFTS,
+PRECISE: dict[str, Any] = {
+    "kv_policy": "heterocache",
     "hetero_keep_ratio": 0.4,
     "hetero_dense_below": 1024,
     "dtype": "float32",
     "max_total_tokens": 14000,
 }
-PRECISE_SELF = {name: value for name, value in PRECISE_DRAFTS.items() if not name.startswith("speculative")}
+PRECISE_DRAFTS = {**DRAFTS, **PRECISE}
 PAGED = {"page_size": 16, "chunked_prefill_size": 512}
 TIERED_EXITS: dict[str, Any] = {
     **EXITS,
@@ -95,7 +95,7 @@ TABLE: dict[str, dict[str, Any]] = {
     },
     "drafts-lora": {**PRECISE_DRAFTS, "lora_paths": lora_paths},
     # Drafts of a branch of the model's own.
-    "drafts-self": {**PRECISE_SELF, "hetero_early_exit": lens_file, "hetero_self_draft": True},
+    "drafts-self": {**PRECISE, "hetero_early_exit": lens_file, "hetero_self_draft": True},
     # Tokens that leave early by lot: of SGLang's own cache, and in little room, in pages, retracted by force.
     "exits": {
         **EXITS,

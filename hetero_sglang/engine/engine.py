@@ -279,7 +279,7 @@ class Engine:
             batch = max(width, made.batch if made else 0)
             step = self.make_step(batch, min(self.context, 2 * longest))
             self.guesses = made = self.make_verification(step, drafts)
-        self.fill(made.first, requests, lengths, self.clock, width, req_to_token)
+        self.fill(made.first, self.known(requests), lengths, self.clock, width, req_to_token)
         made.guess(width)
         return made
 
@@ -302,7 +302,7 @@ class Engine:
         if self.scrub:
             for request, length in zip(requests, lengths, strict=True):
                 self._look(self.scrub, request, req_to_token[request, : length - 1])
-        known = self._known(requests)
+        known = self.known(requests)
         if drafts:  # who has all the tokens that it may reach has ended; SGLang runs it once more, and forgets it
             lengths = [n if n <= ws.grant.limit else 0 for ws, n in zip(known, lengths, strict=True)]
         for ws, length in zip(known, lengths, strict=True):
@@ -318,24 +318,24 @@ class Engine:
         # grow by several may pass a head's turn over, and over again.
         alone = known[0].tally.steps if drafts and known else lengths[0] if lengths else 0
         self.clock = alone if len(known) == 1 else self.clock + 1
-        self.fill(step, requests, lengths, self.clock, width, req_to_token)
+        self.fill(step, known, lengths, self.clock, width, req_to_token)
         if self.finder and requests:
             self.finder.begin(step, known, lengths)
         if requests:
             self.write_back.owe(step, width)
 
-    def _known(self, requests: Sequence[int]) -> list[WorkingSet]:
+    def known(self, requests: Sequence[int]) -> list[WorkingSet]:
+        """The working sets of these request slots."""
         return [self.cache.requests[request] for request in requests]
 
     def fill(
-        self, step: DecodeStep, requests: Sequence[int], lengths: Sequence[int], clock: int, width: int,
+        self, step: DecodeStep, known: Sequence[WorkingSet], lengths: Sequence[int], clock: int, width: int,
         req_to_token: torch.Tensor,
     ) -> None:  # fmt: skip
-        """What a step at this clock reads of its requests with so many tokens."""
-        sets = self._known(requests)
-        prompts, units = [ws.prompt for ws in sets], [ws.units for ws in sets]
-        rooms = [ws.index_rows for ws in sets]
-        step.fill([lengths, requests, prompts, units, rooms, [clock] * len(sets)], width, req_to_token)
+        """What a step at this clock reads of requests that have these working sets and so many tokens."""
+        requests, prompts = [ws.slot for ws in known], [ws.prompt for ws in known]
+        units, rooms = [ws.units for ws in known], [ws.index_rows for ws in known]
+        step.fill([lengths, requests, prompts, units, rooms, [clock] * len(known)], width, req_to_token)
 
     def store(self, layer: int, tables: StepTables, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Rows of a step that does not attend in this layer: as of `decode`."""

@@ -39,9 +39,10 @@ class Late:
     ) -> None:
         """What they read, padded to `width` requests; None: a step of nobody."""
         engine, self.begun = self.engine, []
+        known = engine.known(requests)
         for step, each in zip(self.steps, late, strict=False):
             lengths, clock = each or ((), 0)
-            engine.fill(step, requests if each else (), lengths, clock, width, req_to_token)
+            engine.fill(step, known if each else (), lengths, clock, width, req_to_token)
             if engine.finder:
                 engine.finder.prepare(step)
             if each:

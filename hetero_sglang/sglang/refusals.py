@@ -1,6 +1,6 @@
 """What the two-tier cache cannot serve, said at start with the legal recipe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hetero_sglang.cache.limits import free_host_bytes
@@ -9,7 +9,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.policy.base import Policy, Refresh
 from hetero_sglang.profile.head_profile import HeadProfile
 from hetero_sglang.sglang.asked import EIGHT_BITS, item_bytes, options_of, policy_of
-from hetero_sglang.sglang.interface import Configuration
+from hetero_sglang.sglang.interface import Configuration, Flag
 from hetero_sglang.sglang.version import installed, release
 
 configuration: Configuration = installed("configuration")
@@ -24,7 +24,7 @@ HEAD_SIZES = (64, 128, 256)  # FlashInfer's
 MAX_GROUP = 16  # query heads of a KV head: rows of the decode kernel's tile
 
 # field of ServerArgs, values that are fine, what the flag is called and why it is refused
-FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+FLAGS: tuple[Flag, ...] = (
     ("enable_hierarchical_cache", (False,), "--enable-hierarchical-cache: the host tier is taken by the policy"),
     ("enable_lmcache", (False,), "--enable-lmcache: it reads dense K/V buffers"),
     ("enable_flexkv", (False,), "--enable-flexkv: it reads dense K/V buffers"),
@@ -110,14 +110,18 @@ def check_policy(args: Any) -> None:
 
 def check_flags(args: Any) -> None:
     """Raises HeteroError for the first flag the design cannot serve."""
-    for name, fine, reason in (*FLAGS, *configuration.FLAGS):
-        value = getattr(args, name)
-        if value not in fine:
+    for flag, value, why in refused(args, (*FLAGS, *configuration.FLAGS)):
+        raise HeteroError(
+            f"{flag} {value} does not work with --kv-policy {args.kv_policy} ({why}); drop it or use --kv-policy full."
+        )
+
+
+def refused(args: Any, flags: Iterable[Flag]) -> Iterator[tuple[str, Any, str]]:
+    """Those of `flags` that have a value which is not fine: flag, value and why."""
+    for name, fine, reason in flags:
+        if (value := getattr(args, name)) not in fine:
             flag, why = reason.split(": ", 1)
-            raise HeteroError(
-                f"{flag} {value} does not work with --kv-policy {args.kv_policy} ({why}); "
-                f"drop it or use --kv-policy full."
-            )
+            yield flag, value, why
 
 
 def check_numbers(args: Any) -> None:

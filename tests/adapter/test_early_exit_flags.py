@@ -36,7 +36,7 @@ def test_branches_of_the_model_are_taken_with_any_policy(tmp_path: Path, policy:
 
 
 @layer_by_layer
-@pytest.mark.parametrize("flag", [name for name, *_ in check.FLAGS])
+@pytest.mark.parametrize("flag", [name for name, *_ in (*check.FLAGS, check.SPECULATION)])
 def test_flags_that_early_exit_cannot_be_had_with_are_named(tmp_path: Path, flag: str) -> None:
     path = write_exits(tmp_path)
     with pytest.raises(HeteroError, match=rf"--{flag.replace('_', '-')} .*does not work with --hetero-early-exit"):

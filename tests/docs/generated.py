@@ -7,7 +7,7 @@ import io
 import re
 import tempfile
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -75,22 +75,25 @@ def architectures() -> str:
 
 def metrics() -> str:
     """Ours on /metrics."""
-    from hetero_sglang.sglang.metrics import HISTOGRAM, METRICS, PREFIX, SECONDS, TENTHS
+    from hetero_sglang.sglang.metrics import HISTOGRAM, METRICS, SECONDS, TENTHS
 
-    lines = [f"| `{PREFIX}` | kind | label | meaning |", "|---|---|---|---|"]
-    for each in METRICS:
-        lines.append(f"| `{each.name}` | {each.kind} | {f'`{each.label}`' if each.label else ''} | {each.help} |")
+    table = _metrics(METRICS)
     named = ", ".join(f"`{each.name}`" for each in METRICS if each.kind == HISTOGRAM and "seconds" in each.name)
     ends = f"\n\nThe buckets of {named} end at {', '.join(f'{x:g}' for x in SECONDS)} seconds"
-    return "\n".join(lines) + f"{ends}, those of shares at {', '.join(f'{x:g}' for x in TENTHS)}."
+    return table + f"{ends}, those of shares at {', '.join(f'{x:g}' for x in TENTHS)}."
 
 
 def early_exit_metrics() -> str:
     """Those of a model with branches."""
     from hetero_sglang.sglang.early_exit.report import METRICS
+
+    return _metrics(METRICS)
+
+
+def _metrics(table: Iterable[Any]) -> str:
     from hetero_sglang.sglang.metrics import PREFIX
 
-    rows = [f"| `{x.name}` | {x.kind} | {f'`{x.label}`' if x.label else ''} | {x.help} |" for x in METRICS]
+    rows = [f"| `{x.name}` | {x.kind} | {f'`{x.label}`' if x.label else ''} | {x.help} |" for x in table]
     return "\n".join([f"| `{PREFIX}` | kind | label | meaning |", "|---|---|---|---|", *rows])
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.files import load
 from hetero_sglang.sglang.drafts import NGRAM
-from hetero_sglang.sglang.interface import Configuration, Targets
-from hetero_sglang.sglang.refusals import check_numbers
+from hetero_sglang.sglang.interface import Configuration, Flag, Targets
+from hetero_sglang.sglang.refusals import check_numbers, refused
 from hetero_sglang.sglang.version import TESTED, folder, installed, release
 
 logger = logging.getLogger("hetero_sglang")
@@ -21,7 +21,7 @@ DRAFTS = 4  # tokens of a verification, the one that was said among them
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 # field of ServerArgs, values that are fine, what the flag is called and why it is refused
-FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+FLAGS: tuple[Flag, ...] = (
     ("pp_size", (1,), "--pp-size: a rank would not know whether its tokens have left"),
     ("enable_dp_attention", (False,), "--enable-dp-attention: ranks would leave at different layers"),
     ("enable_mixed_chunk", (False,), "--enable-mixed-chunk: decode rows inside a prefill batch would not wait"),
@@ -33,12 +33,10 @@ FLAGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("dllm_algorithm", (None,), "--dllm-algorithm: it rewrites tokens in place"),
     ("is_embedding", (False,), "--is-embedding: an embedding model decodes nothing"),
     ("enable_deterministic_inference", (False,), "--enable-deterministic-inference: depth depends on the batch"),
-    ("speculative_algorithm", (None,), "--speculative-algorithm: a verification runs all layers"),
     ("enable_flashinfer_allreduce_fusion", (False,), "--enable-flashinfer-allreduce-fusion: a branch needs whole sums"),
 )  # fmt: skip
-
-
-_DRAFTING = ("speculative_algorithm",)
+# unless the verification is of its own drafts
+SPECULATION: Flag = ("speculative_algorithm", (None,), "--speculative-algorithm: a verification runs all layers")
 
 
 def _check_self_draft(args: Any) -> None:
@@ -66,10 +64,8 @@ def before(args: Any) -> None:
             f"--hetero-early-exit is not tested with the layers of SGLang {release()}, only with those of "
             f"{', '.join(served)}; use that, or drop the flag."
         )
-    for name, fine, reason in FLAGS:
-        if (value := getattr(args, name)) not in fine and not (args.hetero_self_draft and name in _DRAFTING):
-            flag, why = reason.split(": ", 1)
-            raise HeteroError(f"{flag} {value} does not work with --hetero-early-exit ({why}); drop one of them.")
+    for flag, value, why in refused(args, FLAGS if args.hetero_self_draft else (*FLAGS, SPECULATION)):
+        raise HeteroError(f"{flag} {value} does not work with --hetero-early-exit ({why}); drop one of them.")
     if args.hetero_self_draft:
         _check_self_draft(args)
     check_numbers(args)

@@ -23,11 +23,6 @@ _passes: EarlyExit | None = None
 _exporter: Any = None
 
 
-def passes() -> EarlyExit | None:
-    """This process's, once its model is loaded, where early exit is on."""
-    return _passes
-
-
 def tell() -> None:
     """Metrics are exported now."""
     if _exporter is not None:

@@ -17,6 +17,7 @@ from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.confidence import MEASURES, leaves
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, stacked
+from hetero_sglang.sglang.early_exit.layers import through
 from hetero_sglang.sglang.early_exit.recorded import TURNS, Parts, at_least
 from hetero_sglang.sglang.early_exit.turn import Turn, Waiting, turn_of
 
@@ -145,13 +146,11 @@ class EarlyExit:
             self._adapt(now)
             self.attention.begin(now, turns, rows, ahead)
         hidden = torch.cat([turn.hidden for turn in turns])
-        residual = None if turns[0].residual is None else torch.cat([_there(turn) for turn in turns])
-        for layer in self.model.model.layers[first:last]:
-            hidden, residual = layer(now.positions, hidden, now, residual)
+        residual = torch.cat([turn.rest for turn in turns]) if first else None
+        hidden, residual = through(self.model, first, last, now, hidden, residual)
         self.attention.end()
         if not alone:
             self._adapt(batch)
-        assert residual is not None
         for turn, mine, more in zip(turns, hidden.chunk(len(turns)), residual.chunk(len(turns)), strict=True):
             turn.hidden, turn.residual = mine, more
 
@@ -273,8 +272,3 @@ class EarlyExit:
     def _ran(self, tokens: int, layers: int) -> None:
         self.counts.tokens += tokens
         self.counts.layers += tokens * layers
-
-
-def _there(turn: Turn) -> torch.Tensor:
-    assert turn.residual is not None  # a layer has run
-    return turn.residual

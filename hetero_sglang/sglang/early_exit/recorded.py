@@ -16,6 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from hetero_sglang.cache.lanes import Recorder
+from hetero_sglang.sglang.early_exit.layers import through
 from hetero_sglang.sglang.early_exit.plans import Plan
 from hetero_sglang.sglang.early_exit.turn import Turn
 
@@ -87,15 +88,10 @@ class Part(Graph):
         super().record(recorder)
 
     def work(self) -> None:
-        body = self.model.model
         with forward_context(ForwardContext(attn_backend=self.plan.backend)):
             self.plan.inside(self.batch, self.turns - 1, self.width, self.first == 0)
-            hidden: torch.Tensor = self.hidden
-            residual: torch.Tensor | None = self.residual
-            if self.first == 0:
-                hidden, residual = body.embed_tokens(self.batch.input_ids), None
-            for layer in body.layers[self.first : self.last]:
-                hidden, residual = layer(self.batch.positions, hidden, self.batch, residual)
+            before = self.residual if self.first else None
+            hidden, residual = through(self.model, self.first, self.last, self.batch, self.hidden, before)
             self.out[0].copy_(hidden)
             self.out[1].copy_(residual)
 
@@ -108,12 +104,12 @@ class Part(Graph):
         mine.seq_lens_cpu.copy_(on_host.flatten())
         mine.seq_lens_sum = int(on_host.sum())
         _put(mine.seq_lens, [turn.lengths for turn in turns], self.turns, 1)
-        for buffer, name in ((mine.positions, "positions"), (mine.out_cache_loc, "slots"), (mine.input_ids, "ids")):
-            _put(buffer, [getattr(turn, name) for turn in turns], self.turns, 0)
+        _put(mine.positions, [turn.positions for turn in turns], self.turns, 0)
+        _put(mine.out_cache_loc, [turn.slots for turn in turns], self.turns, 0)
         _put(mine.req_pool_indices, [batch.req_pool_indices[:count]] * len(turns), self.turns, 0)
+        _put(self.hidden, [turn.hidden for turn in turns], self.turns, 0)
         if self.first:
-            _put(self.hidden, [turn.hidden for turn in turns], self.turns, 0)
-            _put(self.residual, [_there(turn) for turn in turns], self.turns, 0)
+            _put(self.residual, [turn.rest for turn in turns], self.turns, 0)
         self.plan.outside(mine, [*[None] * before, *turns[:-1]])
         self.replay()
         for turn, (hidden, residual) in zip(turns, self._came(before, count), strict=True):
@@ -130,11 +126,6 @@ def _put(buffer: torch.Tensor, values: Sequence[torch.Tensor], turns: int, paddi
     each = buffer.unflatten(0, (turns, -1))
     each.fill_(padding)
     each[turns - len(values) :, : len(values[0])] = torch.stack(list(values))
-
-
-def _there(turn: Turn) -> torch.Tensor:
-    assert turn.residual is not None  # a layer has run
-    return turn.residual
 
 
 class Asking(Graph):

@@ -14,6 +14,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 
 from hetero_sglang.engine.verify import Verification
 from hetero_sglang.sglang.backend import HeteroAttnBackend
+from hetero_sglang.sglang.early_exit.layers import through
 from hetero_sglang.sglang.early_exit.passes import EarlyExit
 from hetero_sglang.sglang.early_exit.recorded import decode_batch
 
@@ -45,15 +46,14 @@ def drafts(passes: EarlyExit, last: torch.Tensor, lengths: torch.Tensor, count: 
     tokens[:, 0] = last
     batch = decode_batch(tokens.numel(), device)
     batch.positions = (lengths.to(device)[:, None] + torch.arange(count, device=device)).flatten()
+    asked = decode_batch(len(last), device)
     made = tiers.guess(lengths.tolist(), count)
     with forward_context(ForwardContext(attn_backend=Guessing(tiers, made))):
         for at in range(count - 1):
-            hidden, residual = model.model.embed_tokens(tokens.flatten()), None
-            for layer in model.model.layers[: branch.layer]:
-                hidden, residual = layer(batch.positions, hidden, batch, residual)
-            assert residual is not None
+            words = model.model.embed_tokens(tokens.flatten())
+            hidden, residual = through(model, 0, branch.layer, batch, words, None)
             state = (hidden + residual).unflatten(0, (-1, count))[:, at]  # [B, H]
-            tokens[:, at + 1] = passes.look(branch, state, decode_batch(len(last), device))[0].argmax(-1)
+            tokens[:, at + 1] = passes.look(branch, state, asked)[0].argmax(-1)
     return tokens
 
 

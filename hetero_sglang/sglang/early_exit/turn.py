@@ -23,6 +23,12 @@ class Turn:
     residual: torch.Tensor | None = None  # [B, H]; None: no layer has run
 
     @property
+    def rest(self) -> torch.Tensor:
+        """`residual`, once a layer has run."""
+        assert self.residual is not None
+        return self.residual
+
+    @property
     def state(self) -> torch.Tensor:
         """[B, H]."""
         return self.hidden if self.residual is None else self.hidden + self.residual
