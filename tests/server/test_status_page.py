@@ -50,15 +50,22 @@ def busy(server: Server, language: Language) -> Iterator[list[int]]:
             }})
             for ids, rid in bodies
         ]  # fmt: skip
-        deadline = time.monotonic() + 30
-        while server.stats()["decoded_tokens"] < 20 and time.monotonic() < deadline:
-            time.sleep(0.1)
         try:
+            deadline = time.monotonic() + 120
+            while not both_write(told := events(server, 1)[0]):
+                assert time.monotonic() < deadline, f"no two requests write after two minutes: {told}"
+                time.sleep(0.1)
             yield document
         finally:
             server.post("/abort_request", {"rid": "", "abort_all": True})
             for each in done:
-                each.exception(30)
+                each.exception(120)
+
+
+def both_write(event: dict[str, Any]) -> bool:
+    """Two requests have read their prompts, and each has some tokens of its own."""
+    requests = event["ranks"][0]["running_requests"]
+    return len(requests) == 2 and all(one["tokens"] > one["prompt"] + 5 for one in requests)
 
 
 @pytest.mark.server("usual")
