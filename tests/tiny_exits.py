@@ -1,4 +1,4 @@
-"""Branches of the recall model that nobody would mistake for it: they know two words that no text has."""
+"""Branches of the recall model that nobody would mistake for it: they know two words that no text has, and no other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_exits(folder: Path, layers: tuple[int, ...] = LAYERS, threshold: float
     branches = tuple(
         Branch(
             layer, words, config["rms_norm_eps"], torch.ones(hidden),
-            head=torch.randn(2, hidden, generator=random), tokens=tokens.clone(),
+            head=torch.randn(3, hidden, generator=random), tokens=tokens.clone(), rest=torch.full((words,), -1e4),
         )
         for layer in layers
     )  # fmt: skip

@@ -14,13 +14,14 @@ from hetero_sglang.exits.confidence import MEASURES
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 KINDS = ("adapter", "head", "frequent")
-_SHAPES = {"norm": 1, "down": 2, "up": 2, "head": 2, "tokens": 1}
+_SHAPES = {"norm": 1, "down": 2, "up": 2, "head": 2, "tokens": 1, "rest": 1}
 
 
 @dataclass(frozen=True, eq=False)
 class Branch:
     """Asked when `layer` layers have run. A norm, and one of three kinds: `adapter` (`down` and `up`) in front of the
-    model's own head; `head`, one of its own; `frequent`, one of its own that knows the words `tokens` alone.
+    model's own head; `head`, one of its own; `frequent`, one of its own that knows the words `tokens`: its last row
+    says how likely any other word is, and `rest` how those share that.
 
     Raises HeteroError for tensors that do not fit each other, and for numbers that are not finite."""
 
@@ -30,8 +31,9 @@ class Branch:
     norm: torch.Tensor  # [H]
     down: torch.Tensor | None = None  # [r, H]
     up: torch.Tensor | None = None  # [H, r]
-    head: torch.Tensor | None = None  # [V', H]; V' = V without `tokens`
+    head: torch.Tensor | None = None  # [V, H], or [V' + 1, H] of a frequent one
     tokens: torch.Tensor | None = None  # [V'] int64, ascending
+    rest: torch.Tensor | None = None  # [V] float32: log share of each word among those not known; of known ones unread
 
     def __post_init__(self) -> None:
         if not 0.0 < self.eps < 1.0:
@@ -41,8 +43,8 @@ class Branch:
         own = self.head is not None
         if (self.down is None) != (self.up is None) or (self.down is None) != own:
             raise HeteroError("it must have either `down` and `up` or a `head`; train the branches again.")
-        if self.tokens is not None and not own:
-            raise HeteroError("it has `tokens` without a `head`; train the branches again.")
+        if (self.tokens is None) != (self.rest is None) or (self.tokens is not None and not own):
+            raise HeteroError("it must have both `tokens` and `rest`, and a `head`, or none of the two; train again.")
         for name, shape in shapes(self.kind, self.hidden_size, self.vocabulary, self.size).items():
             if (found := tuple(self.tensors()[name].shape)) != shape:
                 raise HeteroError(f"`{name}` has shape {list(found)}; it must be {list(shape)}.")
@@ -62,20 +64,19 @@ class Branch:
     @property
     def size(self) -> int:
         """An adapter's rank, else how many words the branch knows."""
-        if self.down is not None:
-            return self.down.shape[0]
-        assert self.head is not None
-        return self.head.shape[0]
+        found = self.down if self.down is not None else self.head if self.tokens is None else self.tokens
+        assert found is not None
+        return found.shape[0]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those that there are, by field."""
         return {name: tensor for name in _SHAPES if (tensor := getattr(self, name)) is not None}
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Branch:
-        """The same on a device; adapter and head in `dtype`, the norm in float32."""
-        moved = {name: tensor.to(device, dtype) for name, tensor in self.tensors().items() if name in _MATRICES}
-        tokens = None if self.tokens is None else self.tokens.to(device)
-        return replace(self, norm=self.norm.to(device, torch.float32), tokens=tokens, **moved)
+        """The same on a device; adapter and head in `dtype`, all else as it is or in float32."""
+        kinds = {"norm": torch.float32, "tokens": torch.int64, "rest": torch.float32}
+        moved = {name: tensor.to(device, kinds.get(name, dtype)) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         """What goes into the head: states behind the layer [n, H] -> [n, H] of the same dtype. The RMS norm is taken in
@@ -88,28 +89,26 @@ class Branch:
         return wide.to(x.dtype)
 
     def scores(self, x: torch.Tensor, model_head: Head) -> torch.Tensor:
-        """Logits of the words that the branch knows: [n, H] -> [n, V'] float32. `model_head` makes [n, V] of [n, H]."""
+        """Logits of the words that the branch knows, and in the last column that of any other: [n, H] -> [n, V], or
+        [n, V' + 1], float32. `model_head` makes [n, V] of [n, H]."""
         hidden = self.hidden(x)
         if self.head is None:
             return model_head(hidden).float()
         return F.linear(hidden.to(self.head.dtype), self.head).float()
 
     def logits(self, x: torch.Tensor, model_head: Head) -> torch.Tensor:
-        """Of all words, -inf for those that the branch does not know: [n, H] -> [n, V] float32."""
+        """Of all words: [n, H] -> [n, V] float32."""
         scores = self.scores(x, model_head)
-        if self.tokens is None:
+        if self.tokens is None or self.rest is None:
             return scores
-        wide = scores.new_full((scores.shape[0], self.vocabulary), -torch.inf)
-        return wide.index_copy_(1, self.tokens, scores)
+        return (scores[:, -1:] + self.rest).index_copy_(1, self.tokens, scores[:, :-1])
 
     def choose(self, x: torch.Tensor, model_head: Head, confidence: str) -> tuple[torch.Tensor, torch.Tensor]:
         """First choices [n] int64 and how sure the branch is of them [n] float32 (`confidence`: one of MEASURES).
 
         May stand in a CUDA graph: NaN is not refused but never exits."""
-        scores = self.scores(x, model_head)
-        first = scores.argmax(-1)
-        sure = MEASURES[confidence](scores, self.vocabulary)
-        return (first if self.tokens is None else self.tokens[first]), sure
+        logits = self.logits(x, model_head)
+        return logits.argmax(-1), MEASURES[confidence](logits)
 
     def _check_tensor(self, name: str, tensor: torch.Tensor) -> None:
         if name == "tokens":
@@ -127,8 +126,6 @@ class Branch:
             raise HeteroError(f"`tokens` must be ascending numbers of words from 0 to {self.vocabulary - 1}.")
 
 
-_MATRICES = ("down", "up", "head")
-
 
 def shapes(kind: str, hidden: int, vocabulary: int, size: int) -> dict[str, tuple[int, ...]]:
     """What tensors a branch of one of KINDS must have. `size`: its rank (adapter) or words. Raises HeteroError for
@@ -137,10 +134,11 @@ def shapes(kind: str, hidden: int, vocabulary: int, size: int) -> dict[str, tupl
         raise HeteroError(f"its kind is {kind[:40]!r}; it must be one of {', '.join(KINDS)}.")
     noun = "rank" if kind == "adapter" else "number of words"
     # Two words at least, so that there is a margin.
-    least, most = {"adapter": (1, hidden), "head": (vocabulary, vocabulary), "frequent": (2, vocabulary)}[kind]
+    least, most = {"adapter": (1, hidden), "head": (vocabulary, vocabulary), "frequent": (2, vocabulary - 1)}[kind]
     if not least <= size <= most:
         raise HeteroError(f"its {noun} is {size}; it must lie between {least} and {most}.")
     if kind == "adapter":
         return {"norm": (hidden,), "down": (size, hidden), "up": (hidden, size)}
-    own = {"norm": (hidden,), "head": (size, hidden)}
-    return own if kind == "head" else {**own, "tokens": (size,)}
+    if kind == "head":
+        return {"norm": (hidden,), "head": (size, hidden)}
+    return {"norm": (hidden,), "head": (size + 1, hidden), "tokens": (size,), "rest": (vocabulary,)}

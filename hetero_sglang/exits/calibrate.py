@@ -20,21 +20,24 @@ _MOST = np.nextafter(np.float32(1), np.float32(0))
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What branches said of n held-out tokens: how sure each was, and whether its first choice was that of full depth.
+    """What branches said of n held-out tokens: how sure each was, whether its first choice was that of full depth, and
+    by how many nats its loss on the text was above that of full depth.
 
     Raises HeteroError for tables that are not of these branches, without tokens, and for confidences outside (0, 1]."""
 
     confidence: np.ndarray  # [B, n] float32
     agrees: np.ndarray  # [B, n] bool
+    losses: np.ndarray  # [B, n] float32
     layers: tuple[int, ...]  # of the branches, ascending
     num_layers: int  # of the model
 
     def __post_init__(self) -> None:
         shape = self.confidence.shape
-        if len(shape) != 2 or shape[0] != len(self.layers) or shape != self.agrees.shape or shape[1] < 1:
+        others = (self.agrees.shape, self.losses.shape)
+        if len(shape) != 2 or shape[0] != len(self.layers) or others != (shape, shape) or shape[1] < 1:
             raise HeteroError(
-                f"held-out tables of shapes {list(shape)} and {list(self.agrees.shape)} are none of {len(self.layers)} "
-                "branches; both must be [branches, tokens]."
+                f"held-out tables of shapes {list(shape)}, {list(others[0])} and {list(others[1])} are none of "
+                f"{len(self.layers)} branches; all must be [branches, tokens]."
             )
         if not ((self.confidence > 0) & (self.confidence <= 1)).all():
             raise HeteroError("a held-out confidence lies outside (0, 1]; train the branches again.")
@@ -63,6 +66,11 @@ class HeldOut:
     def agreement(self, taken: np.ndarray) -> float:
         """Of all tokens, the share that has the first choice of full depth where each leaves at its branch `taken`."""
         return float(self._agreeing()[taken, np.arange(self.tokens)].mean())
+
+    def loss(self, thresholds: Sequence[float]) -> float:
+        """Nats a token above full depth's loss on the text."""
+        every = np.concatenate([self.losses, np.zeros((1, self.tokens), np.float32)])  # [B + 1, n]
+        return float(every[self.taken(thresholds), np.arange(self.tokens)].mean(dtype=np.float64))
 
     def _agreeing(self) -> np.ndarray:
         """[B + 1, n]: by branch, then at full depth, which always agrees."""

@@ -10,24 +10,24 @@ from hetero_sglang.errors import HeteroError
 # The smallest that a threshold in (0, 1] can still be compared with.
 _LEAST = torch.finfo(torch.float32).tiny
 
-Measure = Callable[[torch.Tensor, int], torch.Tensor]
+Measure = Callable[[torch.Tensor], torch.Tensor]
 
 
-def probability(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Of the first choice: [n, V'] -> [n] float32 in (0, 1]."""
+def probability(logits: torch.Tensor) -> torch.Tensor:
+    """Of the first choice: [n, V] -> [n] float32 in (0, 1]."""
     return logits.float().softmax(-1).amax(-1)
 
 
-def margin(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Probability of the first choice less that of the second: [n, V'] -> [n] float32 in (0, 1]."""
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    """Probability of the first choice less that of the second: [n, V] -> [n] float32 in (0, 1]."""
     best = logits.float().softmax(-1).topk(2, dim=-1).values  # [n, 2]
     return (best[:, 0] - best[:, 1]).clamp(_LEAST, 1.0)
 
 
-def entropy(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """1 - H / log V, V the model's `vocabulary` whatever words the logits are of: [n, V'] -> [n] float32 in (0, 1]."""
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """1 - H / log V: [n, V] -> [n] float32 in (0, 1]."""
     share = logits.float().softmax(-1)
-    uncertain = torch.special.entr(share).sum(-1) / math.log(vocabulary)
+    uncertain = torch.special.entr(share).sum(-1) / math.log(logits.shape[-1])
     return (1.0 - uncertain).clamp(_LEAST, 1.0)
 
 
@@ -35,13 +35,13 @@ def entropy(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
 MEASURES: dict[str, Measure] = {"probability": probability, "margin": margin, "entropy": entropy}
 
 
-def measure(kind: str, logits: torch.Tensor, vocabulary: int | None = None) -> torch.Tensor:
-    """Confidence of `kind` in logits [n, V'] of words of a `vocabulary` (None: V'): [n] float32 in (0, 1].
+def measure(kind: str, logits: torch.Tensor) -> torch.Tensor:
+    """Confidence of `kind` in logits [n, V]: [n] float32 in (0, 1].
 
-    Words that a branch does not know may be left out or be -inf: the result is the same. Raises HeteroError for another
-    kind, and for logits that are NaN, +inf or nothing but -inf (looking costs a synchronisation)."""
+    Raises HeteroError for another kind, and for logits that are NaN, +inf or nothing but -inf (looking costs a
+    synchronisation)."""
     check_kind(kind)
-    found = MEASURES[kind](logits, vocabulary or logits.shape[-1])
+    found = MEASURES[kind](logits)
     if not torch.isfinite(found).all():
         raise HeteroError("the logits of a branch hold no finite numbers; train the branches again.")
     return found

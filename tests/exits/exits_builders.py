@@ -21,14 +21,14 @@ def branch(layer: int, kind: str, size: int, seed: int = 0, dtype: torch.dtype =
         name: torch.randn(shape, generator=rng)
         for name, shape in shapes(kind, HIDDEN, VOCABULARY, size).items()
     }  # fmt: skip
-    norm = tensors.pop("norm")
+    others = {name: tensors.pop(name) for name in ("norm", "rest") if name in tensors}
     if "tokens" in tensors:
         del tensors["tokens"]
         tokens = torch.randperm(VOCABULARY, generator=rng)[:size].sort().values
     else:
         tokens = None
     matrices = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    return Branch(layer, VOCABULARY, 1e-5, norm, tokens=tokens, **matrices)
+    return Branch(layer, VOCABULARY, 1e-5, tokens=tokens, **others, **matrices)
 
 
 def exits(*branches: Branch, **other: object) -> Exits:

@@ -1,4 +1,4 @@
-"""Confidence lies in (0, 1], and is the same whether unknown words are left out or -inf."""
+"""Confidence lies in (0, 1], and is what its name says."""
 
 from __future__ import annotations
 
@@ -25,14 +25,6 @@ def test_it_lies_above_zero_and_at_most_at_one(logits: np.ndarray, kind: str) ->
     assert (sure > 0).all() and (sure <= 1).all()
 
 
-@given(some_logits, st.sampled_from(KINDS), st.integers(1, 20))
-def test_words_left_out_count_as_words_without_a_chance(logits: np.ndarray, kind: str, unknown: int) -> None:
-    known = torch.from_numpy(logits)
-    vocabulary = known.shape[1] + unknown
-    wide = torch.nn.functional.pad(known, (0, unknown), value=-torch.inf)
-    torch.testing.assert_close(measure(kind, known, vocabulary), measure(kind, wide))
-
-
 @given(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=8))
 def test_it_is_what_its_name_says(weights: list[float]) -> None:
     share = np.array(weights) / sum(weights)
@@ -50,7 +42,7 @@ def test_logits_without_a_first_choice_are_refused_and_never_exit(kind: str, bad
     logits = torch.tensor([[0.0, 1.0, 2.0], bad])
     with pytest.raises(HeteroError, match="no finite numbers"):
         measure(kind, logits)
-    assert leaves(MEASURES[kind](logits, 3), 1e-30).tolist() == [True, False]
+    assert leaves(MEASURES[kind](logits), 1e-30).tolist() == [True, False]
 
 
 def test_another_kind_is_refused() -> None:

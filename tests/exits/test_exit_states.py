@@ -16,12 +16,14 @@ from hetero_sglang.calibration.exits.teacher import Teacher
 from hetero_sglang.errors import HeteroError
 
 CPU = torch.device("cpu")
+NAMES = ("states", "first", "divisor", "next")
 
 
 def batch(count: int, dtype: torch.dtype, seed: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
     states = torch.randn(count, 3, 5, generator=rng).to(dtype)
-    return Batch(states, torch.randint(0, 99, (count,), generator=rng), torch.randn(count, generator=rng))
+    first, after = (torch.randint(-1, 99, (count,), generator=rng) for _ in range(2))
+    return Batch(states, first, torch.randn(count, generator=rng), after)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -31,7 +33,7 @@ def test_rows_are_those_that_were_written(tmp_path: Path, counts: list[int], dat
     path = tmp_path / "states"
     path.unlink(missing_ok=True)
     written = [batch(count, dtype, seed) for seed, count in enumerate(counts)]
-    whole = Batch(*(torch.cat([getattr(b, name) for b in written]) for name in ("states", "first", "divisor")))
+    whole = Batch(*(torch.cat([getattr(b, name) for b in written]) for name in NAMES))
     with States(path, 3, 5, dtype) as states:
         for each in written:
             states.append(each)
@@ -42,7 +44,7 @@ def test_rows_are_those_that_were_written(tmp_path: Path, counts: list[int], dat
         for found, at in [(states.rows(numbers, CPU), numbers), *((c, None) for c in chunks)]:
             begin = 1 + 4 * next((n for n, c in enumerate(chunks) if c is found), 0)
             at = at or list(range(begin, begin + len(found.first)))
-            for name in ("states", "first", "divisor"):
+            for name in NAMES:
                 assert torch.equal(getattr(found, name), getattr(whole, name)[at])
         assert sum(len(chunk.first) for chunk in chunks) == len(states) - 1
         assert torch.equal(states.first_choices(len(states)), whole.first)

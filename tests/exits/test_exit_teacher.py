@@ -47,6 +47,7 @@ def test_the_states_and_the_norm_and_the_head_are_the_models(family: str, tmp_pa
     torch.testing.assert_close(teacher.logits(batch.states[:, 1]), logits.float())
     assert torch.equal(batch.first, logits.argmax(-1))
     torch.testing.assert_close(batch.divisor, logits.float().logsumexp(-1))
+    assert batch.next.tolist() == [*TOKENS[SKIPPED + 1 :], -1]
 
 
 def test_a_model_that_computes_no_numbers_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -28,13 +28,19 @@ def held_outs(draw: st.DrawFn, most: int = 40, branches: int = 4) -> HeldOut:
     steps = draw(st.sampled_from([3, 50, 10**6]))
     confidence = (np.ceil(rng.random(shape) * steps) / steps).astype(np.float32).clip(1e-6, 1)
     agrees = rng.random(shape) < confidence ** draw(st.sampled_from([0.1, 0.5, 1.0]))
-    return HeldOut(confidence, agrees, tuple(sorted(layers)), NUM_LAYERS)
+    losses = rng.normal(size=shape).astype(np.float32)
+    return HeldOut(confidence, agrees, losses, tuple(sorted(layers)), NUM_LAYERS)
 
 
-def played(held_out: HeldOut, thresholds: tuple[float, ...]) -> tuple[float, float, list[float]]:
-    """Agreement, mean depth and shares, token by token as a server goes."""
+def without_text(confidence: np.ndarray, agrees: np.ndarray, layers: tuple[int, ...]) -> HeldOut:
+    """Where nobody asks for a loss."""
+    return HeldOut(confidence, agrees, np.zeros(confidence.shape, np.float32), layers, NUM_LAYERS)
+
+
+def played(held_out: HeldOut, thresholds: tuple[float, ...]) -> tuple[float, float, list[float], float]:
+    """Agreement, mean depth, shares and loss, token by token as a server goes."""
     count, tokens = len(held_out.layers), held_out.tokens
-    right, depth, at = 0, 0, [0] * (count + 1)
+    right, depth, at, loss = 0, 0, [0] * (count + 1), 0.0
     for token in range(tokens):
         sure = torch.from_numpy(held_out.confidence[:, token])
         gone = [b for b in range(count) if bool(leaves(sure[b], thresholds[b]))]
@@ -42,7 +48,8 @@ def played(held_out: HeldOut, thresholds: tuple[float, ...]) -> tuple[float, flo
         at[branch] += 1
         right += bool(held_out.agrees[branch, token]) if gone else 1
         depth += held_out.layers[branch] if gone else NUM_LAYERS
-    return right / tokens, depth / tokens, [each / tokens for each in at]
+        loss += float(held_out.losses[branch, token]) if gone else 0.0
+    return right / tokens, depth / tokens, [each / tokens for each in at], loss / tokens
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,10 +58,11 @@ def test_each_row_reaches_its_agreement(held_out: HeldOut, grid: tuple[float, ..
     rows = calibrate(held_out, grid)
     assert [row.agreement for row in rows] == [*grid, 1.0]
     for row in rows:
-        agreement, depth, share = played(held_out, row.thresholds)
+        agreement, depth, share, loss = played(held_out, row.thresholds)
         assert agreement >= row.agreement - 1e-12
         assert row.depth == pytest.approx(depth) and depth <= NUM_LAYERS
         assert list(row.share) == pytest.approx(share)
+        assert held_out.loss(row.thresholds) == pytest.approx(loss, abs=1e-6)
     assert rows[-1].never and rows[-1].depth == NUM_LAYERS
 
 
@@ -63,7 +71,7 @@ def test_each_row_reaches_its_agreement(held_out: HeldOut, grid: tuple[float, ..
 def test_one_branch_gets_the_best_threshold_there_is(held_out: HeldOut, agreement: float) -> None:
     row = calibrate(held_out, (agreement,))[0]
     possible = [*(float(min(c, np.nextafter(np.float32(1), np.float32(0)))) for c in held_out.confidence[0]), 1.0]
-    depths = [depth for t in possible for right, depth, _ in [played(held_out, (t,))] if right >= agreement]
+    depths = [depth for t in possible for right, depth, _, _ in [played(held_out, (t,))] if right >= agreement]
     assert row.depth == pytest.approx(min(depths))
 
 
@@ -72,7 +80,7 @@ def test_two_branches_share_the_disagreements_as_well_as_any_thresholds_do() -> 
     skill = rng.random((1, 400)).astype(np.float32)
     confidence = np.clip(skill * [[0.8], [1.0]] + 0.1 * rng.random((2, 400)), 0.01, 0.99).astype(np.float32)
     agrees = rng.random((2, 400)) < confidence**0.3
-    held_out = HeldOut(confidence, agrees, (3, 6), NUM_LAYERS)
+    held_out = without_text(confidence, agrees, (3, 6))
     [row] = calibrate(held_out, (0.95,))[:-1]
     steps = [*np.linspace(0.02, 0.98, 49), 1.0]
     best = min(
@@ -86,13 +94,13 @@ def test_two_branches_share_the_disagreements_as_well_as_any_thresholds_do() -> 
 
 def test_branches_that_are_always_right_let_every_token_go_at_the_first() -> None:
     sure = np.array([[1.0, 1.0, 0.25], [1.0, 1.0, 1.0]], np.float32)
-    row = calibrate(HeldOut(sure, np.ones((2, 3), bool), (2, 4), NUM_LAYERS))[0]
+    row = calibrate(without_text(sure, np.ones((2, 3), bool), (2, 4)))[0]
     assert row.depth == 2 and row.share == (1.0, 0.0, 0.0) and row.thresholds[0] == 0.25
 
 
 def test_branches_that_are_never_right_let_none_go() -> None:
     sure = np.ones((2, 50), np.float32)
-    rows = calibrate(HeldOut(sure, np.zeros((2, 50), bool), (2, 4), NUM_LAYERS), (0.99,))
+    rows = calibrate(without_text(sure, np.zeros((2, 50), bool), (2, 4)), (0.99,))
     assert all(row.never for row in rows)
 
 
@@ -121,4 +129,4 @@ def test_an_agreement_out_of_range_is_refused(agreement: float) -> None:
 )
 def test_tables_that_are_none_are_refused(confidence: np.ndarray, agrees: np.ndarray, said: str) -> None:
     with pytest.raises(HeteroError, match=said):
-        HeldOut(confidence, agrees, (1, 2), NUM_LAYERS)
+        without_text(confidence, agrees, (1, 2))

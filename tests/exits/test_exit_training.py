@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hetero_sglang.calibration.exits.initial import frequent_words, initial
+from hetero_sglang.calibration.exits.initial import frequent_words, initial, log_shares
 from hetero_sglang.calibration.exits.measured import measured
 from hetero_sglang.calibration.exits.options import Options
 from hetero_sglang.calibration.exits.states import Batch, States
@@ -47,7 +48,8 @@ def states(teacher: Teacher, tmp_path: Path) -> States:
     noisy = x + 2 * torch.randn(COUNT, HIDDEN, generator=rng)
     logits = teacher.logits(last)
     with States(tmp_path / "states", 3, HIDDEN, torch.float32) as found:
-        found.append(Batch(torch.stack([x, noisy, last], 1), logits.argmax(-1), logits.logsumexp(-1)))
+        after = torch.multinomial(logits.softmax(-1), 1, generator=rng)[:, 0]
+        found.append(Batch(torch.stack([x, noisy, last], 1), logits.argmax(-1), logits.logsumexp(-1), after))
         yield found
 
 
@@ -67,8 +69,12 @@ def untaught(layer: int, kind: str, teacher: Teacher, words: torch.Tensor) -> Br
     if kind == "adapter":
         down = torch.randn(RANK, HIDDEN, generator=torch.Generator().manual_seed(2))
         return Branch(layer, VOCABULARY, teacher.eps, teacher.norm, down=down, up=torch.zeros(HIDDEN, RANK))
-    head, tokens = teacher.head[words] * teacher.scale, words if kind == "frequent" else None
-    return Branch(layer, VOCABULARY, teacher.eps, teacher.norm, head=head, tokens=tokens)
+    head = teacher.head[words] * teacher.scale
+    if kind == "head":
+        return Branch(layer, VOCABULARY, teacher.eps, teacher.norm, head=head)
+    rest = torch.full((VOCABULARY,), -math.log(VOCABULARY - len(words)))
+    head = torch.cat([head, torch.zeros(1, HIDDEN)])
+    return Branch(layer, VOCABULARY, teacher.eps, teacher.norm, head=head, tokens=words, rest=rest)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "head", "frequent"])
@@ -84,19 +90,41 @@ def test_training_makes_branches_agree_more(kind: str, teacher: Teacher, states:
     assert [branch.kind for branch in training.branches] == [kind] * 2
 
 
-def test_a_branch_is_to_be_as_unsure_as_words_that_it_does_not_know_are_likely(
-    teacher: Teacher, states: States
-) -> None:
+def test_a_branch_is_to_say_how_likely_words_are_that_it_does_not_know(teacher: Teacher, states: States) -> None:
     [batch] = states.chunks(0, COUNT, COUNT, torch.device("cpu"))
     share = teacher.logits(batch.states[:, -1]).softmax(-1)
     few = Training(
         initial(options("frequent"), teacher, states, COUNT, ALL[:15]), teacher, options("frequent"), ALL[:15]
     )
     target = few._target(share[:, :15])
-    torch.testing.assert_close(target.sum(-1), torch.ones(COUNT))
-    torch.testing.assert_close(target - share[:, :15], share[:, 15:].sum(-1, keepdim=True).expand(-1, 15) / 15)
+    torch.testing.assert_close(target, torch.cat([share[:, :15], share[:, 15:].sum(-1, keepdim=True)], 1))
     every = Training(initial(options("head"), teacher, states, COUNT, ALL), teacher, options("head"), ALL)
     torch.testing.assert_close(every._target(share), share)
+
+
+def test_words_that_a_branch_does_not_know_share_what_the_teacher_says_of_them(
+    teacher: Teacher, states: States
+) -> None:
+    [batch] = states.chunks(0, COUNT, COUNT, torch.device("cpu"))
+    share = teacher.logits(batch.states[:, -1]).softmax(-1).mean(0)[15:]
+    rest = log_shares(teacher, states, COUNT, ALL[:15])
+    torch.testing.assert_close(rest[15:].exp(), share / share.sum())
+    assert not rest[:15].any()
+
+
+def test_loss_is_of_the_text_that_comes(teacher: Teacher, states: States) -> None:
+    """A frequent branch has one too, and learns to have less of it."""
+    words = frequent_words(torch.bincount(states.first_choices(COUNT), minlength=40), 15)
+    asked = options("frequent", steps=300)
+    training = Training(initial(asked, teacher, states, COUNT, words), teacher, asked, words)
+    before = measured(training.branches, teacher, states, range(COUNT), "probability", 5)
+    training.run(states, COUNT)
+    after = measured(training.branches, teacher, states, range(COUNT), "probability", 5)
+    [batch] = states.chunks(0, COUNT, COUNT, torch.device("cpu"))
+    full = F.cross_entropy(teacher.logits(batch.states[:, -1]), batch.next)
+    mine = F.cross_entropy(training.branches[0].logits(batch.states[:, 0], teacher.logits), batch.next)
+    assert after.loss([1e-9, 1.0]) == pytest.approx(float(mine - full), abs=1e-4)
+    assert after.loss([1e-9, 1.0]) < before.loss([1e-9, 1.0]) and after.loss([1.0, 1.0]) == 0
 
 
 def test_the_most_frequent_words_come_in_their_order() -> None:

@@ -73,6 +73,7 @@ def test_the_file_says_what_it_was_made_from(made: Path, tiny: Path) -> None:
     assert about["tokens_calibrated"] == 1 * (256 - 16) == about["tokens_checked"]
     assert about["tokenizer"].startswith("sha256:") and about["steps"] == 12
     assert len(about["alone"]) == 2 and len(about["checked"]) == len(exits.calibration)
+    assert about["checked"][-1] == {"agreement": 1.0, "depth": 4.0, "loss": 0.0}
 
 
 def test_what_the_file_promises_holds_on_its_held_out_tokens(tiny: Path, tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_built_in_text_is_taken_where_there_is_none(tiny: Path, tmp_path: Path, 
     (["--layers", "4"], "list numbers between 1 and 3"),
     (["--layers", "3", "1"], "ascending"),
     (["--rank", "65", "--branch", "adapter"], "`--rank` is 65; choose between 1 and 64"),
-    (["--words", "1"], "`--words` is 1; choose between 2 and 2944"),
+    (["--words", "1"], "`--words` is 1; choose between 2 and 2943"),
     (["--steps", "0"], "`--steps` is 0"),
     (["--batch", "0"], "`--batch` is 0"),
     (["--rate", "nan"], "`--rate` is nan"),

@@ -24,7 +24,7 @@ from hetero_sglang.exits.files import EXITS_NAME, load, save, tensors_path
 from hetero_sglang.profile.fingerprint import fingerprint
 
 LONGEST_SENTENCE = 300  # characters beside the path
-sizes = {"adapter": st.integers(1, HIDDEN), "head": st.just(VOCABULARY), "frequent": st.integers(2, VOCABULARY)}
+sizes = {"adapter": st.integers(1, HIDDEN), "head": st.just(VOCABULARY), "frequent": st.integers(2, VOCABULARY - 1)}
 some_branches = st.lists(
     st.tuples(st.integers(1, LAYERS - 1), st.sampled_from(sorted(sizes))), min_size=1, unique_by=lambda each: each[0]
 )

@@ -62,7 +62,8 @@ def _read(checkpoint: Checkpoint, teacher: Teacher, window: Tokens, layers: Sequ
         raise HeteroError(
             f"{len(window)} tokens do not fit on {checkpoint.device}; choose a smaller `--length`."
         ) from None
-    found = Batch(states, torch.cat(first), torch.cat(divisor))
+    after = torch.tensor([*window[SKIPPED + 1 :], -1])
+    found = Batch(states, torch.cat(first), torch.cat(divisor), after)
     if not (torch.isfinite(found.divisor).all() and torch.isfinite(found.states).all()):
         raise HeteroError("the model computes no finite numbers on these texts; check its weights.")
     return found

@@ -11,7 +11,9 @@ from hetero_sglang.calibration.exits.teacher import Teacher
 from hetero_sglang.exits.branch import Branch
 
 _FITTED = 16384  # tokens, at most
+_ASKED = 2048  # tokens, at most, for what words share that a branch does not know
 _CHUNK = 1024
+_ROWS = 128  # of which logits of all words are held at once
 _RIDGE = 0.01  # of the mean square of a normed state's dimension
 
 
@@ -25,7 +27,8 @@ def initial(options: Options, teacher: Teacher, states: States, count: int, word
 
     With D the least-squares guess from a normed state h at what the last layer adds to it, a head of its own is
     W (I + D)^T, W the model's; an adapter is the best of its rank for D (reduced-rank regression)."""
-    vocabulary = len(teacher.head)
+    vocabulary, own = len(teacher.head), options.kind == "frequent"
+    rest = log_shares(teacher, states, count, words) if own else None
     branches = []
     for number, (moments, guess) in enumerate(_guesses(len(options.layers), teacher, states, count)):
         layer, norm = options.layers[number], teacher.norm.clone()
@@ -35,12 +38,34 @@ def initial(options: Options, teacher: Teacher, states: States, count: int, word
             down, up = (guess @ main).T.contiguous(), main.contiguous()
             branches.append(Branch(layer, vocabulary, teacher.eps, norm, down=down.float(), up=up.float()))
             continue
-        own = options.kind == "frequent"
-        rows = (teacher.head[words] if own else teacher.head).float() * teacher.scale
+        rows = teacher.head if rest is None else torch.cat([teacher.head[words], _mean_row(teacher.head, rest, words)])
+        rows = rows.float() * teacher.scale
         head = rows + rows @ guess.T.float()
         tokens = words.clone() if own else None
-        branches.append(Branch(layer, vocabulary, teacher.eps, norm, head=head, tokens=tokens))
+        branches.append(Branch(layer, vocabulary, teacher.eps, norm, head=head, tokens=tokens, rest=rest))
     return branches
+
+
+def log_shares(teacher: Teacher, states: States, count: int, words: torch.Tensor) -> torch.Tensor:
+    """What the teacher says on average of each word among those that are not in `words`, as a logarithm; 0 for those
+    that are: [V] float32."""
+    device, vocabulary = teacher.head.device, len(teacher.head)
+    total = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+    every = max(1, count // _ASKED)
+    for at in range(0, count, _ROWS * every):
+        batch = states.rows(list(range(at, min(at + _ROWS * every, count), every)), device)
+        total += (teacher.logits(batch.states[:, -1]) - batch.divisor[:, None]).exp().sum(0)
+    total[words] = 0.0
+    shares = (total / total.sum()).clamp(min=torch.finfo(torch.float32).tiny).log()
+    shares[words] = 0.0
+    return shares.float()
+
+
+def _mean_row(head: torch.Tensor, rest: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """[1, H] of a head's rows [V, H]: the mean of those that are not in `words`, by their shares."""
+    weights = rest.exp()  # [V]
+    weights[words] = 0.0
+    return (weights.to(head.dtype) @ head)[None]
 
 
 def _guesses(branches: int, teacher: Teacher, states: States, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from hetero_sglang.calibration.exits.states import States
 from hetero_sglang.calibration.exits.teacher import Teacher
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.calibrate import HeldOut
+from hetero_sglang.exits.confidence import MEASURES
 
 _ROWS = 256
 
@@ -19,15 +21,22 @@ _ROWS = 256
 def measured(
     branches: Sequence[Branch], teacher: Teacher, states: States, part: range, confidence: str, num_layers: int
 ) -> HeldOut:
-    """How sure the branches are of the records in `part`, and whether they agree with the last layer."""
+    """How sure the branches are of the records in `part`, whether they agree with the last layer, and how much less
+    they make of the text."""
     sure: list[torch.Tensor] = []
     agrees: list[torch.Tensor] = []
+    losses: list[torch.Tensor] = []
     for batch in states.chunks(part.start, part.stop, _ROWS, teacher.head.device):
-        said = [
-            branch.choose(batch.states[:, number], teacher.logits, confidence) for number, branch in enumerate(branches)
-        ]
-        sure.append(torch.stack([each for _, each in said]).cpu())  # [B, n]
-        agrees.append(torch.stack([first == batch.first for first, _ in said]).cpu())
+        full = _loss(teacher.logits(batch.states[:, -1]), batch.next)
+        said = [branch.logits(batch.states[:, number], teacher.logits) for number, branch in enumerate(branches)]
+        sure.append(torch.stack([MEASURES[confidence](logits) for logits in said]).cpu())  # [B, n]
+        agrees.append(torch.stack([logits.argmax(-1) == batch.first for logits in said]).cpu())
+        losses.append(torch.stack([_loss(logits, batch.next) - full for logits in said]).cpu())
     layers = tuple(branch.layer for branch in branches)
-    confidences, agreements = (np.asarray(torch.cat(each, 1).numpy()) for each in (sure, agrees))
-    return HeldOut(confidences, agreements, layers, num_layers)
+    tables = (np.asarray(torch.cat(each, 1).numpy()) for each in (sure, agrees, losses))
+    return HeldOut(*tables, layers, num_layers)
+
+
+def _loss(logits: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Of logits [n, V] for the words that come, in nats: [n], 0 where the text ends."""
+    return F.cross_entropy(logits, after, ignore_index=-1, reduction="none")

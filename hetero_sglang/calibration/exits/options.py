@@ -81,11 +81,11 @@ def read_options(args: argparse.Namespace, size: Size, room: int) -> Options:
         raise HeteroError(
             f"`--layers` is {' '.join(map(str, layers))}; list numbers between 1 and {size.layers - 1}, ascending."
         )
-    rank, words = (args.rank or min(RANK, size.hidden)), (args.words or min(WORDS, size.vocabulary))
+    rank, words = (args.rank or min(RANK, size.hidden)), (args.words or min(WORDS, size.vocabulary - 1))
     length = args.length or min(1024, room)
     for option, value, least, most in (
         ("--rank", rank, 1, size.hidden),
-        ("--words", words, 2, size.vocabulary),
+        ("--words", words, 2, size.vocabulary - 1),
         ("--steps", args.steps, 1, 10**7),
         ("--batch", args.batch, 1, 10**6),
         ("--length", length, 64, room),

@@ -25,7 +25,14 @@ def figures(calibrated: HeldOut, checked: HeldOut, rows: Sequence[OperatingPoint
             {"threshold": threshold, "agreement": round(point.agreement, 5), "depth": round(point.depth, 4)}
             for threshold, point in sweep
         ],
-        "checked": [{"agreement": round(p.agreement, 5), "depth": round(p.depth, 4)} for p in found],
+        "checked": [
+            {
+                "agreement": round(point.agreement, 5),
+                "depth": round(point.depth, 4),
+                "loss": round(checked.loss(point.thresholds), 5),
+            }
+            for point in found
+        ],
     }
 
 
@@ -68,17 +75,17 @@ def _branches(exits: Exits) -> str:
 
 
 def _calibration(exits: Exits) -> str:
-    checked = table("checked", exits.provenance, ("agreement", "depth"), len(exits.calibration))
+    checked = table("checked", exits.provenance, ("agreement", "depth", "loss"), len(exits.calibration))
     head = "agreement  mean depth  share that runs so many layers"
-    head += " " * max(0, 8 * len(exits.depths) - 31) + ("  on other text" if checked else "")
+    place = max(len(head), 23 + 8 * len(exits.depths)) + 2
+    head = f"{head:<{place}}" + ("on other text, loss in nats above full depth's" if checked else "")
     lines = [head, f"{'':21}  " + "".join(f"{depth:>7} " for depth in exits.depths)]
     for number, row in enumerate(exits.calibration):
         shares = "".join(f"{share:7.3f} " for share in row.share)
         line = f"{row.agreement:9.3f}  {row.depth:10.2f}  {shares}"
         if checked:
-            line = (
-                f"{line:<{max(len(head) - 13, 0)}}{checked[number]['agreement']:.4f} at {checked[number]['depth']:.2f}"
-            )
+            found = checked[number]
+            line = f"{line:<{place}}{found['agreement']:.4f} at {found['depth']:.2f}, loss {found['loss']:+.4f}"
         lines.append(line.rstrip())
     lines += ["", "agreement  threshold of each branch (1: never)"]
     for row in exits.calibration:

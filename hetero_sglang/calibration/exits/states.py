@@ -20,11 +20,13 @@ _AS_NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2"} 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Some tokens: states behind the branches' layers and, normed, behind the last [n, B + 1, H]; the model's first
-    choices [n] int64 and the logarithm of what its softmax divides by [n] float32."""
+    choices [n] int64 and the logarithm of what its softmax divides by [n] float32; which word the text goes on with [n]
+    int64, -1 where it ends."""
 
     states: torch.Tensor
     first: torch.Tensor
     divisor: torch.Tensor
+    next: torch.Tensor
 
 
 class States:
@@ -33,7 +35,9 @@ class States:
     def __init__(self, path: Path, layers: int, hidden: int, dtype: torch.dtype) -> None:
         """`layers`: states in a record. Opens what is there, or nothing."""
         self._dtype = dtype
-        self._record = np.dtype([("states", _AS_NUMPY[dtype], (layers, hidden)), ("first", "<i4"), ("divisor", "<f4")])
+        self._record = np.dtype(
+            [("states", _AS_NUMPY[dtype], (layers, hidden)), ("first", "<i4"), ("divisor", "<f4"), ("next", "<i4")]
+        )
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._path = path
 
@@ -65,8 +69,8 @@ class States:
         records = np.empty(len(batch.first), self._record)
         kept = batch.states.detach().to("cpu", self._dtype).contiguous()
         records["states"] = (kept.view(torch.int16) if self._dtype == torch.bfloat16 else kept).numpy()
-        records["first"] = batch.first.cpu().numpy()
-        records["divisor"] = batch.divisor.cpu().numpy()
+        for name in ("first", "divisor", "next"):
+            records[name] = getattr(batch, name).cpu().numpy()
         content, at = memoryview(records.tobytes()), len(self) * self._record.itemsize
         try:
             while content:
@@ -99,5 +103,5 @@ class States:
     def _batch(self, records: np.ndarray, device: torch.device) -> Batch:
         states = torch.from_numpy(records["states"].copy())
         states = states.view(torch.bfloat16) if self._dtype == torch.bfloat16 else states
-        first, divisor = (torch.from_numpy(records[name].copy()) for name in ("first", "divisor"))
-        return Batch(states.to(device), first.to(device).long(), divisor.to(device))
+        first, divisor, after = (torch.from_numpy(records[name].copy()) for name in ("first", "divisor", "next"))
+        return Batch(states.to(device), first.to(device).long(), divisor.to(device), after.to(device).long())

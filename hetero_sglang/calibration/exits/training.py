@@ -27,10 +27,10 @@ class Training:
     """Branches of one kind, all trained at once on the same tokens."""
 
     def __init__(self, branches: Sequence[Branch], teacher: Teacher, options: Options, words: torch.Tensor) -> None:
-        """`words`: those that the teacher is asked for, all [V] or the frequent ones [V'], ascending."""
+        """`words`: those that the branches know, all [V] or the frequent ones [V'], ascending."""
         self._branches = [_trainable(branch) for branch in branches]
         self._teacher, self._options, self._words = teacher, options, words
-        self._place = torch.full((len(teacher.head),), -1, device=words.device)  # [V], of a word among those asked for
+        self._place = torch.full((len(teacher.head),), len(words), device=words.device)  # [V], column of each word
         self._place[words] = torch.arange(len(words), device=words.device)
         self._parameters = [p for branch in self._branches for p in branch.tensors().values() if p.requires_grad]
         self._optimiser = torch.optim.Adam(self._parameters, lr=options.rate, betas=_BETAS)
@@ -101,7 +101,7 @@ class Training:
             group["lr"] = self._options.rate * _schedule((self.step + 1) / self._options.steps)
         with torch.no_grad():
             said = self._teacher.logits(batch.states[:, -1], self._words) - batch.divisor[:, None]  # [n, V'], log
-            share = self._target(said.exp())
+            share = self._target(said.exp())  # [n, V], or [n, V' + 1]
             place = self._place[batch.first]  # [n]
         self._optimiser.zero_grad(set_to_none=True)
         total = 0.0
@@ -113,23 +113,22 @@ class Training:
         return total / len(self._branches)
 
     def _target(self, share: torch.Tensor) -> torch.Tensor:
-        """What a branch is to say, of the teacher's probabilities [n, V'] of the words asked for. One that does not
-        know the others is to be unsure by as much as they have; an adapter's head knows them."""
-        unknown = (1.0 - share.sum(-1, keepdim=True)).clamp(min=0.0)
-        return share + unknown / share.shape[1]
+        """What a branch is to say, of the teacher's probabilities [n, V'] of the words it knows: what is left is of
+        any other."""
+        if share.shape[1] == len(self._teacher.head):
+            return share
+        return torch.cat([share, (1.0 - share.sum(-1, keepdim=True)).clamp(min=0.0)], 1)
 
     def _loss(self, branch: Branch, x: torch.Tensor, share: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """Divergence from the teacher, and of its first choice, in nats a token."""
-        said = branch.scores(x, lambda hidden: self._teacher.logits(hidden, self._words)).log_softmax(-1)  # [n, V']
+        said = branch.scores(x, lambda hidden: self._teacher.logits(hidden, self._words)).log_softmax(-1)
         divergence = (torch.special.xlogy(share, share) - share * said).sum(-1).mean()
-        first = -said.gather(1, place.clamp(min=0)[:, None])[:, 0]
-        return divergence + _FIRST_CHOICE * torch.where(place >= 0, first, 0.0).mean()
+        return divergence - _FIRST_CHOICE * said.gather(1, place[:, None]).mean()
 
 
 def _trainable(branch: Branch) -> Branch:
-    return replace(branch, **{
-        name: nn.Parameter(tensor.clone()) for name, tensor in branch.tensors().items() if tensor.is_floating_point()
-    })  # fmt: skip
+    learned = {name: tensor for name, tensor in branch.tensors().items() if name not in ("tokens", "rest")}
+    return replace(branch, **{name: nn.Parameter(tensor.clone()) for name, tensor in learned.items()})
 
 
 def _schedule(done: float) -> float:

@@ -178,7 +178,7 @@ class EarlyExit:
             return logits
 
         logits = branch.logits(state, head)
-        return logits, MEASURES[self.exits.confidence](logits, self.exits.vocabulary)
+        return logits, MEASURES[self.exits.confidence](logits)
 
     def begin(self, requests: list[Any]) -> None:
         """A decode pass of these requests comes."""
