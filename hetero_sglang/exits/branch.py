@@ -126,7 +126,6 @@ class Branch:
             raise HeteroError(f"`tokens` must be ascending numbers of words from 0 to {self.vocabulary - 1}.")
 
 
-
 def shapes(kind: str, hidden: int, vocabulary: int, size: int) -> dict[str, tuple[int, ...]]:
     """What tensors a branch of one of KINDS must have. `size`: its rank (adapter) or words. Raises HeteroError for
     another kind, and for a size out of range."""
