@@ -33,8 +33,8 @@ def measured(
         agrees.append(torch.stack([logits.argmax(-1) == batch.first for logits in said]).cpu())
         losses.append(torch.stack([_loss(logits, batch.next) - full for logits in said]).cpu())
     layers = tuple(branch.layer for branch in branches)
-    tables = (np.asarray(torch.cat(each, 1).numpy()) for each in (sure, agrees, losses))
-    return HeldOut(*tables, layers, num_layers)
+    confidence_of, agreeing, excess = (np.asarray(torch.cat(each, 1).numpy()) for each in (sure, agrees, losses))
+    return HeldOut(confidence_of, agreeing, excess, layers, num_layers)
 
 
 def _loss(logits: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
