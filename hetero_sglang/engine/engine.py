@@ -239,11 +239,15 @@ class Engine:
 
     # ---- decode
 
-    def make_step(self, batch: int, context: int, fixed: bool = False, of: DecodeStep | None = None) -> DecodeStep:
+    def make_step(
+        self, batch: int, context: int, fixed: bool = False, of: DecodeStep | None = None,
+        beside: DecodeStep | None = None,
+    ) -> DecodeStep:  # fmt: skip
         """Buffers for decode batches of up to `batch` requests of up to `context` tokens; `fixed`: for graphs; `of`: as
-        of DecodeStep."""
+        of DecodeStep; `beside`: a step that looks for rows before this one or after it, never meanwhile."""
         kernel = decode_kernel(self.settings.decode_kernel, self.ops, self.layers)
-        work, v_dim = self.finder.workspace(batch, context) if self.finder else None, self.cache.hot.v.shape[-1]
+        other = beside.work if beside else None
+        work, v_dim = self.finder.workspace(batch, context, other) if self.finder else None, self.cache.hot.v.shape[-1]
         size = batch, context, self.group, v_dim
         return DecodeStep(self.ops, self.settings, self.tables, *size, self.dtype, kernel, work, fixed, of)
 

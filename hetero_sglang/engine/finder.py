@@ -71,8 +71,11 @@ class Finder(ABC):
     def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:  # noqa: B027
         """Afterwards, with what `find` gave."""
 
-    def workspace(self, batch: int, context: int) -> Any:
-        """For steps of up to `batch` requests of up to `context` tokens."""
+    def workspace(self, batch: int, context: int, other: Any = None) -> Any:
+        """For steps of up to `batch` requests of up to `context` tokens; with the buffers of an `other` one where they
+        are large enough, whose steps look for rows before these or after them."""
+        if other is not None and other.batch >= batch and other.context >= context:
+            return other.sharing()
         each = 1 + self.probed * 2 * -(-self.group // 4)  # floats for a token of a request, by head
         floats = self.widest * each + self.followed * (self.group + 1)
         tokens = min(batch * context, max(context, LOOK_WORKSPACE // (4 * floats)))

@@ -58,10 +58,11 @@ class Late:
         if first is None or first.batch < width or first.context < longest:
             batch = max(width, first.batch if first else 0)
             context = min(self.engine.context, max(2 * longest, first.context if first else 0))
-            self.steps = [self.engine.make_step(batch, context, self.fixed)]
+            own = self.engine.graph_step if self.fixed else self.engine.eager_step
+            self.steps = [self.engine.make_step(batch, context, self.fixed, beside=own)]
         while len(self.steps) < count:
             first = self.steps[0]
-            self.steps.append(self.engine.make_step(first.batch, first.context, self.fixed, first))
+            self.steps.append(self.engine.make_step(first.batch, first.context, self.fixed, first, first))
 
     def left(self) -> None:
         """They are through, or wait again."""

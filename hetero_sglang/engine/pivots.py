@@ -51,8 +51,8 @@ class Pivots(Finder):
     def _ints(self, values: list[int]) -> torch.Tensor:
         return upload(torch.tensor(values, dtype=torch.int32), self.device)
 
-    def workspace(self, batch: int, context: int) -> Any:
-        work = super().workspace(batch, context)
+    def workspace(self, batch: int, context: int, other: Any = None) -> Any:
+        work = super().workspace(batch, context, other)
         heads = len(self.settings.layout.layers[0].resident) + len(self.settings.layout.layers[0].compressed)
         shape = (len(self.layers), batch, heads * self.group, self.cache.hot.k.shape[-1])
         work.agreed = self.reassign.room(batch) if self.reassign else None

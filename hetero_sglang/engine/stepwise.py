@@ -1,5 +1,7 @@
 """Policies that choose anew at every step by an index of their own, which lies in hot rows."""
 
+from typing import Any
+
 import torch
 
 from hetero_sglang.cache.working_set import ring_row
@@ -24,11 +26,11 @@ class Stepwise(Finder):
         assert self.policy.index is not None
         return self.policy.index
 
-    def workspace(self, batch: int, context: int) -> object:
+    def workspace(self, batch: int, context: int, other: Any = None) -> Any:
         """Any head may change all of its rows."""
         splits = self.ops.Workspace.splits_of(batch * self.widest, context)
         self.room = max(self.room, -(-self._most(context) // splits))
-        return super().workspace(batch, context)
+        return super().workspace(batch, context, other)
 
     def fixed(self, recorded: bool) -> dict[str, str]:
         why = "decode steps are CUDA graphs, recorded with its value at start"

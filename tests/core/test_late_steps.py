@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from core_helpers import DIM, Request, decode, engine_of, make_cache, make_settings, random_profile, table_of
@@ -16,12 +18,14 @@ def rows_of(requests: list[Request], layer: int, lengths: list[int]) -> list[tor
     """slots [B], q, k and v of the tokens by which requests have these lengths."""
     pairs = list(zip(requests, lengths, strict=True))
     slots = torch.tensor([int(r.token_slots[n - 1]) for r, n in pairs])
-    return [slots, *(torch.stack([getattr(r, name)[layer][n - 1] for r, n in pairs]) for name in "qkv")]
+    rows = [slots, *(torch.stack([getattr(r, name)[layer][n - 1] for r, n in pairs]) for name in "qkv")]
+    return [each.to(engine_of(requests[0].cache).device) for each in rows]
 
 
 def leave(requests: list[Request], lengths: list[int], layers: int) -> int:
     """A step whose tokens run the first `layers` alone; its clock."""
-    engine, table = engine_of(requests[0].cache), table_of(requests)
+    engine = engine_of(requests[0].cache)
+    table = table_of(requests).to(engine.device)
     step = engine.eager(len(requests), max(lengths))
     engine.begin_decode(step, [r.slot for r in requests], lengths, len(requests), table)
     tables = step.plan(len(requests))
@@ -37,7 +41,8 @@ def catch_up(
 ) -> torch.Tensor:
     """The late steps run their layers from `layers` on; with them a step by which requests have `lengths`, if any:
     outputs [layer, step, request, Hq, D] of those layers."""
-    engine, table, count = engine_of(requests[0].cache), table_of(requests), len(requests)
+    engine, count = engine_of(requests[0].cache), len(requests)
+    table = table_of(requests).to(engine.device)
     turns, every = [], [lengths_of for lengths_of, _ in late]
     if lengths is not None:
         step = engine.eager(count, max(lengths))
@@ -56,12 +61,17 @@ def catch_up(
     ]  # fmt: skip
     engine.late.through()
     engine.poll()
-    return torch.stack(out)
+    return torch.stack(out).cpu()
 
 
-def check(settings: Settings, waits: list[int], ahead: bool, prompts: list[int], layers: int) -> None:
+def check(
+    settings: Settings, waits: list[int], ahead: bool, prompts: list[int], layers: int,
+    ops: ModuleType | None = None, device: torch.device | str = "cpu",
+) -> None:  # fmt: skip
     """Passes by turns: so many tokens of each request wait, then go on, with a step or ahead of it."""
-    one, other = make_cache(settings), make_cache(settings)
+    one, other = make_cache(settings, device=device), make_cache(settings, device=device)
+    for cache in (one, other):
+        engine_of(cache, ops)
     stepped, left = begun(one, prompts), begun(other, prompts)
     lengths = list(prompts)
     for count in waits:

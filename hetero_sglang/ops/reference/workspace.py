@@ -1,5 +1,8 @@
 """What the torch operations of one step hand to each other."""
 
+from __future__ import annotations
+
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +71,7 @@ class Workspace:
         self, batch: int, heads: int, group: int, context: int, tokens: int, run: int, most: int,
         device: torch.device | str, pivots: int = 0, hot: HotPool | None = None,
     ) -> None:  # fmt: skip
-        self.batch, self.group, self.room, self.aside = batch, group, most, hot is not None
+        self.batch, self.group, self.context, self.room, self.aside = batch, group, context, most, hot is not None
         self.most = torch.full((1,), most * run, dtype=torch.int32, device=device)  # rows
         self.counted = torch.zeros(Counted.COUNT, dtype=torch.int64, device=device)
         self.found: list[Found] = []
@@ -79,6 +82,12 @@ class Workspace:
     def splits_of(units: int, context: int) -> int:
         """Lists that what comes to a head is cut into."""
         return 1
+
+    def sharing(self) -> Workspace:
+        """Another, for steps that look for rows before those of this one or after them."""
+        mine = copy(self)
+        mine.most, mine.found, mine.coming, mine.arrived = self.most.clone(), [], [], []
+        return mine
 
     def fitting(self, context: int) -> int:
         """Requests of so many tokens that there is room for at once; one at least."""

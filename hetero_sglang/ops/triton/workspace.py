@@ -1,5 +1,9 @@
 """What a step's probes and choices write and read between their launches; one for all layers, at fixed addresses."""
 
+from __future__ import annotations
+
+from copy import copy
+
 import torch
 import triton
 import triton.language as tl
@@ -96,6 +100,13 @@ class Workspace:
         self.totals = make(batch * pivots, MOST_PARTS, group, dtype=torch.float32)
         self.sums = make(batch * pivots, MOST_PARTS, dtype=torch.float32)  # of what pivots see
         self.shares = make(units, MOST_SPLITS, dtype=torch.float32)  # of that, what satellites hold
+
+    def sharing(self) -> Workspace:
+        """The same buffers for steps that look for rows before those of this one or after them: layer by layer in turn,
+        with plans of their own."""
+        mine = copy(self)
+        mine.most, mine.place, mine.flag = (each.clone() for each in (self.most, self.place, self.flag))
+        return mine
 
     def plan(self, step: StepTables) -> None:
         """Once per step, recorded in the graph: where each request's tokens go."""
