@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 from core_helpers import engine_of, make_cache, make_settings, random_profile
 from test_device_engine import DEVICE
-from test_lazy_heads import Run, lazy_settings
 from test_late_steps import check
+from test_lazy_heads import Run, lazy_settings
 
 from hetero_sglang.ops import triton
 
