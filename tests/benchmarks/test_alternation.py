@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import dummy, idle, prefill
+from benchmarks import dummy, exit_speed, idle, prefill, shapes
 from benchmarks.alternation import groups, turns, up
 from benchmarks.idle import Size
 from benchmarks.launch import RECALL
 from benchmarks.streams import Stream
 from hetero_sglang.config.settings import HOT_PAGE
+from hetero_sglang.exits.files import load
 
 PROFILE = str(RECALL / "hetero_profile.json")
 
@@ -93,6 +95,28 @@ def test_idle_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours["ratio"] == pytest.approx(0.97) and ours["ratio_p50"] == pytest.approx(0.97)
     assert idle.beside(ours, [dense | {"part": "short"}]) == {}
     assert idle.line(ours) == "whole  1      16 x    30: step  10.000 ms, P50  10.000 ms  0.970x, P50 0.970x"
+
+
+def test_rows_of_early_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depth is of the tokens of a share alone."""
+    told, shares = [(10, 320), (110, 3320), (115, 3480), (215, 5480)], []
+    monkeypatch.setattr(exit_speed, "stream", batches)
+    monkeypatch.setattr(exit_speed, "told", lambda server: told.pop(0))
+    servers = {"": Fake(0.01), "deferred": Fake(0.0125)}
+    rows = list(exit_speed.measure(servers, 2, 30, 41, 3, [0.0, 0.5], shares.append))
+    assert shares == [0.0, 0.5] and [row["depth"] for row in rows] == [30, 20]
+    assert rows[0]["ratio"] == pytest.approx(0.8) and rows[0]["kv"] == "deferred"
+    assert all(server.flushed == 1 for server in servers.values())
+    assert exit_speed.bound(32) == 1 and 1.7 < exit_speed.bound(16) < 2
+    assert exit_speed.line({"policy": "full", **rows[1]}) == (
+        "full  deferred  leave 0.5    2 x    30: step  12.500 ms, without  10.000 ms  0.800x of 1.536x, 20.00 layers"
+    )
+
+
+def test_branches_that_know_nothing_are_of_the_shape(tmp_path: Path) -> None:
+    config = shapes.LLAMA_8B | {"hidden_size": 16, "num_hidden_layers": 4, "vocab_size": 50}
+    exits = load(exit_speed.write_branches(tmp_path / "exits" / "a.json", [2, 3], 10, config), config)
+    assert exits.depths == (2, 3, 4) and exits.thresholds(0.9) == (0.9, 0.9)
 
 
 def test_idle_refuses_requests_that_were_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
