@@ -19,7 +19,6 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.branch import Branch
 
 _WARM = 0.05  # of the steps, in which the rate rises
-_FIRST_CHOICE = 2.0  # weight of the model's first choice beside its whole distribution
 _BETAS = (0.9, 0.99)
 
 
@@ -30,8 +29,6 @@ class Training:
         """`words`: those that the branches know, all [V] or the frequent ones [V'], ascending."""
         self._branches = [_trainable(branch) for branch in branches]
         self._teacher, self._options, self._words = teacher, options, words
-        self._place = torch.full((len(teacher.head),), len(words), device=words.device)  # [V], column of each word
-        self._place[words] = torch.arange(len(words), device=words.device)
         self._parameters = [p for branch in self._branches for p in branch.tensors().values() if p.requires_grad]
         self._optimiser = torch.optim.Adam(self._parameters, lr=options.rate, betas=_BETAS)
         self.step = 0
@@ -102,11 +99,10 @@ class Training:
         with torch.no_grad():
             said = self._teacher.logits(batch.states[:, -1], self._words) - batch.divisor[:, None]  # [n, V'], log
             share = self._target(said.exp())  # [n, V], or [n, V' + 1]
-            place = self._place[batch.first]  # [n]
         self._optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for number, branch in enumerate(self._branches):  # one graph at a time is held
-            loss = self._loss(branch, batch.states[:, number].float(), share, place)
+            loss = self._loss(branch, batch.states[:, number].float(), share)
             loss.backward()
             total += float(loss.detach())
         self._optimiser.step()
@@ -119,11 +115,10 @@ class Training:
             return share
         return torch.cat([share, (1.0 - share.sum(-1, keepdim=True)).clamp(min=0.0)], 1)
 
-    def _loss(self, branch: Branch, x: torch.Tensor, share: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Divergence from the teacher, and of its first choice, in nats a token."""
+    def _loss(self, branch: Branch, x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Divergence from the teacher, in nats a token. Its first choice, weighed apart, makes branches too sure."""
         said = branch.scores(x, lambda hidden: self._teacher.logits(hidden, self._words)).log_softmax(-1)
-        divergence = (torch.special.xlogy(share, share) - share * said).sum(-1).mean()
-        return divergence - _FIRST_CHOICE * said.gather(1, place[:, None]).mean()
+        return (torch.special.xlogy(share, share) - share * said).sum(-1).mean()
 
 
 def _trainable(branch: Branch) -> Branch:
