@@ -196,7 +196,8 @@ class World:
         self.random.shuffle(self.free)
         self.kept: list[tuple[list[int], list[int]]] = []  # tokens and slots of ended requests, as a radix tree's
         args = SimpleNamespace(enable_lora=False)
-        runner = SimpleNamespace(model=self.model, server_args=args, dtype=KINDS, device="cpu")
+        alone = SimpleNamespace(world_size=1, rank_in_group=0)
+        runner = SimpleNamespace(model=self.model, server_args=args, dtype=KINDS, device="cpu", tp_group=alone)
         rules = Rules(agreement, copied, max_batch, sampled=5)
         self.exits = EarlyExit(runner, exits_of(self.model, layers, threshold), rules)
         self.exits.install()
