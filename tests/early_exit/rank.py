@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from settled_args import settled_args
 from sglang.srt.distributed import get_tp_group, init_distributed_environment, initialize_model_parallel
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.runtime_context import get_parallel, publish
-from settled_args import settled_args
 from toy import World
 
 from benchmarks.launch import RECALL
@@ -21,7 +21,6 @@ from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.confidence import MEASURES
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.exits.operating_point import OperatingPoint
-from hetero_sglang.sglang.early_exit import ranks, self_draft
 from hetero_sglang.sglang.early_exit.passes import EarlyExit, Rules
 from hetero_sglang.sglang.early_exit.recorded import decode_batch
 
