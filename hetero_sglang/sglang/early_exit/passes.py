@@ -150,7 +150,7 @@ class EarlyExit:
         residual = torch.cat([turn.rest for turn in turns]) if first else None
         hidden, residual = through(self.model, first, last, now, hidden, residual)
         self.attention.end()
-        if not alone:
+        if not alone and not ahead:
             self._adapt(batch)
         for turn, mine, more in zip(turns, hidden.chunk(len(turns)), residual.chunk(len(turns)), strict=True):
             turn.hidden, turn.residual = mine, more
@@ -256,6 +256,7 @@ class EarlyExit:
             turns = [*self.waiting.pick(number), *turns]
             self._run(turns, branch.layer, self.exits.depths[number + 1], mine, rows, ahead=True)
         self.attention.through()
+        self._adapt(batch)
         self.attention.again(batch)
 
     def _tries(self, batch: Any) -> bool:
