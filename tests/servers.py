@@ -48,6 +48,7 @@ TIERED_EXITS: dict[str, Any] = {
     "max_total_tokens": 6000,
     "env": {**EXITS["env"], "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
 }
+PARTS_EXITS = {**TIERED_EXITS, "env": {**TIERED_EXITS["env"], "HETERO_PARTS": "1"}}
 # Two ranks that draw for themselves: a batch leaves where both have drawn so.
 RANKS: dict[str, Any] = {"tp_size": 2, "enable_metrics": True, "enable_metrics_for_all_schedulers": True}
 FORCED_RANKS = {"HETERO_FORCED_EXITS": "0.7"}
@@ -108,9 +109,9 @@ TABLE: dict[str, dict[str, Any]] = {
         "enable_metrics": True,
     },
     "exits-tiered": {**TIERED_EXITS, "lora_paths": lora_paths},
-    # Without adapters in parts, as a GPU runs them, and on two ranks.
-    "exits-parts": {**TIERED_EXITS, "env": {**TIERED_EXITS["env"], "HETERO_PARTS": "1"}},
-    "exits-ranks": {**TIERED_EXITS, **RANKS, "env": {**TIERED_EXITS["env"], **FORCED_RANKS}},
+    # Without adapters in parts, as a GPU runs them; on two ranks too, and of SGLang's cache where nobody waits.
+    "exits-parts": PARTS_EXITS,
+    "exits-ranks": {**PARTS_EXITS, **RANKS, "env": {**PARTS_EXITS["env"], **FORCED_RANKS}},
     "exits-ranks-copied": {
         **EXITS,
         **RANKS,
