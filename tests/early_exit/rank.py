@@ -59,18 +59,13 @@ def decisions(rank: int) -> dict[str, Any]:
 
 
 def kinds() -> dict[str, Branch]:
-    """One of each, behind layers 1, 2 and 3."""
+    """One that asks the model's head and one that has its own, behind layers 1 and 2."""
     random_ = torch.Generator().manual_seed(5)
 
     def some(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random_)
 
-    norm, words = some(HIDDEN), torch.arange(0, WORDS, 3)
-    own = (
-        {"down": some(2, HIDDEN), "up": some(HIDDEN, 2)},
-        {"head": some(WORDS, HIDDEN)},
-        {"head": some(len(words), HIDDEN), "tokens": words},
-    )
+    norm, own = some(HIDDEN), ({"down": some(2, HIDDEN), "up": some(HIDDEN, 2)}, {"head": some(WORDS, HIDDEN)})
     made = (Branch(n + 1, WORDS, 1e-5, norm, **each) for n, each in enumerate(own))
     return {branch.kind: branch for branch in made}
 
@@ -92,7 +87,7 @@ def branches(confidence: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     assert len(lm_head.weight) < WORDS
     processor = LogitsProcessor(SimpleNamespace(vocab_size=WORDS))
     model = SimpleNamespace(model=SimpleNamespace(forward=None), lm_head=lm_head, logits_processor=processor)
-    points = tuple(OperatingPoint(share, (share,) * 3, LAYERS, (0.0, 0.0, 0.0, 1.0)) for share in (0.5, 1.0))
+    points = tuple(OperatingPoint(share, (share,) * 2, LAYERS, (0.0, 0.0, 1.0)) for share in (0.5, 1.0))
     exits = Exits(LAYERS, HIDDEN, WORDS, confidence, tuple(kinds().values()), points)
     passes = EarlyExit(SimpleNamespace(model=model, tp_group=get_tp_group()), exits, Rules(0.5, False, 4))
     batch = decode_batch(3, torch.device("cpu"))

@@ -9,7 +9,7 @@ import pytest
 import rank
 import torch
 
-from hetero_sglang.exits.confidence import MEASURES
+from hetero_sglang.exits.confidence import MEASURES, measure
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has a GPU cannot be forked")
 
@@ -47,6 +47,6 @@ def test_branches_know_all_words_of_a_head_that_is_shared_out(both: list[dict[st
     whole, states = rank.head(), rank.states()
     for kind, branch in rank.kinds().items():
         logits = branch.logits(states, lambda hidden: hidden @ whole.T)
-        sure = MEASURES[confidence](logits, rank.WORDS)
+        sure = measure(confidence, logits)
         for seen in both:
             torch.testing.assert_close(seen["branches"][confidence][kind], (logits, sure))
