@@ -48,6 +48,10 @@ TIERED_EXITS: dict[str, Any] = {
     "max_total_tokens": 6000,
     "env": {**EXITS["env"], "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
 }
+PARTS_EXITS = {**TIERED_EXITS, "env": {**TIERED_EXITS["env"], "HETERO_PARTS": "1"}}
+# Two ranks that draw for themselves: a batch leaves where both have drawn so.
+RANKS: dict[str, Any] = {"tp_size": 2, "enable_metrics": True, "enable_metrics_for_all_schedulers": True}
+FORCED_RANKS = {"HETERO_FORCED_EXITS": "0.7"}
 FEW = {"max_total_tokens": 3200, "disable_radix_cache": True, "enable_priority_scheduling": True}
 ALIKE = [name for name, policy in POLICIES.items() if not policy.roles]
 
@@ -87,16 +91,15 @@ TABLE: dict[str, dict[str, Any]] = {
     # The same drafts of two ranks, retracted by force, and of adapters.
     "drafts-ranks": {
         **PRECISE_DRAFTS,
-        "tp_size": 2,
+        **RANKS,
         "hetero_keep_ratio": 0.7,
-        "enable_metrics": True,
-        "enable_metrics_for_all_schedulers": True,
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
     "drafts-lora": {**PRECISE_DRAFTS, "lora_paths": lora_paths},
     # Drafts of a branch of the model's own.
     "drafts-self": {**PRECISE, "hetero_early_exit": lens_file, "hetero_self_draft": True},
-    # Tokens that leave early by lot: of SGLang's own cache, and in little room, in pages, retracted by force.
+    "drafts-self-ranks": {**PRECISE, **RANKS, "hetero_early_exit": lens_file, "hetero_self_draft": True},
+    # Tokens that leave early by lot, of adapters too: of SGLang's cache; in little room, in pages, retracted by force.
     "exits": {
         **EXITS,
         "kv_policy": "full",
@@ -105,9 +108,19 @@ TABLE: dict[str, dict[str, Any]] = {
         "max_total_tokens": 14000,
         "enable_metrics": True,
     },
-    "exits-tiered": TIERED_EXITS,
-    # The same in parts, as a GPU runs them.
-    "exits-parts": {**TIERED_EXITS, "env": {**TIERED_EXITS["env"], "HETERO_PARTS": "1"}},
+    "exits-tiered": {**TIERED_EXITS, "lora_paths": lora_paths},
+    # Without adapters in parts, as a GPU runs them; on two ranks too, and of SGLang's cache where nobody waits.
+    "exits-parts": PARTS_EXITS,
+    "exits-ranks": {**PARTS_EXITS, **RANKS, "env": {**PARTS_EXITS["env"], **FORCED_RANKS}},
+    "exits-ranks-copied": {
+        **EXITS,
+        **RANKS,
+        "kv_policy": "full",
+        "hetero_exit_kv": "copied",
+        "dtype": "float32",
+        "max_total_tokens": 14000,
+        "env": {**EXITS["env"], **FORCED_RANKS},
+    },
     "drafts-small": {
         **DRAFTS,
         **PAGED,
@@ -199,7 +212,7 @@ _REFUSED = {
 }
 REFUSED = {} if release() == "0.5.17" else {name: f"{why} with SGLang {release()}" for name, why in _REFUSED.items()}
 # without a policy, and statistics of one
-PLAIN = ("plain-paged", "plain", "plain-precise", "exits", "plain-few", "plain-lora")
+PLAIN = ("plain-paged", "plain", "plain-precise", "exits", "exits-ranks-copied", "plain-few", "plain-lora")
 
 
 class Servers:

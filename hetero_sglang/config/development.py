@@ -4,10 +4,11 @@ HETERO_FETCH_RATE, for random weights: the share of satellites refilled at every
 with it, which may change while the server runs. HETERO_CHANGED_ROWS, a number or a file with one: at most so many rows
 come to a head with a key index when a step looks for some, and BLOCK_ROWS times as many when new tokens of a
 prompt do. HETERO_WAIT_FOR_RANKINGS=1: every ranking of the worker is waited for between steps, so that tokens of two
-runs can be compared. HETERO_FORCED_EXITS: the share of branches, drawn at random, at which a batch leaves early,
-however sure they are. HETERO_PARTS=1: on a CPU too, passes that may end early run as on a GPU, in parts with buffers of
-their own. HETERO_CHECKSUMS=1: host rows are summed up when they are first seen and compared in every pass.
-HETERO_FAULT, names with commas between or a file with them: what goes wrong on purpose (`FAULTS`)."""
+runs can be compared. HETERO_FORCED_EXITS: the share of branches, drawn at random by each rank, at which a batch
+leaves early, however sure they are, if every rank has drawn so. HETERO_PARTS=1: on a CPU too, passes that may end early
+run as on a GPU, in parts with buffers of their own. HETERO_CHECKSUMS=1: host rows are summed up when they are first
+seen and compared in every pass. HETERO_FAULT, names with commas between or a file with them: what goes wrong on purpose
+(`FAULTS`)."""
 
 import os
 from pathlib import Path

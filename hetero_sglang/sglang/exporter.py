@@ -90,11 +90,16 @@ def _reading(state: Runtime) -> Reading:
     return Reading(state)
 
 
-def logged(result: None, collector: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER SchedulerMetricsCollector.log_stats: ours whenever SGLang's own are set."""
+def tell() -> None:
+    """Export now what there is, of early exit too."""
     if (exporter := runtime().exporter) is not None:
         exporter.tell()
     early_exit.tell()
+
+
+def logged(result: None, collector: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER SchedulerMetricsCollector.log_stats: ours whenever SGLang's own are set."""
+    tell()
 
 
 def tell_soon() -> None:

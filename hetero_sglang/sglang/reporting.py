@@ -90,8 +90,7 @@ def idle(scheduler: Any) -> None:
         logger.error("heterocache lost track of memory: %s", error)
         verdict = str(error)
     state.check, state.current = Check(verdict, time.monotonic(), int(state.cache.written.sum())), True
-    if state.exporter is not None:
-        state.exporter.tell()
+    exporter.tell()
 
 
 def host_released(result: None, scheduler: Any) -> None:

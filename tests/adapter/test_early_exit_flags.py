@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from settled_args import settled_args
+from test_served_weights import NF4, checkpoint
+from tiny_adapters import lora_paths
 from tiny_exits import write_exits
 from tiny_models import write_checkpoint
 
 from benchmarks.launch import RECALL
 from hetero_sglang.errors import HeteroError
+from hetero_sglang.sglang import weights
 from hetero_sglang.sglang.early_exit import check
 from hetero_sglang.sglang.interface import Targets
 from hetero_sglang.sglang.version import installed
@@ -95,6 +98,15 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "confidence": "mood"}))
     with pytest.raises(HeteroError, match="the confidence is 'mood'"):
         args_of(kv_policy="full", hetero_early_exit=str(path))
+
+
+@layer_by_layer
+def test_a_backbone_of_4_bits_is_refused_by_its_name_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "cpu_engine", lambda: True)
+    monkeypatch.setattr(weights, "has_amx", lambda: False)
+    flags = {"hetero_early_exit": str(write_exits(tmp_path / "exits")), "lora_paths": lora_paths()}
+    with pytest.raises(HeteroError, match="is to be served with weights quantised by bitsandbytes, which"):
+        args_of(kv_policy="heterocache", model_path=str(checkpoint(tmp_path, NF4)), **flags)
 
 
 @pytest.mark.skipif(targets.LAYER_BY_LAYER, reason="served with this SGLang")

@@ -30,14 +30,14 @@ def forced(monkeypatch: pytest.MonkeyPatch, share: float | None) -> None:
 
 def play(world: World, acts: list[tuple[str, int]]) -> None:
     for what, number in acts:
-        mine = world.running[number % len(world.running)] if world.running else None
-        if what == "begin" and len(world.running) < REQUESTS:
-            world.begin([world.random.randrange(WORDS) for _ in range(number)])
-        elif what == "step" and mine:
+        if not world.running or what == "begin" and len(world.running) < REQUESTS:
+            world.begin([world.random.randrange(WORDS) for _ in range(number + 1)])
+        mine = world.running[number % len(world.running)]
+        if what == "step":
             for _ in range(number):
                 if max(len(req.tokens) for req in world.running) < CONTEXT:
                     world.step()
-        elif mine:
+        elif what != "begin":
             world.check(mine)
             if what == "end":
                 world.end(mine)
@@ -45,7 +45,7 @@ def play(world: World, acts: list[tuple[str, int]]) -> None:
                 world.drop(mine)
             elif what == "retract":
                 world.retract(mine)
-            elif what == "again" and len(world.running) < REQUESTS:  # the next turn of one that has ended
+            elif what == "again" and len(mine.tokens) < CONTEXT:  # the next turn of one that has ended
                 world.end(mine)
                 world.begin([*mine.tokens, world.random.randrange(WORDS)])
     for req in world.running:

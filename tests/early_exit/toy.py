@@ -54,13 +54,19 @@ class Rows(AttentionBackend):
     def __init__(self) -> None:
         self.kv = torch.full((2, LAYERS, SLOTS, WIDTH), float("nan"), dtype=KINDS)
         self.table = torch.zeros(REQUESTS, CONTEXT, dtype=torch.int64)
+        self.adapters: list[str] | None = None  # of the rows that LoRA layers expect
         self.req_to_token_pool = self.token_to_kv_pool = self
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Rows are read from the batch."""
 
+    def adapt(self, batch: Any) -> None:
+        """As LoRAManager.prepare_lora_batch."""
+        self.adapters = list(batch.lora_ids)
+
     def forward(self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, *_: Any, **__: Any) -> torch.Tensor:
         """A prefill's tokens, and a step's, are alike: each attends to as many as its length says."""
+        assert self.adapters == forward_batch.lora_ids
         self.kv[0, layer.layer_id, forward_batch.out_cache_loc] = k
         self.kv[1, layer.layer_id, forward_batch.out_cache_loc] = v
         requests, lengths = forward_batch.req_pool_indices.tolist(), (forward_batch.positions + 1).tolist()
@@ -195,8 +201,15 @@ class World:
         self.free = list(range(1, SLOTS))
         self.random.shuffle(self.free)
         self.kept: list[tuple[list[int], list[int]]] = []  # tokens and slots of ended requests, as a radix tree's
-        args = SimpleNamespace(enable_lora=False)
-        runner = SimpleNamespace(model=self.model, server_args=args, dtype=KINDS, device="cpu")
+        self.adapts = not parts  # which know no adapters
+        runner = SimpleNamespace(
+            model=self.model,
+            server_args=SimpleNamespace(enable_lora=self.adapts),
+            lora_manager=SimpleNamespace(prepare_lora_batch=self.rows.adapt),
+            dtype=KINDS,
+            device="cpu",
+            tp_group=SimpleNamespace(world_size=1, rank_in_group=0),
+        )
         rules = Rules(agreement, copied, max_batch, sampled=5)
         self.exits = EarlyExit(runner, exits_of(self.model, layers, threshold), rules)
         self.exits.install()
@@ -223,6 +236,9 @@ class World:
             on_host.clone(), on_host, sum(lengths),
             torch.tensor([req.slots[n] for req, mine in zip(reqs, new, strict=True) for n in mine]),
         )  # fmt: skip
+        if self.adapts:
+            batch.lora_ids = [f"of {req.slot}" for req in reqs]
+            self.rows.adapt(batch)
         schedule = SimpleNamespace(reqs=reqs, forward_mode=mode, seq_lens_cpu=on_host)
 
         def forward(worker: Any, _: Any) -> torch.Tensor:

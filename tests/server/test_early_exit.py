@@ -124,12 +124,34 @@ def test_requests_held_whole_say_what_full_depth_says(server: Server, servers: S
     check_whole(server, servers.get("plain-precise"), language)
 
 
+@pytest.mark.server("exits-tiered", "plain-precise")
+def test_adapters_on_working_sets(server: Server, servers: Servers, language: Language) -> None:
+    """What runs all layers is said as by a server without branches; what leaves goes on with its own adapter."""
+    plain, asked = servers.get("plain-precise"), prompts(language, 2, 21)
+    jobs = [(ids, adapter) for adapter in ("a", None, "b") for ids in asked]
+
+    def say(server: Server, ids: list[int], adapter: str | None, **asks: Any) -> list[int]:
+        said: list[int] = server.generate(ids, 40, {"lora_path": adapter, **asks}, ignore_eos=True)["output_ids"]
+        return said
+
+    with ThreadPoolExecutor(3) as pool:
+        whole = list(pool.map(lambda job: say(server, *job, return_logprob=True), jobs))
+        said = list(pool.map(lambda job: say(server, *job), jobs))
+    assert whole == [say(plain, *job) for job in jobs]
+    assert whole[0] != whole[2] != whole[4]
+    for (ids, adapter), mine in zip(jobs, said, strict=True):
+        assert check_tokens(plain, ids, mine, adapter) > 0
+    check_empty_handed(settled(server))
+
+
 @pytest.mark.server("exits-parts", "plain-precise")
 def test_in_parts_too(server: Server, servers: Servers, language: Language) -> None:
     assert "parts of steps are graphs" in server.log.read_text(errors="replace")
     check_whole(server, servers.get("plain-precise"), language)
-    said = server.generate(prompts(language, 1, 4)[0], 30, {"return_logprob": True}, ignore_eos=True)["output_ids"]
-    assert not set(said) & set(MARKS)
+    for ids in prompts(language, 8, 30):  # passes that are no parts come after ones that are, with tokens that waited
+        server.generate(ids, 12, ignore_eos=True)
+        said = server.generate(ids, 3, {"return_logprob": True}, ignore_eos=True)["output_ids"]
+        assert not set(said) & set(MARKS)
 
 
 @pytest.mark.server("exits-parts")

@@ -113,6 +113,7 @@ class Tiered(Attention):
 
     def parts(self, width: int | None) -> None:
         self.tiers.parts = width
+        self.end()  # turns of the part that was made or run last
 
     def whole(self, batch: Any) -> None:
         self.parts(None)

@@ -18,6 +18,7 @@ from hetero_sglang.exits.confidence import MEASURES, leaves
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, stacked
 from hetero_sglang.sglang.early_exit.layers import through
+from hetero_sglang.sglang.early_exit.ranks import least
 from hetero_sglang.sglang.early_exit.recorded import TURNS, Parts, at_least
 from hetero_sglang.sglang.early_exit.turn import Turn, Waiting, turn_of
 
@@ -70,7 +71,7 @@ class EarlyExit:
         self.waiting = Waiting(len(self.exits.branches))
         self.answer: LogitsProcessorOutput | None = None  # of the branch where the pass has ended
         self.compared: torch.Tensor | None = None  # [B] first choices of a branch, of a pass that ran on
-        self.dice = random.Random(0)  # as all ranks throw them
+        self.dice = random.Random(self.runner.tp_group.rank_in_group)  # on each rank others
         self.left = False  # the latest pass left early
         self.since = 0  # exits since one was compared
         self.model = self.runner.model
@@ -149,7 +150,7 @@ class EarlyExit:
         residual = torch.cat([turn.rest for turn in turns]) if first else None
         hidden, residual = through(self.model, first, last, now, hidden, residual)
         self.attention.end()
-        if not alone:
+        if not alone and not ahead:
             self._adapt(batch)
         for turn, mine, more in zip(turns, hidden.chunk(len(turns)), residual.chunk(len(turns)), strict=True):
             turn.hidden, turn.residual = mine, more
@@ -160,15 +161,15 @@ class EarlyExit:
             self.runner.lora_manager.prepare_lora_batch(batch)
 
     def _ask(self, branch: Branch, turn: Turn, batch: Any, threshold: float) -> LogitsProcessorOutput | None:
-        """The branch's logits, if it is sure of all requests' next tokens."""
+        """The branch's logits, if it is sure of all requests' next tokens, on every rank."""
         if self.parts and self.width:
             logits, sure = self.parts.asking[branch.layer, self.width].run(turn.state)
         else:
             logits, sure = self.look(branch, turn.state, batch)
-        answer = LogitsProcessorOutput(next_token_logits=logits)
         if (forced := development.forced_exits()) is not None:
-            return answer if self.dice.random() < forced else None
-        return answer if bool(leaves(sure, threshold).all()) else None
+            sure = torch.full_like(sure, float(self.dice.random() < forced))
+        sure = least(sure, self.runner.tp_group)
+        return LogitsProcessorOutput(next_token_logits=logits) if bool(leaves(sure, threshold).all()) else None
 
     def look(self, branch: Branch, state: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """A branch's logits [B, V] of states [B, H], and how sure it is of each [B]."""
@@ -255,6 +256,7 @@ class EarlyExit:
             turns = [*self.waiting.pick(number), *turns]
             self._run(turns, branch.layer, self.exits.depths[number + 1], mine, rows, ahead=True)
         self.attention.through()
+        self._adapt(batch)
         self.attention.again(batch)
 
     def _tries(self, batch: Any) -> bool:

@@ -16,6 +16,7 @@ from hetero_sglang.engine.verify import Verification
 from hetero_sglang.sglang.backend import HeteroAttnBackend
 from hetero_sglang.sglang.early_exit.layers import through
 from hetero_sglang.sglang.early_exit.passes import EarlyExit
+from hetero_sglang.sglang.early_exit.ranks import least
 from hetero_sglang.sglang.early_exit.recorded import decode_batch
 
 
@@ -54,7 +55,7 @@ def drafts(passes: EarlyExit, last: torch.Tensor, lengths: torch.Tensor, count: 
             hidden, residual = through(model, 0, branch.layer, batch, words, None)
             state = (hidden + residual).unflatten(0, (-1, count))[:, at]  # [B, H]
             tokens[:, at + 1] = passes.look(branch, state, asked)[0].argmax(-1)
-    return tokens
+    return least(tokens, passes.runner.tp_group)
 
 
 def prepare(passes: EarlyExit, worker: Any, batch: Any) -> tuple[np.ndarray, np.ndarray]:
