@@ -5,13 +5,13 @@ A start is half a minute of imports, so each is started once for all tests of a 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tiny_adapters import lora_paths, lora_profile
 from tiny_exits import exits_file, lens_file
+from waiting import wait_for
 
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
@@ -251,10 +251,9 @@ class Servers:
         assert server.alive, f"the test ended its server:\n{server.tail()}"
         if name in PLAIN:
             return
-        deadline = time.monotonic() + 30
-        while not (stats := server.stats())["integrity_current"] and time.monotonic() < deadline:
-            time.sleep(0.05)  # it is checked once nothing runs
-        assert stats["integrity_current"] and stats["integrity"] == "ok", stats["integrity"]
+        wait_for(lambda: server.stats()["integrity_current"], "something still runs: nothing was checked")
+        integrity = server.stats()["integrity"]
+        assert integrity == "ok", integrity
 
     def used(self, name: str) -> None:
         """A test that wanted it is over."""
