@@ -39,7 +39,7 @@ def bench_serving(server: Server, folder: Path, backend: str, flags: list[str]) 
         command += ["--cache-report"]
     command += ["--output-file", str(folder / "run.jsonl")]
     env = {**os.environ, "HOME": str(folder)}  # where it would keep, and look for, prompts made before
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads((folder / "run.jsonl").read_text())
 
