@@ -52,9 +52,8 @@ def test_a_server_in_a_small_container_serves_and_answers_all_before_it_ends(lan
         family = psutil.Process(server.process.pid).children(recursive=True)
         server.process.send_signal(signal.SIGTERM)
         assert f"head profile: {RECALL / 'hetero_profile.json'}" in server.log.read_text()
-        right, total = (
-            sum(numbers) for numbers in zip(*(job.result(timeout=PATIENCE_S) for job in asked), strict=True)
-        )
+        answers = [job.result(timeout=PATIENCE_S) for job in asked]
+        right, total = (sum(numbers) for numbers in zip(*answers, strict=True))
         assert right >= 0.9 * total
         assert server.process.wait(PATIENCE_S) is not None
         assert not psutil.wait_procs(family, PATIENCE_S)[1], "a process outlives its server"
