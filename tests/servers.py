@@ -19,6 +19,7 @@ from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.sglang.version import release
 
 MOST = 3  # at a time: each holds 2.6 GB
+START_S = 900.0  # from its launch, on a busy machine, while tests run that want none
 RATIO = 0.5
 # The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
 POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
@@ -237,7 +238,7 @@ class Servers:
         server = self._live[name] = self._live.pop(name)
         if not server.started_in:
             try:
-                server.wait()
+                server.wait(START_S)
             except RuntimeError as error:
                 self._failed[name] = error
                 self._stop(name)

@@ -97,10 +97,7 @@ def test_a_chat_goes_on_for_turns(server: Server, client: OpenAI, language: Lang
 
 @SHORT
 def test_a_stream_says_what_the_whole_answer_does(client: OpenAI, language: Language, document: Document) -> None:
-    question, session = (
-        language.ask(document, 5, 8),
-        Session(document),
-    )  # a busy machine sends several tokens in a piece
+    question, session = language.ask(document, 5, 8), Session(document)  # a busy machine's pieces have several tokens
     whole = chat(client, session, question)
     chunks = list(chat(client, session, question, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
