@@ -157,12 +157,13 @@ TABLE: dict[str, dict[str, Any]] = {
     # Prompts as embeddings, which are for servers without a cache of prefixes; room for a few of them.
     "plain-few": {"kv_policy": "full", **FEW},
     "few": {"kv_policy": "heterocache", "hetero_keep_ratio": 0.75, "hetero_dense_below": 3000, **FEW},
-    # Two adapters beside the model: SGLang's own, every row kept, by key index, and by pivots with a profile for one of
-    # them, little room and forced retractions.
-    "plain-lora": {"kv_policy": "full", "lora_paths": lora_paths, "max_total_tokens": 30000},
+    # Two adapters beside the model: SGLang's own and every row kept, in full precision as above; by key index, and by
+    # pivots with a profile for one of them, little room and forced retractions.
+    "plain-lora": {"kv_policy": "full", "lora_paths": lora_paths, "dtype": "float32", "max_total_tokens": 30000},
     "lora-whole": {
         "kv_policy": "heterocache",
         "lora_paths": lora_paths,
+        "dtype": "float32",
         "hetero_dense_below": 8200,
         "max_total_tokens": 30000,
     },
