@@ -50,8 +50,10 @@ def test_a_long_request_comes_back_after_a_pause_and_others_are_served(server: S
         long = pool.submit(ask, server, 50, 5000, 1, 1)
         until(server, "decoded_tokens", decoded + 250)
         server.post("/pause_generation", {"mode": "retract"})
-        assert server.stats()["live_requests"] == 0
-        server.post("/continue_generation")
+        try:
+            assert server.stats()["live_requests"] == 0
+        finally:
+            server.post("/continue_generation")
         assert length(pool.submit(ask, server, 3, 3, 1, 2).result()) == 3
         until(server, "live_requests", 1)  # it runs again
         server.post("/abort_request", {"rid": "r1"})
