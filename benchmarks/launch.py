@@ -19,19 +19,25 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RECALL = ROOT / "assets" / "recall-8m"
+_FLUSH_S = 120.0  # in which a server on a busy machine has wound down its last step
+
+_drawn: set[int] = set()  # ports that this process was given: who got one may listen on it seconds later
 
 
 def free_port() -> int:
     """A TCP port that nobody has now, and that no outgoing connection is given in the half minute a server starts in.
 
-    Raises RuntimeError where a hundred ports tried are all taken.
+    No two calls in a process get the same. Raises RuntimeError where a hundred ports tried are all taken.
     """
     lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     draw = random.SystemRandom()  # a seeded test would draw the port that another one has drawn
     for _ in range(100):
         port = draw.randrange(10_000, max(lowest_given, 11_000))
+        if port in _drawn:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("0.0.0.0", port))
+            _drawn.add(port)
             return port
     raise RuntimeError("100 ports from 10000 on are all taken: end the servers that hold them")
 
@@ -153,13 +159,15 @@ class Server:
 
     def flush(self) -> None:
         """Empty the radix cache; retries while the server winds down its last step."""
-        for _ in range(50):
+        deadline = time.monotonic() + _FLUSH_S
+        while True:
             try:
                 self.post("/flush_cache")
                 return
-            except urllib.error.HTTPError:
+            except urllib.error.HTTPError as error:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the server refused to flush its cache for {_FLUSH_S:g} s") from error
                 time.sleep(0.1)
-        raise RuntimeError("the server refused to flush its cache for 5 s")
 
 
 def flag_list(flags: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from waiting import PATIENCE_S, wait_for
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -42,15 +43,14 @@ class Tab:
             raise RuntimeError(f"{script}: {told['exceptionDetails']}")
         return told["result"].get("value")
 
-    def until(self, script: str, seconds: float = 15) -> Any:
-        """The expression's value once it is true. TimeoutError with what the page shows when it never is."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def until(self, script: str) -> Any:
+        """The expression's value once it is true. AssertionError with what the page shows when it never is."""
+
+        def value() -> Any:
             with contextlib.suppress(RuntimeError):  # between two pages there is none
-                if value := self.value(script):
-                    return value
-            time.sleep(0.1)
-        raise TimeoutError(f"{script} is not true after {seconds} s: {self.text()[:2000]} {self.errors}")
+                return self.value(script)
+
+        return wait_for(value, lambda: f"{script} is not true: {self.text()[:2000]} {self.errors}", 0.1)
 
     def text(self) -> str:
         """All that a person can read."""
@@ -68,7 +68,7 @@ class Tab:
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            told = json.loads((await self._socket.receive(timeout=30)).data)
+            told = json.loads((await self._socket.receive(timeout=PATIENCE_S)).data)
             if told.get("id") == number:
                 if "error" in told:
                     raise RuntimeError(f"{method}: {told['error']}")
@@ -106,7 +106,8 @@ async def _session() -> aiohttp.ClientSession:
 
 
 async def _address(session: aiohttp.ClientSession, port: Path) -> str:
-    for _ in range(300):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         if port.exists() and len(lines := port.read_text().splitlines()) == 2:
             async with session.get(f"http://127.0.0.1:{lines[0]}/json/list") as reply:
                 for page in await reply.json():

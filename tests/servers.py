@@ -5,13 +5,13 @@ A start is half a minute of imports, so each is started once for all tests of a 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tiny_adapters import lora_paths, lora_profile
 from tiny_exits import exits_file, lens_file
+from waiting import wait_for
 
 from benchmarks.launch import Server
 from hetero_sglang.cpu.platform import ENGINE_VARIABLE
@@ -19,6 +19,7 @@ from hetero_sglang.policy.registry import POLICIES
 from hetero_sglang.sglang.version import release
 
 MOST = 3  # at a time: each holds 2.6 GB
+START_S = 900.0  # from its launch, on a busy machine, while tests run that want none
 RATIO = 0.5
 # The widest unit of an index is 32 tokens; a head that keeps 13/32 of 128 rows has room for them and the sinks.
 POLICY_ROOM = {"max_total_tokens": 8000, "hetero_window": 32, "hetero_dense_below": 128}
@@ -169,12 +170,13 @@ TABLE: dict[str, dict[str, Any]] = {
     # Prompts as embeddings, which are for servers without a cache of prefixes; room for a few of them.
     "plain-few": {"kv_policy": "full", **FEW},
     "few": {"kv_policy": "heterocache", "hetero_keep_ratio": 0.75, "hetero_dense_below": 3000, **FEW},
-    # Two adapters beside the model: SGLang's own, every row kept, by key index, and by pivots with a profile for one of
-    # them, little room and forced retractions.
-    "plain-lora": {"kv_policy": "full", "lora_paths": lora_paths, "max_total_tokens": 30000},
+    # Two adapters beside the model: SGLang's own and every row kept, in full precision as above; by key index, and by
+    # pivots with a profile for one of them, little room and forced retractions.
+    "plain-lora": {"kv_policy": "full", "lora_paths": lora_paths, "dtype": "float32", "max_total_tokens": 30000},
     "lora-whole": {
         "kv_policy": "heterocache",
         "lora_paths": lora_paths,
+        "dtype": "float32",
         "hetero_dense_below": 8200,
         "max_total_tokens": 30000,
     },
@@ -250,7 +252,7 @@ class Servers:
         server = self._live[name] = self._live.pop(name)
         if not server.started_in:
             try:
-                server.wait()
+                server.wait(START_S)
             except RuntimeError as error:
                 self._failed[name] = error
                 self._stop(name)
@@ -264,10 +266,9 @@ class Servers:
         assert server.alive, f"the test ended its server:\n{server.tail()}"
         if name in PLAIN:
             return
-        deadline = time.monotonic() + 30
-        while not (stats := server.stats())["integrity_current"] and time.monotonic() < deadline:
-            time.sleep(0.05)  # it is checked once nothing runs
-        assert stats["integrity_current"] and stats["integrity"] == "ok", stats["integrity"]
+        wait_for(lambda: server.stats()["integrity_current"], "something still runs: nothing was checked")
+        integrity = server.stats()["integrity"]
+        assert integrity == "ok", integrity
 
     def used(self, name: str) -> None:
         """A test that wanted it is over."""

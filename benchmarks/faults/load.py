@@ -48,10 +48,11 @@ class Load:
     def ask(self, server: Server, deed: Callable[[], None] | None = None) -> list[Answer]:
         """All at once, on an empty cache; `deed` is done while most of them are running."""
         server.flush()
+        before = server.stats()["requests"]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             jobs: list[Future[Answer]] = [pool.submit(self._one, server, prompt) for prompt in self._prompts]
             if deed is not None:
-                while server.stats()["requests"] < AT_ONCE // 2 and not all(job.done() for job in jobs):
+                while server.stats()["requests"] < before + AT_ONCE // 2 and not all(job.done() for job in jobs):
                     time.sleep(0.02)
                 deed()
             return [job.result() for job in jobs]

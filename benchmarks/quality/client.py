@@ -14,7 +14,7 @@ from benchmarks.recall import ask as ask_recall
 from benchmarks.recall.response import open_response
 from hetero_sglang.errors import HeteroError
 
-_FLUSH_TRIES, _FLUSH_PAUSE = 100, 0.1  # the server refuses while its last request winds down
+_FLUSH_TRIES, _FLUSH_PAUSE = 1200, 0.1  # the server refuses while its last request winds down: long, if it is busy
 
 
 class Client:

@@ -44,7 +44,7 @@ class Servers(Host):
                 ranks = [int(self.flags[name]) for name in _RANKS if str(self.flags.get(name)).isdecimal()]
                 self._shares = core_shares(self.jobs, max([1, *ranks]))
             share = self._shares.pop(0)
-            server = self._new(log, share, {**self.flags, **cell.flags})
+            server = Server(model=self.model, log=log, env=share, **{**self.flags, **cell.flags})
             self._up.append(server)
         try:
             try:
@@ -66,14 +66,6 @@ class Servers(Host):
             if process is not None and process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-
-    def _new(self, log: Path, share: dict[str, str], flags: dict[str, Any]) -> Server:
-        # A port is free until its server listens, seconds later; of two servers on one port the first would answer
-        # for both.
-        taken = {server.port for server in self._up}
-        while (server := Server(model=self.model, log=log, env=share, **flags)).port in taken:
-            pass
-        return server
 
 
 def last_word(log: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import socket
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 
+from benchmarks import launch
 from benchmarks.launch import Server, free_port
 
 
@@ -26,13 +28,26 @@ def test_equal_seeds_draw_different_ports() -> None:
     assert len(drawn) > 1
 
 
+def draws(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
+    """These come next, the last of them ever after; this process was given none of them."""
+    coming = chain(ports, repeat(ports[-1]))
+    monkeypatch.setattr(launch, "_drawn", set())
+    monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: next(coming))
+
+
 def test_a_port_that_somebody_listens_on_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, other = free_port(), free_port()
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free := free_port()))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        draws = iter([taken.getsockname()[1], other := free_port()])
-        monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: next(draws))
-        assert free_port() == other != free
-        monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: taken.getsockname()[1])
+        draws(monkeypatch, port, other)
+        assert free_port() == other
+        draws(monkeypatch, port)
         with pytest.raises(RuntimeError, match="100 ports"):
             free_port()
+
+
+def test_a_port_is_given_once_although_nobody_listens_on_it_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, other = free_port(), free_port()
+    draws(monkeypatch, port, port, other)
+    assert [free_port(), free_port()] == [port, other]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from waiting import PATIENCE_S
 
 from benchmarks import results
 from benchmarks.launch import RECALL
@@ -95,6 +95,7 @@ class Fake:
     """Answers with as many tokens as are asked for, one an event; of what it was asked, keeps all."""
 
     def __init__(self) -> None:
+        self.url = ""
         self.asked: list[Any] = []
         self.hung_up = 0
 
@@ -150,23 +151,21 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     made, loop, up = Fake(), asyncio.new_event_loop(), threading.Event()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
 
     async def serve() -> None:
         runner = web.AppRunner(made.app())
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        made.url = f"http://{host}:{port}"
         up.set()
 
     thread = threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()), daemon=True)
     thread.start()
-    assert up.wait(10)
-    made.url = f"http://127.0.0.1:{port}"  # type: ignore[attr-defined]
+    assert up.wait(PATIENCE_S)
     yield made
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
+    thread.join(PATIENCE_S)
 
 
 ARGUMENTS = "--num-clients 4 --num-rounds 3 --documents 2 --document-length 50 --request-length 5 --output-length 6 "

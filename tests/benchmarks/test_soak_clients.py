@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from waiting import PATIENCE_S
 
 from benchmarks.launch import RECALL
 from benchmarks.recall import Language
@@ -20,6 +21,8 @@ from benchmarks.soak.plan import Fate, Plan, Planner
 from benchmarks.soak.tally import End, Tally
 
 Answers = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+
+ABORTED = web.AppKey("ABORTED", asyncio.Event)  # somebody asked for that
 
 USUAL = Plan("single", [0, 5, 6], (), 3, True, 1, False, Fate.STAYS, 0.0, 0.0)
 
@@ -55,11 +58,13 @@ def streams(*lines: str) -> Answers:
 
 
 async def nothing(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    await asyncio.sleep(30)
+    await asyncio.sleep(PATIENCE_S)
     raise AssertionError
 
 
-def asked(crowd: Crowd, handle: Answers, plan: Plan, aborted_all: bool = False) -> tuple[Tally, list[str]]:
+def asked(
+    crowd: Crowd, handle: Answers, plan: Plan, aborted_all: bool = False, patience: float = PATIENCE_S
+) -> tuple[Tally, list[str]]:
     """One request of the first user; the tally, and the paths that the server was asked at."""
     tally, paths = Tally(), []
 
@@ -67,10 +72,13 @@ def asked(crowd: Crowd, handle: Answers, plan: Plan, aborted_all: bool = False) 
         paths.append(request.path)
         if request.path == "/generate":
             return await handle(request, await request.json())
+        if request.path == "/abort_request":
+            request.app[ABORTED].set()
         return web.Response()
 
     async def run() -> None:
         app = web.Application()
+        app[ABORTED] = asyncio.Event()
         app.router.add_post("/{path}", serve)
         runner = web.AppRunner(app, shutdown_timeout=0.01)
         await runner.setup()
@@ -78,7 +86,7 @@ def asked(crowd: Crowd, handle: Answers, plan: Plan, aborted_all: bool = False) 
         await site.start()
         host, port = runner.addresses[0]
         async with Door(f"http://{host}:{port}") as door:
-            client = Client(Planner(crowd.users[0], crowd.language, 0), crowd, door, tally, patience=0.5)
+            client = Client(Planner(crowd.users[0], crowd.language, 0), crowd, door, tally, patience)
             began = tally.begins(plan.kind, plan.fate)
             if aborted_all:
                 tally.aborted_all = began + 1
@@ -90,8 +98,10 @@ def asked(crowd: Crowd, handle: Answers, plan: Plan, aborted_all: bool = False) 
     return tally, paths
 
 
-def end(crowd: Crowd, handle: Answers, plan: Plan = USUAL, aborted_all: bool = False) -> End:
-    tally, _ = asked(crowd, handle, plan, aborted_all)
+def end(
+    crowd: Crowd, handle: Answers, plan: Plan = USUAL, aborted_all: bool = False, patience: float = PATIENCE_S
+) -> End:
+    tally, _ = asked(crowd, handle, plan, aborted_all, patience)
     (only,) = tally.ends
     assert tally.sent == tally.done == 1
     return End(only)
@@ -118,9 +128,9 @@ def test_a_stream_is_whole_only_with_its_last_word(crowd: Crowd) -> None:
 
 
 def test_no_answer_in_time_is_a_hang(crowd: Crowd) -> None:
-    assert end(crowd, nothing) is End.HUNG
+    assert end(crowd, nothing, patience=0.5) is End.HUNG
     leaves = replace(USUAL, fate=Fate.LEAVES_IN_ANSWER, point=5.0)
-    assert end(crowd, nothing, leaves) is End.HUNG
+    assert end(crowd, nothing, leaves, patience=0.5) is End.HUNG
 
 
 def test_an_abort_is_as_it_should_be_only_where_one_was_asked_for(crowd: Crowd) -> None:
@@ -142,12 +152,12 @@ def test_everybody_who_was_sent_before_all_were_aborted_may_be(crowd: Crowd) -> 
 
 
 def test_who_aborts_says_so(crowd: Crowd) -> None:
-    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        await asyncio.sleep(0.2)
+    async def once_asked(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await request.app[ABORTED].wait()
         return web.json_response(answer(kind="abort", tokens=1, ids=1))
 
-    tally, paths = asked(crowd, slowly, replace(USUAL, fate=Fate.ABORTS, point=0.01))
-    assert paths == ["/generate", "/abort_request"] and tally.ends[End.ABORTED] == 1
+    tally, paths = asked(crowd, once_asked, replace(USUAL, fate=Fate.ABORTS, point=0.01))
+    assert sorted(paths) == ["/abort_request", "/generate"] and tally.ends[End.ABORTED] == 1
 
 
 @pytest.mark.parametrize(

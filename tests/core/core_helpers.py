@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass, field
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
 import torch
+from waiting import wait_for
 
 from hetero_sglang.cache.counters import Counters
 from hetero_sglang.cache.host_store import HostStore
@@ -141,13 +141,14 @@ def engine_of(cache: TieredCache, ops: ModuleType | None = None) -> Engine:
     return _engines[cache]
 
 
-def worker_up(engine: Engine, patience_s: float = 20.0) -> bool:
+def worker_up(engine: Engine) -> bool:
     """Wait until the engine's worker is up."""
-    deadline = time.monotonic() + patience_s
-    while not (up := engine.finder.anchors.ranking.client.up) and time.monotonic() < deadline:
+
+    def up() -> bool:
         engine.poll()
-        time.sleep(0.005)
-    return up
+        return engine.finder.anchors.ranking.client.up
+
+    return wait_for(up, "the worker is not up")
 
 
 def prefill(requests: list[Request], spans: list[tuple[int, int]]) -> list[list[torch.Tensor]]:

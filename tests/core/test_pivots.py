@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from core_helpers import (
@@ -20,6 +18,7 @@ from core_helpers import (
     worker_up,
 )
 from test_engine import expect, scattered_slots
+from waiting import wait_for
 
 from hetero_sglang.cache.tiers import TieredCache
 from hetero_sglang.config.settings import Settings
@@ -28,11 +27,12 @@ from hetero_sglang.config.settings import Settings
 def settle(cache: TieredCache) -> None:
     """Wait until the worker has answered everything; what it found comes with the next step."""
     anchors = engine_of(cache).finder.anchors
-    deadline = time.monotonic() + 20
-    while anchors.asking or anchors.ranking.under_way:
+
+    def settled() -> bool:
         engine_of(cache).poll()
-        assert time.monotonic() < deadline, "the worker did not answer"
-        time.sleep(0.002)
+        return not (anchors.asking or anchors.ranking.under_way)
+
+    wait_for(settled, "the worker did not answer", 0.002)
 
 
 def started(settings: Settings) -> TieredCache:

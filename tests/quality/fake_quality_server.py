@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from local_http import QuietHandler, local_server
+from waiting import PATIENCE_S
 
 from benchmarks.recall import Language
 
@@ -43,7 +43,7 @@ class FakePolicyServer:
     url: str = ""
 
     def __post_init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock, self.looked = threading.Lock(), threading.Event()
         self.at_once = 0
         self.stats = {name: 7 for name in PER_REQUEST} | {"integrity": "ok"}
 
@@ -83,6 +83,7 @@ def serving(fake: FakePolicyServer) -> Iterator[FakePolicyServer]:
         def do_GET(self) -> None:
             if self.path == "/hetero/stats" and fake.counts:
                 self.send_json([fake.stats])
+                fake.looked.set()
             elif self.path == "/server_info":
                 self.send_json(fake.info)
             else:
@@ -115,10 +116,12 @@ def serving(fake: FakePolicyServer) -> Iterator[FakePolicyServer]:
         def stream(self, said: str, ids: list[int], prompt: int) -> None:
             self.send_response(200)
             self.end_headers()
-            for end in [*range(1, len(ids), 3), len(ids)]:
+            fake.looked.clear()
+            for at, end in enumerate([*range(1, len(ids), 3), len(ids)]):
                 text = said if end == len(ids) else fake.language.decode(ids[:end])
+                if at == 1:  # a client that looks in between sees the counters move
+                    fake.looked.wait(PATIENCE_S)
                 fake.stats["drift_triggers"] += 1
-                time.sleep(0.003)  # a client that looks in between sees the counters move
                 self.wfile.write(b"data: " + json.dumps(reply(text, ids[:end], prompt)).encode() + b"\n\n")
             self.wfile.write(b"data: [DONE]\n\n")
 

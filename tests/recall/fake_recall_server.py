@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from local_http import QuietHandler, local_server
+from waiting import PATIENCE_S
 
 from benchmarks.recall import Language
 
@@ -35,7 +36,7 @@ class FakeServer:
         cached = max((shared(prompt, earlier["input_ids"]) for earlier in self.requests), default=0)
         self.requests.append(request)
         if self.gathering:
-            self.gathering.wait(timeout=20)
+            self.gathering.wait(timeout=PATIENCE_S)
         entries = dict(re.findall(r" Entry (\w+) (\d+ \d+)\.", text))
         questions = re.findall(r"\nQuestion:([^?]*)\?\nAnswer:", text)
         names = [name.strip() for name in questions[-1].split(",")]

@@ -28,7 +28,7 @@ class FakeServer:
     def launch(self) -> None:
         self.alive = True
 
-    def wait(self) -> None:
+    def wait(self, timeout: float) -> None:
         if not self.port:
             raise RuntimeError("the server ended with 2")
         self.started_in = 1.0

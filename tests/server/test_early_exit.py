@@ -157,7 +157,7 @@ def test_in_parts_too(server: Server, servers: Servers, language: Language) -> N
 @pytest.mark.server("exits-parts")
 def test_nothing_is_lost_whoever_waits(server: Server, language: Language) -> None:
     """Requests that finish, are aborted, retracted and evicted, exact and compressed; next turns of compressed ones."""
-    play(server, language, 24, 8, 20)
+    play(server, language, 24, 8)
     converse(server, language, 3, 900, 3)
     stats = settled(server)
     check_empty_handed(stats)

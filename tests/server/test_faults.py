@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from test_conservation import settled
+from waiting import PATIENCE_S, wait_for
 
 from benchmarks.launch import Server
 from benchmarks.recall import Language, score
@@ -40,20 +41,13 @@ def _ends_well(request: pytest.FixtureRequest) -> Iterator[None]:
     if "faulty" in request.fixturenames:
         request.getfixturevalue("fault").write_text("")
         server = request.getfixturevalue("faulty")
-        assert within(30, lambda: server.stats()["worker_up"])
+        wait_for(lambda: server.stats()["worker_up"], "the worker is not up")
         server.flush()
-        assert within(10, lambda: server.stats()["integrity"] == "ok" and server.stats()["integrity_current"])
-
-
-def within(seconds: float, holds) -> bool:
-    end = time.monotonic() + seconds
-    while not (held := holds()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return held
+        assert settled(server)["integrity"] == "ok"
 
 
 def ask_all(server: Server, language: Language, seed: int, count: int = REPEATS) -> list[tuple[int, int]]:
-    """Right answers, and of how many, of each question; RuntimeError where one has no answer in a minute."""
+    """Right answers, and of how many, of each question; TimeoutError where one has no answer."""
     document = language.document(seed, 1200, 30)
 
     def ask(number: int) -> tuple[int, int]:
@@ -63,7 +57,7 @@ def ask_all(server: Server, language: Language, seed: int, count: int = REPEATS)
         return result.right, result.total
 
     with ThreadPoolExecutor(5) as pool:
-        return [job.result(timeout=60) for job in [pool.submit(ask, number) for number in range(count)]]
+        return [job.result(timeout=PATIENCE_S) for job in [pool.submit(ask, number) for number in range(count)]]
 
 
 @pytest.mark.parametrize("name", ["worker-dies", "worker-stalled", "worker-lies", "worker-slow", "worker-late"])
@@ -78,7 +72,7 @@ def test_questions_are_answered_from_what_is_held_while_the_worker_misbehaves(
     assert sum(right for right, _ in answers) >= 0.9 * sum(total for _, total in answers)
     replaced = name in ("worker-dies", "worker-stalled", "worker-lies")
     if replaced:
-        assert within(15, lambda: faulty.stats()["worker_restarts"] > before["worker_restarts"])
+        wait_for(lambda: faulty.stats()["worker_restarts"] > before["worker_restarts"], "the worker was not replaced")
     else:
         assert faulty.stats()["worker_restarts"] == before["worker_restarts"], "one that gives signs of life stays"
 

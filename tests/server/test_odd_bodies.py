@@ -9,6 +9,8 @@ from typing import Any
 
 import odd_bodies
 import pytest
+from test_conservation import settled
+from waiting import PATIENCE_S
 
 from benchmarks.launch import Server
 from hetero_sglang.sglang.version import release
@@ -48,7 +50,7 @@ RAW = [
 
 
 def send(server: Server, path: str, body: bytes) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         reply = connection.getresponse()
@@ -106,4 +108,4 @@ def test_odd_bytes_are_survived(server: Server) -> None:
 def test_odd_bodies_of_other_routes_are_survived_and_nothing_is_lost(server: Server) -> None:
     for path, body in odd_bodies.OTHERS:
         survives(server, path, [json.dumps(body).encode()])
-    assert server.stats()["integrity"] == "ok"
+    assert settled(server)["integrity"] == "ok"

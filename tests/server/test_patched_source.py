@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from servers import TABLE
+from test_conservation import settled
 
 from benchmarks.launch import ROOT, Server
 from benchmarks.recall import Language
@@ -50,7 +51,7 @@ def test_patched_source_serves_the_plugins_tokens(server: Server, language: Lang
     wanted = answers(server, language)
     with server_of(source, **TABLE[POLICY]) as patched:
         assert answers(patched, language) == wanted
-        stats = patched.stats()
+        stats = settled(patched)
         assert stats["compressed_requests"] == 2 and stats["fetched_rows"] > 0 and stats["integrity"] == "ok"
         log = patched.log.read_text(errors="replace")
     assert f"{source}/sglang/" in log and "Failed to load plugin" not in log

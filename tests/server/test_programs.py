@@ -158,7 +158,7 @@ def test_a_batch_shares_its_programs_beginning(
 def test_a_stream_is_the_whole_text_in_pieces(
     backend: sgl.RuntimeEndpoint, language: Language, document: Document
 ) -> None:
-    question = language.ask(document, 4, 4)
+    question = language.ask(document, 4, 8)  # a busy machine sends several tokens in a piece
 
     @sgl.function
     def told(s: Any) -> None:
@@ -170,7 +170,7 @@ def test_a_stream_is_the_whole_text_in_pieces(
         return [piece async for piece in state.text_async_iter("answer")]
 
     whole = told.run(backend=backend, temperature=0)
-    assert score(whole["answer"], document, question.names).right == 4
+    assert score(whole["answer"], document, question.names).right == 8
     text = "".join(told.run(backend=backend, temperature=0, stream=True).text_iter())
     pieces = list(told.run(backend=backend, temperature=0, stream=True).text_iter("answer"))
     later = asyncio.run(gathered(told.run(backend=backend, temperature=0, stream=True)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from test_conservation import settled
+from waiting import wait_for
 
 from benchmarks.launch import Server
 from benchmarks.recall import Language, score
@@ -49,8 +50,7 @@ def test_aborts_leave_nothing_behind_on_any_rank(server: Server, language: Langu
     with ThreadPoolExecutor(12) as pool:
         documents = [language.document(seed, 900, 12).ids for seed in range(12)]
         jobs = [pool.submit(server.generate, ids, 200, None, ignore_eos=True) for ids in documents]
-        while server.stats()["live_requests"] < 2:
-            pass
+        wait_for(lambda: server.stats()["live_requests"] >= 2, "no two requests ran together")
         server.post("/abort_request", {"rid": "", "abort_all": True})
         kinds = {job.result()["meta_info"]["finish_reason"]["type"] for job in jobs if job.exception() is None}
     assert kinds <= {"abort", "length"}

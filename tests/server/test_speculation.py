@@ -4,7 +4,6 @@ SGLang drafts by n-grams of what it has answered before: a question that is aske
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +13,7 @@ from servers import Servers
 from test_conservation import check_empty_handed, play, settled
 from test_lora import EVERY, prompt, say, together
 from test_turns import converse
+from waiting import wait_for
 
 from benchmarks.identity import Case, cases, collect, differing
 from benchmarks.launch import Server
@@ -90,13 +90,13 @@ def test_ranks_decide_alike_with_drafts(server: Server, language: Language) -> N
     assert after["compressed_requests"] - before["compressed_requests"] >= 16
     assert after["accepted_tokens"] > before["accepted_tokens"] + 100
     assert "Testing retraction" in server.log.read_text(errors="replace")
-    for _ in range(100):
+
+    def alike() -> bool:
         one, other = by_rank(server)
-        if one == other and one[f"{PREFIX}accepted_tokens_total"] == after["accepted_tokens"]:
-            break
-        time.sleep(0.1)
-    assert one == other and len(one) == len(COUNTED)
-    assert one[f"{PREFIX}accepted_tokens_total"] == after["accepted_tokens"]
+        return one == other and one[f"{PREFIX}accepted_tokens_total"] == after["accepted_tokens"]
+
+    wait_for(alike, lambda: f"ranks have counted {by_rank(server)}, not {after['accepted_tokens']} accepted tokens")
+    assert [len(counted) for counted in by_rank(server)] == [len(COUNTED)] * 2
 
 
 @pytest.mark.server("drafts-self", "plain-precise")
@@ -150,7 +150,7 @@ def test_compressed_requests_answer_as_well(server: Server, language: Language) 
 @pytest.mark.server("drafts-small")
 def test_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
     """In pages of 16 tokens, of which rejected ones are given back with the others."""
-    play(server, language, rounds=20, every=1, least=20)
+    play(server, language, rounds=20, every=1)
 
 
 @pytest.mark.server("drafts-small")

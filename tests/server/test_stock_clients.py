@@ -39,7 +39,7 @@ def bench_serving(server: Server, folder: Path, backend: str, flags: list[str]) 
         command += ["--cache-report"]
     command += ["--output-file", str(folder / "run.jsonl")]
     env = {**os.environ, "HOME": str(folder)}  # where it would keep, and look for, prompts made before
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads((folder / "run.jsonl").read_text())
 
@@ -97,7 +97,7 @@ def test_a_chat_goes_on_for_turns(server: Server, client: OpenAI, language: Lang
 
 @SHORT
 def test_a_stream_says_what_the_whole_answer_does(client: OpenAI, language: Language, document: Document) -> None:
-    question, session = language.ask(document, 5, 4), Session(document)
+    question, session = language.ask(document, 5, 8), Session(document)  # a busy machine's pieces have several tokens
     whole = chat(client, session, question)
     chunks = list(chat(client, session, question, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]

@@ -15,12 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from servers import Servers
+from waiting import wait_for
 
 from benchmarks.launch import RECALL, Server
 from benchmarks.recall import Language
 from hetero_sglang.sglang.version import release
-
-PATIENCE = 120.0  # seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +200,7 @@ def test_the_preempted_and_the_paused_answer_as_in_plain_sglang(
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.generate, ids, 31, {"priority": number}) for number, ids in enumerate(prompts)]
         for mode in ("in_place", "retract"):
-            deadline = time.monotonic() + PATIENCE
-            while not server.stats()["live_requests"] and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_for(lambda: server.stats()["live_requests"], "nobody runs", 0.02)
             server.post("/pause_generation", {"mode": mode})
             server.post("/continue_generation")
         assert [each.result()["output_ids"] for each in asked] == wanted

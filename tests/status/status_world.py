@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +25,9 @@ PROFILE = {
 
 
 class Scheduler:
-    """Stands in for SGLang's tokenizer manager: counts how often it is asked. `replicas`: data-parallel ones."""
+    """Stands in for SGLang's tokenizer manager: counts how often it is asked. `replicas`: data-parallel ones.
+
+    By its clock a second passes from question to question, however long the machine takes: rates are exact."""
 
     def __init__(self, replicas: int = 1) -> None:
         self.asked, self.replicas = 0, replicas
@@ -47,7 +48,7 @@ class Scheduler:
             "exact": False, "resumed": True, "appended_tokens": 5, "refills": 1, "fetched_rows": 1234, "late_rows": 0,
         }  # fmt: skip
         now = {
-            "policy": "heterocache, by pivots", "clock": time.monotonic(), "running": 1, "waiting": number,
+            "policy": "heterocache, by pivots", "clock": float(self.asked), "running": 1, "waiting": number,
             "running_requests": [request], "head_shares": [[1.0, 0.5], [0.2, 1.0]],
             "head_fetches": [[0.0, 12.5], [3.0, 0.0]],
             "tiers": {name: TIER for name in ("resident", "hot", "host")} | {"index": dict.fromkeys(TIER, 0)},

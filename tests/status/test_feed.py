@@ -12,15 +12,21 @@ from urllib.parse import urlsplit
 
 import pytest
 from status_world import Scheduler, serving
+from waiting import PATIENCE_S, wait_for
 
 from hetero_sglang.sglang.page.feed import RATES, rates_between
+
+
+def number_of(event: dict[str, Any]) -> int:
+    """Of the question to the scheduler that it answers."""
+    return int(event["ranks"][0]["clock"])
 
 
 class Watcher:
     """A client of the stream."""
 
     def __init__(self, url: str) -> None:
-        self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+        self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
         self.connection.request("GET", "/hetero/events")
         self.reply = self.connection.getresponse()
 
@@ -29,6 +35,12 @@ class Watcher:
             if line.startswith(b"data: "):
                 return json.loads(line.removeprefix(b"data: "))
         raise EOFError
+
+    def numbered(self, number: int) -> dict[str, Any]:
+        """The event of the scheduler's question of this number, or the first after it."""
+        while number_of(event := self.next()) < number:
+            pass
+        return event
 
     def leave(self) -> None:
         self.reply.close()
@@ -40,21 +52,26 @@ def test_many_watchers_cost_what_one_does_and_none_costs_nothing() -> None:
     with serving(scheduler) as url:
         time.sleep(0.3)
         assert scheduler.asked == 0
+        begun = time.monotonic()
         watchers = [Watcher(url) for _ in range(12)]
         first = [each.next() for each in watchers]
-        begun, asked = time.monotonic(), scheduler.asked
-        assert asked <= 2 and all("history" in event for event in first)
-        seen = [[each.next() for _ in range(2)] for each in watchers]
-        assert scheduler.asked - asked <= time.monotonic() - begun + 1.5
+        assert all("history" in event for event in first)
+        newest = max(number_of(event) for event in first)  # on a slow machine some came a question later
+        seen = [[each.numbered(newest + 1), each.next()] for each in watchers]
+        assert scheduler.asked <= time.monotonic() - begun + 1.5
         assert len({json.dumps(events) for events in seen}) == 1, "all see the same"
         for each in watchers[1:]:
             each.leave()
-        assert watchers[0].next()["rates"]["decoded_tokens"] == pytest.approx(40, rel=0.3)
+        assert watchers[0].next()["rates"]["decoded_tokens"] == 40
         watchers[0].leave()
-        time.sleep(1.5)  # until the server has seen that they are gone
+
+        def forgotten() -> bool:
+            asked = scheduler.asked
+            time.sleep(2.2)
+            return scheduler.asked == asked
+
+        wait_for(forgotten, "it is asked although nobody looks")
         asked = scheduler.asked
-        time.sleep(2.2)
-        assert scheduler.asked == asked, "nobody looks"
         late = Watcher(url)
         event = late.next()
         late.leave()
@@ -68,11 +85,10 @@ def test_a_server_that_winds_down_ends_its_streams() -> None:
         watcher = Watcher(url)
         watcher.next()
         scheduler.gracefully_exit = True
-        begun = time.monotonic()
         with contextlib.suppress(EOFError):
-            while True:
+            for _ in range(3):  # what was on its way
                 watcher.next()
-        assert time.monotonic() - begun < 3
+            pytest.fail("it goes on")
         watcher.leave()
 
 
@@ -106,8 +122,9 @@ def test_who_leaves_before_the_answer_comes_does_not_take_the_question_back() ->
     scheduler.get_internal_state = slow  # type: ignore[method-assign]
     with serving(scheduler) as url:
         Watcher(url).leave()
-        time.sleep(2.5)
-        assert ends == [0], "it was asked once, and heard"
+        wait_for(lambda: ends, "it was not asked, or not heard")
+        time.sleep(1)
+        assert ends == [0], "it was asked once"
         watcher = Watcher(url)
         assert watcher.next()["ranks"]
         watcher.leave()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def test_a_frame_says_what_the_server_does(capsys: pytest.CaptureFixture[str]) -
         assert main(["top", url.removeprefix("http://") + "/hetero", "--once"]) == 0
     shown = capsys.readouterr().out
     assert "2 requests run, 1 wait" in shown and "#7" in shown and "#8" in shown and "resumed" in shown
-    assert re.search(r"\b[678]\d tokens/s generated", shown) and "400 KB" in shown and "25.0%" in shown
+    assert "80 tokens/s generated" in shown and "400 KB" in shown and "25.0%" in shown
     assert "integrity: ok" in shown and "4 free" in shown and "key index" not in shown
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from transfer_helpers import PATIENCE_S, Connect, random_store, wait_up
+from transfer_helpers import Connect, random_store, wait_up
+from waiting import PATIENCE_S
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer.client import RetrievalClient

@@ -23,6 +23,7 @@ from transfer_helpers import (
     wait_all,
     what_others_can_open,
 )
+from waiting import PATIENCE_S
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer import channel, process, protocol
@@ -101,11 +102,11 @@ def test_a_worker_takes_orders_from_the_parent_that_made_its_channel_alone() -> 
         "assert code == 0, code\n"
         "assert theirs.recv(10) == b'{}', 'it was read'\n"
     )
-    subprocess.run([sys.executable, "-c", made_by_another, *process.COMMAND], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", made_by_another, *process.COMMAND], check=True, timeout=PATIENCE_S)
     stream, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with stream, far:
         stream.send(b"{}")
-        assert subprocess.run(process.COMMAND, stdin=far.fileno(), timeout=60).returncode == 0
+        assert subprocess.run(process.COMMAND, stdin=far.fileno(), timeout=PATIENCE_S).returncode == 0
         assert far.recv(10) == b"{}", "it was read"
 
 
@@ -114,7 +115,7 @@ def test_a_worker_whose_parent_closes_the_channel_ends_without_a_word() -> None:
     with theirs:
         worker = subprocess.Popen(process.COMMAND, stdin=theirs.fileno(), stderr=subprocess.PIPE)
     ours.close()
-    _, said = worker.communicate(timeout=60)
+    _, said = worker.communicate(timeout=PATIENCE_S)
     assert (worker.returncode, said) == (0, b"")
 
 

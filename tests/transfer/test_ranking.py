@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transfer_helpers import PATIENCE_S, ScoreItem, check_scored, wait_up
+from transfer_helpers import ScoreItem, check_scored, wait_up
+from waiting import PATIENCE_S
 
 from hetero_sglang.cache.admission import Admission
 from hetero_sglang.cache.counters import Counters

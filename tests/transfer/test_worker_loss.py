@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transfer_helpers import (
-    PATIENCE_S,
+    Clock,
     Connect,
     all_free,
     ask,
@@ -31,6 +30,7 @@ from transfer_helpers import (
     wait_up,
     what_others_can_open,
 )
+from waiting import PATIENCE_S, wait_for
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer.client import Failed, RetrievalClient, Scored
@@ -43,13 +43,6 @@ def ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
-
-
-def wait_for(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def some(client: RetrievalClient, store: HostStore, rng: random.Random) -> int:
@@ -93,11 +86,12 @@ def test_kills_at_any_moment_give_right_answers_or_none(store: HostStore, connec
         tickets = [ask(client, *asked) for asked in rounds]
         assert None not in tickets
         time.sleep(rng.random() * 0.008)
-        os.kill(client.pid or 0, signal.SIGKILL)
+        killed = client.pid
+        os.kill(killed or 0, signal.SIGKILL)
         for ticket, done in wait_all(client, tickets).items():
             if isinstance(done, Scored):
                 check_scored(store, *rounds[tickets.index(ticket)], done)
-        poll_until(client, lambda _: client.pid is None)
+        poll_until(client, lambda _, killed=killed: client.pid != killed)
         client._supervisor._delay = 0.2  # not the law under test
     assert wait_up(client) and all_free(client)
     check_serves(client, store, rng)
@@ -107,20 +101,22 @@ def test_kills_at_any_moment_give_right_answers_or_none(store: HostStore, connec
 def test_a_stalled_worker_is_replaced(
     busy: bool, store: HostStore, connect: Connect, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
-    skew = [0.0]
-    client = connect(store, timeout_s=100, clock=lambda: time.monotonic() + skew[0])
+    clock = Clock()
+    client = connect(store, timeout_s=100, clock=clock)
     stalled = client.pid
     os.kill(stalled or 0, signal.SIGSTOP)
+    clock.hold()
     if busy:
         some(client, store, rng)
     for seconds in (20.1, 19.9, 19.9, 19.9):  # after 20 s it is asked for a sign of life, and has 60 to give it
         assert client.poll() == [] and client.pid == stalled
-        skew[0] += seconds
+        clock.skew += seconds
     assert client.poll() == [] and client.pid == stalled
-    skew[0] += 1
+    clock.skew += 1
     failures = client.poll()
     assert [type(done) for done in failures] == [Failed] * busy
     assert "did not answer" in caplog.text
+    clock.go_on()
     poll_until(client, lambda _: client.up and client.pid != stalled)
     assert ended(stalled or 0)
     check_serves(client, store, rng)
@@ -168,7 +164,7 @@ def test_a_busy_scheduler_does_not_blame_the_worker(store: HostStore, connect: C
     assert arrived is not None
     poll = select.poll()  # select knows no descriptor above 1023, which a long run of tests may come to
     poll.register(arrived._socket, select.POLLIN)
-    assert wait_for(lambda: bool(poll.poll(0)))
+    wait_for(lambda: poll.poll(0), "the answer did not come")
     skew[0] += 1000  # a long prefill: nobody polled meanwhile
     (done,) = client.poll()
     assert isinstance(done, Scored) and client.restarts == 0
@@ -202,11 +198,15 @@ def test_without_a_worker_requests_are_refused_and_it_is_told(
     command: list[str], store: HostStore, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = connect(store, up=False, command=command)
-    assert not wait_up(client, 1.0)
+
+    def told() -> bool:
+        assert client.poll() == [] and not client.up
+        return "exited with code 3" in caplog.text or "cannot be started" in caplog.text
+
+    wait_for(told, "nobody told why there is no worker")
     assert ask(client, torch.arange(3), [plain_item(store)]) is None
     assert ask(client, torch.arange(0), []) is None
     assert client.poll() == [] and not client.up
-    assert "exited with code 3" in caplog.text or "cannot be started" in caplog.text
     assert all_free(client)
 
 
@@ -220,6 +220,7 @@ def test_ctrl_c_leaves_the_worker_alone(store: HostStore, connect: Connect, rng:
 
 
 def test_close_ends_the_worker_and_frees_its_channel_and_memory(store: HostStore, connect: Connect) -> None:
+    gc.collect()  # what earlier tests have left open is not closed meanwhile
     before = set(os.listdir("/proc/self/fd"))
     client = connect(store)
     pid = client.pid
@@ -237,7 +238,7 @@ def test_a_forgotten_client_takes_its_worker_along(store: HostStore) -> None:
     pid = client.pid
     del client
     gc.collect()
-    assert wait_for(lambda: ended(pid or 0))
+    wait_for(lambda: ended(pid or 0), "the worker runs")
 
 
 PARENT = """
@@ -272,7 +273,7 @@ def test_nothing_outlives_a_killed_parent(doing: str) -> None:
             assert what_others_can_open(parent.pid) == what_others_can_open(worker) == []
         finally:  # it sleeps on, and leaving its block waits for it
             parent.kill()
-    assert wait_for(lambda: ended(worker))
+    wait_for(lambda: ended(worker), "the worker runs")
 
 
 def test_the_worker_needs_neither_torch_nor_sglang() -> None:

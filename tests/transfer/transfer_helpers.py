@@ -14,14 +14,31 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from waiting import PATIENCE_S, wait_for
 
 from hetero_sglang.cache.host_store import HostStore
 from hetero_sglang.transfer.client import Failed, RetrievalClient, Scored
 from hetero_sglang.transfer.protocol import Query
 
 Connect = Callable[..., RetrievalClient]
+ROOT = Path(__file__).resolve().parents[2]
 
-PATIENCE_S = 60.0
+
+class Clock:
+    """Real time and a `skew`. Held, it stands still but for that: a busy machine does not use up what a test allows."""
+
+    def __init__(self) -> None:
+        self.skew = 0.0
+        self._held: float | None = None
+
+    def __call__(self) -> float:
+        return self.skew + (time.monotonic() if self._held is None else self._held)
+
+    def hold(self) -> None:
+        self._held = time.monotonic()
+
+    def go_on(self) -> None:
+        self._held = None
 
 
 @dataclass(frozen=True)
@@ -103,23 +120,21 @@ def poison(client: RetrievalClient) -> None:
     np.frombuffer(client._scratch.memory.buffer, np.uint8)[: 1 << 20] = np.random.default_rng().integers(0, 255)
 
 
-def poll_until(
-    client: RetrievalClient, done: Callable[[list[Scored | Failed]], bool], patience_s: float = PATIENCE_S
-) -> list[Scored | Failed]:
+def poll_until(client: RetrievalClient, done: Callable[[list[Scored | Failed]], bool]) -> list[Scored | Failed]:
     """Poll until `done` holds of everything completed so far, or fail."""
     completions: list[Scored | Failed] = []
-    end = time.monotonic() + patience_s
-    while time.monotonic() < end:
-        completions += client.poll()
-        if done(completions):
-            return completions
-        time.sleep(0.002)
-    raise AssertionError(f"not done after {patience_s} s: {completions}, restarts: {client.restarts}")
+
+    def polled() -> bool:
+        completions.extend(client.poll())
+        return done(completions)
+
+    wait_for(polled, lambda: f"there is no more than {completions}, restarts: {client.restarts}", 0.002)
+    return completions
 
 
-def wait_up(client: RetrievalClient, patience_s: float = PATIENCE_S) -> bool:
+def wait_up(client: RetrievalClient) -> bool:
     """Poll until its worker is up, or the time is over; when no ticket is out yet."""
-    end = time.monotonic() + patience_s
+    end = time.monotonic() + PATIENCE_S
     while not client.up and time.monotonic() < end:
         client.poll()
         time.sleep(0.005)
@@ -176,10 +191,11 @@ def listening() -> set[str]:
 def what_others_can_open(pid: int) -> list[str]:
     """Sockets with names, shared memory and temporary files of a process: what could outlive it, too."""
     places = ("/dev/shm", tempfile.gettempdir())
-    installed = f"{os.path.realpath(sysconfig.get_path('platlib'))}/"  # an environment may lie in a temporary folder
+    # an environment and a checkout may lie in a temporary folder
+    code = tuple(f"{os.path.realpath(path)}/" for path in (sysconfig.get_path("platlib"), ROOT))
     maps = [line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
     named = [name for name in _open_files(pid) + maps if not name.endswith("(deleted)")]
-    files = [name for name in named if name.startswith(places) and not name.startswith(installed)]
+    files = [name for name in named if name.startswith(places) and not name.startswith(code)]
     return files + sorted(socket_inodes(pid) & listening())
 
 
