@@ -120,7 +120,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "hetero_exit_kv": "copied",
         "dtype": "float32",
         "max_total_tokens": 14000,
-        "env": {**EXITS["env"], **FORCED_RANKS},
+        "env": {**EXITS["env"], **FORCED_RANKS, "HETERO_PARTS": "1"},
     },
     "drafts-small": {
         **DRAFTS,

@@ -22,7 +22,7 @@ from hetero_sglang.exits.confidence import MEASURES
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.exits.operating_point import OperatingPoint
 from hetero_sglang.sglang.early_exit.passes import EarlyExit, Rules
-from hetero_sglang.sglang.early_exit.recorded import decode_batch
+from hetero_sglang.sglang.early_exit.recorded import decode_batch, padding
 
 HIDDEN, WORDS, LAYERS = 16, 100, 4  # so many words that a rank's share of them is padded
 SURE = (0.2, 0.5, 0.8, 0.9, float("nan"))
@@ -35,7 +35,7 @@ def decisions(rank: int) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         world = World(patch, 1, [1, 3], THRESHOLD)
         world.exits.runner.tp_group = get_tp_group()
-        dice, look, ask = random.Random(rank), world.exits.look, world.exits._ask
+        dice, look, leaves = random.Random(rank), world.exits.look, world.exits._leaves
         asked = list[tuple[list[float], bool]]()
 
         def unsure(branch: Branch, state: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,13 +43,13 @@ def decisions(rank: int) -> dict[str, Any]:
             asked.append(([dice.choice(SURE) for _ in sure], False))
             return logits, torch.tensor(asked[-1][0])
 
-        def noted(*args: Any) -> Any:
-            answer = ask(*args)
-            asked[-1] = (asked[-1][0], answer is not None)
-            return answer
+        def noted(*args: Any) -> bool:
+            left = leaves(*args)
+            asked[-1] = (asked[-1][0], left)
+            return left
 
         patch.setattr(world.exits, "look", unsure)
-        patch.setattr(world.exits, "_ask", noted)
+        patch.setattr(world.exits, "_leaves", noted)
         reqs = [world.begin([3, 1, 4]), world.begin([1, 5])]
         for _ in range(STEPS):
             world.step()
@@ -90,7 +90,7 @@ def branches(confidence: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     points = tuple(OperatingPoint(share, (share,) * 2, LAYERS, (0.0, 0.0, 1.0)) for share in (0.5, 1.0))
     exits = Exits(LAYERS, HIDDEN, WORDS, confidence, tuple(kinds().values()), points)
     passes = EarlyExit(SimpleNamespace(model=model, tp_group=get_tp_group()), exits, Rules(0.5, False, 4))
-    batch = decode_batch(3, torch.device("cpu"))
+    batch = decode_batch(padding(3, torch.device("cpu")))
     return {kind: passes.look(branch, states(), batch) for kind, branch in kinds().items()}
 
 

@@ -148,22 +148,29 @@ class Toy(Attention):
         assert batch.batch_size == len(batch.input_ids) == len(batch.out_cache_loc) == batch.seq_lens.numel()
         assert (batch.positions + 1 == batch.seq_lens).all() and batch.seq_lens_sum == int(batch.seq_lens.sum())
 
+    def whole(self, batch: Any) -> None:
+        """Nothing is planned."""
+
     def store(self, q: Any, k: torch.Tensor, v: torch.Tensor, layer: Any, batch: Any) -> None:
         for number, rows in enumerate((k, v)):
             self.backend.kv[number, layer.layer_id, batch.out_cache_loc] = rows
 
 
 class ToyPlan(Plan):
-    """Rows are read from the batch."""
+    """Rows are read from the batch, whose numbers must be those that were planned, as of SGLang's own graphs."""
 
     def __init__(self, backend: Rows) -> None:
-        self.backend = backend
+        self.backend, self.planned = backend, dict[int, list[torch.Tensor]]()
 
     def outside(self, batch: Any, late: Any) -> None:
-        """Nothing is planned."""
+        self.planned[batch.batch_size] = [each.clone() for each in self.numbers(batch)]
 
     def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
-        """Nor here."""
+        assert all(map(torch.equal, self.planned[batch.batch_size], self.numbers(batch)))
+
+    @staticmethod
+    def numbers(batch: Any) -> tuple[torch.Tensor, ...]:
+        return batch.seq_lens, batch.seq_lens_cpu, batch.positions, batch.out_cache_loc, batch.req_pool_indices
 
 
 def exits_of(model: Model, layers: list[int], threshold: float) -> Exits:

@@ -73,7 +73,7 @@ def test_deep_tokens_are_those_of_all_layers_on_as_many_ranks(server: Server, la
 @pytest.mark.server("exits-ranks")
 def test_nothing_is_lost_on_any_rank(server: Server, language: Language) -> None:
     """Of requests that finish, are aborted, retracted and evicted, exact and compressed."""
-    play(server, language, 9, 4, 6)
+    play(server, language, 9, 4)
     stats = settled(server)["early_exit"]
     ranks = check_alike(server)
     assert stats["waiting"] == 0 and ranks["exit_layers_total", ""] == stats["layers_run"]

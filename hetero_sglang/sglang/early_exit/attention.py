@@ -54,7 +54,11 @@ class Attention(ABC):
         """Before layers run for `turns` of the requests in these rows of the step; `batch` is their `stacked` one.
         `ahead`: without the step that has begun, whose turn is the last else."""
 
-    def whole(self, batch: Any) -> None:  # noqa: B027
+    def comes(self, batch: Any) -> None:  # noqa: B027
+        """A pass of this batch is made of graphs, which plan for themselves."""
+
+    @abstractmethod
+    def whole(self, batch: Any) -> None:
         """A pass that was to be made of graphs runs all layers at once."""
 
     def again(self, batch: Any) -> None:  # noqa: B027
@@ -77,6 +81,12 @@ class Attention(ABC):
 class Dense(Attention):
     """SGLang's own backends: a decode batch stores its rows before each attends to as many as its length says, so turns
     of one request may be rows of one batch."""
+
+    def comes(self, batch: Any) -> None:
+        batch.mark_forward_metadata_ready()
+
+    def whole(self, batch: Any) -> None:
+        self.backend.init_forward_metadata(batch)
 
     def begin(self, batch: Any, turns: Sequence[Turn], rows: Sequence[int], ahead: bool) -> None:
         self.backend.init_forward_metadata(batch)

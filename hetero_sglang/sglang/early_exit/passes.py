@@ -19,7 +19,7 @@ from hetero_sglang.exits.exits import Exits
 from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, stacked
 from hetero_sglang.sglang.early_exit.layers import through
 from hetero_sglang.sglang.early_exit.ranks import least
-from hetero_sglang.sglang.early_exit.recorded import TURNS, Parts, at_least
+from hetero_sglang.sglang.early_exit.recorded import Parts
 from hetero_sglang.sglang.early_exit.turn import Turn, Waiting, turn_of
 
 logger = logging.getLogger("hetero_sglang")
@@ -106,6 +106,8 @@ class EarlyExit:
         if self.requests is None or not batch.forward_mode.is_decode():
             return False
         if self.waiting.count or self._tries(batch):
+            if self.width:
+                self.attention.comes(batch)
             return True
         self._ran(len(self.requests), self.exits.layers)
         self.attention.parts(None)
@@ -113,21 +115,24 @@ class EarlyExit:
 
     def _pass(self, ids: torch.Tensor, positions: torch.Tensor, batch: Any, tries: bool) -> Any:
         turns = [turn_of(ids, positions, batch, self.attention.clock, self.model.model.embed_tokens(ids))]
-        rows, first, sure = range(len(turns[0].ids)), 0, None
+        rows, first, sure = range(len(turns[0].ids)), 0, None  # the answer of a branch that was, and is compared
         for number, branch in enumerate(self.exits.branches):
             self._run(turns, first, branch.layer, batch, rows)
-            first, asks = branch.layer, tries and sure is None and self.thresholds[number] < 1
-            if asks and (answer := self._ask(branch, turns[-1], batch, self.thresholds[number])) is not None:
-                if self._compares():
-                    sure = branch, answer
-                else:
-                    return self._leave(number, answer, turns, batch)
+            first, threshold = branch.layer, self.thresholds[number]
+            if tries and sure is None and threshold < 1:
+                logits, confidence = self._ask(branch, turns[-1], batch)
+                self._prepare(number, turns, batch)
+                if self._leaves(confidence, threshold):
+                    answer = LogitsProcessorOutput(next_token_logits=logits)
+                    if not self._compares():
+                        return self._leave(number, answer, turns, batch)
+                    sure = answer
             turns = [*self.waiting.pick(number), *turns]
         self._run(turns, first, self.exits.layers, batch, rows)
         self.attention.through()
         self._ran(len(rows), self.exits.layers)
         if sure is not None:
-            self.compared = sure[1].next_token_logits.argmax(-1)
+            self.compared = sure.next_token_logits.argmax(-1)
         last = turns[-1]
         return self.model.model.norm(last.hidden, last.residual)[0]
 
@@ -139,7 +144,7 @@ class EarlyExit:
         if not turns or first == last:
             return
         if self.parts and self.width and not ahead:
-            self.parts.layers[first, at_least(TURNS, len(turns)), self.width].run(turns, batch)
+            self.parts.run(first, turns, self.width, batch)
             return
         alone = len(turns) == 1 and not ahead
         now = batch if alone else stacked(batch, turns)
@@ -160,16 +165,23 @@ class EarlyExit:
         if self.runner.server_args.enable_lora:
             self.runner.lora_manager.prepare_lora_batch(batch)
 
-    def _ask(self, branch: Branch, turn: Turn, batch: Any, threshold: float) -> LogitsProcessorOutput | None:
-        """The branch's logits, if it is sure of all requests' next tokens, on every rank."""
+    def _ask(self, branch: Branch, turn: Turn, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The branch's logits [B, V], and how sure it is of each [B], or of the least sure [1]; nothing waits."""
         if self.parts and self.width:
-            logits, sure = self.parts.asking[branch.layer, self.width].run(turn.state)
-        else:
-            logits, sure = self.look(branch, turn.state, batch)
+            return self.parts.asking[branch.layer, self.width].run(turn)
+        return self.look(branch, turn.state, batch)
+
+    def _prepare(self, number: int, turns: list[Turn], batch: Any) -> None:
+        """While the device is at work: for the part behind a branch, if others go on from there."""
+        if self.parts and self.width and self.waiting.at[number]:
+            every = [*self.waiting.at[number], *turns]
+            self.parts.of(every, self.width).fill(every, batch)
+
+    def _leaves(self, sure: torch.Tensor, threshold: float) -> bool:
+        """Whether a branch is sure enough of all requests' next tokens, on every rank."""
         if (forced := development.forced_exits()) is not None:
             sure = torch.full_like(sure, float(self.dice.random() < forced))
-        sure = least(sure, self.runner.tp_group)
-        return LogitsProcessorOutput(next_token_logits=logits) if bool(leaves(sure, threshold).all()) else None
+        return bool(leaves(least(sure, self.runner.tp_group), threshold).all())
 
     def look(self, branch: Branch, state: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """A branch's logits [B, V] of states [B, H], and how sure it is of each [B]."""
@@ -197,11 +209,13 @@ class EarlyExit:
         """The pass ends at a branch; returns what nobody reads."""
         branch, last = self.exits.branches[number], turns[-1]
         if self.rules.copied and self.parts and self.width:
-            self.parts.copying[branch.layer, self.width].run(last)
+            self.parts.copying[branch.layer, self.width].replay()
         elif self.rules.copied:
             self.copy(branch.layer, last.state, batch)
         else:
             self.attention.left()
+            if self.parts and self.width:
+                self.parts.of(turns, self.width).give(turns, keep=True)
             self.waiting.at[number] += turns
         self.answer, self.left = answer, True
         self.counts.exits[branch.layer] += len(last.ids)

@@ -43,6 +43,19 @@ class DensePlan(Plan):
         self.backend.init_forward_metadata_in_graph(batch)
 
 
+class EagerPlan(Plan):
+    """A backend of SGLang's own on a CPU, which has no graphs."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+
+    def outside(self, batch: Any, late: Sequence[Turn | None]) -> None:
+        pass
+
+    def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
+        self.backend.init_forward_metadata(batch)
+
+
 class TieredPlan(Plan):
     """Working sets: turns attend one after the other."""
 

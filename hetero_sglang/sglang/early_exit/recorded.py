@@ -1,14 +1,15 @@
 """Parts of a pass as CUDA graphs: the layers between two branches, for some numbers of requests and turns, and heads.
 
 A pass that may end early cannot be one graph; in parts it costs a launch a part. Buffers have addresses that graphs
-keep; what is padding has one token in slot 0, or none where working sets attend. Turns of padding come first: a step's
-own turn is the last."""
+keep. State stays in them from one part to the next, and what the next part needs else is filled in while the device is
+at work on this one: what waits for a branch's word is little."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,21 +35,94 @@ def at_least(sizes: Sequence[int], wanted: int) -> int:
     return next(size for size in sizes if size >= wanted)
 
 
-def decode_batch(rows: int, device: torch.device) -> ForwardBatch:
-    """Of so many requests of one token, at addresses of its own."""
-    whole = {"dtype": torch.int64, "device": device}
+def padding(rows: int, device: torch.device) -> torch.Tensor:
+    """For `decode_batch`, of nobody: one token in slot 0 each."""
+    numbers = torch.zeros(4, rows, dtype=torch.int64, device=device)
+    numbers[0] = 1
+    return numbers
+
+
+def decode_batch(numbers: torch.Tensor) -> ForwardBatch:
+    """Of requests of one token, at addresses of its own: lengths, positions, token slots and request slots [4, n]."""
+    lengths, positions, slots, requests = numbers
+    rows, device = numbers.shape[1], numbers.device
     return ForwardBatch(
         forward_mode=ForwardMode.DECODE,
         batch_size=rows,
-        input_ids=torch.zeros(rows, **whole),
-        req_pool_indices=torch.zeros(rows, **whole),
-        seq_lens=torch.ones(rows, **whole),
-        out_cache_loc=torch.zeros(rows, **whole),
+        input_ids=torch.zeros(rows, dtype=torch.int64, device=device),
+        req_pool_indices=requests,
+        seq_lens=lengths,
+        out_cache_loc=slots,
         seq_lens_sum=rows,
         seq_lens_cpu=torch.ones(rows, dtype=torch.int64),
-        positions=torch.zeros(rows, **whole),
+        positions=positions,
         capture_hidden_mode=CaptureHiddenMode.NULL,
     )
+
+
+class Rows:
+    """What parts with `turns` turns of `width` requests work on. A step's own turn is the last, turns of padding come
+    first; what is padding has one token in slot 0, or none where working sets attend."""
+
+    def __init__(
+        self, plan: Plan, turns: int, width: int, hidden: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.plan, self.turns, self.width = plan, turns, width
+        self.padding = padding(turns * width, device).unflatten(1, (turns, width))
+        self.numbers = self.padding.clone()
+        self.batch = decode_batch(self.numbers.flatten(1))
+        self.state = torch.zeros(2, turns, width, hidden, dtype=dtype, device=device)  # hidden, residual
+        self.filled: Sequence[Turn] = ()
+        self.held: Sequence[Turn] = ()  # whose state is here
+
+    def begin(self) -> None:
+        """Before a part is recorded."""
+        self.plan.outside(self.batch, [None] * (self.turns - 1))
+
+    def fill(self, turns: Sequence[Turn], batch: Any) -> None:
+        """Before parts run for these turns, whose requests are those of `batch`; their state may still change."""
+        if _same(self.filled, turns):
+            return
+        mine, (before, count) = self.batch, self._place(turns)
+        on_host = torch.ones(self.turns, self.width, dtype=torch.int64)
+        on_host[before:, :count] = torch.stack([turn.on_host for turn in turns])
+        mine.seq_lens_cpu.copy_(on_host.flatten())
+        mine.seq_lens_sum = int(on_host.sum())
+        if before or count < self.width:
+            self.numbers.copy_(self.padding)
+        each = [[turn.lengths for turn in turns], [turn.positions for turn in turns], [turn.slots for turn in turns]]
+        every = [*chain(*each), *[batch.req_pool_indices[:count]] * len(turns)]
+        self.numbers[:, before:, :count] = torch.stack(every).unflatten(0, (4, -1))
+        self.plan.outside(mine, [*[None] * before, *turns[:-1]])
+        self.filled, self.held = turns, ()
+
+    def hold(self, turns: Sequence[Turn]) -> None:
+        """The next part goes on with their state."""
+        if _same(self.held, turns):
+            return
+        before, count = self._place(turns)
+        fresh = turns[0].residual is None  # no layer has run
+        every = [turn.hidden for turn in turns] + ([] if fresh else [turn.rest for turn in turns])
+        state = torch.stack(every).unflatten(0, (-1, len(turns)))  # [1 or 2, turns, B, H]; some may have been here
+        if before or count < self.width:
+            self.state.zero_()
+        self.state[: len(state), before:, :count] = state
+        self.held = turns
+
+    def give(self, turns: Sequence[Turn], keep: bool = False) -> None:
+        """The turns' state is what the latest part has made of it; `keep`: for longer than until the next one."""
+        before, count = self._place(turns)
+        state = self.state[:, before:, :count].clone() if keep else self.state[:, before:, :count]
+        for number, turn in enumerate(turns):
+            turn.hidden, turn.residual = state[:, number]
+
+    def _place(self, turns: Sequence[Turn]) -> tuple[int, int]:
+        """Turns of padding before these, and their requests."""
+        return self.turns - len(turns), len(turns[0].slots)
+
+
+def _same(some: Sequence[Turn], others: Sequence[Turn]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 class Graph(ABC):
@@ -67,69 +141,29 @@ class Graph(ABC):
 
 
 class Part(Graph):
-    """Layers [first, last) for `turns` turns of `width` requests."""
+    """Layers [first, last) for some rows."""
 
-    def __init__(
-        self, model: Any, plan: Plan, first: int, last: int, turns: int, width: int, hidden: int, dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: Any, rows: Rows, first: int, last: int) -> None:
         super().__init__()
-        self.model, self.plan, self.first, self.last = model, plan, first, last
-        self.turns, self.width = turns, width
-        rows = turns * width
-        self.batch = decode_batch(rows, device)
-        self.hidden = torch.zeros(rows, hidden, dtype=dtype, device=device)
-        self.residual = torch.zeros_like(self.hidden)
-        self.out = torch.zeros(2, rows, hidden, dtype=dtype, device=device)
+        self.model, self.rows, self.first, self.last = model, rows, first, last
 
     def record(self, recorder: Recorder) -> None:
         """Make the graph."""
-        self.plan.outside(self.batch, [None] * (self.turns - 1))
+        self.rows.begin()
         super().record(recorder)
 
     def work(self) -> None:
-        with forward_context(ForwardContext(attn_backend=self.plan.backend)):
-            self.plan.inside(self.batch, self.turns - 1, self.width, self.first == 0)
-            before = self.residual if self.first else None
-            hidden, residual = through(self.model, self.first, self.last, self.batch, self.hidden, before)
-            self.out[0].copy_(hidden)
-            self.out[1].copy_(residual)
-
-    def run(self, turns: Sequence[Turn], batch: Any) -> None:
-        """The turns go through; their requests are those of `batch`."""
-        before = self.turns - len(turns)
-        mine, count = self.batch, len(turns[0].slots)
-        on_host = torch.ones(self.turns, self.width, dtype=torch.int64)
-        on_host[before:, :count] = torch.stack([turn.on_host for turn in turns])
-        mine.seq_lens_cpu.copy_(on_host.flatten())
-        mine.seq_lens_sum = int(on_host.sum())
-        _put(mine.seq_lens, [turn.lengths for turn in turns], self.turns, 1)
-        _put(mine.positions, [turn.positions for turn in turns], self.turns, 0)
-        _put(mine.out_cache_loc, [turn.slots for turn in turns], self.turns, 0)
-        _put(mine.req_pool_indices, [batch.req_pool_indices[:count]] * len(turns), self.turns, 0)
-        _put(self.hidden, [turn.hidden for turn in turns], self.turns, 0)
-        if self.first:
-            _put(self.residual, [turn.rest for turn in turns], self.turns, 0)
-        self.plan.outside(mine, [*[None] * before, *turns[:-1]])
-        self.replay()
-        for turn, (hidden, residual) in zip(turns, self._came(before, count), strict=True):
-            turn.hidden, turn.residual = hidden, residual
-
-    def _came(self, before: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """State of each turn, in tensors of its own: the next part's are in the same memory."""
-        every = self.out.unflatten(1, (self.turns, self.width))[:, before:, :count].clone()
-        return [(every[0, n], every[1, n]) for n in range(every.shape[1])]
-
-
-def _put(buffer: torch.Tensor, values: Sequence[torch.Tensor], turns: int, padding: int) -> None:
-    """Values [B, ..] of turns into the last turns of a buffer [turns * width, ..], whose rest is padding."""
-    each = buffer.unflatten(0, (turns, -1))
-    each.fill_(padding)
-    each[turns - len(values) :, : len(values[0])] = torch.stack(list(values))
+        rows, (hidden, residual) = self.rows, self.rows.state.flatten(1, 2)
+        with forward_context(ForwardContext(attn_backend=rows.plan.backend)):
+            rows.plan.inside(rows.batch, rows.turns - 1, rows.width, self.first == 0)
+            before = residual if self.first else None
+            out, rest = through(self.model, self.first, self.last, rows.batch, hidden, before)
+            residual.copy_(rest)  # first: after the first layer it may lie where hidden states came from
+            hidden.copy_(out)
 
 
 class Asking(Graph):
-    """A branch's logits of `width` states, and whether it is sure of the first `count`."""
+    """A branch's logits of `width` states, and how sure it is of the least sure of them."""
 
     def __init__(
         self, ask: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], width: int, hidden: int,
@@ -137,44 +171,38 @@ class Asking(Graph):
     ) -> None:  # fmt: skip
         """`ask`: logits [width, V] and confidence [width] of states [width, H]."""
         super().__init__()
-        self.ask = ask
+        self.ask, self.count = ask, width
         self.state = torch.zeros(width, hidden, dtype=dtype, device=device)
+        self.valid = torch.ones(width, dtype=torch.bool, device=device)
         logits, sure = ask(self.state)
-        self.logits, self.sure = torch.zeros_like(logits), torch.zeros_like(sure)
+        self.logits, self.sure = torch.zeros_like(logits), torch.zeros_like(sure[:1])
 
     def work(self) -> None:
         logits, sure = self.ask(self.state)
         self.logits.copy_(logits)
-        self.sure.copy_(sure)
+        self.sure.copy_(torch.where(self.valid, sure, 1.0).amin(0, keepdim=True))
 
-    def run(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of states [B, H]: logits [B, V], which the next pass writes over, and confidence [B]."""
-        self.state[: len(state)] = state
+    def run(self, turn: Turn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a turn of B requests: logits [B, V], which the next pass writes over, and confidence [1]."""
+        count = len(turn.slots)
+        if count != self.count:
+            self.count = count
+            self.valid.fill_(False)[:count] = True
+        torch.add(turn.hidden, turn.rest, out=self.state[:count])
         self.replay()
-        return self.logits[: len(state)], self.sure[: len(state)]
+        return self.logits[:count], self.sure
 
 
 class Copying(Graph):
-    """Keys and values of the layers behind a branch, of `width` states at it."""
+    """Keys and values of the layers behind a branch, of the turn that some rows hold."""
 
-    def __init__(
-        self, copy: Callable[[torch.Tensor, Any], None], width: int, hidden: int, dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        """`copy`: writes those of states [width, H] of a batch."""
+    def __init__(self, copy: Callable[[torch.Tensor, Any], None], rows: Rows) -> None:
+        """`copy`: writes those of states [n, H] of a batch."""
         super().__init__()
-        self.copy, self.batch = copy, decode_batch(width, device)
-        self.state = torch.zeros(width, hidden, dtype=dtype, device=device)
+        self.copy, self.rows = copy, rows
 
     def work(self) -> None:
-        self.copy(self.state, self.batch)
-
-    def run(self, turn: Turn) -> None:
-        """Of the step's own turn."""
-        _put(self.batch.positions, [turn.positions], 1, 0)
-        _put(self.batch.out_cache_loc, [turn.slots], 1, 0)
-        _put(self.state, [turn.state], 1, 0)
-        self.replay()
+        self.copy(self.rows.state.flatten(1, 2).sum(0), self.rows.batch)
 
 
 @dataclass(frozen=True)
@@ -182,6 +210,7 @@ class Parts:
     """All that a pass may be made of, for steps of up to `widths[-1]` requests."""
 
     widths: Sequence[int]
+    rows: dict[tuple[int, int], Rows] = field(default_factory=dict)  # by turns and width
     layers: dict[tuple[int, int, int], Part] = field(default_factory=dict)  # by first layer, turns and width
     asking: dict[tuple[int, int], Asking] = field(default_factory=dict)  # by branch's layer and width
     copying: dict[tuple[int, int], Copying] = field(default_factory=dict)
@@ -193,3 +222,15 @@ class Parts:
     def width(self, count: int) -> int:
         """Of the parts for a step of so many requests."""
         return at_least(self.widths, count)
+
+    def of(self, turns: Sequence[Turn], width: int) -> Rows:
+        """Those that have room for these turns."""
+        return self.rows[at_least(TURNS, len(turns)), width]
+
+    def run(self, first: int, turns: Sequence[Turn], width: int, batch: Any) -> None:
+        """These turns of the requests of `batch` go through the part that begins with layer `first`."""
+        rows = self.of(turns, width)
+        rows.fill(turns, batch)
+        rows.hold(turns)
+        self.layers[first, rows.turns, width].replay()
+        rows.give(turns)

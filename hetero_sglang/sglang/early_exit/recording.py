@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from hetero_sglang.config import development
 from hetero_sglang.sglang.backend import HeteroAttnBackend
 from hetero_sglang.sglang.early_exit.attention import attention_of
 from hetero_sglang.sglang.early_exit.passes import EarlyExit
-from hetero_sglang.sglang.early_exit.plans import DensePlan, Plan, TieredPlan
+from hetero_sglang.sglang.early_exit.plans import DensePlan, EagerPlan, Plan, TieredPlan
 from hetero_sglang.sglang.early_exit.recorded import (
     TURNS,
     WIDTHS,
@@ -23,8 +24,8 @@ from hetero_sglang.sglang.early_exit.recorded import (
     Copying,
     Part,
     Parts,
+    Rows,
     at_least,
-    decode_batch,
     up_to,
 )
 
@@ -53,16 +54,19 @@ def recorded(passes: EarlyExit, plan: Plan, recorder: Recorder) -> Parts:
     """For all batches that may leave early."""
     exits, rules, device = passes.exits, passes.rules, torch.device(passes.runner.device)
     parts, shape = Parts(up_to(WIDTHS, rules.max_batch)), (exits.hidden, passes.runner.dtype, device)
-    for number, (first, last) in enumerate(zip((0, *exits.depths[:-1]), exits.depths, strict=True)):
-        for width in parts.widths:
-            for turns in up_to(TURNS, passes.late + 1) if number else (1,):
-                parts.layers[first, turns, width] = Part(passes.model, plan, first, last, turns, width, *shape)
+    for width, turns in product(parts.widths, up_to(TURNS, passes.late + 1)):
+        rows = parts.rows[turns, width] = Rows(plan, turns, width, *shape)
+        for first, last in pairwise((0, *exits.depths)):
+            if not first and turns > 1:  # nobody waits before the first layer
+                continue
+            parts.layers[first, turns, width] = Part(passes.model, rows, first, last)
     for branch, threshold in zip(exits.branches, passes.thresholds, strict=True):
         for width in parts.widths if threshold < 1 else ():
-            look = partial(passes.look, branch, batch=decode_batch(width, device))
+            rows = parts.rows[1, width]
+            look = partial(passes.look, branch, batch=rows.batch)
             parts.asking[branch.layer, width] = Asking(look, width, *shape)
             if rules.copied:
-                parts.copying[branch.layer, width] = Copying(partial(passes.copy, branch.layer), width, *shape)
+                parts.copying[branch.layer, width] = Copying(partial(passes.copy, branch.layer), rows)
     for graph in parts.graphs():
         graph.record(recorder)
     return parts
@@ -75,6 +79,8 @@ def _plan(passes: EarlyExit) -> Plan:
         if backend.engine.graph_step is None:
             backend.init_cuda_graph_state(width, width)
         return TieredPlan(backend, late, width)
+    if passes.runner.device != "cuda":
+        return EagerPlan(backend)
     from sglang.srt.model_executor.model_runner_components.attention_backend_setup import get_attention_backend
 
     return DensePlan(get_attention_backend(model_runner=passes.runner), (late + 1) * width)

@@ -17,7 +17,7 @@ from hetero_sglang.sglang.backend import HeteroAttnBackend
 from hetero_sglang.sglang.early_exit.layers import through
 from hetero_sglang.sglang.early_exit.passes import EarlyExit
 from hetero_sglang.sglang.early_exit.ranks import least
-from hetero_sglang.sglang.early_exit.recorded import decode_batch
+from hetero_sglang.sglang.early_exit.recorded import decode_batch, padding
 
 
 class Guessing(AttentionBackend):
@@ -45,9 +45,9 @@ def drafts(passes: EarlyExit, last: torch.Tensor, lengths: torch.Tensor, count: 
     tiers = passes.runner.attn_backend
     tokens = torch.zeros(len(last), count, dtype=torch.int64, device=device)
     tokens[:, 0] = last
-    batch = decode_batch(tokens.numel(), device)
+    batch = decode_batch(padding(tokens.numel(), device))
     batch.positions = (lengths.to(device)[:, None] + torch.arange(count, device=device)).flatten()
-    asked = decode_batch(len(last), device)
+    asked = decode_batch(padding(len(last), device))
     made = tiers.guess(lengths.tolist(), count)
     with forward_context(ForwardContext(attn_backend=Guessing(tiers, made))):
         for at in range(count - 1):
