@@ -1,4 +1,4 @@
-"""Thresholds from held-out tokens: as few layers as an agreement allows."""
+"""Thresholds from held-out tokens: as little to read as an agreement allows."""
 
 from __future__ import annotations
 
@@ -77,30 +77,41 @@ class HeldOut:
         return np.concatenate([self.agrees, np.ones((1, self.tokens), bool)])
 
 
-def calibrate(held_out: HeldOut, grid: Sequence[float] = GRID) -> tuple[OperatingPoint, ...]:
+@dataclass(frozen=True)
+class Weights:
+    """What is read of a model beside its layers, in layers: for each branch that is asked, and by its own head for a
+    token that runs all layers."""
+
+    branches: tuple[float, ...]
+    head: float
+
+
+def calibrate(
+    held_out: HeldOut, grid: Sequence[float] = GRID, weights: Weights | None = None
+) -> tuple[OperatingPoint, ...]:
     """One row for each agreement of the grid, which ascends below 1, and the row of agreement 1, where none exits.
 
-    Thresholds of a row minimise the mean depth plus a price for each disagreement (a Lagrangian, by coordinate descent:
-    every step is the exact best for one branch); the price is the lowest that reaches the agreement. Then each branch
-    in turn takes the disagreements that are left."""
-    search = _Search(held_out)
+    Thresholds of a row minimise what a token reads, layers and `weights` (None: layers alone), plus a price for each
+    disagreement (a Lagrangian, by coordinate descent: every step is the exact best for one branch); the price is the
+    lowest that reaches the agreement. Then each branch in turn takes the disagreements that are left."""
+    search = _Search(held_out, weights or Weights((0.0,) * len(held_out.layers), 0.0))
     never = held_out.point([1.0] * len(held_out.layers), 1.0)
     return (*(held_out.point(search.cheapest(agreement), agreement) for agreement in grid), never)
 
 
 class _Search:
-    def __init__(self, held_out: HeldOut) -> None:
-        self._held_out = held_out
+    def __init__(self, held_out: HeldOut, weights: Weights) -> None:
+        self._held_out, self._asked = held_out, np.array([*weights.branches, 0.0])  # [B + 1]
         sure = np.minimum(held_out.confidence, _MOST)
         self._order = np.argsort(-sure, axis=1, kind="stable")  # [B, n], surest first
         self._sure = sure
-        self._layers = np.array([*held_out.layers, held_out.num_layers], np.float64)
+        self._read = np.array([*held_out.layers, held_out.num_layers + weights.head])  # [B + 1], where a token ends
         self._wrong = ~held_out._agreeing()  # [B + 1, n]
 
     def cheapest(self, agreement: float) -> list[float]:
-        """Thresholds of the least depth found among those that reach the agreement."""
+        """Of the thresholds found that reach the agreement, those with the least to read."""
         best = [1.0] * len(self._held_out.layers)
-        depth = float(self._layers[-1])
+        least = self.read(best)
         low, high = 0.0, np.log1p(_DEAREST)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -110,10 +121,20 @@ class _Search:
                 low = middle
                 continue
             high = middle
-            if (found := float(self._layers[taken].mean())) < depth:
-                best, depth = thresholds, found
+            if (found := self.read(thresholds)) < least:
+                best, least = thresholds, found
         # What no price reaches: disagreements that are still allowed, branch by branch.
         return self._descended(best, most=int((1.0 - agreement) * self._held_out.tokens + 1e-9))
+
+    def read(self, thresholds: Sequence[float]) -> float:
+        """By a token, in layers, on the mean."""
+        return float(self._onward(0, thresholds)[self._held_out.taken(thresholds)].mean())
+
+    def _onward(self, number: int, thresholds: Sequence[float]) -> np.ndarray:
+        """[B + 1]: what a token has read where it ends, with the branches from `number` on that it was asked at."""
+        asked = np.where(np.append(np.asarray(thresholds) < 1.0, False), self._asked, 0.0)
+        asked[:number] = 0.0
+        return self._read + np.cumsum(asked)
 
     def _descended(self, thresholds: list[float], price: float = 0.0, most: int | None = None) -> list[float]:
         """Each branch's best threshold in turn, until none changes: at a `price` of a disagreement, or with at `most`
@@ -136,10 +157,10 @@ class _Search:
         if not order.size:
             return thresholds[number]
         without = np.where(earlier == len(thresholds), later, earlier)  # [n], where all leave if none does here
-        saved = self._layers[later[order]] - self._layers[number]
+        saved = self._onward(number + 1, thresholds)[later[order]] - self._read[number]
         wrong = self._wrong[number][order].astype(np.int64) - self._wrong[later[order], order]
         wrongs = np.cumsum(wrong)
-        gain = np.cumsum(saved) - price * wrongs
+        gain = np.cumsum(saved) - price * wrongs - self._asked[number] * len(order)
         if most is not None:
             others = int(self._wrong[without, np.arange(len(without))].sum())
             gain[others + wrongs > most] = -np.inf

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetero_sglang.errors import HeteroError
-from hetero_sglang.exits.calibrate import GRID, HeldOut, calibrate
+from hetero_sglang.exits.calibrate import GRID, HeldOut, Weights, calibrate
 from hetero_sglang.exits.confidence import leaves
 from hetero_sglang.exits.operating_point import OperatingPoint
 
@@ -90,6 +90,56 @@ def test_two_branches_share_the_disagreements_as_well_as_any_thresholds_do() -> 
         if point.agreement >= 0.95
     )  # fmt: skip
     assert row.depth <= best + 0.02 < NUM_LAYERS - 1
+
+
+def read(held_out: HeldOut, thresholds: tuple[float, ...], weights: Weights) -> float:
+    """By a token on the mean, played as above."""
+    total, count = 0.0, len(held_out.layers)
+    for token in range(held_out.tokens):
+        for branch in range(count):
+            if thresholds[branch] == 1.0:
+                continue
+            total += weights.branches[branch]
+            if bool(leaves(torch.tensor(held_out.confidence[branch, token]), thresholds[branch])):
+                total += held_out.layers[branch]
+                break
+        else:
+            total += NUM_LAYERS + weights.head
+    return total / held_out.tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    held_outs(most=12, branches=1), st.sampled_from([0.5, 0.8, 0.9]), st.floats(0, 4, width=16),
+    st.floats(0, 9, width=16),
+)  # fmt: skip
+def test_one_branch_reads_as_little_as_any_threshold_lets_it(
+    held_out: HeldOut, agreement: float, asked: float, head: float
+) -> None:
+    """Weights of the branch and of the model's head too, whose row is never worse than asking nobody."""
+    weights = Weights((asked,), head)
+    row = calibrate(held_out, (agreement,), weights)[0]
+    possible = [*(float(min(c, np.nextafter(np.float32(1), np.float32(0)))) for c in held_out.confidence[0]), 1.0]
+    every = [read(held_out, (t,), weights) for t in possible if played(held_out, (t,))[0] >= agreement]
+    assert read(held_out, row.thresholds, weights) == pytest.approx(min(every))
+
+
+@settings(max_examples=30, deadline=None)
+@given(held_outs(), st.floats(0, 2, width=16), st.floats(0, 9, width=16))
+def test_several_branches_never_read_more_than_none(held_out: HeldOut, asked: float, head: float) -> None:
+    weights = Weights((asked,) * len(held_out.layers), head)
+    for row in calibrate(held_out, (0.9, 0.99), weights):
+        assert played(held_out, row.thresholds)[0] >= row.agreement - 1e-12
+        assert read(held_out, row.thresholds, weights) <= NUM_LAYERS + head + 1e-9
+
+
+def test_a_late_branch_pays_where_the_model_s_head_is_large() -> None:
+    sure = np.full((2, 50), 0.5, np.float32)
+    agrees = np.array([[False] * 50, [True] * 50])
+    held_out = without_text(sure, agrees, (2, 8))
+    dear = Weights((1.5, 1.5), 0.0)
+    assert calibrate(held_out, (0.99,), dear)[0].never
+    assert calibrate(held_out, (0.99,), Weights((1.5, 1.5), 3.0))[0].thresholds == (1.0, 0.5)
 
 
 def test_branches_that_are_always_right_let_every_token_go_at_the_first() -> None:

@@ -82,7 +82,7 @@ def test_what_the_file_promises_holds_on_its_held_out_tokens(tiny: Path, tmp_pat
     from hetero_sglang.calibration.exits.windows import SKIPPED, cut
 
     out = tmp_path / "exits.json"
-    assert train(tiny, out, "--layers", "1", "3", "--branch", "head", "--steps", "60", "--rate", "0.01") == 0
+    assert train(tiny, out, "--layers", "1", "3", "--words", "100", "--steps", "60", "--rate", "0.01") == 0
     exits, checkpoint = load(out, tiny), open_checkpoint(tiny, "cpu")
     windows = cut(from_file(TEXT, [10**9], checkpoint.encode, []), [], checkpoint.start, 256, 2048)
     first, said = [], [[], []]

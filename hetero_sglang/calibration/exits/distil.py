@@ -20,7 +20,7 @@ from hetero_sglang.calibration.exits.windows import Windows
 from hetero_sglang.calibration.exits.work_folder import WorkFolder
 from hetero_sglang.calibration.text_options import bar
 from hetero_sglang.exits.branch import Branch
-from hetero_sglang.exits.calibrate import calibrate
+from hetero_sglang.exits.calibrate import Weights, calibrate
 from hetero_sglang.exits.exits import Exits
 
 SAVE_SECONDS = 20.0  # of training that a kill may cost
@@ -48,11 +48,25 @@ def distil(
         shown = [
             measured(branches, teacher, states, part, options.confidence, size.layers) for part in (calibrated, checked)
         ]
-    rows = calibrate(shown[0])
+    rows = calibrate(shown[0], weights=weights(checkpoint, branches))
     provenance = {**about, **options.about, "tokens_trained": len(trained), **figures(shown[0], shown[1], rows)}
     return Exits(size.layers, size.hidden, size.vocabulary, options.confidence, branches, rows, provenance).to(
         "cpu", dtype
     )
+
+
+def weights(checkpoint: Checkpoint, branches: Sequence[Branch]) -> Weights:
+    """What asking these branches reads of bytes, and the model's own head, in layers of the model."""
+    layers = list(checkpoint.model.base_model.layers.parameters())
+    layer = _nbytes(layers) / checkpoint.model.config.num_hidden_layers
+    head = _nbytes([checkpoint.model.get_output_embeddings().weight]) / layer
+    own = [_nbytes([each for each in (b.down, b.up, b.head) if each is not None]) / layer for b in branches]
+    asked = (mine + head * (branch.kind == "adapter") for mine, branch in zip(own, branches, strict=True))
+    return Weights(tuple(asked), head)
+
+
+def _nbytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(each.nbytes for each in tensors)
 
 
 def _train(
