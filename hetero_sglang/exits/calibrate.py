@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ GRID = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 _SWEEPS = 8  # over all branches; mostly 3 change something
 _HALVINGS = 24  # of the price of a disagreement
 _DEAREST = 1e5  # layers
+_MARGIN = 1.645  # standard errors: nineteen of twenty texts like those that were read agree as often, or more
 # Threshold 1 means never, so that a full confidence must count as a little less.
 _MOST = np.nextafter(np.float32(1), np.float32(0))
 
@@ -28,6 +30,7 @@ class HeldOut:
     confidence: np.ndarray  # [B, n] float32
     agrees: np.ndarray  # [B, n] bool
     losses: np.ndarray  # [B, n] float32
+    windows: np.ndarray  # [n] int64, the piece of text that each token is of
     layers: tuple[int, ...]  # of the branches, ascending
     num_layers: int  # of the model
 
@@ -39,6 +42,8 @@ class HeldOut:
                 f"held-out tables of shapes {list(shape)}, {list(others[0])} and {list(others[1])} are none of "
                 f"{len(self.layers)} branches; all must be [branches, tokens]."
             )
+        if self.windows.shape != shape[1:]:
+            raise HeteroError(f"held-out tables of {shape[1]} tokens come with the windows of {self.windows.size}.")
         if not ((self.confidence > 0) & (self.confidence <= 1)).all():
             raise HeteroError("a held-out confidence lies outside (0, 1]; train the branches again.")
 
@@ -67,6 +72,17 @@ class HeldOut:
         """Of all tokens, the share that has the first choice of full depth where each leaves at its branch `taken`."""
         return float(self._agreeing()[taken, np.arange(self.tokens)].mean())
 
+    def assured(self, taken: np.ndarray) -> float:
+        """The agreement less its margin: windows count, not tokens, as those of one are alike. The agreement itself where
+        all are of one."""
+        right = self._agreeing()[taken, np.arange(self.tokens)]
+        sizes, sums = np.bincount(self.windows), np.bincount(self.windows, weights=right)
+        agreement, count = float(right.mean()), int((sizes > 0).sum())
+        if count == 1:
+            return agreement
+        variance = count / (count - 1) * float(np.square(sums - agreement * sizes).sum()) / self.tokens**2
+        return agreement - _MARGIN * math.sqrt(variance)
+
     def loss(self, thresholds: Sequence[float]) -> float:
         """Nats a token above full depth's loss on the text."""
         every = np.concatenate([self.losses, np.zeros((1, self.tokens), np.float32)])  # [B + 1, n]
@@ -93,7 +109,7 @@ def calibrate(
 
     Thresholds of a row minimise what a token reads, layers and `weights` (None: layers alone), plus a price for each
     disagreement (a Lagrangian, by coordinate descent: every step is the exact best for one branch); the price is the
-    lowest that reaches the agreement. Then each branch in turn takes the disagreements that are left."""
+    lowest that reaches the agreement with a margin. Then each branch in turn takes the disagreements that are left."""
     search = _Search(held_out, weights or Weights((0.0,) * len(held_out.layers), 0.0))
     never = held_out.point([1.0] * len(held_out.layers), 1.0)
     return (*(held_out.point(search.cheapest(agreement), agreement) for agreement in grid), never)
@@ -117,14 +133,17 @@ class _Search:
             middle = (low + high) / 2
             thresholds = self._descended([1.0] * len(best), price=np.expm1(middle))
             taken = self._held_out.taken(thresholds)
-            if self._held_out.agreement(taken) < agreement:
+            if self._held_out.assured(taken) < agreement:
                 low = middle
                 continue
             high = middle
             if (found := self.read(thresholds)) < least:
                 best, least = thresholds, found
         # What no price reaches: disagreements that are still allowed, branch by branch.
-        return self._descended(best, most=int((1.0 - agreement) * self._held_out.tokens + 1e-9))
+        taken = self._held_out.taken(best)
+        margin = self._held_out.agreement(taken) - self._held_out.assured(taken)
+        more = self._descended(best, most=int((1.0 - agreement - margin) * self._held_out.tokens + 1e-9))
+        return more if self._held_out.assured(self._held_out.taken(more)) >= agreement else best
 
     def read(self, thresholds: Sequence[float]) -> float:
         """By a token, in layers, on the mean."""

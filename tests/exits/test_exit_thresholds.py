@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -29,12 +30,13 @@ def held_outs(draw: st.DrawFn, most: int = 40, branches: int = 4) -> HeldOut:
     confidence = (np.ceil(rng.random(shape) * steps) / steps).astype(np.float32).clip(1e-6, 1)
     agrees = rng.random(shape) < confidence ** draw(st.sampled_from([0.1, 0.5, 1.0]))
     losses = rng.normal(size=shape).astype(np.float32)
-    return HeldOut(confidence, agrees, losses, tuple(sorted(layers)), NUM_LAYERS)
+    return HeldOut(confidence, agrees, losses, np.zeros(shape[1], int), tuple(sorted(layers)), NUM_LAYERS)
 
 
 def without_text(confidence: np.ndarray, agrees: np.ndarray, layers: tuple[int, ...]) -> HeldOut:
     """Where nobody asks for a loss."""
-    return HeldOut(confidence, agrees, np.zeros(confidence.shape, np.float32), layers, NUM_LAYERS)
+    losses, windows = np.zeros(confidence.shape, np.float32), np.zeros(confidence.shape[1], int)
+    return HeldOut(confidence, agrees, losses, windows, layers, NUM_LAYERS)
 
 
 def played(held_out: HeldOut, thresholds: tuple[float, ...]) -> tuple[float, float, list[float], float]:
@@ -73,6 +75,28 @@ def test_one_branch_gets_the_best_threshold_there_is(held_out: HeldOut, agreemen
     possible = [*(float(min(c, np.nextafter(np.float32(1), np.float32(0)))) for c in held_out.confidence[0]), 1.0]
     depths = [depth for t in possible for right, depth, _, _ in [played(held_out, (t,))] if right >= agreement]
     assert row.depth == pytest.approx(min(depths))
+
+
+def of_windows(rng: np.random.Generator, windows: int, size: int) -> HeldOut:
+    """Of texts some of which are harder than others."""
+    hard = np.repeat(rng.random(windows) < 0.3, size)
+    confidence = rng.random((1, windows * size)).astype(np.float32).clip(0.01, 0.99)
+    agrees = rng.random((1, windows * size)) < confidence ** np.where(hard, 0.5, 0.05)
+    numbers = np.repeat(np.arange(windows), size)
+    return HeldOut(confidence, agrees, np.zeros(confidence.shape, np.float32), numbers, (3,), NUM_LAYERS)
+
+
+def test_other_texts_agree_as_often_as_was_asked() -> None:
+    """In nineteen of twenty cases or more; without a margin in half of them."""
+    rng = np.random.default_rng(1)
+    reached = dict.fromkeys(("with", "without"), 0)
+    for _ in range(60):
+        read, other = of_windows(rng, 30, 100), of_windows(rng, 400, 100)
+        for how, windows in (("with", read.windows), ("without", np.zeros(read.tokens, int))):
+            [row] = calibrate(replace(read, windows=windows), (0.95,))[:-1]
+            assert row.depth < NUM_LAYERS
+            reached[how] += other.point(row.thresholds).agreement >= 0.95
+    assert reached["with"] >= 54 and reached["without"] <= 42
 
 
 def test_two_branches_share_the_disagreements_as_well_as_any_thresholds_do() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hetero_sglang.calibration.exits.initial import frequent_words, initial, log_shares
-from hetero_sglang.calibration.exits.measured import measured
+from hetero_sglang.calibration.exits.measured import Part, measured
 from hetero_sglang.calibration.exits.options import Options
 from hetero_sglang.calibration.exits.states import Batch, States
 from hetero_sglang.calibration.exits.teacher import Teacher
@@ -54,7 +54,7 @@ def states(teacher: Teacher, tmp_path: Path) -> States:
 
 
 def agreement(training: Training, teacher: Teacher, states: States) -> torch.Tensor:
-    found = measured(training.branches, teacher, states, range(COUNT), "probability", 5)
+    found = measured(training.branches, teacher, states, Part(0, (COUNT,)), "probability", 5)
     return torch.from_numpy(found.agrees).float().mean(1)
 
 
@@ -117,9 +117,9 @@ def test_loss_is_of_the_text_that_comes(teacher: Teacher, states: States) -> Non
     words = frequent_words(torch.bincount(states.first_choices(COUNT), minlength=40), 15)
     asked = options("frequent", steps=300)
     training = Training(initial(asked, teacher, states, COUNT, words), teacher, asked, words)
-    before = measured(training.branches, teacher, states, range(COUNT), "probability", 5)
+    before = measured(training.branches, teacher, states, Part(0, (COUNT,)), "probability", 5)
     training.run(states, COUNT)
-    after = measured(training.branches, teacher, states, range(COUNT), "probability", 5)
+    after = measured(training.branches, teacher, states, Part(0, (COUNT,)), "probability", 5)
     [batch] = states.chunks(0, COUNT, COUNT, torch.device("cpu"))
     full = F.cross_entropy(teacher.logits(batch.states[:, -1]), batch.next)
     mine = F.cross_entropy(training.branches[0].logits(batch.states[:, 0], teacher.logits), batch.next)

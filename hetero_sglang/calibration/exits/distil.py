@@ -10,13 +10,13 @@ import torch
 from hetero_sglang.calibration.checkpoint import Checkpoint
 from hetero_sglang.calibration.exits.collect import collect, records
 from hetero_sglang.calibration.exits.initial import frequent_words, initial
-from hetero_sglang.calibration.exits.measured import measured
+from hetero_sglang.calibration.exits.measured import Part, measured
 from hetero_sglang.calibration.exits.options import Options, Size
 from hetero_sglang.calibration.exits.report import figures
 from hetero_sglang.calibration.exits.states import States
 from hetero_sglang.calibration.exits.teacher import Teacher
 from hetero_sglang.calibration.exits.training import Training
-from hetero_sglang.calibration.exits.windows import Windows
+from hetero_sglang.calibration.exits.windows import Tokens, Windows
 from hetero_sglang.calibration.exits.work_folder import WorkFolder
 from hetero_sglang.calibration.text_options import bar
 from hetero_sglang.exits.branch import Branch
@@ -39,17 +39,18 @@ def distil(
 
     Raises HeteroError where text or states do not fit, and where numbers are not finite."""
     teacher, dtype = Teacher.of(checkpoint), checkpoint.model.dtype
-    trained, calibrated, checked = _ranges([windows.train, windows.calibrate, windows.check])
+    trained, calibrated, checked = _parts([windows.train, windows.calibrate, windows.check])
     with States(folder.states, len(options.layers) + 1, size.hidden, dtype) as states:
         with bar(sum(map(len, windows.all)), "reading", quiet) as progress:
             collect(checkpoint, teacher, windows.all, options.layers, states, progress.update)
-        found = _train(options, teacher, states, len(trained), _words(options, teacher, states, windows), folder, quiet)
+        words = _words(options, teacher, states, windows)
+        found = _train(options, teacher, states, trained.count, words, folder, quiet)
         branches = tuple(branch.to(checkpoint.device, dtype) for branch in found)
         shown = [
             measured(branches, teacher, states, part, options.confidence, size.layers) for part in (calibrated, checked)
         ]
     rows = calibrate(shown[0], weights=weights(checkpoint, branches))
-    provenance = {**about, **options.about, "tokens_trained": len(trained), **figures(shown[0], shown[1], rows)}
+    provenance = {**about, **options.about, "tokens_trained": trained.count, **figures(shown[0], shown[1], rows)}
     return Exits(size.layers, size.hidden, size.vocabulary, options.confidence, branches, rows, provenance).to(
         "cpu", dtype
     )
@@ -104,9 +105,9 @@ def _words(options: Options, teacher: Teacher, states: States, windows: Windows)
     return frequent_words(counts, options.words).to(device)
 
 
-def _ranges(parts: Sequence[Sequence[tuple[int, ...]]]) -> list[range]:
-    """Records of each part, one after the other."""
-    ends = [0]
-    for part in parts:
-        ends.append(ends[-1] + records(part))
-    return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
+def _parts(parts: Sequence[Sequence[Tokens]]) -> list[Part]:
+    """Records of each part's windows, one part after the other."""
+    found = list[Part]()
+    for windows in parts:
+        found.append(Part(found[-1].end if found else 0, tuple(records([window]) for window in windows)))
+    return found

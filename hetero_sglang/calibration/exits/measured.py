@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,16 +18,34 @@ from hetero_sglang.exits.confidence import MEASURES
 _ROWS = 256
 
 
+@dataclass(frozen=True)
+class Part:
+    """Records of some windows, one after the other: the first one's number, and how many each window gives."""
+
+    begin: int
+    sizes: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Of all."""
+        return sum(self.sizes)
+
+    @property
+    def end(self) -> int:
+        """Behind the last."""
+        return self.begin + self.count
+
+
 @torch.inference_mode()
 def measured(
-    branches: Sequence[Branch], teacher: Teacher, states: States, part: range, confidence: str, num_layers: int
+    branches: Sequence[Branch], teacher: Teacher, states: States, part: Part, confidence: str, num_layers: int
 ) -> HeldOut:
-    """How sure the branches are of the records in `part`, whether they agree with the last layer, and how much less
+    """How sure the branches are of the records of `part`, whether they agree with the last layer, and how much less
     they make of the text."""
     sure: list[torch.Tensor] = []
     agrees: list[torch.Tensor] = []
     losses: list[torch.Tensor] = []
-    for batch in states.chunks(part.start, part.stop, _ROWS, teacher.head.device):
+    for batch in states.chunks(part.begin, part.end, _ROWS, teacher.head.device):
         full = _loss(teacher.logits(batch.states[:, -1]), batch.next)
         said = [branch.logits(batch.states[:, number], teacher.logits) for number, branch in enumerate(branches)]
         sure.append(torch.stack([MEASURES[confidence](logits) for logits in said]).cpu())  # [B, n]
@@ -34,7 +53,8 @@ def measured(
         losses.append(torch.stack([_loss(logits, batch.next) - full for logits in said]).cpu())
     layers = tuple(branch.layer for branch in branches)
     confidence_of, agreeing, excess = (np.asarray(torch.cat(each, 1).numpy()) for each in (sure, agrees, losses))
-    return HeldOut(confidence_of, agreeing, excess, layers, num_layers)
+    windows = np.repeat(np.arange(len(part.sizes)), part.sizes)
+    return HeldOut(confidence_of, agreeing, excess, windows, layers, num_layers)
 
 
 def _loss(logits: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
