@@ -73,8 +73,8 @@ class HeldOut:
         return float(self._agreeing()[taken, np.arange(self.tokens)].mean())
 
     def assured(self, taken: np.ndarray) -> float:
-        """The agreement less its margin: windows count, not tokens, as those of one are alike. The agreement itself where
-        all are of one."""
+        """The agreement less its margin: windows count, not tokens, as those of one are alike. The agreement where all
+        are of one."""
         right = self._agreeing()[taken, np.arange(self.tokens)]
         sizes, sums = np.bincount(self.windows), np.bincount(self.windows, weights=right)
         agreement, count = float(right.mean()), int((sizes > 0).sum())
