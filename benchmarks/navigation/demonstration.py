@@ -15,6 +15,7 @@ from .world import World
 # Kinds of targets: SEEN is where a thing stands that is seen; NONE counts for nothing.
 TEXT, THING, PLACE, ACTION, NONE, SEEN = range(6)
 _REPLY_KINDS = (THING, PLACE, PLACE, PLACE, PLACE, ACTION)
+REPLY = len(_REPLY_KINDS)  # words
 _AIMLESS = (THING, NONE, NONE, NONE, NONE, NONE)  # what follows another aim than the expert's teaches nothing
 _AGAIN = 0.5  # how likely a slip is done once more: a player that is stuck repeats itself
 

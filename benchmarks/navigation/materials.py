@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.files import EXITS_NAME, load
 
-from .demonstration import demonstrate
+from .demonstration import REPLY, Demonstration, demonstrate
 from .exits import static_exit, truncate
 from .layout import Layout
 from .words import decode
@@ -39,7 +41,7 @@ class Materials:
         return int(json.loads((self.model / "config.json").read_text())["num_hidden_layers"])
 
     def texts(self) -> list[Path]:
-        """Histories as UTF-8 text, for the head profile and the branches."""
+        """Histories as UTF-8 text, for the head profile."""
         self.folder.mkdir(parents=True, exist_ok=True)
         found = [self.folder / f"episode-{number}.txt" for number in range(TEXTS)]
         for number, path in enumerate(found):
@@ -48,16 +50,25 @@ class Materials:
                 path.write_text(" ".join(decode(ids)), encoding="utf-8")
         return found
 
+    def chats(self) -> Path:
+        """The same as JSON lines, an episode a line, for branches: they are asked at the player's words alone."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "episodes.jsonl"
+        if not path.exists():
+            shown = (demonstrate(self.layout, TEXT_SEED + number, slips=0.02) for number in range(TEXTS))
+            path.write_text("".join(json.dumps({"messages": messages(each)}) + "\n" for each in shown), "utf-8")
+        return path
+
     def profile(self) -> Path:
         """The head profile; the model's own where it has one."""
         shipped = self.model / "hetero_profile.json"
-        return shipped if shipped.exists() else self._made("profile", self.folder / "hetero_profile.json")
+        return shipped if shipped.exists() else self._made("profile", self.texts(), self.folder / "hetero_profile.json")
 
     def exits(self) -> Path:
         """The early-exit file. Raises HeteroError where none is given and none can be trained."""
         if self.exits_file is not None:
             return self.exits_file
-        return self._made("exits train --branch head", self.folder / EXITS_NAME)
+        return self._made("exits train --branch head", [self.chats()], self.folder / EXITS_NAME)
 
     def branches(self) -> tuple[Branch, ...]:
         """Of the early-exit file."""
@@ -82,14 +93,23 @@ class Materials:
         out = self.folder / name
         return out if (out / "model.safetensors").exists() else make(out)
 
-    def _made(self, command: str, out: Path) -> Path:
+    def _made(self, command: str, texts: Sequence[Path], out: Path) -> Path:
         if out.exists():
             return out
-        words = [*command.split(), str(self.model), "--text", *map(str, self.texts()), "--out", str(out)]
+        words = [*command.split(), str(self.model), "--text", *map(str, texts), "--out", str(out)]
         done = subprocess.run([sys.executable, "-m", "hetero_sglang.cli", *words], capture_output=True, text=True)
         if done.returncode:
             raise HeteroError(f"`hetero-sglang {command}` did not end well: {last_word(done.stderr)}")
         return out
+
+
+def messages(shown: Demonstration) -> list[dict[str, str]]:
+    """What is seen and what is said, in turn."""
+    found = []
+    for begin, end in pairwise([*shown.turns, len(shown.ids)]):
+        for role, part in (("user", slice(max(1, begin), end - REPLY)), ("assistant", slice(end - REPLY, end))):
+            found.append({"role": role, "content": " ".join(decode(shown.ids[part])) + " "})
+    return found
 
 
 def weight_bytes(*folders: Path | None) -> int:

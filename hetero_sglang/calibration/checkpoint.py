@@ -81,13 +81,22 @@ class Checkpoint:
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         """Messages as the model's own template has them; without one, or where it leaves some out, line by line."""
-        said = [each["content"] for each in messages]
-        if self.tokenizer.chat_template:
-            with suppress(TemplateError):
-                whole = self.tokenizer.apply_chat_template(messages, tokenize=False)
-                if all(text in whole for text in said):
-                    return whole
-        return "".join([self.tokenizer.bos_token or "", *(f"{text}\n\n" for text in said)])
+        whole = self.templated(messages)
+        return whole or "".join([self.tokenizer.bos_token or "", *(f"{each['content']}\n\n" for each in messages)])
+
+    def templated(self, messages: list[dict[str, str]]) -> str | None:
+        """Messages as the model's own template has them; None without one, and where it leaves some out."""
+        if not self.tokenizer.chat_template:
+            return None
+        with suppress(TemplateError):
+            whole = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            at = 0
+            for each in messages:
+                if (at := whole.find(each["content"].strip(), at)) < 0:
+                    return None
+                at += len(each["content"].strip())
+            return whole
+        return None
 
     @property
     def start(self) -> list[int]:

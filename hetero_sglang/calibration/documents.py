@@ -19,11 +19,13 @@ _BODY, _REST = "<<TEXT>>", "<<REST>>"
 
 @dataclass(frozen=True)
 class Document:
-    """One prompt. `source` is a file name or the seed of the built-in text."""
+    """One prompt. `source` is a file name or the seed of the built-in text; `said`: which of its tokens a model has to
+    say, the others are given to it (none told: all)."""
 
     source: str
     sha256: str
     tokens: tuple[int, ...]
+    said: tuple[bool, ...] = ()
 
     @property
     def about(self) -> dict[str, Any]:
@@ -64,7 +66,16 @@ def built_in(seed: int, length: int, encode: Encode, chat: Chat) -> Document:
 def from_file(path: str | Path, lengths: list[int], encode: Encode, start: list[int]) -> list[Document]:
     """The beginning of a UTF-8 file at each length it reaches; whole once when it is shorter than all.
 
-    Raises HeteroError for a file that is absent, empty or no text."""
+    Raises HeteroError as `read_text` does."""
+    text = read_text(path)
+    tokens = (*start, *encode(text))
+    reached = [n for n in sorted(set(lengths)) if n <= len(tokens)] or [len(tokens)]
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return [Document(Path(path).name, digest, tokens[:n]) for n in reached]
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file. Raises HeteroError for one that is absent, empty or no text."""
     try:
         raw = Path(path).read_bytes()
         text = raw.decode("utf-8")
@@ -76,7 +87,4 @@ def from_file(path: str | Path, lengths: list[int], encode: Encode, start: list[
         raise HeteroError(f"the text {path} is empty; give files with some thousand tokens of text.")
     if "\0" in text:
         raise HeteroError(f"the text {path} holds zero bytes, so it is no plain text; give plain text files.")
-    tokens = (*start, *encode(text))
-    reached = [n for n in sorted(set(lengths)) if n <= len(tokens)] or [len(tokens)]
-    digest = hashlib.sha256(raw).hexdigest()
-    return [Document(Path(path).name, digest, tokens[:n]) for n in reached]
+    return text

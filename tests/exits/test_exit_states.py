@@ -13,10 +13,15 @@ from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.exits.collect import collect, records
 from hetero_sglang.calibration.exits.states import Batch, States
 from hetero_sglang.calibration.exits.teacher import Teacher
+from hetero_sglang.calibration.exits.windows import Window
 from hetero_sglang.errors import HeteroError
 
 CPU = torch.device("cpu")
 NAMES = ("states", "first", "divisor", "next")
+
+
+def whole(tokens: tuple[int, ...]) -> Window:
+    return Window(tokens, (True,) * len(tokens))
 
 
 def batch(count: int, dtype: torch.dtype, seed: int = 0) -> Batch:
@@ -55,7 +60,7 @@ def test_reading_goes_on_where_it_was_ended(tiny: Path, tmp_path: Path, cut: int
     """Wherever in the file; the states are the same, and what is there is not read again."""
     checkpoint = open_checkpoint(tiny, "cpu")
     teacher = Teacher.of(checkpoint)
-    windows = [tuple(range(2 + 100 * n, 70 + 101 * n)) for n in range(3)]
+    windows = [whole(tuple(range(2 + 100 * n, 70 + 101 * n))) for n in range(3)]
     read: list[int] = []
     checkpoint.model.base_model.register_forward_pre_hook(lambda *_: read.append(1))
     paths = [tmp_path / "undisturbed", tmp_path / "ended"]
@@ -67,7 +72,7 @@ def test_reading_goes_on_where_it_was_ended(tiny: Path, tmp_path: Path, cut: int
         with States(path, 2, 64, torch.float32) as states:
             collect(checkpoint, teacher, windows, [2], states, advanced.append)
             assert len(states) == records(windows)
-        assert sum(advanced) == sum(map(len, windows))
+        assert sum(advanced) == sum(len(window.tokens) for window in windows)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     size = paths[0].stat().st_size // records(windows)
     assert len(read) == sum(cut < size * records(windows[: n + 1]) for n in range(3))

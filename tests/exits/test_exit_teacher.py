@@ -12,11 +12,12 @@ from hetero_sglang.calibration.checkpoint import open_checkpoint
 from hetero_sglang.calibration.exits.collect import collect
 from hetero_sglang.calibration.exits.states import States
 from hetero_sglang.calibration.exits.teacher import Teacher
-from hetero_sglang.calibration.exits.windows import SKIPPED
+from hetero_sglang.calibration.exits.windows import SKIPPED, Window
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.exits.branch import Branch
 
 TOKENS = tuple(torch.randint(2, 2900, (90,), generator=torch.Generator().manual_seed(1)).tolist())
+WHOLE = Window(TOKENS, (True,) * len(TOKENS))
 
 
 @pytest.mark.parametrize("family", sorted(NAMES))
@@ -41,13 +42,27 @@ def test_the_states_and_the_norm_and_the_head_are_the_models(family: str, tmp_pa
     torch.testing.assert_close(own.scores(seen["behind all"][0, SKIPPED:], teacher.logits), logits.float())
 
     with States(tmp_path / "states", 2, 64, checkpoint.model.dtype) as states:
-        collect(checkpoint, teacher, [TOKENS], [2], states, lambda tokens: None)
+        collect(checkpoint, teacher, [WHOLE], [2], states, lambda tokens: None)
         batch = states.rows(list(range(len(states))), checkpoint.device)
     torch.testing.assert_close(batch.states[:, 0], seen["behind 2"][0, SKIPPED:])
     torch.testing.assert_close(teacher.logits(batch.states[:, 1]), logits.float())
     assert torch.equal(batch.first, logits.argmax(-1))
     torch.testing.assert_close(batch.divisor, logits.float().logsumexp(-1))
     assert batch.next.tolist() == [*TOKENS[SKIPPED + 1 :], -1]
+
+
+def test_states_are_those_behind_which_something_is_said(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny, "cpu")
+    teacher, said = Teacher.of(checkpoint), tuple(at % 7 == 3 for at in range(len(TOKENS)))
+    read = []
+    for number, window in enumerate((WHOLE, Window(TOKENS, said))):
+        with States(tmp_path / f"{number}", 2, 64, torch.float32) as states:
+            collect(checkpoint, teacher, [window], [2], states, lambda tokens: None)
+            read.append(states.rows(list(range(len(states))), checkpoint.device))
+    places = [at - 1 - SKIPPED for at in range(SKIPPED + 1, len(TOKENS)) if said[at]]
+    for name, found in vars(read[1]).items():
+        assert torch.equal(found, getattr(read[0], name)[places])
+    assert read[1].next.tolist() == [TOKENS[at] for at in range(SKIPPED + 1, len(TOKENS)) if said[at]]
 
 
 def test_a_model_that_computes_no_numbers_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -59,4 +74,4 @@ def test_a_model_that_computes_no_numbers_is_refused(tiny: Path, tmp_path: Path)
         States(tmp_path / "states", 2, 64, torch.float32) as states,
         pytest.raises(HeteroError, match="check its weig"),
     ):
-        collect(checkpoint, teacher, [TOKENS], [2], states, lambda tokens: None)
+        collect(checkpoint, teacher, [WHOLE], [2], states, lambda tokens: None)

@@ -63,6 +63,20 @@ def test_every_kind_can_be_trained(tiny: Path, tmp_path: Path, kind: str, confid
     assert sorted(each.name for each in tmp_path.iterdir()) == ["exits.json", "exits.safetensors"]
 
 
+def test_chats_train_what_is_said_in_them(tiny: Path, tmp_path: Path) -> None:
+    """A part of the tokens, of which all would be 1920."""
+    words, path = TEXT.read_text().split(), tmp_path / "chats.jsonl"
+    sides = [(" ".join(words[at : at + 140]), " ".join(words[at + 140 : at + 160])) for at in range(0, 6000, 160)]
+    path.write_text("\n".join(
+        json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
+        for asked, said in sides
+    ))  # fmt: skip
+    out = tmp_path / "exits.json"
+    assert main(["exits", "train", str(tiny), "--text", str(path), "--out", str(out), *FAST]) == 0
+    about = load(out, tiny).provenance
+    assert about["texts"][0]["source"] == "chats.jsonl" and 100 < about["tokens_trained"] < 900
+
+
 def test_the_file_says_what_it_was_made_from(made: Path, tiny: Path) -> None:
     exits = load(made, tiny)
     about = exits.provenance
@@ -88,7 +102,7 @@ def test_what_the_file_promises_holds_on_its_held_out_tokens(tiny: Path, tmp_pat
     first, said = [], [[], []]
     with torch.no_grad():
         for window in windows.calibrate:
-            read = checkpoint.model(torch.tensor([window]), output_hidden_states=True)
+            read = checkpoint.model(torch.tensor([window.tokens]), output_hidden_states=True)
             first.append(read.logits[0, SKIPPED:].argmax(-1))
             for number, branch in enumerate(exits.branches):
                 x = read.hidden_states[branch.layer][0, SKIPPED:]

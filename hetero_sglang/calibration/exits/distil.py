@@ -16,7 +16,7 @@ from hetero_sglang.calibration.exits.report import figures
 from hetero_sglang.calibration.exits.states import States
 from hetero_sglang.calibration.exits.teacher import Teacher
 from hetero_sglang.calibration.exits.training import Training
-from hetero_sglang.calibration.exits.windows import Tokens, Windows
+from hetero_sglang.calibration.exits.windows import Window, Windows
 from hetero_sglang.calibration.exits.work_folder import WorkFolder
 from hetero_sglang.calibration.text_options import bar
 from hetero_sglang.exits.branch import Branch
@@ -41,7 +41,7 @@ def distil(
     teacher, dtype = Teacher.of(checkpoint), checkpoint.model.dtype
     trained, calibrated, checked = _parts([windows.train, windows.calibrate, windows.check])
     with States(folder.states, len(options.layers) + 1, size.hidden, dtype) as states:
-        with bar(sum(map(len, windows.all)), "reading", quiet) as progress:
+        with bar(sum(len(window.tokens) for window in windows.all), "reading", quiet) as progress:
             collect(checkpoint, teacher, windows.all, options.layers, states, progress.update)
         words = _words(options, teacher, states, windows)
         found = _train(options, teacher, states, trained.count, words, folder, quiet)
@@ -100,12 +100,12 @@ def _words(options: Options, teacher: Teacher, states: States, windows: Windows)
         return torch.arange(vocabulary, device=device)
     counts = torch.bincount(states.first_choices(records(windows.train)), minlength=vocabulary)
     counts += torch.bincount(
-        torch.tensor([token for window in windows.train for token in window]), minlength=vocabulary
+        torch.tensor([token for window in windows.train for token in window.tokens]), minlength=vocabulary
     )
     return frequent_words(counts, options.words).to(device)
 
 
-def _parts(parts: Sequence[Sequence[Tokens]]) -> list[Part]:
+def _parts(parts: Sequence[Sequence[Window]]) -> list[Part]:
     """Records of each part's windows, one part after the other."""
     found = list[Part]()
     for windows in parts:

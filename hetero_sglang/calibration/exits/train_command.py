@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hetero_sglang.calibration.chats import SUFFIX, from_chats
 from hetero_sglang.calibration.checkpoint import Checkpoint, open_checkpoint, read_shape, tokenizer_hash
 from hetero_sglang.calibration.documents import Document, built_in, from_file
 from hetero_sglang.calibration.exits.options import Options, Size, add_options, read_options
@@ -90,8 +91,7 @@ def _texts(
 ) -> tuple[Sequence[Document], Sequence[Document]]:
     if args.text:
         texts, held_out = (
-            [text for path in paths for text in from_file(path, [_WHOLE], checkpoint.encode, [])]
-            for paths in (args.text, args.held_out)
+            [text for path in paths for text in _read(path, checkpoint)] for paths in (args.text, args.held_out)
         )
         return texts, held_out
     warn_of_built_in()
@@ -100,10 +100,10 @@ def _texts(
     return [built_in(args.seed + i, length, checkpoint.encode, checkpoint.chat) for i in range(count)], []
 
 
-def _parts(counts: Sequence[int]) -> list[range]:
-    """Records of each part, one after the other."""
-    ends = [sum(counts[: number + 1]) for number in range(len(counts))]
-    return [range(end - count, end) for count, end in zip(counts, ends, strict=True)]
+def _read(path: str, checkpoint: Checkpoint) -> list[Document]:
+    if Path(path).suffix == SUFFIX:
+        return [from_chats(path, checkpoint)]
+    return from_file(path, [_WHOLE], checkpoint.encode, [])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,7 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="local Hugging Face checkpoint (docs/models.md)")
     add("--out", required=True, metavar="FILE", help="early-exit file to write, .json; its tensors come beside it")
-    add("--text", nargs="+", default=[], metavar="FILE", help="UTF-8 texts to train on (default: built-in text)")
+    add(
+        "--text",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="UTF-8 texts to train on, or chats as JSON lines (.jsonl) (default: built-in text)",
+    )
     add("--held-out", nargs="+", default=[], metavar="FILE",
         help="UTF-8 texts for thresholds (default: the last quarter of each text)")  # fmt: skip
     add("--tokens", type=int, default=65536, help="most tokens to train on, and a third of it held out "
