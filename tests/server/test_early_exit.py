@@ -70,9 +70,9 @@ def test_a_next_turn_shares_what_is_whole(server: Server, servers: Servers, lang
         reply = server.generate(ids, 30, ignore_eos=True)
         check_tokens(plain, ids, reply["output_ids"])
         if turn:
-            assert before - 16 <= reply["meta_info"]["cached_tokens"] <= before
+            assert before - 17 <= reply["meta_info"]["cached_tokens"] <= before
         ids = ids + reply["output_ids"] + prompts(language, 1, turn)[0][:20]
-        before = len(ids) - 20 - 1
+        before = len(ids) - 20  # the last one too, if SGLang ran a step more before it saw that the request had ended
     assert exits_of(server)["waiting"] == 0
 
 
