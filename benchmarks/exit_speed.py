@@ -128,9 +128,7 @@ def told(server: Server) -> tuple[int, int]:
 
 def bound(depth: float, config: dict[str, Any] = shapes.LLAMA_8B) -> float:
     """How much faster a step of a mean `depth` can be, by the bytes of its weights."""
-    whole = shapes.weight_bytes(config)
-    layer = (whole - 2 * config["hidden_size"] * config["vocab_size"]) / config["num_hidden_layers"]
-    return whole / (whole - layer * (config["num_hidden_layers"] - depth))
+    return shapes.weight_bytes(config) / shapes.weight_bytes(config | {"num_hidden_layers": depth})
 
 
 def line(row: dict[str, Any]) -> str:

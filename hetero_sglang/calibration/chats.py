@@ -25,10 +25,10 @@ def from_chats(path: str | Path, checkpoint: Checkpoint) -> Document:
         if not line.strip():
             continue
         messages = _messages(line, f"line {number} of {path}")
-        whole = checkpoint.templated(messages)
-        for piece, spoken in _pieces(messages, whole):
+        templated = checkpoint.templated(messages)
+        for piece, spoken in _pieces(messages, templated):
             ids = checkpoint.encode(piece)
-            ends = whole is not None and bool(said) and said[-1] and not spoken
+            ends = templated is not None and bool(said) and said[-1] and not spoken
             tokens += ids
             said += [spoken or (ends and not at) for at in range(len(ids))]
     if not any(said):
@@ -48,19 +48,15 @@ def _messages(line: str, where: str) -> list[dict[str, str]]:
     return found
 
 
-def _pieces(messages: list[dict[str, str]], whole: str | None) -> Iterator[tuple[str, bool]]:
-    """Text in turn, of messages or of the `whole` that a template has made of them; whether the model has said it."""
-    if whole is None:
+def _pieces(messages: list[dict[str, str]], templated: list[str] | None) -> Iterator[tuple[str, bool]]:
+    """Text in turn, of messages or of what a template has made of them; whether the model has said it."""
+    if templated is None:
         yield from ((each["content"], each["role"] == "assistant") for each in messages)
         return
-    at = 0
-    for message in messages:
-        content = message["content"].strip()
-        start = whole.index(content, at)
+    for message, before, content in zip(messages, templated[::2], templated[1::2], strict=False):
         if message["role"] == "assistant":
-            yield whole[at:start], False
+            yield before, False
             yield content, True
         else:
-            yield whole[at : start + len(content)], False
-        at = start + len(content)
-    yield whole[at:], False
+            yield before + content, False
+    yield templated[-1], False

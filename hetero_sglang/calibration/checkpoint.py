@@ -81,21 +81,25 @@ class Checkpoint:
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         """Messages as the model's own template has them; without one, or where it leaves some out, line by line."""
-        whole = self.templated(messages)
-        return whole or "".join([self.tokenizer.bos_token or "", *(f"{each['content']}\n\n" for each in messages)])
+        pieces = self.templated(messages)
+        if pieces is None:
+            pieces = [self.tokenizer.bos_token or "", *(f"{each['content']}\n\n" for each in messages)]
+        return "".join(pieces)
 
-    def templated(self, messages: list[dict[str, str]]) -> str | None:
-        """Messages as the model's own template has them; None without one, and where it leaves some out."""
+    def templated(self, messages: list[dict[str, str]]) -> list[str] | None:
+        """Messages as the model's own template has them: what stands before each and its content in turn, and what
+        stands behind the last; None without a template, and where it leaves some out."""
         if not self.tokenizer.chat_template:
             return None
         with suppress(TemplateError):
             whole = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            at = 0
-            for each in messages:
-                if (at := whole.find(each["content"].strip(), at)) < 0:
+            pieces, at = list[str](), 0
+            for content in (each["content"].strip() for each in messages):
+                if (start := whole.find(content, at)) < 0:
                     return None
-                at += len(each["content"].strip())
-            return whole
+                pieces += [whole[at:start], content]
+                at = start + len(content)
+            return [*pieces, whole[at:]]
         return None
 
     @property

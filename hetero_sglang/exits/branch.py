@@ -103,12 +103,13 @@ class Branch:
             return scores
         return (scores[:, -1:] + self.rest).index_copy_(1, self.tokens, scores[:, :-1])
 
-    def choose(self, x: torch.Tensor, model_head: Head, confidence: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """First choices [n] int64 and how sure the branch is of them [n] float32 (`confidence`: one of MEASURES).
+    def ask(self, x: torch.Tensor, model_head: Head, confidence: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits as of `logits`, and how sure the branch is of its first choice [n] float32 (`confidence`: one of
+        MEASURES).
 
         May stand in a CUDA graph: NaN is not refused but never exits."""
         logits = self.logits(x, model_head)
-        return logits.argmax(-1), MEASURES[confidence](logits)
+        return logits, MEASURES[confidence](logits)
 
     def _check_tensor(self, name: str, tensor: torch.Tensor) -> None:
         if name == "tokens":

@@ -70,12 +70,12 @@ class HeldOut:
 
     def agreement(self, taken: np.ndarray) -> float:
         """Of all tokens, the share that has the first choice of full depth where each leaves at its branch `taken`."""
-        return float(self._agreeing()[taken, np.arange(self.tokens)].mean())
+        return float(self._right(taken).mean())
 
     def assured(self, taken: np.ndarray) -> float:
         """The agreement less its margin: windows count, not tokens, as those of one are alike. The agreement where all
         are of one."""
-        right = self._agreeing()[taken, np.arange(self.tokens)]
+        right = self._right(taken)
         sizes, sums = np.bincount(self.windows), np.bincount(self.windows, weights=right)
         agreement, count = float(right.mean()), int((sizes > 0).sum())
         if count == 1:
@@ -87,6 +87,11 @@ class HeldOut:
         """Nats a token above full depth's loss on the text."""
         every = np.concatenate([self.losses, np.zeros((1, self.tokens), np.float32)])  # [B + 1, n]
         return float(every[self.taken(thresholds), np.arange(self.tokens)].mean(dtype=np.float64))
+
+    def _right(self, taken: np.ndarray) -> np.ndarray:
+        """[n]: whether each token has the first choice of full depth at its branch."""
+        found: np.ndarray = self._agreeing()[taken, np.arange(self.tokens)]
+        return found
 
     def _agreeing(self) -> np.ndarray:
         """[B + 1, n]: by branch, then at full depth, which always agrees."""

@@ -52,8 +52,8 @@ def test_logits_are_those_of_the_definition(kind: str, size: int) -> None:
 def test_the_first_choice_is_that_of_its_logits(kind: str, size: int, confidence: str) -> None:
     of = branch(2, kind, size)
     logits = of.logits(X, model_head)
-    first, sure = of.choose(X, model_head, confidence)
-    assert torch.equal(first, logits.argmax(-1))
+    said, sure = of.ask(X, model_head, confidence)
+    assert torch.equal(said.argmax(-1), logits.argmax(-1)) and torch.equal(said, logits)
     torch.testing.assert_close(sure, measure(confidence, logits))
 
 

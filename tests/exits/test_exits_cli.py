@@ -106,7 +106,8 @@ def test_what_the_file_promises_holds_on_its_held_out_tokens(tiny: Path, tmp_pat
             first.append(read.logits[0, SKIPPED:].argmax(-1))
             for number, branch in enumerate(exits.branches):
                 x = read.hidden_states[branch.layer][0, SKIPPED:]
-                said[number].append(branch.choose(x, checkpoint.model.lm_head, exits.confidence))
+                logits, sure = branch.ask(x, checkpoint.model.lm_head, exits.confidence)
+                said[number].append((logits.argmax(-1), sure))
     full = torch.cat(first)
     chosen, sure = ([torch.cat([each[i] for each in branch]) for branch in said] for i in (0, 1))
     for agreement in (0.9, 0.99, 1.0):

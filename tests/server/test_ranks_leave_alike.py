@@ -4,7 +4,6 @@ tests/early_exit/test_ranks_leave_together.py has the law for ranks that are sur
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import Servers
 from test_conservation import check_empty_handed, play, settled
 from test_early_exit import check_tokens, exits_of, first_choices, prompts
-from test_speculation import WHOLE, accepted
+from test_speculation import check_drafts
 from tiny_exits import LAYERS, MARKS
+from waiting import wait_for
 
-from benchmarks.identity import cases, collect, differing
 from benchmarks.launch import Server
 from benchmarks.recall import Language
 from hetero_sglang.sglang.metrics import PREFIX
@@ -34,13 +33,14 @@ def by_rank(server: Server) -> list[dict[tuple[str, str], float]]:
 
 def check_alike(server: Server) -> dict[tuple[str, str], float]:
     """What both ranks say, once both have exported it."""
-    for _ in range(100):
+
+    def alike() -> dict[tuple[str, str], float] | None:
         one, other = by_rank(server)
-        if one == other:
-            break
-        time.sleep(0.1)
-    assert one == other and all(one["exits_total", str(layer)] > 0 for layer in LAYERS)
-    return one
+        return one if one == other else None
+
+    found = wait_for(alike, lambda: f"ranks have exported {by_rank(server)}")
+    assert found is not None and all(found["exits_total", str(layer)] > 0 for layer in LAYERS)
+    return found
 
 
 def together(server: Server, asked: list[list[int]], count: int) -> list[list[int]]:
@@ -101,8 +101,7 @@ def test_aborted_requests_stop_on_both_ranks(server: Server, language: Language)
     before = exits_of(server)["tokens"]
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(server.generate, ids, 2000, ignore_eos=True) for ids in prompts(language, 4, 5)]
-        while exits_of(server)["tokens"] < before + 40:
-            pass
+        wait_for(lambda: exits_of(server)["tokens"] >= before + 40, "the requests write nothing")
         server.post("/abort_request", {"rid": "", "abort_all": True})
         kinds = {job.result()["meta_info"]["finish_reason"]["type"] for job in jobs if job.exception() is None}
     assert kinds <= {"abort"}
@@ -113,8 +112,5 @@ def test_aborted_requests_stop_on_both_ranks(server: Server, language: Language)
 @pytest.mark.slow
 @pytest.mark.server("drafts-self-ranks", "plain-precise")
 def test_drafts_of_a_branch_lose_nothing_on_two_ranks(server: Server, servers: Servers, language: Language) -> None:
-    plain, requests = servers.get("plain-precise"), cases(language, 16, WHOLE, 5)
-    assert differing(requests, collect(plain, requests), collect(server, requests)) == []
-    replies = [server.generate(x.ids, 24, ignore_eos=True) for x in requests[:6]]
-    assert max(accepted(reply) for reply in replies) > 2, "no draft was any good"
+    check_drafts(server, servers.get("plain-precise"), language)
     check_empty_handed(settled(server))

@@ -99,13 +99,18 @@ def test_ranks_decide_alike_with_drafts(server: Server, language: Language) -> N
     assert [len(counted) for counted in by_rank(server)] == [len(COUNTED)] * 2
 
 
-@pytest.mark.server("drafts-self", "plain-precise")
-def test_drafts_of_a_branch_lose_nothing(server: Server, servers: Servers, language: Language) -> None:
-    """Greedy tokens are those of all layers; several at once, and of requests whose heads keep a part."""
-    plain, requests = servers.get("plain-precise"), cases(language, 16, WHOLE, 5)
+def check_drafts(server: Server, plain: Server, language: Language) -> None:
+    """Greedy tokens are those of all layers, of several at once; some drafts are good."""
+    requests = cases(language, 16, WHOLE, 5)
     assert differing(requests, collect(plain, requests), collect(server, requests)) == []
     replies = [server.generate(x.ids, 24, ignore_eos=True) for x in requests[:6]]
     assert max(accepted(reply) for reply in replies) > 2, "no draft was any good"
+
+
+@pytest.mark.server("drafts-self", "plain-precise")
+def test_drafts_of_a_branch_lose_nothing(server: Server, servers: Servers, language: Language) -> None:
+    """Greedy tokens are those of all layers; several at once, and of requests whose heads keep a part."""
+    check_drafts(server, servers.get("plain-precise"), language)
     told = converse(server, language, 3, 1800, 3)
     assert all(accepted(reply) >= 1 for _, reply, _ in told)
     stats = settled(server)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from browser import PROGRAM, tab
+from waiting import wait_for
 
 from benchmarks.launch import Server
 from benchmarks.recall import Language
@@ -51,10 +52,7 @@ def busy(server: Server, language: Language) -> Iterator[list[int]]:
             for ids, rid in bodies
         ]  # fmt: skip
         try:
-            deadline = time.monotonic() + 120
-            while not both_write(told := events(server, 1)[0]):
-                assert time.monotonic() < deadline, f"no two requests write after two minutes: {told}"
-                time.sleep(0.1)
+            wait_for(lambda: both_write(events(server, 1)[0]), "no two requests write")
             yield document
         finally:
             server.post("/abort_request", {"rid": "", "abort_all": True})

@@ -29,6 +29,7 @@ def initial(options: Options, teacher: Teacher, states: States, count: int, word
     W (I + D)^T, W the model's; an adapter is the best of its rank for D (reduced-rank regression)."""
     vocabulary, own = len(teacher.head), options.kind == "frequent"
     rest = log_shares(teacher, states, count, words) if own else None
+    rows = teacher.head if rest is None else torch.cat([teacher.head[words], _mean_row(teacher.head, rest, words)])
     branches = []
     for number, (moments, guess) in enumerate(_guesses(len(options.layers), teacher, states, count)):
         layer, norm = options.layers[number], teacher.norm.clone()
@@ -38,9 +39,8 @@ def initial(options: Options, teacher: Teacher, states: States, count: int, word
             down, up = (guess @ main).T.contiguous(), main.contiguous()
             branches.append(Branch(layer, vocabulary, teacher.eps, norm, down=down.float(), up=up.float()))
             continue
-        rows = teacher.head if rest is None else torch.cat([teacher.head[words], _mean_row(teacher.head, rest, words)])
-        rows = rows.float() * teacher.scale
-        head = rows + rows @ guess.T.float()
+        wide = rows.float() * teacher.scale
+        head = wide + wide @ guess.T.float()
         tokens = words.clone() if own else None
         branches.append(Branch(layer, vocabulary, teacher.eps, norm, head=head, tokens=tokens, rest=rest))
     return branches

@@ -13,7 +13,6 @@ from hetero_sglang.calibration.exits.states import States
 from hetero_sglang.calibration.exits.teacher import Teacher
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.calibrate import HeldOut
-from hetero_sglang.exits.confidence import MEASURES
 
 _ROWS = 256
 
@@ -47,10 +46,12 @@ def measured(
     losses: list[torch.Tensor] = []
     for batch in states.chunks(part.begin, part.end, _ROWS, teacher.head.device):
         full = _loss(teacher.logits(batch.states[:, -1]), batch.next)
-        said = [branch.logits(batch.states[:, number], teacher.logits) for number, branch in enumerate(branches)]
-        sure.append(torch.stack([MEASURES[confidence](logits) for logits in said]).cpu())  # [B, n]
-        agrees.append(torch.stack([logits.argmax(-1) == batch.first for logits in said]).cpu())
-        losses.append(torch.stack([_loss(logits, batch.next) - full for logits in said]).cpu())
+        said = [
+            branch.ask(batch.states[:, number], teacher.logits, confidence) for number, branch in enumerate(branches)
+        ]
+        sure.append(torch.stack([each for _, each in said]).cpu())  # [B, n]
+        agrees.append(torch.stack([logits.argmax(-1) == batch.first for logits, _ in said]).cpu())
+        losses.append(torch.stack([_loss(logits, batch.next) - full for logits, _ in said]).cpu())
     layers = tuple(branch.layer for branch in branches)
     confidence_of, agreeing, excess = (np.asarray(torch.cat(each, 1).numpy()) for each in (sure, agrees, losses))
     windows = np.repeat(np.arange(len(part.sizes)), part.sizes)

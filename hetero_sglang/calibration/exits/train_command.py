@@ -114,13 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="local Hugging Face checkpoint (docs/models.md)")
     add("--out", required=True, metavar="FILE", help="early-exit file to write, .json; its tensors come beside it")
-    add(
-        "--text",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="UTF-8 texts to train on, or chats as JSON lines (.jsonl) (default: built-in text)",
-    )
+    add("--text", nargs="+", default=[], metavar="FILE",
+        help="UTF-8 texts to train on, or chats as JSON lines (.jsonl) (default: built-in text)")  # fmt: skip
     add("--held-out", nargs="+", default=[], metavar="FILE",
         help="UTF-8 texts for thresholds (default: the last quarter of each text)")  # fmt: skip
     add("--tokens", type=int, default=65536, help="most tokens to train on, and a third of it held out "

@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 
 from hetero_sglang.config import development
 from hetero_sglang.exits.branch import Branch
-from hetero_sglang.exits.confidence import MEASURES, leaves
+from hetero_sglang.exits.confidence import leaves
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.sglang.early_exit.attention import Attention, StoreOnly, stacked
 from hetero_sglang.sglang.early_exit.layers import through
@@ -190,8 +190,7 @@ class EarlyExit:
             logits: torch.Tensor = self._logits(None, hidden, self.model.lm_head, batch).next_token_logits
             return logits
 
-        logits = branch.logits(state, head)
-        return logits, MEASURES[self.exits.confidence](logits)
+        return branch.ask(state, head, self.exits.confidence)
 
     def begin(self, requests: list[Any]) -> None:
         """A decode pass of these requests comes."""
