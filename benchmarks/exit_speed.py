@@ -2,7 +2,8 @@
 
 Random weights of the Llama-3.1-8B shape, and branches of random tensors that batches leave by lot. Where the share is 0
 every branch is asked and nobody leaves, which is what asking costs. `bound`: what layers left out would give if a step
-took as long as reading the weights of its layers and the head. Batches above --max-batch are not asked.
+took as long as reading the weights of its layers and the head. Batches above --max-batch are not asked. Under
+heterocache heads find their rows by key indexes of random directions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from benchmarks import shapes
 from benchmarks.alternation import turns, up
 from benchmarks.cases import spread, stream
-from benchmarks.dummy import add_policies_option, chosen_policies, dummy_server, random_prompt, whole_slots
+from benchmarks.dummy import changed_rows, dummy_server, index_profile, random_prompt, whole_slots
 from benchmarks.idle import every
 from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
@@ -45,16 +46,22 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=4096, help="that a branch knows")
     parser.add_argument("--kv", nargs="+", choices=KV, default=["deferred"])
     parser.add_argument("--max-batch", type=int, default=4)
-    add_policies_option(parser)
+    parser.add_argument("--policies", nargs="+", default=["full", "0.25"], help="full, or a keep ratio of heterocache")
+    parser.add_argument("--changed-rows", type=int, default=15, help="that come to a head at once, at most")
     parser.add_argument("--steps", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     add_options(parser, "exit_speed")
     add_log_option(parser)
     given = parser.parse_args()
-    policies = chosen_policies(given)
-    told_of = {"layers": given.layers, "words": given.words, "max_batch": given.max_batch, "steps": given.steps}
+    told_of = {
+        "layers": given.layers,
+        "words": given.words,
+        "max_batch": given.max_batch,
+        "steps": given.steps,
+        "changed_rows": given.changed_rows,
+    }
     with Run(given, **told_of) as run, tempfile.TemporaryDirectory() as scratch:
-        for policy in policies:
+        for policy in given.policies:
             _measure(policy, given, run, Path(scratch))
     print("saved", run.save())
 
@@ -64,17 +71,21 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     slots = max(whole_slots(None, batch, tokens + given.steps) for batch, tokens in sizes)
     model, share = shapes.write(scratch / "llama-8b"), scratch / "share"
     share.write_text("0")
-    env = {development.ALLOWED: "1", development.FORCED_EXITS: str(share)}
+    own = {} if policy == "full" else changed_rows(given.changed_rows)
+    env = {**own, development.ALLOWED: "1", development.FORCED_EXITS: str(share)}
     room: dict[str, Any] = {"max_total_tokens": slots, "max_running_requests": 2 * max(batch for batch, _ in sizes)}
+    if policy != "full":
+        room["hetero_index"] = "directions"
+    profile = str(index_profile(scratch))
     exits = {
         "hetero_early_exit": write_branches(scratch / "exits" / "exits.json", given.layers, given.words),
         "hetero_exit_agreement": 0.9,
         "hetero_early_exit_max_batch": given.max_batch,
     }
-    servers = {"": dummy_server(model, policy, given.profile, run.log(policy), **room)}
+    servers = {"": dummy_server(model, policy, profile, run.log(policy), own, **room)}
     for kv in given.kv:
         flags = {**room, **exits, "hetero_exit_kv": kv}
-        servers[kv] = dummy_server(model, policy, given.profile, run.log(policy, kv), env, **flags)
+        servers[kv] = dummy_server(model, policy, profile, run.log(policy, kv), env, **flags)
     run.does(f"{policy}: start of {len(servers)} servers")
     with up(servers):
         for batch, tokens in sizes:
