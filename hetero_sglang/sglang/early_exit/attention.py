@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +42,9 @@ class Attention(ABC):
     def parts(self, width: int | None) -> None:  # noqa: B027
         """The pass that comes is made of graphs of this width; None: it is not."""
 
-    def __init__(self, backend: AttentionBackend) -> None:
-        self.backend = backend
+    def __init__(self, backend: AttentionBackend, several: AttentionBackend | None = None) -> None:
+        """`several` attends where each request is there several times; None: the same."""
+        self.backend, self.several = backend, several or backend
 
     @property
     def clock(self) -> int:
@@ -89,7 +91,7 @@ class Dense(Attention):
         self.backend.init_forward_metadata(batch)
 
     def begin(self, batch: Any, turns: Sequence[Turn], rows: Sequence[int], ahead: bool) -> None:
-        self.backend.init_forward_metadata(batch)
+        self.several.init_forward_metadata(batch)
 
     def again(self, batch: Any) -> None:
         self.backend.init_forward_metadata(batch)
@@ -159,6 +161,22 @@ class StoreOnly(AttentionBackend):
         return q.new_zeros(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
 
 
-def attention_of(backend: AttentionBackend) -> Attention:
-    """Of the backend that SGLang has built."""
-    return Tiered(backend) if isinstance(backend, HeteroAttnBackend) else Dense(backend)
+def attention_of(runner: Any, rows: int) -> Attention:
+    """Of the backend that SGLang has built for `runner`, its ModelRunner, and passes of up to so many rows."""
+    backend = runner.attn_backend
+    if isinstance(backend, HeteroAttnBackend):
+        return Tiered(backend)
+    return Dense(backend, roomy(runner, rows) if runner.device == "cuda" else None)
+
+
+def roomy(runner: Any, rows: int) -> AttentionBackend:
+    """Another backend like that of `runner`, for so many rows: SGLang's have room for one of each request slot."""
+    from sglang.srt.model_executor.model_runner_components.attention_backend_setup import get_attention_backend
+
+    own = runner.req_to_token_pool
+    runner.req_to_token_pool = wide = copy(own)  # of the same table
+    wide.size = max(own.size, rows)
+    try:
+        return get_attention_backend(model_runner=runner)
+    finally:
+        runner.req_to_token_pool = own

@@ -17,6 +17,7 @@ logger = logging.getLogger("hetero_sglang")
 configuration: Configuration = installed("configuration")
 targets: Targets = installed("targets")
 
+MOST_BATCH = 64  # requests of a pass that may end early
 DRAFTS = 4  # tokens of a verification, the one that was said among them
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -72,8 +73,10 @@ def before(args: Any) -> None:
     agreement, batch = args.hetero_exit_agreement, args.hetero_early_exit_max_batch
     if not 0 < agreement <= 1:
         raise HeteroError(f"--hetero-exit-agreement {agreement} is not within (0, 1]; choose a share within it.")
-    if batch < 1:
-        raise HeteroError(f"--hetero-early-exit-max-batch {batch} lets no token exit; choose 1 or more.")
+    if not 1 <= batch <= MOST_BATCH:
+        raise HeteroError(
+            f"--hetero-early-exit-max-batch {batch} is not within 1 to {MOST_BATCH}; choose a number within it."
+        )
     if args.hetero_exit_kv == "deferred" and args.kv_policy != "full" and args.hetero_window < 4:
         raise HeteroError(
             f"--hetero-window {args.hetero_window} leaves no room for tokens that wait for their last layers; choose 4 "

@@ -153,7 +153,9 @@ class EarlyExit:
             self.attention.begin(now, turns, rows, ahead)
         hidden = torch.cat([turn.hidden for turn in turns])
         residual = torch.cat([turn.rest for turn in turns]) if first else None
-        hidden, residual = through(self.model, first, last, now, hidden, residual)
+        backend = self.attention.backend if alone else self.attention.several
+        with forward_context(ForwardContext(attn_backend=backend)):
+            hidden, residual = through(self.model, first, last, now, hidden, residual)
         self.attention.end()
         if not alone and not ahead:
             self._adapt(batch)

@@ -15,7 +15,7 @@ from hetero_sglang.cache.lanes import Recorder
 from hetero_sglang.config import development
 from hetero_sglang.sglang.backend import HeteroAttnBackend
 from hetero_sglang.sglang.early_exit.attention import attention_of
-from hetero_sglang.sglang.early_exit.passes import EarlyExit
+from hetero_sglang.sglang.early_exit.passes import MOST, EarlyExit
 from hetero_sglang.sglang.early_exit.plans import DensePlan, EagerPlan, Plan, TieredPlan
 from hetero_sglang.sglang.early_exit.recorded import (
     TURNS,
@@ -35,7 +35,7 @@ logger = logging.getLogger("hetero_sglang")
 def record(passes: EarlyExit) -> None:
     """Once SGLang has built its backend and made its own graphs; LoRA's layers read a batch that no graph keeps."""
     runner = passes.runner
-    passes.attention = attention_of(runner.attn_backend)
+    passes.attention = attention_of(runner, (MOST + 1) * at_least(WIDTHS, passes.rules.max_batch))
     on_device = runner.device == "cuda"
     wanted = runner.decode_cuda_graph_runner is not None if on_device else development.parts()
     if not wanted or runner.server_args.enable_lora or passes.rules.drafts:
@@ -81,9 +81,7 @@ def _plan(passes: EarlyExit) -> Plan:
         return TieredPlan(backend, late, width)
     if passes.runner.device != "cuda":
         return EagerPlan(backend)
-    from sglang.srt.model_executor.model_runner_components.attention_backend_setup import get_attention_backend
-
-    return DensePlan(get_attention_backend(model_runner=passes.runner), (late + 1) * width)
+    return DensePlan(passes.attention.several, (late + 1) * width)
 
 
 def _capturing() -> list[Any]:
