@@ -22,7 +22,8 @@ from .exits import static_exit, truncate
 from .layout import Layout
 from .words import decode
 
-TEXTS, TEXT_SEED = 12, 900_000  # the expert's episodes, in worlds that no one plays
+TEXT_SEED = 900_000  # the expert's episodes, in worlds that no one plays
+TEXTS, CHATS = 12, 48  # of these for a head profile, and for branches, which learn from the player's few words alone
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Materials:
         return found
 
     def chats(self) -> Path:
-        """The same as JSON lines, an episode a line, for branches: they are asked at the player's words alone."""
+        """As JSON lines, an episode a line, for branches: they are asked at the player's words alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "episodes.jsonl"
         if not path.exists():
-            shown = (demonstrate(self.layout, TEXT_SEED + number, slips=0.02) for number in range(TEXTS))
+            shown = (demonstrate(self.layout, TEXT_SEED + number, slips=0.02) for number in range(CHATS))
             path.write_text("".join(json.dumps({"messages": messages(each)}) + "\n" for each in shown), "utf-8")
         return path
 

@@ -52,6 +52,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95), fused=self.cuda)
         self.weights = weights_on(self.device)
         self.loss = weighted_loss
+        if self.cuda:
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length, which takes most of a step
         if self.cuda and settings.compile:
             self.loss = torch.compile(weighted_loss)
             model.compile_parts()

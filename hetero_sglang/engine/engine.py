@@ -18,7 +18,7 @@ from hetero_sglang.config.tuning import NAMES
 from hetero_sglang.engine.append import Append
 from hetero_sglang.engine.finder import Finder, Parts
 from hetero_sglang.engine.going import BLOCKS
-from hetero_sglang.engine.late import Late
+from hetero_sglang.engine.late import Late, Turns
 from hetero_sglang.engine.lazy import Lazy
 from hetero_sglang.engine.pivots import Pivots
 from hetero_sglang.engine.plan import Prompt
@@ -365,6 +365,23 @@ class Engine:
         out = step.kernel.attend(layer, q, buffers, tables, scale, arrivals is None, arrivals)
         self.finder.attended(layer, tables, arrivals)
         return out
+
+    def decode_turns(
+        self, layer: int, turns: Turns, slots: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """As `decode`, of several steps of the same requests: each one's rows behind those of the one before."""
+        every = (rows.chunk(len(turns)) for rows in (slots, q, k, v))
+        out = []
+        for (step, tables), *mine in zip(turns, *every, strict=True):
+            self.settle()  # a head's rows are those that the step before has left
+            out.append(self.decode(layer, step, tables, mine[0], mine[1], mine[2], mine[3], scale))
+        return torch.cat(out)
+
+    def settle(self) -> None:
+        """Layers have run, perhaps not all: nothing that belongs to them goes on beside what comes next."""
+        if self.finder:
+            self.finder.settle()
 
     def begin_verify(
         self, made: Verification, requests: list[int], lengths: list[int], width: int, req_to_token: torch.Tensor,

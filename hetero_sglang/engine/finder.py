@@ -71,6 +71,9 @@ class Finder(ABC):
     def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:  # noqa: B027
         """Afterwards, with what `find` gave."""
 
+    def settle(self) -> None:  # noqa: B027
+        """What came has its places before anything else runs."""
+
     def workspace(self, batch: int, context: int, other: Any = None) -> Any:
         """For steps of up to `batch` requests of up to `context` tokens; with the buffers of an `other` one where they
         are large enough, whose steps look for rows before these or after them."""

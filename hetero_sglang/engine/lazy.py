@@ -163,8 +163,13 @@ class Lazy(Finder):
             with self.lane:
                 self.ops.seat(arrivals.layer, tables, self.cache.hot, arrivals.work)
             self.seated = self.lane.mark()
-        joined = [self.known, self.seated if layer == len(self.index) - 1 else None]
-        for point in joined:  # the next layer's search comes after this one's in the lane
-            if point is not None:
-                point.hold(self.device)
-        self.known = None
+        if self.known is not None:
+            self.known.hold(self.device)
+            self.known = None
+        if layer == len(self.index) - 1:  # the next layer's search comes after this one's in the lane
+            self.settle()
+
+    def settle(self) -> None:
+        if self.seated is not None:
+            self.seated.hold(self.device)
+            self.seated = None

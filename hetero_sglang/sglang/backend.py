@@ -131,12 +131,7 @@ class HeteroAttnBackend(AttentionBackend):
         index, q, k, v = self._split(q, k, v, layer)
         slots = token_slots(forward_batch.out_cache_loc)
         if self.turns:
-            every = zip(*(rows.chunk(len(self.turns)) for rows in (slots, q, k, v)), strict=True)
-            out = [
-                self.engine.decode(index, step, tables, mine[0], mine[1], mine[2], mine[3], layer.scaling)
-                for (step, tables), mine in zip(self.turns, every, strict=True)
-            ]
-            return self._out(index, torch.cat(out))
+            return self._out(index, self.engine.decode_turns(index, self.turns, slots, q, k, v, layer.scaling))
         assert self.step is not None and self.tables is not None
         return self._out(index, self.engine.decode(index, self.step, self.tables, slots, q, k, v, layer.scaling))
 
@@ -150,6 +145,11 @@ class HeteroAttnBackend(AttentionBackend):
         if not ahead:
             assert self.step is not None and self.tables is not None
             self.turns.append((self.step, self.tables))
+
+    def end_turns(self) -> None:
+        """After layers have run for them, or for the step alone; others may follow."""
+        self.turns = []
+        self.engine.settle()
 
     def guess(self, lengths: Sequence[int], drafts: int) -> Verification:
         """As of Engine.guess, for the batch's requests."""

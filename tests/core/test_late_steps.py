@@ -52,13 +52,11 @@ def catch_up(
             engine.decode(layer, step, tables, *rows_of(requests, layer, lengths), DIM**-0.5)
         turns, every = [(step, tables)], [*every, lengths]
     turns = [*engine.late.begin([r.slot for r in requests], late, table), *turns]
-    out = [
-        torch.stack([
-            engine.decode(layer, *turn, *rows_of(requests, layer, mine), DIM**-0.5)
-            for turn, mine in zip(turns, every, strict=True)
-        ])
-        for layer in range(layers, len(engine.layers))
-    ]  # fmt: skip
+    out = []
+    for layer in range(layers, len(engine.layers)):
+        rows = zip(*(rows_of(requests, layer, mine) for mine in every), strict=True)
+        told = engine.decode_turns(layer, turns, *map(torch.cat, rows), DIM**-0.5)  # type: ignore[arg-type]
+        out.append(told.unflatten(0, (len(turns), count)))
     engine.late.through()
     engine.poll()
     return torch.stack(out).cpu()
@@ -112,3 +110,19 @@ def test_other_policies(name: str) -> None:
 def test_heads_that_follow_pivots(ahead: bool) -> None:
     pivots = {"drift_threshold": 1.0, "monitor_interval": 1, "anchor_interval": 0, "dense_below": 140}
     check(make_settings(random_profile(4), **pivots), [3, 1, 2, 3], ahead, [150, 141], 2)
+
+
+def test_what_came_has_its_places_before_the_next_token_attends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the lane that seats it, too, which a device runs beside."""
+    cache = make_cache(lazy_settings(1, 1))
+    engine, told = engine_of(cache), list[str]()
+    requests = begun(cache, [150])
+    late = [([n], leave(requests, [n], 1)) for n in (151, 152)]
+    assert engine.finder is not None
+    finder, settle, attended = engine.finder, engine.finder.settle, engine.finder.attended
+    monkeypatch.setattr(finder, "settle", lambda: (told.append("settle"), settle()))
+    monkeypatch.setattr(finder, "attended", lambda *what: (told.append("attended"), attended(*what)))
+    catch_up(requests, late, [153], 1)
+    beside = told[told.index("attended") + 1 :]
+    assert beside.count("attended") == 3 * (len(engine.layers) - 1) and "attended,attended" not in ",".join(beside)
+    assert finder.seated is None

@@ -121,11 +121,10 @@ class Tiered(Attention):
         self.tiers.begin_turns(rows, [(turn.on_host.tolist(), turn.clock) for turn in late], ahead)
 
     def end(self) -> None:
-        self.tiers.turns = []
+        self.tiers.end_turns()
 
     def parts(self, width: int | None) -> None:
         self.tiers.parts = width
-        self.end()  # turns of the part that was made or run last
 
     def whole(self, batch: Any) -> None:
         self.parts(None)

@@ -23,6 +23,9 @@ class Plan(ABC):
     def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
         """Recorded with it; `begins`: it is the first of a step."""
 
+    def after(self) -> None:  # noqa: B027
+        """Recorded behind its layers."""
+
 
 class DensePlan(Plan):
     """A backend of SGLang's own: another than the one that its graphs of all layers plan for."""
@@ -70,3 +73,6 @@ class TieredPlan(Plan):
 
     def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
         self.backend.plan_turns(late, width, begins)
+
+    def after(self) -> None:
+        self.backend.end_turns()

@@ -159,6 +159,7 @@ class Part(Graph):
             rows.plan.inside(rows.batch, rows.turns - 1, rows.width, self.first == 0)
             before = residual if self.first else None
             out, rest = through(self.model, self.first, self.last, rows.batch, hidden, before)
+            rows.plan.after()
             residual.copy_(rest)  # first: after the first layer it may lie where hidden states came from
             hidden.copy_(out)
 

@@ -86,6 +86,6 @@ def _plan(passes: EarlyExit) -> Plan:
 
 def _capturing() -> list[Any]:
     from sglang.srt.distributed.parallel_state import graph_capture
-    from sglang.srt.model_executor.runner.base_cuda_graph_runner import model_capture_mode
+    from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
 
     return [model_capture_mode(), graph_capture()]
