@@ -24,6 +24,7 @@ from .words import decode
 
 TEXT_SEED = 900_000  # the expert's episodes, in worlds that no one plays
 TEXTS, CHATS = 12, 48  # of these for a head profile, and for branches, which learn from the player's few words alone
+TOKENS = 1 << 18  # of the latter, at most
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Materials:
         """The early-exit file. Raises HeteroError where none is given and none can be trained."""
         if self.exits_file is not None:
             return self.exits_file
-        return self._made("exits train --branch head", [self.chats()], self.folder / EXITS_NAME)
+        return self._made(f"exits train --branch head --tokens {TOKENS}", [self.chats()], self.folder / EXITS_NAME)
 
     def branches(self) -> tuple[Branch, ...]:
         """Of the early-exit file."""

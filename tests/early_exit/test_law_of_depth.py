@@ -93,7 +93,7 @@ def test_no_branch_is_asked_at_threshold_one(monkeypatch: pytest.MonkeyPatch) ->
     """A sure branch with threshold 1 lets none go, and its head is not even run."""
     forced(monkeypatch, None)
     world = World(monkeypatch, 3, [1, 3], 1e-6, agreement=1.0)
-    monkeypatch.setattr(world.exits, "_ask", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(world.exits, "look", lambda *_, **__: pytest.fail("asked"))
     play(world, [("begin", 5), ("begin", 3), ("step", 6), ("step", 6)])
     assert world.exits.counts.tokens == 24 and world.exits.counts.layers == 24 * LAYERS
 

@@ -23,7 +23,7 @@ from hetero_sglang.sglang.early_exit import hooks
 from hetero_sglang.sglang.early_exit.attention import Attention
 from hetero_sglang.sglang.early_exit.passes import EarlyExit, Rules
 from hetero_sglang.sglang.early_exit.plans import Plan
-from hetero_sglang.sglang.early_exit.recording import recorded
+from hetero_sglang.sglang.early_exit.recording import AHEAD, recorded
 from hetero_sglang.sglang.early_exit.turn import Turn
 
 LAYERS, WIDTH, WORDS, SLOTS, REQUESTS, CONTEXT = 5, 8, 23, 400, 12, 96
@@ -192,7 +192,7 @@ class Req:
     tokens: list[int]
     slot: int
     slots: list[int] = field(default_factory=list)
-    told: list[tuple[int, torch.Tensor]] = field(default_factory=list)  # by the layers that ran, the logits
+    told: list[tuple[int, torch.Tensor]] = field(default_factory=list)  # logits, with the layers that they are behind
 
 
 class World:
@@ -223,6 +223,7 @@ class World:
         self.exits.attention = Toy(self.rows)
         self.exits.attention.most = most
         if parts:
+            self.exits.stop_at(AHEAD)
             self.exits.parts = recorded(self.exits, ToyPlan(self.rows), Recorder(torch.device("cpu")))
         monkeypatch.setattr(hooks, "_passes", self.exits)
         self.depth = LAYERS
@@ -273,9 +274,13 @@ class World:
 
     def step(self) -> None:
         """All that run decode a token."""
-        before = self.exits.counts.layers
+        counts = self.exits.counts
+        before, exits = counts.layers, dict(counts.exits)
         logits = self._run(ForwardMode.DECODE, self.running, [1] * len(self.running))
-        depth = (self.exits.counts.layers - before) // len(self.running)
+        left = [layer for layer, count in counts.exits.items() if count > exits[layer]]
+        depth = left[0] if left else LAYERS
+        ran = (counts.layers - before) / len(self.running)
+        assert ran == LAYERS if not left else depth <= ran <= min(depth + self.exits.ahead, LAYERS - 1)
         for req, row in zip(self.running, logits, strict=True):
             self._take(req, row, depth)
 

@@ -12,6 +12,7 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
+from hetero_sglang.cache.lanes import Mark, download, mark
 from hetero_sglang.config import development
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.confidence import leaves
@@ -54,6 +55,32 @@ class Counts:
         return self.layers / max(1, self.tokens)
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A layer behind which tokens may leave."""
+
+    layer: int
+    branch: int | None  # that is asked here
+
+
+def stops_of(exits: Exits, ahead: int) -> tuple[Stop, ...]:
+    """Behind every branch, and, where `ahead` is not 0, behind so many layers more that run until its answer is there:
+    or behind the next branch, which may come sooner."""
+    branches = {branch.layer: number for number, branch in enumerate(exits.branches)}
+    later = (layer + ahead for layer in branches if not any(layer < other <= layer + ahead for other in exits.depths))
+    return tuple(Stop(layer, branches.get(layer)) for layer in sorted({*branches, *later}))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a branch has said, which may be on its way from the device."""
+
+    branch: int
+    logits: torch.Tensor  # [B, V]
+    sure: torch.Tensor  # on the host: how sure it is of each [B], or of the least sure [1]
+    there: Mark  # once it has come
+
+
 @dataclass
 class EarlyExit:
     """Stands in the forward pass of the model of `runner`, SGLang's ModelRunner."""
@@ -68,7 +95,7 @@ class EarlyExit:
     def __post_init__(self) -> None:
         self.thresholds = self.exits.thresholds(self.rules.agreement)
         self.counts = Counts(exits={branch.layer: 0 for branch in self.exits.branches})
-        self.waiting = Waiting(len(self.exits.branches))
+        self.stop_at(0)
         self.answer: LogitsProcessorOutput | None = None  # of the branch where the pass has ended
         self.compared: torch.Tensor | None = None  # [B] first choices of a branch, of a pass that ran on
         self.dice = random.Random(self.runner.tp_group.rank_in_group)  # on each rank others
@@ -79,6 +106,11 @@ class EarlyExit:
         self.width: int | None = None  # of the parts that this pass is made of
         self._forward: Callable[..., Any] = self.model.model.forward
         self._logits: Callable[..., Any] = self.model.logits_processor.forward
+
+    def stop_at(self, ahead: int) -> None:
+        """Passes run so many layers behind a branch before they end with what it said; 0: they wait for it."""
+        self.ahead, self.stops = ahead, stops_of(self.exits, ahead)
+        self.waiting = Waiting(len(self.stops))
 
     def install(self) -> None:
         """Take the places of the model's own forward pass and of what makes logits."""
@@ -115,24 +147,21 @@ class EarlyExit:
 
     def _pass(self, ids: torch.Tensor, positions: torch.Tensor, batch: Any, tries: bool) -> Any:
         turns = [turn_of(ids, positions, batch, self.attention.clock, self.model.model.embed_tokens(ids))]
-        rows, first, sure = range(len(turns[0].ids)), 0, None  # the answer of a branch that was, and is compared
-        for number, branch in enumerate(self.exits.branches):
-            self._run(turns, first, branch.layer, batch, rows)
-            first, threshold = branch.layer, self.thresholds[number]
-            if tries and sure is None and threshold < 1:
-                logits, confidence = self._ask(branch, turns[-1], batch)
-                self._prepare(number, turns, batch)
-                if self._leaves(confidence, threshold):
-                    answer = LogitsProcessorOutput(next_token_logits=logits)
-                    if not self._compares():
-                        return self._leave(number, answer, turns, batch)
-                    sure = answer
-            turns = [*self.waiting.pick(number), *turns]
+        rows, first, said = range(len(turns[0].ids)), 0, None
+        for place, stop in enumerate(self.stops):
+            self._run(turns, first, stop.layer, batch, rows)
+            first = stop.layer
+            if said and self._ends(said):
+                return self._leave(place, said, turns, batch)
+            said = self._ask(place, turns[-1], batch) if tries and self.compared is None else None
+            if said and not self.ahead:
+                if self._ends(said):
+                    return self._leave(place, said, turns, batch)
+                said = None
+            turns = [*self.waiting.pick(place), *turns]
         self._run(turns, first, self.exits.layers, batch, rows)
         self.attention.through()
         self._ran(len(rows), self.exits.layers)
-        if sure is not None:
-            self.compared = sure.next_token_logits.argmax(-1)
         last = turns[-1]
         return self.model.model.norm(last.hidden, last.residual)[0]
 
@@ -167,23 +196,34 @@ class EarlyExit:
         if self.runner.server_args.enable_lora:
             self.runner.lora_manager.prepare_lora_batch(batch)
 
-    def _ask(self, branch: Branch, turn: Turn, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The branch's logits [B, V], and how sure it is of each [B], or of the least sure [1]; nothing waits."""
+    def _ask(self, place: int, turn: Turn, batch: Any) -> Said | None:
+        """The branch of a stop; None where there is none, or no token could leave by what it says. Nothing waits."""
+        number, last = self.stops[place].branch, place + 1 == len(self.stops)
+        if number is None or self.thresholds[number] == 1 or (self.ahead and last):
+            return None
+        branch = self.exits.branches[number]
         if self.parts and self.width:
-            return self.parts.asking[branch.layer, self.width].run(turn)
-        return self.look(branch, turn.state, batch)
-
-    def _prepare(self, number: int, turns: list[Turn], batch: Any) -> None:
-        """While the device is at work: for the part behind a branch, if others go on from there."""
-        if self.parts and self.width and self.waiting.at[number]:
-            every = [*self.waiting.at[number], *turns]
-            self.parts.of(every, self.width).fill(every, batch)
-
-    def _leaves(self, sure: torch.Tensor, threshold: float) -> bool:
-        """Whether a branch is sure enough of all requests' next tokens, on every rank."""
+            logits, sure = self.parts.asking[branch.layer, self.width].run(turn)
+        else:
+            logits, sure = self.look(branch, turn.state, batch)
         if (forced := development.forced_exits()) is not None:
             sure = torch.full_like(sure, float(self.dice.random() < forced))
-        return bool(leaves(least(sure, self.runner.tp_group), threshold).all())
+        told = download(least(sure, self.runner.tp_group))
+        return Said(number, logits, told, mark(sure.device))
+
+    def _ends(self, said: Said) -> bool:
+        """Whether the pass does, with what a branch has said; on every rank."""
+        said.there.wait()
+        if not self._leaves(said.sure, self.thresholds[said.branch]):
+            return False
+        if self._compares():
+            self.compared = said.logits.argmax(-1)
+            return False
+        return True
+
+    def _leaves(self, sure: torch.Tensor, threshold: float) -> bool:
+        """Whether a branch is sure enough of all requests' next tokens."""
+        return bool(leaves(sure, threshold).all())
 
     def look(self, branch: Branch, state: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """A branch's logits [B, V] of states [B, H], and how sure it is of each [B]."""
@@ -206,21 +246,21 @@ class EarlyExit:
         """Turns that go on with a step's own, at most."""
         return 0 if self.rules.copied else min(MOST, self.attention.most)
 
-    def _leave(self, number: int, answer: LogitsProcessorOutput, turns: list[Turn], batch: Any) -> torch.Tensor:
-        """The pass ends at a branch; returns what nobody reads."""
-        branch, last = self.exits.branches[number], turns[-1]
+    def _leave(self, place: int, said: Said, turns: list[Turn], batch: Any) -> torch.Tensor:
+        """The pass ends at a stop; returns what nobody reads."""
+        layer, last = self.stops[place].layer, turns[-1]
         if self.rules.copied and self.parts and self.width:
-            self.parts.copying[branch.layer, self.width].replay()
+            self.parts.copying[layer, self.width].replay()
         elif self.rules.copied:
-            self.copy(branch.layer, last.state, batch)
+            self.copy(layer, last.state, batch)
         else:
             self.attention.left()
             if self.parts and self.width:
                 self.parts.of(turns, self.width).give(turns, keep=True)
-            self.waiting.at[number] += turns
-        self.answer, self.left = answer, True
-        self.counts.exits[branch.layer] += len(last.ids)
-        self._ran(len(last.ids), branch.layer)
+            self.waiting.at[place] += turns
+        self.answer, self.left = LogitsProcessorOutput(next_token_logits=said.logits), True
+        self.counts.exits[self.exits.branches[said.branch].layer] += len(last.ids)
+        self._ran(len(last.ids), layer)
         return last.hidden
 
     def copy(self, first: int, state: torch.Tensor, batch: Any) -> None:
@@ -267,9 +307,10 @@ class EarlyExit:
             lora_ids=batch.lora_ids and [batch.lora_ids[row] for row in rows],
         )
         turns: list[Turn] = []
-        for number, branch in enumerate(self.exits.branches):
-            turns = [*self.waiting.pick(number), *turns]
-            self._run(turns, branch.layer, self.exits.depths[number + 1], mine, rows, ahead=True)
+        ends = [*(stop.layer for stop in self.stops[1:]), self.exits.layers]
+        for place, (stop, end) in enumerate(zip(self.stops, ends, strict=True)):
+            turns = [*self.waiting.pick(place), *turns]
+            self._run(turns, stop.layer, end, mine, rows, ahead=True)
         self.attention.through()
         self._adapt(batch)
         self.attention.again(batch)

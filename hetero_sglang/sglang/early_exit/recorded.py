@@ -1,8 +1,8 @@
 """Parts of a pass as CUDA graphs: the layers between two branches, for some numbers of requests and turns, and heads.
 
 A pass that may end early cannot be one graph; in parts it costs a launch a part. Buffers have addresses that graphs
-keep. State stays in them from one part to the next, and what the next part needs else is filled in while the device is
-at work on this one: what waits for a branch's word is little."""
+keep, and state stays in them from one part to the next. The device is not kept waiting for a branch's word: it goes on
+with the next part, behind which the pass ends if the branch was sure."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class Asking(Graph):
 
 
 class Copying(Graph):
-    """Keys and values of the layers behind a branch, of the turn that some rows hold."""
+    """Keys and values of the layers behind a stop, of the turn that some rows hold."""
 
     def __init__(self, copy: Callable[[torch.Tensor, Any], None], rows: Rows) -> None:
         """`copy`: writes those of states [n, H] of a batch."""
@@ -215,7 +215,7 @@ class Parts:
     rows: dict[tuple[int, int], Rows] = field(default_factory=dict)  # by turns and width
     layers: dict[tuple[int, int, int], Part] = field(default_factory=dict)  # by first layer, turns and width
     asking: dict[tuple[int, int], Asking] = field(default_factory=dict)  # by branch's layer and width
-    copying: dict[tuple[int, int], Copying] = field(default_factory=dict)
+    copying: dict[tuple[int, int], Copying] = field(default_factory=dict)  # by stop's layer and width
 
     def graphs(self) -> list[Graph]:
         """All of them."""

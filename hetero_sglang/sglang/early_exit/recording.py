@@ -30,6 +30,7 @@ from hetero_sglang.sglang.early_exit.recorded import (
 )
 
 logger = logging.getLogger("hetero_sglang")
+AHEAD = 2  # layers: they take the device longer than an answer takes to the host and back
 
 
 def record(passes: EarlyExit) -> None:
@@ -41,6 +42,7 @@ def record(passes: EarlyExit) -> None:
     if not wanted or runner.server_args.enable_lora or passes.rules.drafts:
         return
     began = time.monotonic()
+    passes.stop_at(AHEAD)
     with ExitStack() as contexts:
         if on_device:
             for context in _capturing():
@@ -56,17 +58,16 @@ def recorded(passes: EarlyExit, plan: Plan, recorder: Recorder) -> Parts:
     parts, shape = Parts(up_to(WIDTHS, rules.max_batch)), (exits.hidden, passes.runner.dtype, device)
     for width, turns in product(parts.widths, up_to(TURNS, passes.late + 1)):
         rows = parts.rows[turns, width] = Rows(plan, turns, width, *shape)
-        for first, last in pairwise((0, *exits.depths)):
+        for first, last in pairwise((0, *(stop.layer for stop in passes.stops), exits.layers)):
             if not first and turns > 1:  # nobody waits before the first layer
                 continue
             parts.layers[first, turns, width] = Part(passes.model, rows, first, last)
-    for branch, threshold in zip(exits.branches, passes.thresholds, strict=True):
-        for width in parts.widths if threshold < 1 else ():
-            rows = parts.rows[1, width]
-            look = partial(passes.look, branch, batch=rows.batch)
-            parts.asking[branch.layer, width] = Asking(look, width, *shape)
-            if rules.copied:
-                parts.copying[branch.layer, width] = Copying(partial(passes.copy, branch.layer), rows)
+    asked = [each for each, least in zip(exits.branches, passes.thresholds, strict=True) if least < 1]
+    for branch, width in product(asked, parts.widths):
+        look = partial(passes.look, branch, batch=parts.rows[1, width].batch)
+        parts.asking[branch.layer, width] = Asking(look, width, *shape)
+    for stop, width in product(passes.stops if rules.copied else (), parts.widths):
+        parts.copying[stop.layer, width] = Copying(partial(passes.copy, stop.layer), parts.rows[1, width])
     for graph in parts.graphs():
         graph.record(recorder)
     return parts

@@ -49,11 +49,11 @@ def turn_of(ids: torch.Tensor, positions: torch.Tensor, batch: Any, clock: int, 
 
 
 class Waiting:
-    """Turns that have left at each branch, oldest first, of one batch; the deeper they wait the older they are."""
+    """Turns that have left at each stop, oldest first, of one batch; the deeper they wait the older they are."""
 
-    def __init__(self, branches: int) -> None:
+    def __init__(self, stops: int) -> None:
         self.requests: list[Any] = []  # whose turns they are
-        self.at: list[list[Turn]] = [[] for _ in range(branches)]
+        self.at: list[list[Turn]] = [[] for _ in range(stops)]
 
     @property
     def count(self) -> int:
@@ -75,7 +75,7 @@ class Waiting:
         if self.count and gone & {id(each) for each in self.requests}:
             self.keep([each for each in self.requests if id(each) not in gone])
 
-    def pick(self, branch: int) -> list[Turn]:
+    def pick(self, stop: int) -> list[Turn]:
         """Those that wait there go on."""
-        turns, self.at[branch] = self.at[branch], []
+        turns, self.at[stop] = self.at[stop], []
         return turns
