@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import shapes
 from benchmarks.alternation import turns, up
+from benchmarks.blind_branches import write_branches
 from benchmarks.cases import spread, stream
 from benchmarks.dummy import changed_rows, dummy_server, index_profile, random_prompt, whole_slots
 from benchmarks.idle import every
@@ -27,11 +26,6 @@ from benchmarks.launch import Server
 from benchmarks.run import Run, add_log_option, add_options
 from benchmarks.streams import Stream, gaps
 from hetero_sglang.config import development
-from hetero_sglang.exits.branch import Branch
-from hetero_sglang.exits.branch import shapes as tensor_shapes
-from hetero_sglang.exits.exits import Exits
-from hetero_sglang.exits.files import save
-from hetero_sglang.exits.operating_point import OperatingPoint
 
 KV = ("deferred", "copied")
 WARM = 8  # steps of a batch that is not counted: what is recorded or compiled, and the share that has just changed
@@ -78,7 +72,9 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
         room["hetero_index"] = "directions"
     profile = str(index_profile(scratch))
     exits = {
-        "hetero_early_exit": write_branches(scratch / "exits" / "exits.json", given.layers, given.words),
+        "hetero_early_exit": write_branches(
+            scratch / "exits" / "exits.json", shapes.LLAMA_8B, given.layers, range(given.words)
+        ),
         "hetero_exit_agreement": 0.9,
         "hetero_early_exit_max_batch": given.max_batch,
     }
@@ -147,25 +143,6 @@ def line(row: dict[str, Any]) -> str:
     case = f"{row['policy']:<6}{row['kv']:<9} leave {row['share']:<4g} {row['batch']:>3} x {row['tokens']:>5}"
     text = f"{case}: step {1e3 * row['step_seconds']:7.3f} ms, without {1e3 * row['without']:7.3f} ms"
     return f"{text}  {row['ratio']:.3f}x of {row['bound']:.3f}x, {row['depth']:.2f} layers"
-
-
-def write_branches(path: Path, layers: Sequence[int], words: int, config: dict[str, Any] = shapes.LLAMA_8B) -> Path:
-    """Branches that may be asked, and know nothing."""
-    hidden, vocabulary, depth = (config[name] for name in ("hidden_size", "vocab_size", "num_hidden_layers"))
-    rng = torch.Generator().manual_seed(0)
-    wanted = tensor_shapes("frequent", hidden, vocabulary, words)
-    branches = []
-    for layer in layers:
-        head = (torch.randn(wanted["head"], generator=rng) / hidden**0.5).bfloat16()
-        rest = torch.full(wanted["rest"], -10.0)
-        branches.append(
-            Branch(layer, vocabulary, 1e-5, torch.ones(hidden), head=head, tokens=torch.arange(words), rest=rest)
-        )
-    never = (0.0,) * len(layers) + (1.0,)
-    rows = tuple(OperatingPoint(share, (each,) * len(layers), depth, never) for share, each in ((0.9, 0.9), (1.0, 1.0)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(Exits(depth, hidden, vocabulary, "probability", tuple(branches), rows), path)
-    return path
 
 
 if __name__ == "__main__":

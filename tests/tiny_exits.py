@@ -7,38 +7,22 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 
+from benchmarks.blind_branches import MARKS, write_branches
 from benchmarks.launch import RECALL
 from hetero_sglang.exits.branch import Branch
 from hetero_sglang.exits.exits import Exits
 from hetero_sglang.exits.files import EXITS_NAME, save
 from hetero_sglang.exits.operating_point import OperatingPoint
 
-MARKS = (2940, 2941)  # a token that says one of them has left early
 LAYERS = (2, 5)
 
 
 def write_exits(folder: Path, layers: tuple[int, ...] = LAYERS, threshold: float = 0.5) -> Path:
     """Branches behind `layers`, which let tokens go at `threshold` unless agreement 1 is asked for."""
     config = json.loads((RECALL / "config.json").read_text())
-    hidden, words, depth = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    random = torch.Generator().manual_seed(0)
-    tokens = torch.tensor(MARKS)
-    branches = tuple(
-        Branch(
-            layer, words, config["rms_norm_eps"], torch.ones(hidden),
-            head=torch.randn(3, hidden, generator=random), tokens=tokens.clone(), rest=torch.full((words,), -1e4),
-        )
-        for layer in layers
-    )  # fmt: skip
-    never = (0.0,) * len(layers) + (1.0,)
-    rows = [(0.9, threshold), (1.0, 1.0)]
-    points = tuple(OperatingPoint(share, (each,) * len(layers), depth, never) for share, each in rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    save(Exits(depth, hidden, words, "probability", branches, points), folder / EXITS_NAME)
-    return folder / EXITS_NAME
+    return write_branches(folder / EXITS_NAME, config, layers, MARKS, threshold, others=-1e4)
 
 
 def write_lens(folder: Path, layer: int = 7) -> Path:

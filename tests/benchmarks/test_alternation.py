@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import dummy, exit_speed, idle, prefill, shapes
 from benchmarks.alternation import groups, turns, up
+from benchmarks.blind_branches import write_branches
 from benchmarks.idle import Size
 from benchmarks.launch import RECALL
 from benchmarks.streams import Stream
@@ -115,7 +116,7 @@ def test_rows_of_early_exit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_branches_that_know_nothing_are_of_the_shape(tmp_path: Path) -> None:
     config = shapes.LLAMA_8B | {"hidden_size": 16, "num_hidden_layers": 4, "vocab_size": 50}
-    exits = load(exit_speed.write_branches(tmp_path / "exits" / "a.json", [2, 3], 10, config), config)
+    exits = load(write_branches(tmp_path / "exits" / "a.json", config, [2, 3], range(10)), config)
     assert exits.depths == (2, 3, 4) and exits.thresholds(0.9) == (0.9, 0.9)
 
 
