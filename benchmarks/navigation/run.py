@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def run(given: argparse.Namespace, folder: Path) -> None:
     import torch  # here, so that --help and wrong flags answer at once
 
     from .materials import Materials
-    from .rows import Skipped, rows
+    from .rows import rows
     from .table import table
 
     if not (given.model / "model.safetensors").exists():
@@ -48,17 +49,17 @@ def run(given: argparse.Namespace, folder: Path) -> None:
     made = Materials(given.model, folder, LAYOUTS["corridor"], given.exits, given.adapter)
     told = {"model": given.model.name, "episodes": given.episodes, "at_once": given.at_once, "gpu": gpu}
     with Run(given, **told) as run:
-        for name, make in rows(made, gpu, given.agreement, given.ratios):
-            if given.rows and not any(word in name for word in given.rows):
-                continue
-            run.does(name)
-            try:
-                row = make(name)
-                result = {"name": name, "skipped": row.why} if isinstance(row, Skipped) else _measured(row, given, run)
-            except (RuntimeError, OSError, HeteroError) as error:  # OSError: a server ended while it was asked
-                result = {"name": name, "skipped": str(error)}
-            run.keep(result)
-            print(json.dumps({key: value for key, value in result.items() if key != "outcomes"}), flush=True)
+        chosen = (each for each in rows(made, gpu, given.agreement, given.ratios) if _wanted(each[0], given))
+        while group := list(islice(chosen, given.together)):
+            with ExitStack() as stack:
+                for name, begun in [(name, _begun(name, make, given, run, stack)) for name, make in group]:
+                    run.does(name)
+                    try:
+                        result = begun()
+                    except (RuntimeError, OSError, HeteroError) as error:  # OSError: a server ended while it was asked
+                        result = {"name": name, "skipped": str(error)}
+                    run.keep(result)
+                    print(json.dumps({key: each for key, each in result.items() if key != "outcomes"}), flush=True)
         if given.bound:
             run.does("the bound")
             run.told["bound"] = _bound(made, given, run)
@@ -70,14 +71,38 @@ def run(given: argparse.Namespace, folder: Path) -> None:
         print("wrote", draw(run.rows, FOLDER / f"{given.name}.svg"))
 
 
-def _measured(row: Any, given: argparse.Namespace, run: Run) -> dict[str, Any]:
+def _wanted(name: str, given: argparse.Namespace) -> bool:
+    named_so = not given.rows or any(word in name for word in given.rows)
+    return named_so and not any(word in name for word in given.without)
+
+
+def _begun(
+    name: str, make: Callable[[str], Any], given: argparse.Namespace, run: Run, stack: ExitStack
+) -> Callable[[], dict[str, Any]]:
+    """The row's server is on its way, until the stack ends; what comes back waits for it and plays."""
+    from .rows import Skipped
+
+    try:
+        row = make(name)
+        if isinstance(row, Skipped):
+            return lambda: {"name": name, "skipped": row.why}
+        flags = {**row.server_flags(), **named(given.flags)}
+        server = _launched(row.model, flags, run.log(name.replace(" ", "-")), stack)
+    except (RuntimeError, OSError, HeteroError) as error:
+        why = str(error)
+        return lambda: {"name": name, "skipped": why}
+    return lambda: _measured(row, server, given)
+
+
+def _measured(row: Any, server: Server, given: argparse.Namespace) -> dict[str, Any]:
     """A row played; its name, sizes and what `measure` tells."""
     from .materials import weight_bytes
     from .play import measure
 
     layout = row.layout if given.rooms is None else row.layout.of(given.rooms)
-    with _serve(row.model, {**row.server_flags(), **named(given.flags)}, run.log(row.name.replace(" ", "-"))) as server:
-        found = measure(server, layout, range(given.episodes), given.at_once, row.request)
+    _answers(server)
+    found = measure(server, layout, range(given.episodes), given.at_once, row.request)
+    server.stop(at_once=True)
     counters = found["counters"]
     kept = counters["kept_bytes"] / counters["dense_bytes"] if counters.get("dense_bytes") else 1.0
     return {
@@ -105,7 +130,10 @@ def _bound(made: Any, given: argparse.Namespace, run: Run) -> dict[str, Any]:
     steps, reads = {}, {}
     for count in sorted({max(1, layers // 4), layers // 2 or 1, layers}):
         run.does(f"the bound: {count} layers")
-        with _serve(made.cut(count), {"kv_policy": "full", **named(given.flags)}, run.log("cut", count)) as server:
+        with ExitStack() as stack:
+            flags = {"kv_policy": "full", **named(given.flags)}
+            server = _launched(made.cut(count), flags, run.log("cut", count), stack)
+            _answers(server)
             steps[count], reads[count] = sample(server, history, turn)
     bound = Bound(layers, Line.through(steps), Line.through(reads))
     branches = sorted({max(1, layers // 8), layers // 4 or 1, layers // 2 or 1})
@@ -113,23 +141,25 @@ def _bound(made: Any, given: argparse.Namespace, run: Run) -> dict[str, Any]:
     return {"history": len(history), "step_ms": steps, "turn_ms": reads, **bound.to_json(branches)}
 
 
-@contextmanager
-def _serve(model: Path, flags: dict[str, Any], log: Path | None) -> Iterator[Server]:
-    """A server for the block. Raises RuntimeError with the last word of one that does not start."""
+def _launched(model: Path, flags: dict[str, Any], log: Path | None, stack: ExitStack) -> Server:
+    """A server that starts now and ends with the stack, if not before."""
     import torch
 
     usual = USUAL
     if torch.cuda.is_available():
         usual = {**USUAL, **ON_GPU, **(PLAIN_ON_GPU if flags["kv_policy"] == "full" else {})}
     server = Server(model, log=log, **{**usual, **flags})
+    stack.callback(server.stop, at_once=True)
+    server.launch()
+    return server
+
+
+def _answers(server: Server) -> None:
+    """Wait until it does. Raises RuntimeError with the last word of one that does not start."""
     try:
-        server.start()
+        server.wait()
     except RuntimeError:
         raise RuntimeError(f"{last_word(server.tail(1 << 20))} ({server.log})") from None
-    try:
-        yield server
-    finally:
-        server.stop(at_once=True)
 
 
 def _row_bytes(model: Path, flags: dict[str, Any]) -> int:
@@ -151,11 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--adapter", type=Path, help="of benchmarks.navigation.qlora (default: none)")
     add("--folder", type=Path, help="for what is made of the model; what is there is not made again")
     add("--episodes", type=int, default=32, help="worlds played with each row (32)")
+    add("--together", type=int, default=1, help="servers that start at the same time, to be played with in turn (1)")
     add("--at-once", type=int, default=1, help="episodes at once (1)")
     add("--rooms", type=int, help="rooms on a side (default: the layout's)")
     add("--agreement", type=float, default=0.99, help="--hetero-exit-agreement of dynamic exits (0.99)")
     add("--ratios", nargs="*", default=["0.5", "floor+0.02"], metavar="R", help="keep ratios (0.5 floor+0.02)")
     add("--rows", nargs="*", metavar="WORDS", help="only rows whose name has one of these in it")
+    add("--without", nargs="*", default=[], metavar="WORDS", help="but none whose name has one of these")
     add("--flags", nargs="*", default=[], metavar="NAME=VALUE", help="of all servers")
     add("--bound", action=argparse.BooleanOptionalAction, default=True, help="also measure what depth can save")
     add("--picture", action=argparse.BooleanOptionalAction, default=True, help="also draw results/NAME.svg")

@@ -238,3 +238,52 @@ def test_an_unreadable_counter_of_energy_is_said(monkeypatch: pytest.MonkeyPatch
     assert counted.spent()["processor"] is None
     monkeypatch.setattr(energy, "POWERCAP", tmp_path / "nowhere")
     assert energy.words(energy.Energy().spent()["processor"], 10) == "not readable"
+
+
+class Fake:
+    """A server that never runs; the second one of all ends before it answers."""
+
+    made: list[Fake] = []
+
+    def __init__(self, model: Path, log: Path | None = None, **flags: Any) -> None:
+        self.model, self.log, self.flags, self.started_in = model, log, flags, 1.0
+        self.events: list[str] = []
+        self.made.append(self)
+
+    def launch(self) -> None:
+        self.events.append(f"launched beside {sum('stopped' not in each.events for each in self.made) - 1}")
+
+    def wait(self) -> None:
+        if self.made.index(self) == 1:
+            raise RuntimeError("ended")
+
+    def stop(self, at_once: bool = False) -> None:
+        self.events.append("stopped")
+
+    def tail(self, count: int) -> str:
+        return "no room"
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_servers_start_together_and_are_played_with_in_turn(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that does not start is a line, and the others go on."""
+    from benchmarks import results
+    from benchmarks.navigation import play, run
+
+    own = ("name", "weight_bytes", "kv_bytes")
+    played = {key: each for key, each in ROW.items() if key not in own} | {"counters": {}, "most_tokens": 10}
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(Fake, "made", [])
+    monkeypatch.setattr(run, "Server", Fake)
+    monkeypatch.setattr(play, "measure", lambda server, *_: server.events.append("played") or dict(played))
+    monkeypatch.setattr(Materials, "branches", lambda _: ())
+    words = ["--model", str(model), "--together", str(together), "--no-bound", "--no-picture", "--name", "n"]
+    run.main([*words, "--rows", "precision", "float32", "--without", "mirrored"])
+    rows = json.loads((tmp_path / "n.json").read_text())["rows"]
+    assert [each["name"] for each in rows] == ["full precision", "float32"]
+    assert rows[1]["skipped"].startswith("no room") and rows[0]["weight_bytes"] == weight_bytes(model)
+    beside = min(together - 1, 1)
+    assert [each.events[0] for each in Fake.made] == ["launched beside 0", f"launched beside {beside}"]
+    assert Fake.made[0].events[1:] == ["played", "stopped", "stopped"] and Fake.made[1].events[1:] == ["stopped"]
