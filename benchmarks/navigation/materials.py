@@ -64,17 +64,19 @@ class Materials:
     def profile(self) -> Path:
         """The head profile; the model's own where it has one."""
         shipped = self.model / "hetero_profile.json"
-        return shipped if shipped.exists() else self._made("profile", self.texts(), self.folder / "hetero_profile.json")
+        made = self.folder / "hetero_profile.json"
+        return shipped if shipped.exists() else self._made("profile", self.model, self.texts(), made)
 
-    def exits(self) -> Path:
-        """The early-exit file. Raises HeteroError where none is given and none can be trained."""
+    def exits(self, weights: str) -> Path:
+        """The early-exit file of a `checkpoint`. Raises HeteroError where none is given and none can be trained."""
         if self.exits_file is not None:
             return self.exits_file
-        return self._made(f"exits train --branch head --tokens {TOKENS}", [self.chats()], self.folder / EXITS_NAME)
+        command, out = f"exits train --branch head --tokens {TOKENS}", self.folder / f"exits-{weights}" / EXITS_NAME
+        return self._made(command, self.checkpoint(weights), [self.chats()], out)
 
-    def branches(self) -> tuple[Branch, ...]:
+    def branches(self, weights: str) -> tuple[Branch, ...]:
         """Of the early-exit file."""
-        return load(self.exits(), self.model).branches
+        return load(self.exits(weights), self.checkpoint(weights)).branches
 
     def checkpoint(self, weights: str, branch: Any = None) -> Path:
         """The model (or what ends at a branch), `plain` or `nf4`, or `numbers`: nf4's numbers in plain 16 bits."""
@@ -95,10 +97,11 @@ class Materials:
         out = self.folder / name
         return out if (out / "model.safetensors").exists() else make(out)
 
-    def _made(self, command: str, texts: Sequence[Path], out: Path) -> Path:
+    def _made(self, command: str, model: Path, texts: Sequence[Path], out: Path) -> Path:
         if out.exists():
             return out
-        words = [*command.split(), str(self.model), "--text", *map(str, texts), "--out", str(out)]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        words = [*command.split(), str(model), "--text", *map(str, texts), "--out", str(out)]
         done = subprocess.run([sys.executable, "-m", "hetero_sglang.cli", *words], capture_output=True, text=True)
         if done.returncode:
             raise HeteroError(f"`hetero-sglang {command}` did not end well: {last_word(done.stderr)}")

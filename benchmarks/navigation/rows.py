@@ -68,7 +68,7 @@ def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str]) -
         return Row(name, materials.checkpoint(weights, branch), layers, flags, stored=stored, **more)
 
     def dynamic() -> dict[str, Any]:
-        return dict(zip(EXIT_FLAGS, (materials.exits(), agreement), strict=True))
+        return dict(zip(EXIT_FLAGS, (materials.exits(packed), agreement), strict=True))
 
     def cached(word: str) -> dict[str, Any]:
         profile = materials.profile()
@@ -82,7 +82,7 @@ def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str]) -
         yield "4-bit", lambda name: Skipped(name, why)
     yield four, row
     try:
-        branches = materials.branches()
+        branches = materials.branches(packed)
     except HeteroError as error:
         said = str(error)
         yield f"{four}, static exit", lambda name: Skipped(name, said)

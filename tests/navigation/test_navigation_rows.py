@@ -144,8 +144,8 @@ def test_rows_on_a_gpu_and_on_a_small_machine(model: Path, tmp_path: Path, monke
         SimpleNamespace(layer=layer, eps=1e-5, norm=torch.ones(64), head=torch.randn(128, 64), tokens=None)
         for layer in (1, 3)
     )
-    monkeypatch.setattr(Materials, "branches", lambda self: branches)
-    monkeypatch.setattr(Materials, "exits", lambda self: Path("exits.json"))
+    monkeypatch.setattr(Materials, "branches", lambda self, weights: branches)
+    monkeypatch.setattr(Materials, "exits", lambda self, weights: Path(f"{weights}.json"))  # of what is served
     (profile := tmp_path / "hetero_profile.json").touch()
     monkeypatch.setattr(Materials, "profile", lambda self: profile)
     materials = Materials(model, tmp_path / "made", LAYOUTS["corridor"], adapter=tmp_path / "adapter")
@@ -158,7 +158,7 @@ def test_rows_on_a_gpu_and_on_a_small_machine(model: Path, tmp_path: Path, monke
     assert isinstance(all_of_it, Row)
     assert all_of_it.server_flags() == {
         "kv_policy": "heterocache", "hetero_keep_ratio": 0.5, "hetero_profile": profile,
-        "load_format": "bitsandbytes", "hetero_early_exit": Path("exits.json"), "hetero_exit_agreement": 0.99,
+        "load_format": "bitsandbytes", "hetero_early_exit": Path("nf4.json"), "hetero_exit_agreement": 0.99,
     }  # fmt: skip
     tuned = on_gpu["4-bit + QLoRA, mirrored worlds"]
     assert isinstance(tuned, Row) and tuned.request == {"lora_path": "navigation"} and tuned.layout.mirrored
@@ -169,6 +169,8 @@ def test_rows_on_a_gpu_and_on_a_small_machine(model: Path, tmp_path: Path, monke
     numbers = small["4-bit numbers"]
     assert isinstance(numbers, Row) and numbers.stored is not None and "load_format" not in numbers.flags
     assert weight_bytes(numbers.stored) < weight_bytes(numbers.model)
+    early = small["4-bit numbers, dynamic exit"]
+    assert isinstance(early, Row) and early.flags["hetero_early_exit"] == Path("numbers.json")
 
 
 def test_without_an_adapter_or_branches_the_other_rows_stay(model: Path, tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_servers_start_together_and_are_played_with_in_turn(
     monkeypatch.setattr(Fake, "made", [])
     monkeypatch.setattr(run, "Server", Fake)
     monkeypatch.setattr(play, "measure", lambda server, *_: server.events.append("played") or dict(played))
-    monkeypatch.setattr(Materials, "branches", lambda _: ())
+    monkeypatch.setattr(Materials, "branches", lambda *_: ())
     words = ["--model", str(model), "--together", str(together), "--no-bound", "--no-picture", "--name", "n"]
     run.main([*words, "--rows", "precision", "float32", "--without", "mirrored"])
     rows = json.loads((tmp_path / "n.json").read_text())["rows"]
