@@ -71,7 +71,9 @@ class Lane:
 class Recorder:
     """Makes CUDA graphs that run one after the other, in the same memory."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, runs: bool = True) -> None:
+        """`runs`: each runs once when it is made, for the first time takes longer."""
+        self.runs = runs
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -88,7 +90,8 @@ class Recorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             work()
             graph.capture_end()
-            graph.replay()  # the first time takes longer
+            if self.runs:
+                graph.replay()
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         return graph.replay
 

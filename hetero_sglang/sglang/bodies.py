@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from typing import Any
 
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
 from hetero_sglang.errors import HeteroError
 from hetero_sglang.sglang.adapter_use import counting
 from hetero_sglang.sglang.interface import Requests
@@ -19,6 +21,7 @@ from hetero_sglang.sglang.version import installed
 logger = logging.getLogger("hetero_sglang")
 requests: Requests = installed("requests")
 
+HEALTH_ROUTES = ("/health", "/health_generate")
 MOST_SAMPLES = 4096  # prompts times n of one request: each is an object here before anything is checked
 
 # fields that are one value, or a list with one for every prompt
@@ -41,6 +44,7 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
     counted = counting(manager) if manager.enable_lora and requests.LEAKS_ADAPTERS else nullcontext
 
     async def generate_request(obj: Any, request: Any = None) -> AsyncIterator[Any]:
+        check_name(obj.rid, request)
         check_shape(obj, labels)
         begun = False
         try:
@@ -62,6 +66,17 @@ def watch(result: None, manager: Any, server_args: Any, *args: Any, **kwargs: An
 
     manager.generate_request = generate_request
     manager._create_tokenized_object = create_tokenized_object
+
+
+def check_name(rid: Any, request: Any) -> None:
+    """Raises HeteroError for a request that is named as SGLang's health checks are: the scheduler answers none of these
+    while others run (`process_input_requests`), and whoever asked would wait without end."""
+    if request is not None and request.url.path in HEALTH_ROUTES:
+        return
+    for each in rid if isinstance(rid, list) else [rid]:
+        if isinstance(each, str) and each.startswith(HEALTH_CHECK_RID_PREFIX):
+            own = f"{HEALTH_CHECK_RID_PREFIX} is for the server's own"
+            raise HeteroError(f"rid {shown(each)} cannot be served: {own}; give it another name.")
 
 
 def check_shape(obj: Any, labels: set[str] | None) -> None:

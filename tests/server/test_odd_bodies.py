@@ -39,6 +39,8 @@ NAMED = [
     ({"return_logprob": True, "top_logprobs_num": 10**9}, "top_logprobs_num"),
     ({"sampling_params": {"n": 10**9}}, "n 1000000000"),
     ({"custom_labels": {"a": "b"}}, "custom_labels"),
+    ({"rid": "HEALTH_CHECK_x"}, "rid"),  # never answered while another request runs
+    ({"input_ids": [[5], [6]], "rid": ["a", "HEALTH_CHECK_x"]}, "rid"),
     *([({"sampling_params": {"beam_width": 2}}, "beam_width")] if SCHEMA else []),
 ]
 

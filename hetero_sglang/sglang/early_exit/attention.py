@@ -176,6 +176,7 @@ def roomy(runner: Any, rows: int) -> AttentionBackend:
     runner.req_to_token_pool = wide = copy(own)  # of the same table
     wide.size = max(own.size, rows)
     try:
-        return get_attention_backend(model_runner=runner)
+        made = get_attention_backend(model_runner=runner)
+        return getattr(made, "decode_backend", made)  # of two backends that take turns
     finally:
         runner.req_to_token_pool = own

@@ -63,12 +63,15 @@ class Stop:
     branch: int | None  # that is asked here
 
 
-def stops_of(exits: Exits, ahead: int) -> tuple[Stop, ...]:
-    """Behind every branch, and, where `ahead` is not 0, behind so many layers more that run until its answer is there:
-    or behind the next branch, which may come sooner."""
-    branches = {branch.layer: number for number, branch in enumerate(exits.branches)}
-    later = (layer + ahead for layer in branches if not any(layer < other <= layer + ahead for other in exits.depths))
-    return tuple(Stop(layer, branches.get(layer)) for layer in sorted({*branches, *later}))
+def stops_of(exits: Exits, thresholds: Sequence[float], ahead: int) -> tuple[Stop, ...]:
+    """Where a pass may end that runs `ahead` layers behind a branch while its answer comes, or as many as there are
+    before the next: there, and at branches that are asked. Nobody asks one whose threshold is 1, or behind which so
+    many layers are all that is left."""
+    end = exits.layers - ahead
+    each = zip(exits.branches, thresholds, strict=True)
+    asked = {branch.layer: number for number, (branch, least) in enumerate(each) if least < 1 and branch.layer < end}
+    later = {layer + ahead for layer in asked if not any(layer < other <= layer + ahead for other in asked)}
+    return tuple(Stop(layer, asked.get(layer)) for layer in sorted(later | asked.keys()))
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class EarlyExit:
 
     def stop_at(self, ahead: int) -> None:
         """Passes run so many layers behind a branch before they end with what it said; 0: they wait for it."""
-        self.ahead, self.stops = ahead, stops_of(self.exits, ahead)
+        self.ahead, self.stops = ahead, stops_of(self.exits, self.thresholds, ahead)
         self.waiting = Waiting(len(self.stops))
 
     def install(self) -> None:
@@ -153,7 +156,7 @@ class EarlyExit:
             first = stop.layer
             if said and self._ends(said):
                 return self._leave(place, said, turns, batch)
-            said = self._ask(place, turns[-1], batch) if tries and self.compared is None else None
+            said = self._ask(stop, turns[-1], batch) if tries and self.compared is None else None
             if said and not self.ahead:
                 if self._ends(said):
                     return self._leave(place, said, turns, batch)
@@ -196,12 +199,11 @@ class EarlyExit:
         if self.runner.server_args.enable_lora:
             self.runner.lora_manager.prepare_lora_batch(batch)
 
-    def _ask(self, place: int, turn: Turn, batch: Any) -> Said | None:
-        """The branch of a stop; None where there is none, or no token could leave by what it says. Nothing waits."""
-        number, last = self.stops[place].branch, place + 1 == len(self.stops)
-        if number is None or self.thresholds[number] == 1 or (self.ahead and last):
+    def _ask(self, stop: Stop, turn: Turn, batch: Any) -> Said | None:
+        """The branch of a stop, if it has one. Nothing waits."""
+        if stop.branch is None:
             return None
-        branch = self.exits.branches[number]
+        branch = self.exits.branches[stop.branch]
         if self.parts and self.width:
             logits, sure = self.parts.asking[branch.layer, self.width].run(turn)
         else:
@@ -209,7 +211,7 @@ class EarlyExit:
         if (forced := development.forced_exits()) is not None:
             sure = torch.full_like(sure, float(self.dice.random() < forced))
         told = download(least(sure, self.runner.tp_group))
-        return Said(number, logits, told, mark(sure.device))
+        return Said(stop.branch, logits, told, mark(sure.device))
 
     def _ends(self, said: Said) -> bool:
         """Whether the pass does, with what a branch has said; on every rank."""
@@ -236,7 +238,7 @@ class EarlyExit:
 
     def begin(self, requests: list[Any]) -> None:
         """A decode pass of these requests comes."""
-        self.requests, self.left = requests, False
+        self.requests, self.left, self.compared = requests, False, None
         small = len(requests) <= self.rules.max_batch
         self.width = self.parts.width(len(requests)) if self.parts and small else None
         self.attention.parts(self.width)
@@ -320,7 +322,7 @@ class EarlyExit:
         assert self.requests is not None
         whole = batch.return_logprob or batch.capture_hidden_mode.need_capture()
         room = self.rules.copied or self.waiting.count < min(MOST, self.attention.most)
-        return len(self.requests) <= self.rules.max_batch and not whole and room
+        return bool(self.stops) and len(self.requests) <= self.rules.max_batch and not whole and room
 
     def _compares(self) -> bool:
         """Whether this exit is one of those that run on; the same on all ranks."""

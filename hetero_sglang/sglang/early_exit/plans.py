@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from hetero_sglang.cache.lanes import Mark, mark
 from hetero_sglang.sglang.backend import HeteroAttnBackend
 from hetero_sglang.sglang.early_exit.turn import Turn
 
@@ -33,13 +34,17 @@ class DensePlan(Plan):
     def __init__(self, backend: Any, most: int) -> None:
         """`most`: rows of a part."""
         self.backend, self.made = backend, dict[int, Any]()
+        self.read = dict[int, Mark]()  # what was planned for so many rows
         backend.init_cuda_graph_state(most, most)
 
     def outside(self, batch: Any, late: Sequence[Turn | None]) -> None:
-        new = batch.batch_size not in self.made
-        self.backend.init_forward_metadata_out_graph(batch, in_capture=new)
-        if new:
-            self.made[batch.batch_size] = getattr(self.backend, "forward_metadata", None)
+        size = batch.batch_size
+        if size in self.read:  # FlashInfer plans in one buffer of the host, from which the device copies
+            self.read[size].wait()
+        self.backend.init_forward_metadata_out_graph(batch, in_capture=size not in self.made)
+        self.read[size] = mark(batch.seq_lens.device)
+        if size not in self.made:
+            self.made[size] = getattr(self.backend, "forward_metadata", None)
 
     def inside(self, batch: Any, late: int, width: int, begins: bool) -> None:
         self.backend.forward_metadata = self.made[batch.batch_size]

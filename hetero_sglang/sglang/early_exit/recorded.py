@@ -17,13 +17,17 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from hetero_sglang.cache.lanes import Recorder
-from hetero_sglang.sglang.early_exit.check import MOST_BATCH
 from hetero_sglang.sglang.early_exit.layers import through
 from hetero_sglang.sglang.early_exit.plans import Plan
 from hetero_sglang.sglang.early_exit.turn import Turn
 
-WIDTHS = (1, 2, 4, 8, 16, 32, MOST_BATCH)
 TURNS = (1, 2, 3, 5, 9, 17)
+_WIDTHS = (1, 2, 4, 8, 16, 32)
+
+
+def widths_to(most: int) -> Sequence[int]:
+    """Of parts for up to so many requests, ascending."""
+    return (*(width for width in _WIDTHS if width < most), most)
 
 
 def up_to(sizes: Sequence[int], wanted: int) -> Sequence[int]:

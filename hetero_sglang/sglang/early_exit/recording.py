@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
@@ -19,7 +20,6 @@ from hetero_sglang.sglang.early_exit.passes import MOST, EarlyExit
 from hetero_sglang.sglang.early_exit.plans import DensePlan, EagerPlan, Plan, TieredPlan
 from hetero_sglang.sglang.early_exit.recorded import (
     TURNS,
-    WIDTHS,
     Asking,
     Copying,
     Part,
@@ -27,6 +27,7 @@ from hetero_sglang.sglang.early_exit.recorded import (
     Rows,
     at_least,
     up_to,
+    widths_to,
 )
 
 logger = logging.getLogger("hetero_sglang")
@@ -36,33 +37,52 @@ AHEAD = 2  # layers: they take the device longer than an answer takes to the hos
 def record(passes: EarlyExit) -> None:
     """Once SGLang has built its backend and made its own graphs; LoRA's layers read a batch that no graph keeps."""
     runner = passes.runner
-    passes.attention = attention_of(runner, (MOST + 1) * at_least(WIDTHS, passes.rules.max_batch))
+    passes.attention = attention_of(runner, (MOST + 1) * passes.rules.max_batch)
     on_device = runner.device == "cuda"
     wanted = runner.decode_cuda_graph_runner is not None if on_device else development.parts()
     if not wanted or runner.server_args.enable_lora or passes.rules.drafts:
         return
     began = time.monotonic()
     passes.stop_at(AHEAD)
+    _warn(passes)
+    if not passes.stops:
+        return
+    if isinstance(runner.attn_backend, HeteroAttnBackend) and (step := runner.attn_backend.engine.graph_step):
+        passes.rules = replace(passes.rules, max_batch=min(passes.rules.max_batch, step.batch))
     with ExitStack() as contexts:
         if on_device:
             for context in _capturing():
                 contexts.enter_context(context)
-        passes.parts = parts = recorded(passes, _plan(passes), Recorder(torch.device(runner.device)))
+        parts = recorded(passes, _plan(passes), Recorder(torch.device(runner.device), runs=False))
+    for graph in parts.graphs():  # the first time takes longer; sums of ranks are known once capturing has ended
+        graph.replay()
+    passes.parts = parts
     took = time.monotonic() - began
     logger.info("early exit: %d parts of steps are graphs, made in %.1f s", len(parts.layers), took)
+
+
+def _warn(passes: EarlyExit) -> None:
+    asked = {stop.branch for stop in passes.stops}
+    each = zip(passes.exits.branches, passes.thresholds, strict=True)
+    late = [str(branch.layer) for number, (branch, least) in enumerate(each) if least < 1 and number not in asked]
+    if late:
+        logger.warning(
+            "early exit: nobody leaves by the branches behind layers %s of %d: a pass would go on for %d while it asks",
+            ", ".join(late), passes.exits.layers, AHEAD,
+        )  # fmt: skip
 
 
 def recorded(passes: EarlyExit, plan: Plan, recorder: Recorder) -> Parts:
     """For all batches that may leave early."""
     exits, rules, device = passes.exits, passes.rules, torch.device(passes.runner.device)
-    parts, shape = Parts(up_to(WIDTHS, rules.max_batch)), (exits.hidden, passes.runner.dtype, device)
+    parts, shape = Parts(widths_to(rules.max_batch)), (exits.hidden, passes.runner.dtype, device)
     for width, turns in product(parts.widths, up_to(TURNS, passes.late + 1)):
         rows = parts.rows[turns, width] = Rows(plan, turns, width, *shape)
         for first, last in pairwise((0, *(stop.layer for stop in passes.stops), exits.layers)):
             if not first and turns > 1:  # nobody waits before the first layer
                 continue
             parts.layers[first, turns, width] = Part(passes.model, rows, first, last)
-    asked = [each for each, least in zip(exits.branches, passes.thresholds, strict=True) if least < 1]
+    asked = [exits.branches[stop.branch] for stop in passes.stops if stop.branch is not None]
     for branch, width in product(asked, parts.widths):
         look = partial(passes.look, branch, batch=parts.rows[1, width].batch)
         parts.asking[branch.layer, width] = Asking(look, width, *shape)
@@ -74,7 +94,7 @@ def recorded(passes: EarlyExit, plan: Plan, recorder: Recorder) -> Parts:
 
 
 def _plan(passes: EarlyExit) -> Plan:
-    backend, width = passes.runner.attn_backend, at_least(WIDTHS, passes.rules.max_batch)
+    backend, width = passes.runner.attn_backend, passes.rules.max_batch
     late = at_least(TURNS, passes.late + 1) - 1
     if isinstance(backend, HeteroAttnBackend):
         if backend.engine.graph_step is None:

@@ -11,7 +11,7 @@ METRICS = (
     Metric(
         "exits_total",
         COUNTER,
-        "Decoded tokens that left before the last layer, by how many layers had run.",
+        "Decoded tokens that left before the last layer, by the layer of the branch that was sure.",
         lambda now: {str(layer): count for layer, count in now.exits.items()},
         "layer",
     ),
