@@ -54,8 +54,8 @@ def record(passes: EarlyExit) -> None:
             for context in _capturing():
                 contexts.enter_context(context)
         parts = recorded(passes, _plan(passes), Recorder(torch.device(runner.device), runs=False))
-    for graph in parts.graphs():  # the first time takes longer; sums of ranks are known once capturing has ended
-        graph.replay()
+    for graph in parts.graphs() if on_device else ():  # the first time takes longer; not while SGLang captures, which
+        graph.replay()  # notes where ranks' sums lie when it ends
     passes.parts = parts
     took = time.monotonic() - began
     logger.info("early exit: %d parts of steps are graphs, made in %.1f s", len(parts.layers), took)
