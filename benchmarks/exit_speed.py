@@ -70,7 +70,7 @@ def _measure(policy: str, given: argparse.Namespace, run: Run, scratch: Path) ->
     room: dict[str, Any] = {"max_total_tokens": slots, "max_running_requests": 2 * max(batch for batch, _ in sizes)}
     if policy != "full":
         room["hetero_index"] = "directions"
-    profile = str(index_profile(scratch))
+    profile = None if policy == "full" else str(index_profile(scratch))
     exits = {
         "hetero_early_exit": write_branches(
             scratch / "exits" / "exits.json", shapes.LLAMA_8B, given.layers, range(given.words)

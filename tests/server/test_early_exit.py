@@ -12,6 +12,7 @@ from test_conservation import check_empty_handed, play, settled
 from test_turns import converse
 from tiny_exits import LAYERS, MARKS
 
+from benchmarks.exit_identity import prompts
 from benchmarks.launch import Server
 from benchmarks.recall import Language
 
@@ -33,11 +34,6 @@ def check_tokens(plain: Server, prompt: list[int], said: list[int], adapter: str
              if mine not in MARKS and mine != full]  # fmt: skip
     assert not wrong
     return sum(token in MARKS for token in said)
-
-
-def prompts(language: Language, count: int, seed: int) -> list[list[int]]:
-    rng = random.Random(seed)
-    return [language.document(seed + n, rng.choice((60, 200, 420)), 6).ids for n in range(count)]
 
 
 def exits_of(server: Server) -> dict[str, Any]:
