@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 
 import torch
+from interpreter import quicken
 
 pytest_plugins = ["sharing", "pytester"]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    quicken()
 
 try:
     from hypothesis import settings
