@@ -5,7 +5,9 @@ A start is half a minute of imports, so each is started once for all tests of a 
 
 from __future__ import annotations
 
+import pkgutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +87,45 @@ TABLE: dict[str, dict[str, Any]] = {
         "hetero_dense_below": 512,
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
-    # Draft tokens: in full precision, where answers do not hang on how many tokens are computed at once; and with
-    # little room, in pages, retracted by force.
-    "drafts": PRECISE_DRAFTS,
+    # Draft tokens, of adapters too: in full precision, where answers do not hang on how many tokens are computed at
+    # once.
+    "drafts": {**PRECISE_DRAFTS, "lora_paths": lora_paths},
     "plain-precise": {"kv_policy": "full", "dtype": "float32", "max_total_tokens": 14000, "lora_paths": lora_paths},
-    # The same drafts of two ranks, retracted by force, and of adapters.
+    # Two adapters beside the model: every row kept, in full precision; by key index, and by pivots with a profile for
+    # one of them, little room and forced retractions.
+    "lora-whole": {
+        "kv_policy": "heterocache",
+        "lora_paths": lora_paths,
+        "dtype": "float32",
+        "hetero_dense_below": 8200,
+        "max_total_tokens": 30000,
+    },
+    "lora": {
+        "kv_policy": "heterocache",
+        "lora_paths": lora_paths,
+        "hetero_index": "directions",
+        "hetero_keep_ratio": 0.3,
+        "max_total_tokens": 30000,
+    },
+    "lora-profile": {
+        **PAGED,
+        "kv_policy": "heterocache",
+        "lora_paths": lora_paths,
+        "hetero_lora_profile": lora_profile,
+        "hetero_index": "none",
+        "max_total_tokens": 6000,
+        "hetero_keep_ratio": 0.6,
+        "hetero_window": 16,
+        "hetero_dense_below": 512,
+        "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
+    },
+    # The same drafts of two ranks, retracted by force.
     "drafts-ranks": {
         **PRECISE_DRAFTS,
         **RANKS,
         "hetero_keep_ratio": 0.7,
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
-    "drafts-lora": {**PRECISE_DRAFTS, "lora_paths": lora_paths},
     # Drafts of a branch of the model's own.
     "drafts-self": {**PRECISE, "hetero_early_exit": lens_file, "hetero_self_draft": True},
     "drafts-self-ranks": {**PRECISE, **RANKS, "hetero_early_exit": lens_file, "hetero_self_draft": True},
@@ -122,6 +151,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "max_total_tokens": 14000,
         "env": {**EXITS["env"], **FORCED_RANKS, "HETERO_PARTS": "1"},
     },
+    # Drafts with little room, in pages, retracted by force.
     "drafts-small": {
         **DRAFTS,
         **PAGED,
@@ -170,35 +200,6 @@ TABLE: dict[str, dict[str, Any]] = {
     # Prompts as embeddings, which are for servers without a cache of prefixes; room for a few of them.
     "plain-few": {"kv_policy": "full", **FEW},
     "few": {"kv_policy": "heterocache", "hetero_keep_ratio": 0.75, "hetero_dense_below": 3000, **FEW},
-    # Two adapters beside the model: SGLang's own and every row kept, in full precision as above; by key index, and by
-    # pivots with a profile for one of them, little room and forced retractions.
-    "plain-lora": {"kv_policy": "full", "lora_paths": lora_paths, "dtype": "float32", "max_total_tokens": 30000},
-    "lora-whole": {
-        "kv_policy": "heterocache",
-        "lora_paths": lora_paths,
-        "dtype": "float32",
-        "hetero_dense_below": 8200,
-        "max_total_tokens": 30000,
-    },
-    "lora": {
-        "kv_policy": "heterocache",
-        "lora_paths": lora_paths,
-        "hetero_index": "directions",
-        "hetero_keep_ratio": 0.3,
-        "max_total_tokens": 30000,
-    },
-    "lora-profile": {
-        **PAGED,
-        "kv_policy": "heterocache",
-        "lora_paths": lora_paths,
-        "hetero_lora_profile": lora_profile,
-        "hetero_index": "none",
-        "max_total_tokens": 6000,
-        "hetero_keep_ratio": 0.6,
-        "hetero_window": 16,
-        "hetero_dense_below": 512,
-        "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
-    },
     # Chunks, forced retractions, and on each rank other heads with other hot pages.
     "two-ranks": {
         "config": Path(__file__).parent / "server" / "two-ranks.yaml",
@@ -206,6 +207,14 @@ TABLE: dict[str, dict[str, Any]] = {
         "env": {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"},
     },
 }
+# SGLang imports all its models at start, a tenth of a start's time, and the table's servers are of one.
+_MODELS = find_spec("sglang.srt.models")
+assert _MODELS is not None
+UNUSED = ",".join(
+    each.name
+    for each in pkgutil.iter_modules(_MODELS.submodule_search_locations)
+    if each.name not in ("llama", "utils")
+)
 # Those that another SGLang than 0.5.17 refuses, and why.
 _REFUSED = {
     **{name: "drafts are not verified" for name in TABLE if name.startswith("drafts")},
@@ -214,7 +223,7 @@ _REFUSED = {
 }
 REFUSED = {} if release() == "0.5.17" else {name: f"{why} with SGLang {release()}" for name, why in _REFUSED.items()}
 # without a policy, and statistics of one
-PLAIN = ("plain-paged", "plain", "plain-precise", "exits", "exits-ranks-copied", "plain-few", "plain-lora")
+PLAIN = ("plain-paged", "plain", "plain-precise", "exits", "exits-ranks-copied", "plain-few")
 
 
 class Servers:
@@ -235,6 +244,7 @@ class Servers:
         while len(self._live) >= MOST:
             self._stop(next(iter(self._live)))
         server = Server(**{flag: value() if callable(value) else value for flag, value in TABLE[name].items()})
+        server.env["SGLANG_DISABLED_MODEL_ARCHS"] = UNUSED
         server.env.pop(ENGINE_VARIABLE, None)  # set here once this process has imported sglang
         server.launch()
         self._live[name] = server

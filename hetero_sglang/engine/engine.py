@@ -378,6 +378,15 @@ class Engine:
             out.append(self.decode(layer, step, tables, mine[0], mine[1], mine[2], mine[3], scale))
         return torch.cat(out)
 
+    def left(self, step: DecodeStep, copied: bool) -> None:
+        """Tokens of the step that has begun have left before their last layers, whose rows are `copied` or missing."""
+        if self.finder:
+            self.finder.left()
+        if not copied:
+            self.write_back.withdraw(step)
+            for late in (self.late, self.graph_late):
+                late.left()
+
     def settle(self) -> None:
         """Layers have run, perhaps not all: nothing that belongs to them goes on beside what comes next."""
         if self.finder:

@@ -71,6 +71,9 @@ class Finder(ABC):
     def attended(self, layer: int, tables: StepTables, arrivals: Arrivals | None) -> None:  # noqa: B027
         """Afterwards, with what `find` gave."""
 
+    def left(self) -> None:  # noqa: B027
+        """Tokens of the step that has begun have left before its last layers."""
+
     def settle(self) -> None:  # noqa: B027
         """What came has its places before anything else runs."""
 

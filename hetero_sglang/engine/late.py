@@ -58,7 +58,7 @@ class Late:
         if first is None or first.batch < width or first.context < longest:
             batch = max(width, first.batch if first else 0)
             context = min(self.engine.context, max(2 * longest, first.context if first else 0))
-            own = self.engine.graph_step if self.fixed else self.engine.eager_step
+            own = self.engine.graph_step or self.engine.eager_step  # whose room is part of what SGLang has measured
             self.steps = [self.engine.make_step(batch, context, self.fixed, beside=own)]
         while len(self.steps) < count:
             first = self.steps[0]

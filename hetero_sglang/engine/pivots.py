@@ -107,6 +107,12 @@ class Pivots(Finder):
         why = "decode steps are CUDA graphs, recorded with its value at start"
         return {"drift_threshold": why, "monitor_interval": why} if recorded else {}
 
+    def left(self) -> None:
+        """What the step has seen in its last layers is another's: nobody is asked about it."""
+        for each in (self.anchors, self.reassign):
+            if each:
+                each.last = None
+
     def poll(self) -> None:
         if self.anchors:
             self.anchors.poll()

@@ -163,12 +163,10 @@ class HeteroAttnBackend(AttentionBackend):
         q, k, v = (each.unflatten(0, (-1, made.each)) for each in (q, k, v))
         return self._out(index, made.attend(index, q, k, v, layer.scaling).flatten(0, 1))
 
-    def step_left(self) -> None:
-        """Tokens of the step that has begun have left before their last layers."""
+    def step_left(self, copied: bool) -> None:
+        """Tokens of the step that has begun have left before their last layers, where they are `copied` or missing."""
         assert self.step is not None
-        self.engine.write_back.withdraw(self.step)
-        for late in (self.engine.late, self.engine.graph_late):
-            late.left()
+        self.engine.left(self.step, copied)
 
     def through(self) -> None:
         """All turns of this pass are through their last layers."""
@@ -182,7 +180,14 @@ class HeteroAttnBackend(AttentionBackend):
     def fill_turns(self, late: Sequence[Begun | None], width: int) -> None:
         """Before a graph with these steps is made or replayed; the batch's requests are theirs."""
         table = self.req_to_token_pool.req_to_token
+        self.prepare(width)
         self.engine.graph_late.fill(runtime().batch, late, width, table)
+
+    def prepare(self, width: int) -> None:
+        """What a kernel needs on the host, once for a width, before graphs' step is planned for it."""
+        step = self.engine.graph_step
+        assert step is not None
+        step.kernel.prepare(width)
 
     def plan_turns(self, late: int, width: int, begins: bool) -> None:
         """Recorded: what these steps and the one that has begun read, which plans itself where it `begins`."""

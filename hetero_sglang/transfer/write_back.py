@@ -48,6 +48,7 @@ class WriteBack:
         """Before the next forward pass, ahead of any change of tables: the last steps' rows leave.
 
         The forward passes go on once the rows of the step before that one have arrived."""
+        self.before = self.latest
         if self._owed:
             assert self.places is not None  # else nothing is owed
             every = [
@@ -59,7 +60,7 @@ class WriteBack:
             with self.lane:
                 for rows in every:
                     self.ops.write_back(rows, self.hot, self.places)
-            self.before, self.latest = self.latest, self.lane.mark()
+            self.latest = self.lane.mark()
             for rows in every:
                 self.lane.keep(rows.row, rows.slot)
         self.before.hold(self.device)

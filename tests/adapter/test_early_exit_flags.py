@@ -114,3 +114,15 @@ def test_a_backbone_of_4_bits_is_refused_by_its_name_on_a_cpu(tmp_path: Path, mo
 def test_a_sglang_whose_layers_hand_on_more_is_refused_with_the_one_that_is_served(tmp_path: Path) -> None:
     with pytest.raises(HeteroError, match=r"--hetero-early-exit is not tested with the layers of .*0\.5\.17"):
         args_of(kv_policy="full", hetero_early_exit=str(write_exits(tmp_path)))
+
+
+@layer_by_layer
+def test_a_compiled_prefill_would_take_the_place_of_what_ends_early(tmp_path: Path) -> None:
+    args = args_of(kv_policy="full", hetero_early_exit=str(write_exits(tmp_path)))
+    prefill = args.cuda_graph_config.prefill
+    for backend in ("breakable", "disabled"):
+        prefill.backend = backend
+        check.after(args)
+    prefill.backend = "tc_piecewise"
+    with pytest.raises(HeteroError, match="--cuda-graph-backend-prefill tc_piecewise does not work with"):
+        check.after(args)

@@ -31,8 +31,7 @@ def leave(requests: list[Request], lengths: list[int], layers: int) -> int:
     tables = step.plan(len(requests))
     for layer in range(layers):
         engine.decode(layer, step, tables, *rows_of(requests, layer, lengths), DIM**-0.5)
-    engine.write_back.withdraw(step)
-    engine.late.left()
+    engine.left(step, copied=False)
     return engine.clock
 
 
@@ -126,3 +125,15 @@ def test_what_came_has_its_places_before_the_next_token_attends(monkeypatch: pyt
     beside = told[told.index("attended") + 1 :]
     assert beside.count("attended") == 3 * (len(engine.layers) - 1) and "attended,attended" not in ",".join(beside)
     assert finder.seated is None
+
+
+def test_what_left_a_step_ago_has_arrived_though_nothing_follows_it() -> None:
+    """A ring may come round to its rows while one token after the other leaves early."""
+    cache = make_cache(lazy_settings(1, 1))
+    requests, write_back = begun(cache, [150]), engine_of(cache).write_back
+    decode(requests, [151])
+    leave(requests, [152], 1)
+    sent = write_back.latest
+    assert write_back.before is not sent, "which the next step's passes need not wait for"
+    leave(requests, [153], 1)
+    assert write_back.before is write_back.latest is sent

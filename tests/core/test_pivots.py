@@ -168,3 +168,20 @@ def test_heads_with_few_rows_to_choose_keep_what_the_prompt_found(window: int) -
 
 def test_retrieval_off_never_starts_a_worker() -> None:
     assert engine_of(make_cache(make_settings(random_profile(4), drift_threshold=0.0))).finder is None
+
+
+@pytest.mark.parametrize("left", [None, False, True])
+def test_nobody_is_asked_about_layers_that_a_step_has_not_run(busy_cache: TieredCache, left: bool | None) -> None:
+    """A token that left early, whose rows are missing or copied, has no queries there."""
+    request, engine = Request(busy_cache, 1, 150, 190, scattered_slots(190, 3), 4), engine_of(busy_cache)
+    request.start()
+    prefill([request], [(0, 150)])
+    for length in (151, 152):
+        decode([request], [length])
+    assert engine.eager_step is not None
+    if left is not None:
+        engine.left(engine.eager_step, left)
+    decode([request], [153])
+    anchors = engine.finder.anchors
+    assert bool(anchors.asking or anchors.ranking.under_way or anchors.ranked) == (left is None)
+    settle(busy_cache)

@@ -175,7 +175,7 @@ def test_pivots_refill_their_satellites(
 
 
 @pytest.mark.parametrize(
-    ("run", "probed", "steps"), [(1, None, 7), (4, None, 7), (1, SOME, 7), ((8, 1), None, 2), ((4, 8), SOME, 2)]
+    ("run", "probed", "steps"), [(1, None, 7), (4, None, 3), (1, SOME, 7), ((8, 1), None, 2), ((4, 8), SOME, 2)]
 )
 def test_heads_with_an_index_find_their_rows(run: Run, probed: np.ndarray | None, steps: int) -> None:
     """Kernels round a query's weights to 8 bits, so rows wanted little may differ: outputs follow what is held."""
@@ -230,7 +230,7 @@ def test_a_next_turn_attends_over_what_its_set_holds(
     check_turn(begun(3, run, probed, ops=triton, device=DEVICE), cut, count, monkeypatch)
 
 
-@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("count", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_recorded_appends_leave_what_launched_ones_leave(count: int) -> None:
     """In CUDA graphs where there are some; else the same work is done over the buffers of graphs. Fewer new tokens than
     a window look once, more look twice."""
@@ -285,11 +285,11 @@ def lives_alike(policy: Policy) -> None:
     """Requests of it by both kinds of operations: what they hold, and what they attend to."""
     profile = alike(2, 2, 2 * GROUP, DIM)
     settings = make_settings(profile, 0.5, policy=policy, window=34, monitor_interval=1, dense_below=128)
-    prompts = [250, 185, 30]  # units of 16 and 32 tokens end soon
+    prompts = [250, 30]  # units of 16 and 32 tokens end soon
     pairs = pairs_of(settings, prompts, 10, torch.randperm(590) + 1)
-    extend(pairs, [(0, 180), (0, 185), (0, 30)])
-    extend(pairs, [(180, 250), None, None])
-    for extra in range(1, 9):
+    extend(pairs, [(0, 180), (0, 30)])
+    extend(pairs, [(180, 250), None])
+    for extra in range(1, 8):
         lengths = [prompt + extra for prompt in prompts]
         step(pairs, lengths, 4)
         same_rows(pairs, lengths)

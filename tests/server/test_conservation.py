@@ -106,8 +106,11 @@ def play(server: Server, language: Language, rounds: int, every: int) -> None:
 
 
 @pytest.mark.server("small")
-def test_fifty_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
-    play(server, language, rounds=50, every=5)
+@pytest.mark.parametrize("rounds", [20, pytest.param(50, marks=pytest.mark.slow)])
+def test_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(
+    rounds: int, server: Server, language: Language
+) -> None:
+    play(server, language, rounds, every=5)
 
 
 @pytest.mark.server("small")

@@ -66,11 +66,11 @@ def refused(server: Server, path: str, body: Any) -> str:
     return str(refusal.value.read())
 
 
-@pytest.mark.server("lora-whole", "plain-lora")
+@pytest.mark.server("lora-whole", "plain-precise")
 def test_where_every_row_is_kept_adapters_say_what_plain_sglang_s_do(
     server: Server, servers: Servers, language: Language
 ) -> None:
-    plain = servers.get("plain-lora")
+    plain = servers.get("plain-precise")
     prompts = [prompt(language, seed, length) for seed, length in ((1, 150), (2, 700), (3, 2500))]
     ours, theirs = ([[say(each, ids, by)[0] for ids in prompts] for by in EVERY] for each in (server, plain))
     assert ours == theirs and ours[0] != ours[1] != ours[2] != ours[0]
@@ -122,7 +122,7 @@ def test_a_client_s_radix_key_cannot_be_an_adapter_s(server: Server, language: L
     "length",
     [
         pytest.param(2500, marks=pytest.mark.server("lora")),
-        pytest.param(2500, marks=pytest.mark.server("drafts-lora")),
+        pytest.param(1500, marks=pytest.mark.server("drafts")),
         pytest.param(1200, marks=pytest.mark.server("lora-profile")),
     ],
 )

@@ -42,9 +42,9 @@ class Prompts:
     document: list[int]
 
 
-# One that chooses once, one by an index, and one by an index among what it kept; the others, whose own rules
-# tests/core/test_policies_in_engine.py checks, are served in the same ways.
-QUICK = ("snapkv", "quest", "rocketkv")
+# One that chooses once, and one by an index; the others, whose own rules tests/core/test_policies_in_engine.py checks,
+# are served in the same ways.
+QUICK = ("snapkv", "quest")
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
@@ -144,6 +144,7 @@ def test_users_of_one_document_answer_together_as_they_do_alone(server: Server, 
     check_empty_handed(settled(server))
 
 
+@pytest.mark.slow
 @pytest.mark.server("quest-whole", "plain")
 def test_an_index_policy_that_keeps_everything_gives_plain_tokens(
     server: Server, prompts: Prompts, plain: dict[str, list[list[int]]]

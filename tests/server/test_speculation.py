@@ -20,7 +20,10 @@ from benchmarks.launch import Server
 from benchmarks.recall import Language, evaluate
 from hetero_sglang.sglang.metrics import PREFIX
 
-IN_PRECISION = ("drafts", "drafts-ranks")
+IN_PRECISION = (
+    pytest.param("drafts", marks=pytest.mark.server("drafts", "plain-precise")),
+    pytest.param("drafts-ranks", marks=[pytest.mark.server("drafts-ranks", "plain-precise"), pytest.mark.slow]),
+)
 COUNTED = [
     f"{PREFIX}{name}_total"
     for name in ("requests", "resumed_requests", "compressed_requests", "draft_tokens", "accepted_tokens")
@@ -33,13 +36,13 @@ def accepted(reply: dict[str, Any]) -> float:
     return float(reply["meta_info"]["spec_accept_length"])
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.server(x, "plain-precise")) for x in IN_PRECISION])
+@pytest.mark.parametrize("name", IN_PRECISION)
 def test_greedy_tokens_are_those_without_speculation(
     name: str, server: Server, servers: Servers, language: Language
 ) -> None:
     """Prompts of every kind, alone and eight at once, and again, when drafts are good."""
     before, plain = server.stats()["compressed_requests"], servers.get("plain-precise")
-    requests = cases(language, 24, WHOLE, 5)
+    requests = cases(language, 12, WHOLE, 5)
     wanted = collect(plain, requests)
     assert differing(requests, wanted, collect(server, requests)) == []
     again = [Case(x.kind, x.ids, x.max_new, alone=True) for x in requests]
@@ -49,7 +52,7 @@ def test_greedy_tokens_are_those_without_speculation(
     assert max(accepted(reply) for reply in replies[1::2]) > 3, "no draft was any good"
 
 
-@pytest.mark.server("drafts-lora", "plain-precise")
+@pytest.mark.server("drafts", "plain-precise")
 def test_adapters_say_what_they_say_without_speculation(server: Server, servers: Servers, language: Language) -> None:
     """Each alone and all in one batch, and again, when drafts are good: of what any of them has answered."""
     before, plain = server.stats()["compressed_requests"], servers.get("plain-precise")

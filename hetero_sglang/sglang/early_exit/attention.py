@@ -69,8 +69,8 @@ class Attention(ABC):
     def end(self) -> None:  # noqa: B027 - dense backends plan nothing apart
         """Layers have run."""
 
-    def left(self) -> None:  # noqa: B027
-        """The step's tokens have left before their last layers."""
+    def left(self, copied: bool) -> None:  # noqa: B027
+        """The step's tokens have left before their last layers, where their keys and values are `copied` or missing."""
 
     def through(self) -> None:  # noqa: B027
         """All turns of this pass that had waited are through their last layers."""
@@ -101,7 +101,13 @@ class Dense(Attention):
 
         k = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)
         v = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)
-        self.backend.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(batch.out_cache_loc, None), k, v)
+        where = KVWriteLoc(batch.out_cache_loc, None)
+        self.backend.token_to_kv_pool.set_kv_buffer(layer, where, k, v, *self._units(layer))
+
+    def _units(self, layer: Any) -> tuple[Any, Any]:
+        """What a checkpoint divides keys and values by that are kept in 8 bits, unless the pool does of itself."""
+        own = getattr(self.backend, "_kv_write_scales", None)
+        return own(layer) if own else (layer.k_scale, layer.v_scale)
 
 
 class Tiered(Attention):
@@ -128,10 +134,11 @@ class Tiered(Attention):
 
     def whole(self, batch: Any) -> None:
         self.parts(None)
+        self.tiers.prepare(batch.batch_size)  # it has begun for as many as its parts are made for
         self.tiers.init_forward_metadata_in_graph(batch)
 
-    def left(self) -> None:
-        self.tiers.step_left()
+    def left(self, copied: bool) -> None:
+        self.tiers.step_left(copied)
 
     def through(self) -> None:
         self.tiers.through()

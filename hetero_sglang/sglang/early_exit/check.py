@@ -19,6 +19,7 @@ targets: Targets = installed("targets")
 
 MOST_BATCH = 64  # requests of a pass that may end early
 DRAFTS = 4  # tokens of a verification, the one that was said among them
+COMPILED = "tc_piecewise"
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 # field of ServerArgs, values that are fine, what the flag is called and why it is refused
@@ -93,6 +94,12 @@ def after(args: Any) -> None:
             f"--hetero-early-exit knows no layers of {architecture}, only those of {', '.join(MODELS)}; drop it."
         )
     load(args.hetero_early_exit, args.model_path)
+    graphs = getattr(args, "cuda_graph_config", None)
+    if graphs is not None and graphs.prefill.backend == COMPILED:
+        raise HeteroError(
+            f"--cuda-graph-backend-prefill {COMPILED} does not work with --hetero-early-exit (it puts a compiled pass "
+            f"in the place of the one that ends early); choose breakable or disabled."
+        )
     if args.device == "cuda" and args.enable_lora and not args.disable_decode_cuda_graph:
         logger.warning(
             "early exit: with --enable-lora decode steps of up to %d requests are no CUDA graphs and take longer",

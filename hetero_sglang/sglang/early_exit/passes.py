@@ -251,12 +251,12 @@ class EarlyExit:
     def _leave(self, place: int, said: Said, turns: list[Turn], batch: Any) -> torch.Tensor:
         """The pass ends at a stop; returns what nobody reads."""
         layer, last = self.stops[place].layer, turns[-1]
+        self.attention.left(self.rules.copied)
         if self.rules.copied and self.parts and self.width:
             self.parts.copying[layer, self.width].replay()
         elif self.rules.copied:
             self.copy(layer, last.state, batch)
         else:
-            self.attention.left()
             if self.parts and self.width:
                 self.parts.of(turns, self.width).give(turns, keep=True)
             self.waiting.at[place] += turns
