@@ -23,7 +23,7 @@ def test_greedy_tokens_equal_plain_sglang(
     server: Server, servers: Servers, language: Language, name: str, limit: int
 ) -> None:
     before = server.stats()["compressed_requests"]
-    requests = cases(language, 16, limit, 3)
+    requests = cases(language, 10, limit, 3)
     assert differing(requests, collect(servers.get(name), requests), collect(server, requests)) == []
     assert server.stats()["compressed_requests"] == before
 

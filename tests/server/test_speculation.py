@@ -158,7 +158,7 @@ def test_compressed_requests_answer_as_well(server: Server, language: Language) 
 @pytest.mark.server("drafts-small")
 def test_rounds_of_finish_abort_retract_evict_and_flush_lose_nothing(server: Server, language: Language) -> None:
     """In pages of 16 tokens, of which rejected ones are given back with the others."""
-    play(server, language, rounds=20, every=1)
+    play(server, language, rounds=12, every=2)
 
 
 @pytest.mark.server("drafts-small")
