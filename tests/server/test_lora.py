@@ -122,7 +122,7 @@ def test_a_client_s_radix_key_cannot_be_an_adapter_s(server: Server, language: L
     "length",
     [
         pytest.param(2500, marks=pytest.mark.server("lora")),
-        pytest.param(1500, marks=pytest.mark.server("drafts")),
+        pytest.param(2500, marks=[pytest.mark.server("drafts"), pytest.mark.slow]),
         pytest.param(1200, marks=pytest.mark.server("lora-profile")),
     ],
 )
