@@ -23,7 +23,12 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("run", "probed"),
-    [(1, None), (4, SOME), pytest.param(4, None, marks=SLOW), pytest.param((8, 1), None, marks=SLOW)],
+    [
+        (4, SOME),
+        pytest.param(1, None, marks=SLOW),
+        pytest.param(4, None, marks=SLOW),
+        pytest.param((8, 1), None, marks=SLOW),
+    ],
 )
 def test_heads_with_an_index(run: Run, probed: np.ndarray | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels round a query's weights to 8 bits, so rows wanted little may differ: outputs follow what is held."""

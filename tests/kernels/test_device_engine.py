@@ -53,6 +53,7 @@ from hetero_sglang.profile.ablation import alike
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLOSE = {"atol": 3e-5, "rtol": 3e-5}
+SLOW = pytest.mark.slow
 OTHERS = [name for name, policy in POLICIES.items() if policy is not HeteroCache]
 
 
@@ -108,7 +109,7 @@ def same_ends(pairs: list[list[Request]]) -> None:
     assert rows[0] == rows[1] and told[0] == told[1]
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=SLOW) for seed in range(2, 6))])
 def test_outputs_equal_through_a_request_s_life(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without looking for rows; slots in runs and items in one wave for even seeds, not so for odd ones."""
     monkeypatch.setattr(DecodeBuffers, "one_wave", seed % 2 == 0)
@@ -139,10 +140,10 @@ def test_a_request_without_a_prompt(beside: bool) -> None:
 @pytest.mark.parametrize(
     ("seed", "retrieval", "reassign"),
     [
-        (0, "accumulate", False),
         (4, "replace", True),
-        pytest.param(0, "replace", False, marks=pytest.mark.slow),
-        pytest.param(4, "accumulate", True, marks=pytest.mark.slow),
+        pytest.param(0, "accumulate", False, marks=SLOW),
+        pytest.param(0, "replace", False, marks=SLOW),
+        pytest.param(4, "accumulate", True, marks=SLOW),
     ],
 )
 def test_pivots_refill_their_satellites(
@@ -219,9 +220,9 @@ def test_nothing_comes_while_retrieval_is_off(indexed: bool) -> None:
 @pytest.mark.parametrize(
     ("run", "probed", "cut", "count"),
     [
-        pytest.param(1, None, 1, 9, marks=pytest.mark.slow),
+        pytest.param(1, None, 1, 9, marks=SLOW),
         (4, SOME, 3, 12),
-        pytest.param((8, 1), None, 0, 1, marks=pytest.mark.slow),
+        pytest.param((8, 1), None, 0, 1, marks=SLOW),
     ],
 )
 def test_a_next_turn_attends_over_what_its_set_holds(
@@ -230,7 +231,7 @@ def test_a_next_turn_attends_over_what_its_set_holds(
     check_turn(begun(3, run, probed, ops=triton, device=DEVICE), cut, count, monkeypatch)
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(40, marks=SLOW)])
 def test_recorded_appends_leave_what_launched_ones_leave(count: int) -> None:
     """In CUDA graphs where there are some; else the same work is done over the buffers of graphs. Fewer new tokens than
     a window look once, more look twice."""
@@ -262,12 +263,12 @@ def test_recorded_appends_leave_what_launched_ones_leave(count: int) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_set_is_made_of_a_prefix_s_index(monkeypatch: pytest.MonkeyPatch) -> None:
     check_restored(*restored(11, (4, 1), 20, ops=triton, device=DEVICE, probed=SOME), 20, monkeypatch)
 
 
-@pytest.mark.slow
+@SLOW
 def test_several_share_a_set() -> None:
     check_shared(False, 1, ops=triton, device=DEVICE)
 
@@ -296,12 +297,12 @@ def lives_alike(policy: Policy) -> None:
     same_ends(pairs)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=SLOW if x in ("fier", "kvcluster") else ()) for x in OTHERS])
 def test_policies(name: str) -> None:
     lives_alike(POLICIES[name]())
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=SLOW)])
 def test_a_policy_of_the_page_that_shows_how_to_write_one(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One file, and nothing else knows of it."""
     lives_alike(examples(monkeypatch)[number])

@@ -71,14 +71,14 @@ def test_where_every_row_is_kept_adapters_say_what_plain_sglang_s_do(
     server: Server, servers: Servers, language: Language
 ) -> None:
     plain = servers.get("plain-precise")
-    prompts = [prompt(language, seed, length) for seed, length in ((1, 150), (2, 700), (3, 2500))]
+    prompts = [prompt(language, seed, length) for seed, length in ((1, 150), (2, 700))]
     ours, theirs = ([[say(each, ids, by)[0] for ids in prompts] for by in EVERY] for each in (server, plain))
     assert ours == theirs and ours[0] != ours[1] != ours[2] != ours[0]
     for each in (server, plain):
         each.flush()
     ids = prompt(language, 4, 300)
     assert together(server, ids) == together(plain, ids)
-    assert talk(server, language, EVERY, 1500) == talk(plain, language, EVERY, 1500)
+    assert talk(server, language, EVERY, 800) == talk(plain, language, EVERY, 800)
 
 
 @pytest.mark.server("lora")

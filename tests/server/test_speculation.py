@@ -104,7 +104,7 @@ def test_ranks_decide_alike_with_drafts(server: Server, language: Language) -> N
 
 def check_drafts(server: Server, plain: Server, language: Language) -> None:
     """Greedy tokens are those of all layers, of several at once; some drafts are good."""
-    requests = cases(language, 16, WHOLE, 5)
+    requests = cases(language, 8, WHOLE, 5)
     assert differing(requests, collect(plain, requests), collect(server, requests)) == []
     replies = [server.generate(x.ids, 24, ignore_eos=True) for x in requests[:6]]
     assert max(accepted(reply) for reply in replies) > 2, "no draft was any good"
