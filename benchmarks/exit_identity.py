@@ -2,8 +2,9 @@
 
 Branches of the recall model know two words that no text has: whoever says one has left. All other tokens are read by a
 plain server in a prefill, whose first choice they must be; in 16 bits a second choice that is nearly as likely is
-`near`. With copied rows deep tokens behind an exit are others: there it counts that answers are right. Requests come
-alone, six at a time, in turns, and compressed.
+`near`. With copied rows deep tokens behind an exit are others. Requests come alone, six at a time and in turns, all of
+them short enough to be kept whole, as plain SGLang keeps them. Compressed ones, which a plain server cannot judge, are
+asked so that none of their tokens leaves: their answers are to be right beside the others.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -82,7 +84,7 @@ class Materials:
         """The model (or what ends at a branch), `plain` or `nf4`, or `numbers`: nf4's numbers in plain 16 bits."""
         model, name = self.model, "whole"
         if branch is not None:
-            name = f"layer-{branch.layer}"
+            name = f"layer-{branch.layer}-{_digest(branch)}"
             model = self._once(f"{name}-plain", lambda out: static_exit(self.model, branch, out))
         if weights == "plain":
             return model
@@ -108,6 +110,14 @@ class Materials:
         return out
 
 
+def _digest(branch: Branch) -> str:
+    """A few letters that another branch at the same layer does not have."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(branch.tensors().items()):
+        found.update(name.encode() + tensor.float().numpy().tobytes())
+    return found.hexdigest()[:8]
+
+
 def messages(shown: Demonstration) -> list[dict[str, str]]:
     """What is seen and what is said, in turn."""
     found = []
@@ -117,9 +127,20 @@ def messages(shown: Demonstration) -> list[dict[str, str]]:
     return found
 
 
-def weight_bytes(*folders: Path | None) -> int:
-    """Bytes of the checkpoints' and adapters' tensors, as they lie on the device."""
-    return sum(path.stat().st_size for folder in folders if folder for path in folder.glob("*.safetensors"))
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's tensors, as they lie on the device."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def narrow_bytes(path: Path) -> int:
+    """Bytes of the numbers of a safetensors file, or of all in a folder, which are served in 16 bits."""
+    from safetensors import safe_open
+
+    count = 0
+    for each in path.glob("*.safetensors") if path.is_dir() else [path]:
+        with safe_open(each, "pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return 2 * count
 
 
 def plain_again(packed: Path, out: Path) -> Path:

@@ -11,9 +11,10 @@ from benchmarks.quality.ratios import parse_ratios
 from hetero_sglang.errors import HeteroError
 
 from .layout import LAYOUTS, Layout
-from .materials import Materials
+from .materials import Materials, narrow_bytes, weight_bytes
 
-EXIT_FLAGS = ("hetero_early_exit", "hetero_exit_agreement")
+EXIT_FLAGS = ("hetero_early_exit", "hetero_exit_agreement", "hetero_early_exit_max_batch")
+MAX_BATCH = 4  # what SGLang's users get
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class Row:
         """More of each request."""
         return {"lora_path": "navigation"} if self.adapter else {}
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of what it computes with, in 16 bits where it is not packed."""
+        branches = self.flags.get(EXIT_FLAGS[0])
+        more = [self.adapter] if self.adapter else []
+        more += [Path(branches).with_suffix(".safetensors")] if branches else []
+        return weight_bytes(self.stored or self.model) + sum(map(narrow_bytes, more))
+
     def server_flags(self) -> dict[str, Any]:
         """Of its server."""
         lora = {"lora_paths": [f"navigation={self.adapter}"]} if self.adapter else {}
@@ -56,8 +65,9 @@ class Skipped:
 Made = tuple[str, Any]
 
 
-def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str]) -> Iterator[Made]:
-    """Names, each with a function that gives its Row (HeteroError where it cannot be) or its Skipped."""
+def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str], at_once: int = 1) -> Iterator[Made]:
+    """For so many episodes `at_once`: names, each with a function that gives its Row, raises HeteroError where it cannot
+    be, or gives its Skipped."""
     packed, four = ("nf4", "4-bit") if gpu else ("numbers", "4-bit numbers")
     loads: dict[str, Any] = {"load_format": "bitsandbytes"} if gpu else {}
 
@@ -68,7 +78,7 @@ def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str]) -
         return Row(name, materials.checkpoint(weights, branch), layers, flags, stored=stored, **more)
 
     def dynamic() -> dict[str, Any]:
-        return dict(zip(EXIT_FLAGS, (materials.exits(packed), agreement), strict=True))
+        return dict(zip(EXIT_FLAGS, (materials.exits(packed), agreement, max(MAX_BATCH, at_once)), strict=True))
 
     def cached(word: str) -> dict[str, Any]:
         profile = materials.profile()
@@ -106,6 +116,6 @@ def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str]) -
     yield f"{four} + QLoRA, {other} worlds", lambda name: row(name, **tuned)
     for word in ratios:
         yield (
-            f"{four} + QLoRA, dynamic exit, HeteroCache at {word}, {other} worlds",
+            f"{four} + QLoRA, dynamic exit of the model without it, HeteroCache at {word}, {other} worlds",
             lambda name, word=word: row(name, flags={**dynamic(), **cached(word)}, **tuned),
         )

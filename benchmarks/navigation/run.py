@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from benchmarks.run import Run, add_log_option, add_options, named
 from hetero_sglang.errors import HeteroError, ending_the_process
 
 from .layout import LAYOUTS
+
+Played = Callable[[], dict[str, Any]]  # a row's result
 
 MODEL = ROOT / "assets" / "navigation-8m"
 USUAL: dict[str, Any] = {"max_running_requests": 8, "grammar_backend": "none", "max_total_tokens": 131072}
@@ -49,13 +52,17 @@ def run(given: argparse.Namespace, folder: Path) -> None:
     made = Materials(given.model, folder, LAYOUTS["corridor"], given.exits, given.adapter)
     told = {"model": given.model.name, "episodes": given.episodes, "at_once": given.at_once, "gpu": gpu}
     with Run(given, **told) as run:
-        chosen = (each for each in rows(made, gpu, given.agreement, given.ratios) if _wanted(each[0], given))
+        chosen = (
+            each for each in rows(made, gpu, given.agreement, given.ratios, given.at_once) if _wanted(each[0], given)
+        )
         while group := list(islice(chosen, given.together)):
             with ExitStack() as stack:
-                for name, begun in [(name, _begun(name, make, given, run, stack)) for name, make in group]:
+                begun = [(name, _begun(name, make, given, run, stack)) for name, make in group]
+                ready = [(name, answers()) for name, answers in begun]  # no server starts while another is timed
+                for name, played in ready:
                     run.does(name)
                     try:
-                        result = begun()
+                        result = played()
                     except (RuntimeError, OSError, HeteroError) as error:  # OSError: a server ended while it was asked
                         result = {"name": name, "skipped": str(error)}
                     run.keep(result)
@@ -78,29 +85,37 @@ def _wanted(name: str, given: argparse.Namespace) -> bool:
 
 def _begun(
     name: str, make: Callable[[str], Any], given: argparse.Namespace, run: Run, stack: ExitStack
-) -> Callable[[], dict[str, Any]]:
-    """The row's server is on its way, until the stack ends; what comes back waits for it and plays."""
+) -> Callable[[], Played]:
+    """The row's server is on its way, until the stack ends; what comes back waits for it, and gives what plays."""
     from .rows import Skipped
+
+    def skipped(why: str) -> Played:
+        return lambda: {"name": name, "skipped": why}
 
     try:
         row = make(name)
         if isinstance(row, Skipped):
-            return lambda: {"name": name, "skipped": row.why}
+            return partial(skipped, row.why)
         flags = {**row.server_flags(), **named(given.flags)}
         server = _launched(row.model, flags, run.log(name.replace(" ", "-")), stack)
     except (RuntimeError, OSError, HeteroError) as error:
-        why = str(error)
-        return lambda: {"name": name, "skipped": why}
-    return lambda: _measured(row, server, given)
+        return partial(skipped, str(error))
+
+    def answers() -> Played:
+        try:
+            _answers(server)
+        except RuntimeError as error:
+            return skipped(str(error))
+        return lambda: _measured(row, server, given)
+
+    return answers
 
 
 def _measured(row: Any, server: Server, given: argparse.Namespace) -> dict[str, Any]:
     """A row played; its name, sizes and what `measure` tells."""
-    from .materials import weight_bytes
     from .play import measure
 
     layout = row.layout if given.rooms is None else row.layout.of(given.rooms)
-    _answers(server)
     found = measure(server, layout, range(given.episodes), given.at_once, row.request)
     server.stop(at_once=True)
     counters = found["counters"]
@@ -111,7 +126,7 @@ def _measured(row: Any, server: Server, given: argparse.Namespace) -> dict[str, 
         "layers": row.layers,
         "flags": {key: str(value) for key, value in row.server_flags().items()},
         "started_in": round(server.started_in, 1),
-        "weight_bytes": weight_bytes(row.stored or row.model, row.adapter) * _wide(row.flags),
+        "weight_bytes": row.weight_bytes * _wide(row.flags),
         "kv_bytes": round(kept * found["most_tokens"] * _row_bytes(row.model, row.flags)),  # of the longest history
         "kept_ratio": kept,
         **found,
@@ -177,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.navigation", description=main.__doc__)
     add = parser.add_argument
     add("--model", type=Path, default=MODEL, help=f"folder of the navigation model (default: {MODEL.name})")
-    add("--exits", type=Path, help="its early-exit file (default: the model's own, or one that is trained now)")
+    add("--exits", type=Path, help="of what rows serve, FOLDER's whole-nf4 or whole-numbers (default: trained now)")
     add("--adapter", type=Path, help="of benchmarks.navigation.qlora (default: none)")
     add("--folder", type=Path, help="for what is made of the model; what is there is not made again")
     add("--episodes", type=int, default=32, help="worlds played with each row (32)")

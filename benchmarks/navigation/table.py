@@ -8,8 +8,8 @@ from typing import Any
 from .energy import words
 
 HEADER = (
-    "row", "success", "efficiency", "hits / 100", "bumps / 100", "P50 ms", "P99 ms", "mean ms", "weights MB",
-    "KV MB", "GPU energy", "processor energy",
+    "row", "success", "efficiency", "hits / 100", "bumps / 100", "P50 ms", "P99 ms", "mean ms", "depth",
+    "weights MB", "device KV MB", "GPU energy", "processor energy",
 )  # fmt: skip
 
 
@@ -32,8 +32,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['p50_ms']:.1f}",
         f"{row['p99_ms']:.1f}",
         f"{row['mean_ms']:.1f}",
+        _depth(row),
         f"{row['weight_bytes'] / 1e6:.2f}",
         f"{row['kv_bytes'] / 1e6:.2f}",
         words(joules["gpu"], row["steps"]),
         words(joules["processor"], row["steps"]),
     ]
+
+
+def _depth(row: dict[str, Any]) -> str:
+    """Layers run for a token in its own step, on average."""
+    counters = row["counters"]
+    ran = counters["exit_layers_run"] / counters["exit_tokens"] if counters.get("exit_tokens") else row["layers"]
+    return f"{ran:.1f}"

@@ -13,6 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("minigrid")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from benchmarks.navigation.bound import Bound, Line, words  # noqa: E402
 from benchmarks.navigation.exits import static_exit, truncate  # noqa: E402
 from benchmarks.navigation.layout import LAYOUTS, Layout  # noqa: E402
@@ -25,6 +27,7 @@ from benchmarks.recall.training.export import export  # noqa: E402
 from benchmarks.recall.training.shape import Shape  # noqa: E402
 from benchmarks.weights.quantise import quantise  # noqa: E402
 from hetero_sglang.errors import HeteroError  # noqa: E402
+from hetero_sglang.exits.branch import Branch  # noqa: E402
 
 SHAPE = Shape(Shape.rows(len(WORDS)), width=64, layers=4, query_heads=2, kv_heads=1, ffn=128)
 IDS = torch.arange(7, 57)[None]
@@ -129,6 +132,19 @@ def test_qlora_trains_an_adapter_that_peft_and_the_player_read(model: Path, tmp_
     assert torch.equal(plain.lm_head.weight, tuned.lm_head.weight)
 
 
+def test_what_rows_weigh_and_where_branches_lie(model: Path, tmp_path: Path) -> None:
+    """Adapters and branches are served in 16 bits; another branch at the same layer is another checkpoint."""
+    (adapter := tmp_path / "adapter").mkdir()
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.float64)}, adapter / "adapter_model.safetensors")
+    save_file({"head": torch.zeros(10, 2)}, tmp_path / "exits.safetensors")
+    flags = {"hetero_early_exit": tmp_path / "exits.json"}
+    row = Row("all of it", model, 4, flags, adapter=adapter)
+    assert row.weight_bytes == weight_bytes(model) + 2 * (15 + 7) + 2 * 20
+    materials, norm = Materials(model, tmp_path / "made", LAYOUTS["corridor"]), torch.ones(64)
+    made = [materials.checkpoint("plain", Branch(2, 128, 1e-5, norm, head=torch.randn(128, 64))) for _ in "ab"]
+    assert made[0] != made[1] and all((each / "model.safetensors").exists() for each in made)
+
+
 def made_rows(materials: Materials, gpu: bool) -> dict[str, Row | Skipped]:
     found: dict[str, Row | Skipped] = {}
     for name, make in rows(materials, gpu, 0.99, ["0.5"]):
@@ -140,10 +156,7 @@ def made_rows(materials: Materials, gpu: bool) -> dict[str, Row | Skipped]:
 
 
 def test_rows_on_a_gpu_and_on_a_small_machine(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    branches = tuple(
-        SimpleNamespace(layer=layer, eps=1e-5, norm=torch.ones(64), head=torch.randn(128, 64), tokens=None)
-        for layer in (1, 3)
-    )
+    branches = tuple(Branch(layer, 128, 1e-5, norm=torch.ones(64), head=torch.randn(128, 64)) for layer in (1, 3))
     monkeypatch.setattr(Materials, "branches", lambda self, weights: branches)
     monkeypatch.setattr(Materials, "exits", lambda self, weights: Path(f"{weights}.json"))  # of what is served
     (profile := tmp_path / "hetero_profile.json").touch()
@@ -159,6 +172,7 @@ def test_rows_on_a_gpu_and_on_a_small_machine(model: Path, tmp_path: Path, monke
     assert all_of_it.server_flags() == {
         "kv_policy": "heterocache", "hetero_keep_ratio": 0.5, "hetero_profile": profile,
         "load_format": "bitsandbytes", "hetero_early_exit": Path("nf4.json"), "hetero_exit_agreement": 0.99,
+        "hetero_early_exit_max_batch": 4,
     }  # fmt: skip
     tuned = on_gpu["4-bit + QLoRA, mirrored worlds"]
     assert isinstance(tuned, Row) and tuned.request == {"lora_path": "navigation"} and tuned.layout.mirrored
@@ -195,16 +209,14 @@ def test_the_bound_is_what_depth_can_save() -> None:
 ROW = {
     "name": "full precision", "worlds": "corridor", "success": 0.5, "efficiency": 0.4, "hits_per_100_steps": 1.0,
     "bumps_per_100_steps": 2.0, "p50_ms": 10.0, "p99_ms": 20.0, "mean_ms": 11.0, "weight_bytes": 2_000_000,
-    "kv_bytes": 4_000_000, "joules": {"gpu": 50.0, "processor": None}, "steps": 100,
+    "kv_bytes": 4_000_000, "layers": 16, "counters": {}, "joules": {"gpu": 50.0, "processor": None}, "steps": 100,
 }  # fmt: skip
 
 
 def test_the_table_has_a_line_a_row_and_says_what_is_missing() -> None:
     text = table([ROW, {"name": "4-bit", "skipped": "a GPU is needed"}])
-    assert (
-        "| full precision | 0.500 | 0.400 | 1.00 | 2.00 | 10.0 | 20.0 | 11.0 | 2.00 | 4.00 | 0.50 J | not readable |"
-        in text
-    )
+    cells = "0.500 | 0.400 | 1.00 | 2.00 | 10.0 | 20.0 | 11.0 | 16.0 | 2.00 | 4.00 | 0.50 J | not readable"
+    assert f"| full precision | {cells} |" in text
     assert text.endswith("Not measured:\n\n- 4-bit: a GPU is needed\n")
 
 
@@ -256,6 +268,8 @@ class Fake:
         self.events.append(f"launched beside {sum('stopped' not in each.events for each in self.made) - 1}")
 
     def wait(self) -> None:
+        running = [each for each in self.made if "stopped" not in each.events]
+        assert not any("played" in each.events for each in running), "one is timed while another starts"
         if self.made.index(self) == 1:
             raise RuntimeError("ended")
 
@@ -274,7 +288,7 @@ def test_servers_start_together_and_are_played_with_in_turn(
     from benchmarks import results
     from benchmarks.navigation import play, run
 
-    own = ("name", "weight_bytes", "kv_bytes")
+    own = ("name", "weight_bytes", "kv_bytes", "layers")
     played = {key: each for key, each in ROW.items() if key not in own} | {"counters": {}, "most_tokens": 10}
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr(Fake, "made", [])
