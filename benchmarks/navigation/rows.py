@@ -66,8 +66,8 @@ Made = tuple[str, Any]
 
 
 def rows(materials: Materials, gpu: bool, agreement: float, ratios: list[str], at_once: int = 1) -> Iterator[Made]:
-    """For so many episodes `at_once`: names, each with a function that gives its Row, raises HeteroError where it cannot
-    be, or gives its Skipped."""
+    """For so many episodes `at_once`: names, each with a function that gives its Row or its Skipped. Raises HeteroError
+    where it cannot be."""
     packed, four = ("nf4", "4-bit") if gpu else ("numbers", "4-bit numbers")
     loads: dict[str, Any] = {"load_format": "bitsandbytes"} if gpu else {}
 
