@@ -10,7 +10,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hetero_sglang.calibration.documents import built_in, from_file
@@ -41,6 +41,7 @@ def by_bytes(text: str) -> list[int]:
 
 
 @settings(max_examples=10)
+@example(130, 1128)  # cut within a letter of several bytes
 @given(st.integers(0, 10_000), st.integers(600, 1500))
 def test_built_in_text_is_a_chat_of_its_length_that_names_entries_it_holds(tokenizer, encode, chat, seed, length):
     document = built_in(seed, length, encode, chat)
@@ -52,7 +53,7 @@ def test_built_in_text_is_a_chat_of_its_length_that_names_entries_it_holds(token
     asked = question.split(", ")
     assert len(asked) == 8 and [entry.split()[0] for entry in answer.split(", ")] == asked
     assert all(body.count(f" Entry {entry}.") == 1 for entry in answer.split(", "))
-    assert len(encode(rest)) in range(58, 71)
+    assert rest.strip() == tokenizer.decode(document.tokens[-64:]).strip()
 
 
 def test_built_in_text_depends_on_its_seed_only(encode, chat):
