@@ -42,7 +42,6 @@ SERVED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "heads of 80 dimensions, on a CPU alone": ("LlamaForCausalLM", "llama", {"head_dim": 80}),
     "heads of 96 dimensions, on a CPU alone": ("LlamaForCausalLM", "llama", {"head_dim": 96}),
 }
-ALWAYS = 1  # of them in every run; each starts two servers
 
 
 def table() -> str:
@@ -56,9 +55,8 @@ def test_the_documentation_names_what_is_tried_here() -> None:
     assert {architecture for architecture, *_ in SERVED.values()} <= set(MODELS)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if at >= ALWAYS else []) for at, name in enumerate(SERVED)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVED)
 def test_a_checkpoint_never_seen_is_served_as_by_plain_sglang(name: str, tmp_path: Path) -> None:
     _, family, changes = SERVED[name]
     model = write_checkpoint(tmp_path / "tiny", family, RECALL, **changes)

@@ -14,7 +14,7 @@ from waiting import PATIENCE_S, wait_for
 from benchmarks.launch import Server
 from benchmarks.recall import Language, score
 
-REPEATS = 20  # questions under each fault, five at once
+REPEATS = 10  # questions under each fault, five at once
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ def check(server: Server, language: Language, load: Load, clients: int) -> None:
         assert "Testing retraction" in log
 
 
+@pytest.mark.slow
 @pytest.mark.server("small")
 def test_a_soak_of_paged_slots_and_a_key_index_breaks_no_law(server: Server, language: Language) -> None:
     check(server, language, QUICK, clients=12)

@@ -42,7 +42,7 @@ def test_greedy_tokens_are_those_without_speculation(
 ) -> None:
     """Prompts of every kind, alone and eight at once, and again, when drafts are good."""
     before, plain = server.stats()["compressed_requests"], servers.get("plain-precise")
-    requests = cases(language, 12, WHOLE, 5)
+    requests = cases(language, 8, WHOLE, 5)
     wanted = collect(plain, requests)
     assert differing(requests, wanted, collect(server, requests)) == []
     again = [Case(x.kind, x.ids, x.max_new, alone=True) for x in requests]
