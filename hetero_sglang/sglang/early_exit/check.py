@@ -94,8 +94,7 @@ def after(args: Any) -> None:
             f"--hetero-early-exit knows no layers of {architecture}, only those of {', '.join(MODELS)}; drop it."
         )
     load(args.hetero_early_exit, args.model_path)
-    graphs = getattr(args, "cuda_graph_config", None)
-    if graphs is not None and graphs.prefill.backend == COMPILED:
+    if args.cuda_graph_config.prefill.backend == COMPILED:
         raise HeteroError(
             f"--cuda-graph-backend-prefill {COMPILED} does not work with --hetero-early-exit (it puts a compiled pass "
             f"in the place of the one that ends early); choose breakable or disabled."
